@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests."""
+
+import os
+import pathlib
+
+import pytest
+
+# Tests shard over simulated devices; this must be set before JAX makes its backend.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of development data, from KPOD_TEST_DATA or beside the repository."""
+    path = pathlib.Path(os.environ.get("KPOD_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no development data at {path}; set KPOD_TEST_DATA to their folder")
+    return path
