@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -27,29 +27,23 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
       UserError: the disk is full, read-only or not ours; an older `path` stays as it was.
     """
     path = pathlib.Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; the result gets the permissions of an ordinary new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise UserError(
             f"Cannot write {path}: {error.strerror or error}. Nothing was changed there; free some "
-            "space, mend the permissions or choose another --workdir, then run the same command again."
+            "space, mend the permissions or choose another --workdir, then run the same command "
+            "again."
         ) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):  # It is gone where it was renamed.
+            temporary.unlink()
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -64,14 +58,15 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def write_jsonl(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Writes one JSON object a line; NaN and infinities are refused."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
 
 
 def write_npz(path: PathLike, **arrays: np.ndarray) -> None:
     """Writes named arrays; object arrays (which would need pickle) are refused."""
     for name, array in arrays.items():
-        if np.asarray(array).dtype == object:
+        if np.asarray(array).dtype.hasobject:
             raise TypeError(f"{path}: array {name} holds Python objects")
     with replacing(path) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
@@ -101,18 +96,30 @@ def read_npz(path: PathLike) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # zipfile, zlib and NumPy each have their own errors for damage.
-        raise UserError(f"Cannot read {path}: {error}. Delete it to have it made again.") from error
+        raise UserError(
+            f"{path} is not a whole NPZ file: {error}. Delete it to have it made again."
+        ) from error
 
 
 def digest(path: PathLike) -> str:
-    """SHA-256 of a file's bytes, or of the names and bytes of all files under a directory."""
+    """SHA-256 of a file's bytes, or of the names and bytes of all files under a directory.
+
+    Raises:
+      UserError: the file is missing or cannot be read.
+    """
     path = pathlib.Path(path)
-    result = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            result.update(str(file.relative_to(path)).encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    result.update(block)
-    return result.hexdigest()
+    try:
+        if not path.is_dir():
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        lines = [
+            f"{digest(file)}  {file.relative_to(path).as_posix()}\n"
+            for file in path.rglob("*")
+            if file.is_file()
+        ]
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()

@@ -60,6 +60,19 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rejected:
+    """A record that cannot be used.
+
+    Attributes:
+      id: the record's, or its file and line where it has none.
+      reason: what is wrong with it, for a user to read.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Ragged:
     """N arrays of different lengths as one flat array: `ragged[i]` is a view of the i-th.
 

@@ -1,0 +1,6 @@
+"""The report of a run: figures, the heat map of token weights, and one self-contained page."""
+
+from kpod_jax.report.page import write
+from kpod_jax.report.picture import readme_picture
+
+__all__ = ["readme_picture", "write"]

@@ -1,0 +1,242 @@
+"""The default configuration, with every key's meaning, and the checks made before any work starts.
+
+A configuration file makes the default tree, changes what it needs and returns it locked. Sources
+in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open.
+"""
+
+import ml_collections
+
+from kpod_jax.errors import UserError
+
+METHODS = {
+    # name: (what it is called in tables, the keys that make it)
+    "kpod": ("KPOD", {}),
+    "scotd": ("SCoTD", {"weighting.weights": "uniform", "schedule.curriculum": "full"}),
+    "none": (
+        "no distillation",
+        {"weighting.weights": "uniform", "schedule.curriculum": "full", "distill.epochs": 0},
+    ),
+    "without_significance": ("KPOD w.o.-sig", {"weighting.weights": "uniform"}),
+    "without_significance_in_difficulty": ("KPOD w.o.-sig-dif", {"difficulty.weights": "uniform"}),
+    "without_progression": ("KPOD w.o.-prog", {"schedule.curriculum": "full"}),
+    "without_diversity": ("KPOD w.o.-div", {"schedule.beta": 0.0}),
+}
+
+
+def default() -> ml_collections.ConfigDict:
+    """The whole tree; a key that is not here does not exist."""
+    config = ml_collections.ConfigDict()
+    config.method = "kpod"  # A name of METHODS; set it with `apply_method`.
+    config.seed = 0  # Of everything random: shuffling, masks, dropout, clusters.
+
+    data = config.data = ml_collections.ConfigDict()
+    data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, jsonl (your own).
+    data.path = ""  # Folder with the data set's own files; empty: download or generate.
+    data.splits = "paper"  # paper: KPOD's train/validation/test; official: the data set's own.
+    data.rationales = ""  # A teacher's JSONL file; empty: the data set's own solutions.
+    data.cache = ""  # Where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data.train_examples = 0  # First so many examples of the split; 0: all.
+    data.validation_examples = 0  # Likewise.
+    data.test_examples = 0  # Likewise.
+    data.max_bad_share = 0.01  # Share of unusable records from which on the run stops. [0, 1]
+    data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
+
+    student = config.student = ml_collections.ConfigDict()
+    student.model = "kpod_jax/assets/tiny_t5"  # Directory, or id on the Hugging Face hub.
+    student.init = "pretrained"  # pretrained, or random: the architecture alone is loaded.
+    student.tokenizer = ""  # Directory, hub id or SentencePiece .model file; empty: the model's.
+    student.dtype = "float32"  # Of activations and matrix products: float32 or bfloat16.
+    student.scan_layers = True  # One compiled layer; False unrolls, faster for few layers on CPU.
+    student.remat = "none"  # What is computed anew in the backward pass: none, dots, full.
+    student.prompt = "Q: {question} A: Let's think step by step."  # [paper]
+    student.answer_template = "Therefore, the answer is {answer}."  # Ends a rationale. [paper]
+    student.max_question_tokens = 256  # Longest prompt; a longer record is rejected by name.
+    student.max_target_tokens = 384  # Longest rationale and answer; likewise.
+    lora = student.lora = ml_collections.ConfigDict()
+    lora.rank = 0  # 0 trains all parameters. [paper: 64 for LLaMA-7B, 128 for FlanT5-XL]
+    lora.alpha = 16.0  # Scale of the adapters is alpha / rank. [ours]
+    lora.dropout = 0.0  # On the adapters' input. [0, 1)
+
+    weighting = config.weighting = ml_collections.ConfigDict()
+    weighting.weights = "learned"  # learned (Eq. 2-7), or uniform: every w_j = 1.
+    weighting.answerer = ""  # Directory or hub id; empty: the student. [paper: FlanT5-Large]
+    weighting.alpha = 0.5  # Price of a kept token (Eq. 7). [paper: 0.5; 0.3 to 0.9 shown]
+    weighting.alpha_warmup = 0.25  # Share of the steps over which alpha rises from 0. [ours]
+    weighting.prefixes = "sampled"  # sampled prefixes of each rationale, or all (Eq. 5). [ours]
+    weighting.prefix_samples = 2  # Prefixes, each with its own mask, per example and step. [ours]
+    weighting.steps = 300  # Steps of mask learning. [ours]
+    weighting.batch_size = 32  # Examples a step. [ours]
+    weighting.learning_rate = 3e-3  # Of the generator, Adam. [ours]
+    weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
+    weighting.temperature_end = 0.5  # Reached at the last step. [ours]
+    weighting.straight_through = True  # Hard masks with the soft gradient; False: soft masks.
+    weighting.hidden = 64  # Width of the generator's MLP (Eq. 3). [ours]
+    weighting.heads = 4  # Of the generator's attention (Eq. 2). [ours]
+    weighting.fit = "other_fold"  # What the answerer is fit on: examples whose weights are not
+    # being learned. other_fold: the other half of the training set; fresh: new problems of the
+    # built-in task; same: the very examples, as in the paper, at the risk of memorisation.
+    weighting.fresh_examples = 4000  # New problems made for fit=fresh.
+    weighting.reading_steps = 300  # Steps on whole, unmasked rationales. [ours]
+    weighting.masking_steps = 600  # Then steps on masked prefixes. [ours]
+    weighting.answerer_learning_rate = 1e-3  # For both of these.
+    weighting.joint_learning_rate = 0.0  # Of the answerer while masks are learned; 0: frozen.
+    weighting.min_gap = 0.5  # Least held-out gap of L_p, nats, between all and nothing masked.
+
+    difficulty = config.difficulty = ml_collections.ConfigDict()
+    difficulty.weights = "learned"  # ŵ of Eq. 8: from the token weights, or uniform.
+    difficulty.batch_size = 64  # Examples a scoring pass.
+
+    schedule = config.schedule = ml_collections.ConfigDict()
+    schedule.curriculum = "kpod"  # kpod (Eq. 9-13), or full: whole rationales from the start.
+    schedule.p = 0.5  # Exponent of the velocity (Eq. 10). [paper: 0.5; 0.5 to 2 shown]
+    schedule.initial_share = 0.3  # C0 / B (Eq. 10). [paper: 0.3; 0.1 to 0.4 shown]
+    schedule.beta = 12.0  # Weight of diversity (Eq. 12). [paper: 12; 10 to 16 shown]
+    schedule.clusters = 5  # K question clusters. [paper: 5; 3 to 9 shown]
+    schedule.ramp_share = 0.5  # T as a share of the stages. [paper: half of the epochs]
+    schedule.solver = "greedy"  # greedy [ours] or ftgp [paper] (Eq. 13).
+    schedule.vectors = ""  # GloVe or word2vec text file [paper: GloVe]; empty: student embeddings.
+
+    distill = config.distill = ml_collections.ConfigDict()
+    distill.epochs = 20  # An epoch is a stage. [paper: 20 to 100, see the configuration files]
+    distill.batch_size = 32  # Examples a step, over all devices. [paper: 4]
+    distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
+    distill.learning_rate = 1e-3  # Peak. [paper: 5e-5 for FlanT5, 1e-5 for LLaMA]
+    distill.warmup_steps = 20  # Linear, from 0.
+    distill.decay = "constant"  # After the warm-up: constant [paper], linear or cosine to 0.
+    distill.weight_decay = 0.0  # adamw and adafactor.
+    distill.clip_norm = 1.0  # Of the global gradient; 0: none.
+    distill.dropout = False  # The model's own dropout rates, in training.
+    distill.micro_batches = 1  # A batch is worked off in so many parts; the result is the same.
+    distill.input_steps = "decoder"  # Where input steps stand: decoder [ours] or encoder [paper].
+    distill.log_every = 10  # Steps between lines of metrics.jsonl.
+    distill.checkpoint_every = 200  # Steps between checkpoints; the last step is always saved.
+    distill.keep = 2  # Latest checkpoints kept, besides the best.
+    distill.validate_every = 0  # Epochs between validations by accuracy; 0: only at the end.
+    distill.max_steps = 0  # Stops after so many steps; 0: after the epochs.
+
+    mesh = config.mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # Devices along each axis; -1 takes what is left.
+    mesh.fsdp = 1
+    mesh.tensor = 1
+
+    evaluation = config.eval = ml_collections.ConfigDict()
+    evaluation.split = "test"  # train, validation or test.
+    evaluation.checkpoint = "best"  # best (by validation accuracy), latest, or a step's number.
+    evaluation.batch_size = 64
+    evaluation.max_new_tokens = 0  # 0: student.max_target_tokens.
+    return config
+
+
+_CHOICES = {
+    "method": tuple(METHODS),
+    "data.name": ("arithmetic", "gsm8k", "jsonl"),
+    "data.splits": ("paper", "official"),
+    "student.init": ("pretrained", "random"),
+    "student.dtype": ("float32", "bfloat16"),
+    "student.remat": ("none", "dots", "full"),
+    "weighting.weights": ("learned", "uniform"),
+    "weighting.prefixes": ("sampled", "all"),
+    "weighting.fit": ("other_fold", "fresh", "same"),
+    "difficulty.weights": ("learned", "uniform"),
+    "schedule.curriculum": ("kpod", "full"),
+    "schedule.solver": ("greedy", "ftgp"),
+    "distill.optimizer": ("adam", "adamw", "adafactor"),
+    "distill.decay": ("constant", "linear", "cosine"),
+    "distill.input_steps": ("decoder", "encoder"),
+    "eval.split": ("train", "validation", "test"),
+}
+_INFINITY = float("inf")
+# Lowest and highest value, both allowed.
+_RANGES = {
+    "data.max_bad_share": (0, 1),
+    "student.lora.dropout": (0, 0.999),
+    "student.max_question_tokens": (8, _INFINITY),
+    "student.max_target_tokens": (8, _INFINITY),
+    "weighting.alpha_warmup": (0, 1),
+    "weighting.prefix_samples": (1, _INFINITY),
+    "weighting.steps": (1, _INFINITY),
+    "weighting.batch_size": (1, _INFINITY),
+    "weighting.temperature_start": (1e-3, _INFINITY),
+    "weighting.temperature_end": (1e-3, _INFINITY),
+    "weighting.hidden": (1, _INFINITY),
+    "weighting.heads": (1, _INFINITY),
+    "difficulty.batch_size": (1, _INFINITY),
+    "schedule.p": (-0.999, _INFINITY),
+    "schedule.initial_share": (0, 1),
+    "schedule.ramp_share": (0, 1),
+    "schedule.clusters": (1, _INFINITY),
+    "distill.batch_size": (1, _INFINITY),
+    "distill.micro_batches": (1, _INFINITY),
+    "distill.log_every": (1, _INFINITY),
+    "distill.checkpoint_every": (1, _INFINITY),
+    "distill.keep": (1, _INFINITY),
+    "mesh.data": (-1, _INFINITY),
+    "mesh.fsdp": (-1, _INFINITY),
+    "mesh.tensor": (-1, _INFINITY),
+    "eval.batch_size": (1, _INFINITY),
+}
+
+
+def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
+    """Sets the keys that make a method of METHODS, in place.
+
+    Raises:
+      UserError: the method is unknown; the message names those that exist.
+    """
+    if method not in METHODS:
+        raise UserError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}.")
+    config.method = method
+    config.update_from_flattened_dict(METHODS[method][1])
+    return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks every value, before any work starts.
+
+    Raises:
+      UserError: one message that names each key at fault, its value and what was expected.
+    """
+    faults = []
+    for key, value in flatten(config).items():
+        if key in _CHOICES:
+            if value not in _CHOICES[key]:
+                faults.append(f"{key}={value!r}: expected one of {', '.join(_CHOICES[key])}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            low, high = _RANGES.get(key, (0, _INFINITY))
+            if not low <= value <= high:
+                bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
+                faults.append(f"{key}={value!r}: expected {bound}")
+    for key in ("prompt", "answer_template"):
+        field = "{question}" if key == "prompt" else "{answer}"
+        if config.student[key].count(field) != 1:
+            faults.append(f"student.{key}={config.student[key]!r}: expected {field} once in it")
+    if config.distill.batch_size % config.distill.micro_batches:
+        faults.append(
+            f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
+            f"distill.batch_size={config.distill.batch_size}"
+        )
+    if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+        faults.append("mesh: expected at most one axis of -1")
+    if config.weighting.fit == "fresh" and config.data.name != "arithmetic":
+        faults.append(
+            f"weighting.fit='fresh': data set {config.data.name} has no fresh problems; "
+            "expected other_fold"
+        )
+    if config.data.name == "jsonl" and not config.data.path:
+        faults.append("data.path='': expected the folder of train.jsonl, validation.jsonl, …")
+    checkpoint = str(config.eval.checkpoint)
+    if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
+        faults.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")
+    if faults:
+        raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Dotted keys and their values, in order."""
+    result: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            result |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+        else:
+            result[key] = value
+    return result

@@ -1,0 +1,343 @@
+"""Records as tokens: prompts, targets, and the step that every rationale token belongs to.
+
+Rationale and answer sentence are tokenised as ONE text, as a student will write them, and cut
+apart again by the tokenizer's offsets.
+
+Letters: N examples; flat arrays over all of them have M tokens or Z characters.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kpod_jax.data.records import Ragged, Record, Rejected
+from kpod_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PROMPT = "Q: {question} A: Let's think step by step."
+ANSWER_TEMPLATE = "Therefore, the answer is {answer}."
+
+# What tokenizers that do not say which of their tokens is which call them.
+_EOS_NAMES = ("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "[EOS]", "[SEP]")
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
+_WHITE_SPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+    """Loads a fast tokenizer that has an end and a padding token.
+
+    A tokenizer without a padding token is given one that its vocabulary has, `<pad>` or the like,
+    else its end token: padding is masked wherever it could matter, and the vocabulary stays as it is.
+
+    Args:
+      name: a directory with `tokenizer.json` or a SentencePiece model, one of these files, or the
+        id of a model on the Hugging Face hub (whose cached copy is used first).
+
+    Raises:
+      UserError: nothing of that name can be loaded, or it has no end token.
+    """
+    try:
+        tokenizer = _load(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"Cannot load a tokenizer from {name!r}: {reason} Expected a directory with "
+            "tokenizer.json, a SentencePiece .model file, or a Hugging Face id, which needs a network "
+            "or a cached copy."
+        ) from error
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = next((t for t in _EOS_NAMES if t in vocabulary), None)
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"The tokenizer {name!r} has no end-of-sequence token, so that nothing could end a "
+            'generation. Set "eos_token" in its tokenizer_config.json.'
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = next((t for t in _PAD_NAMES if t in vocabulary), tokenizer.eos_token)
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedSet:
+    """N examples as tokens.
+
+    Attributes:
+      records: the N records. A step that has no token of its own (a tokenizer may join "..." or a
+        run of unknown characters over its end) is joined to the step before it.
+      questions: int32, the encoder's input: the prompt with the question, then EOS.
+      targets: int32, the rationale's tokens, those of the answer sentence, then EOS.
+      steps: int32 parallel to `targets`: 0-based step of each rationale token, n_i from the
+        answer sentence on; never falling, and every step 0 ... n_i - 1 occurs.
+      answers: int32, the tokens of y alone, then EOS.
+      num_steps: [N] int32, n_i.
+      rationale_lengths: [N] int32, n: the first n tokens of a target are its rationale.
+      rationale_char_spans: int32 [*, 2] parallel to the rationale's tokens: (start, end) of its
+        characters in `record.rationale`, without white space at the token's start. Empty for a
+        token of white space; the byte tokens of one character have the same span.
+    """
+
+    records: tuple[Record, ...]
+    questions: Ragged
+    targets: Ragged
+    steps: Ragged
+    answers: Ragged
+    num_steps: np.ndarray
+    rationale_lengths: np.ndarray
+    rationale_char_spans: Ragged
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def tokenize(
+    records: Sequence[Record],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    prompt: str = PROMPT,
+    answer_template: str = ANSWER_TEMPLATE,
+    max_question_tokens: int,
+    max_target_tokens: int,
+) -> tuple[TokenizedSet, list[Rejected]]:
+    """Tokenises records; what cannot be used whole is rejected with its reason, never cut.
+
+    A token belongs to the step that holds its first character that is not white space; a token of
+    white space alone to the step of the next such character after it.
+
+    Args:
+      records: in any order, which is kept.
+      tokenizer: from `load_tokenizer`.
+      prompt: what the encoder reads, with `{question}` in it.
+      answer_template: the answer sentence, with `{answer}` in it.
+      max_question_tokens: bound of a prompt's tokens, EOS counted.
+      max_target_tokens: bound of a target's tokens, EOS counted.
+
+    Raises:
+      UserError: a template lacks its placeholder.
+    """
+    _check_template("prompt", prompt, "{question}")
+    _check_template("answer_template", answer_template, "{answer}")
+    rejected = {i: reason for i, r in enumerate(records) if (reason := _missing(r))}
+    kept = [i for i in range(len(records)) if i not in rejected]
+
+    questions = _encode(tokenizer, [prompt.replace("{question}", records[i].question) for i in kept])
+    answers = _encode(tokenizer, [records[i].answer for i in kept])
+    texts = [_target_text(records[i], answer_template) for i in kept]
+    encoded = _call(tokenizer, texts, offsets=True)
+    special = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    for i, question, answer, target, spans in zip(
+        kept, questions, answers, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        target.append(tokenizer.eos_token_id)
+        if spans[0][0] >= len(records[i].rationale.rstrip()):
+            rejected[i] = "the tokenizer finds no token in its rationale"
+        elif len(question) > max_question_tokens:
+            rejected[i] = (
+                f"its prompt has {len(question)} tokens, more than max_question_tokens="
+                f"{max_question_tokens}"
+            )
+        elif len(target) > max_target_tokens:
+            rejected[i] = (
+                f"its rationale and answer have {len(target)} tokens, more than "
+                f"max_target_tokens={max_target_tokens}"
+            )
+        elif not special.isdisjoint(question[:-1] + answer[:-1] + target[:-1]):
+            rejected[i] = (
+                f"its text holds {tokenizer.eos_token} or {tokenizer.pad_token}, which the tokenizer "
+                "reads as the end of a text or as padding"
+            )
+    good = [place for place, i in enumerate(kept) if i not in rejected]
+    aligned = _align(
+        [records[kept[place]] for place in good],
+        [texts[place] for place in good],
+        Ragged.from_list([encoded["input_ids"][place] for place in good], np.int32),
+        [encoded["offset_mapping"][place] for place in good],
+    )
+    result = dataclasses.replace(
+        aligned,
+        questions=Ragged.from_list([questions[place] for place in good], np.int32),
+        answers=Ragged.from_list([answers[place] for place in good], np.int32),
+    )
+    return result, [Rejected(records[i].id, rejected[i]) for i in sorted(rejected)]
+
+
+def tokenize_questions(
+    records: Sequence[Record], tokenizer: "PreTrainedTokenizerFast", *, prompt: str = PROMPT
+) -> Ragged:
+    """Prompts alone, EOS at their ends, of every record, however long: for generation.
+
+    Returns:
+      N slices of int32.
+
+    Raises:
+      UserError: the prompt lacks its placeholder.
+    """
+    _check_template("prompt", prompt, "{question}")
+    texts = [prompt.replace("{question}", record.question) for record in records]
+    return Ragged.from_list(_encode(tokenizer, texts), np.int32)
+
+
+def _load(name: str) -> "PreTrainedTokenizerFast":
+    # Imported here: it takes a second, and most of the package does without it.
+    import transformers
+
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir() and not (path / "tokenizer.json").is_file():
+        path = next(iter(sorted(path.glob("*.model"))), path)
+    if path.is_file() and path.suffix == ".json":
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+    if path.is_file() and path.suffix == ".model":
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore[reportCallIssue]
+        # T5's models have a padding piece, LLaMA's have none.
+        family = transformers.T5Tokenizer if model.pad_id() >= 0 else transformers.LlamaTokenizer
+        return family.from_pretrained(str(path))
+    if path.is_dir():
+        return transformers.AutoTokenizer.from_pretrained(str(path))
+    if path.is_file():
+        raise ValueError("it is a file, but neither .json nor .model.")
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".model", ".json"):
+        raise OSError("there is no such file or directory.")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+            raise
+        return transformers.AutoTokenizer.from_pretrained(name)
+
+
+def _check_template(name: str, template: str, placeholder: str) -> None:
+    if template.count(placeholder) != 1:
+        raise UserError(
+            f"{name}={template!r} must hold {placeholder} exactly once; change it in the configuration."
+        )
+
+
+def _missing(record: Record) -> str | None:
+    for what, text in (
+        ("question", record.question),
+        ("rationale", record.rationale),
+        ("answer", record.answer),
+    ):
+        if not text.strip():
+            return f"its {what} is empty"
+    return None
+
+
+def _target_text(record: Record, answer_template: str) -> str:
+    rationale = record.rationale
+    space = "" if rationale[-1].isspace() else " "
+    return rationale + space + answer_template.replace("{answer}", record.answer)
+
+
+def _call(tokenizer: "PreTrainedTokenizerFast", texts: list[str], offsets: bool = False):
+    if not texts:
+        return {"input_ids": [], "offset_mapping": []}
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=offsets,
+        verbose=False,
+    )
+
+
+def _encode(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[list[int]]:
+    """Token ids with EOS at their ends."""
+    return [[*ids, tokenizer.eos_token_id] for ids in _call(tokenizer, texts)["input_ids"]]
+
+
+def _align(
+    records: list[Record],
+    texts: list[str],
+    targets: Ragged,
+    offsets: list[list[tuple[int, int]]],
+) -> TokenizedSet:
+    """Finds the step and the characters of every token, for all records at once.
+
+    The texts are laid end to end, so that a place among the Z characters of them all names both an
+    example and a character of it. `questions` and `answers` of the result are left empty.
+    """
+    text_starts = _starts([len(text) for text in texts])
+    lengths = targets.lengths
+    # EOS, the last token of each target, is put at the end of its text.
+    spans_Mx2 = np.array(
+        [
+            pair
+            for text, spans in zip(texts, offsets, strict=True)
+            for pair in (*spans, (len(text),) * 2)
+        ],
+        np.int64,
+    ).reshape(-1, 2)
+    example_M = np.repeat(np.arange(len(records)), lengths)
+    text_start_M = text_starts[example_M]
+
+    # Where the first character at or after each token's start is that is not white space.
+    solid_Z = ~np.isin(np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32), _WHITE_SPACE)
+    next_solid = np.append(np.where(solid_Z, np.arange(len(solid_Z)), len(solid_Z)), len(solid_Z))
+    next_solid = np.minimum.accumulate(next_solid[::-1])[::-1]
+    place_M = np.minimum(next_solid[spans_Mx2[:, 0] + text_start_M], text_starts[example_M + 1])
+
+    # A record's steps, then one more for the answer sentence, that starts where the rationale ends.
+    step_counts = np.array([len(record.steps) for record in records], np.int64)
+    step_starts = [_starts([len(step) for step in record.steps]) for record in records]
+    starts = np.concatenate(
+        [s + t for s, t in zip(step_starts, text_starts, strict=False)] or [np.zeros(0, np.int64)]
+    )
+    step_M = np.searchsorted(starts, place_M, side="right") - 1
+    first_step = _starts(step_counts + 1)
+    # EOS lies where the next text starts.
+    step_M = np.minimum(step_M, first_step[example_M + 1] - 1)
+    used = np.zeros(len(starts), bool)
+    used[step_M] = True
+    # Numbers within an example, with the steps that no token belongs to left out.
+    rank = np.cumsum(used) - used
+    step_M = rank[step_M] - rank[first_step[example_M]]
+
+    num_steps = np.add.reduceat(used, first_step[:-1]) - 1 if records else np.zeros(0, np.int64)
+    in_rationale_M = step_M < num_steps[example_M]
+    rationale_lengths = np.bincount(example_M[in_rationale_M], minlength=len(records))
+
+    rationale_ends = np.array([len(record.rationale) for record in records], np.int64)
+    local_M = place_M - text_start_M
+    end_M = np.minimum(spans_Mx2[:, 1], rationale_ends[example_M])
+    char_spans = np.stack([np.minimum(local_M, end_M), end_M], axis=1)[in_rationale_M]
+    empty = Ragged(np.zeros(0, np.int32), np.zeros(len(records) + 1, np.int64))
+    return TokenizedSet(
+        records=tuple(
+            _join_steps(record, used[first : first + count])
+            for record, first, count in zip(records, first_step, step_counts, strict=False)
+        ),
+        questions=empty,
+        targets=targets,
+        steps=Ragged(step_M.astype(np.int32), targets.offsets),
+        answers=empty,
+        num_steps=num_steps.astype(np.int32),
+        rationale_lengths=rationale_lengths.astype(np.int32),
+        rationale_char_spans=Ragged(char_spans.astype(np.int32), _starts(rationale_lengths)),
+    )
+
+
+def _join_steps(record: Record, used: np.ndarray) -> Record:
+    """Joins every step without a token to the step before it (a first one to the next)."""
+    if used.all():
+        return record
+    group = np.maximum(np.cumsum(used) - 1, 0)
+    members = [np.flatnonzero(group == g) for g in range(group[-1] + 1)]
+    steps = tuple("".join(record.steps[k] for k in ks) for ks in members)
+    hardness = record.hardness
+    if hardness is not None:
+        hardness = tuple(max(hardness[k] for k in ks) for ks in members)
+    return dataclasses.replace(record, steps=steps, hardness=hardness)
+
+
+def _starts(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """[len + 1] int64, where each of a row of things starts, and the last one's end."""
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])

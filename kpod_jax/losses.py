@@ -1,0 +1,94 @@
+"""Token losses: the weighted cross entropy that Eq. 1, Eq. 8 and Eq. 15 are forms of.
+
+Which tokens count, and how much, is decided on the host and arrives as one array of weights, so
+this file knows nothing of steps, stages or methods.
+
+Letters: B examples, U target positions, C positions of a chunk, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+_CHUNK = 32
+
+
+def token_losses(
+    hidden_BxUxD: jax.Array,
+    targets_BxU: jax.Array,
+    supervised_BxU: jax.Array,
+    logits: Callable[[jax.Array], jax.Array],
+    chunk: int = _CHUNK,
+) -> jax.Array:
+    """-log P of every supervised token, without ever holding the logits of all positions.
+
+    Each row's supervised positions are moved to its front; the model's head then works through
+    chunks of positions, passes over chunks that no row needs, and its logits are made again in the
+    backward pass instead of being kept. So what is not supervised costs (almost) nothing, while
+    every shape stays the same whatever is supervised.
+
+    Args:
+      hidden_BxUxD: the decoder's output; position u predicts `targets_BxU[:, u]`.
+      targets_BxU: int32.
+      supervised_BxU: bool.
+      logits: the head, [B, C, D] -> [B, C, V] float32.
+      chunk: C.
+
+    Returns:
+      [B, U] float32 in nats, 0 where not supervised.
+    """
+    length = targets_BxU.shape[1]
+    padding = [(0, 0), (0, -length % chunk)]
+    order = jnp.argsort(~supervised_BxU, axis=1, stable=True)
+    place = jnp.argsort(order, axis=1)
+    supervised = jnp.pad(jnp.take_along_axis(supervised_BxU, order, 1), padding)
+    targets = jnp.pad(jnp.take_along_axis(targets_BxU, order, 1), padding)
+    hidden = jnp.take_along_axis(hidden_BxUxD, order[..., None], 1)
+    hidden = jnp.pad(hidden, [*padding, (0, 0)])
+
+    def chunks(array: jax.Array) -> jax.Array:
+        """[B, n * C, ...] -> [n, B, C, ...]."""
+        split = array.reshape(array.shape[0], -1, chunk, *array.shape[2:])
+        return jnp.moveaxis(split, 1, 0)
+
+    @jax.checkpoint
+    def losses(hidden_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
+        logits_BxCxV = logits(hidden_BxCxD).astype(jnp.float32)
+        picked = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
+        return jax.nn.logsumexp(logits_BxCxV, -1) - picked
+
+    def one(_, chunk_of):
+        hidden_BxCxD, targets_BxC, supervised_BxC = chunk_of
+        result = jax.lax.cond(
+            supervised_BxC.any(),
+            losses,
+            lambda hidden, targets: jnp.zeros(targets.shape, jnp.float32),
+            hidden_BxCxD,
+            targets_BxC,
+        )
+        return None, jnp.where(supervised_BxC, result, 0.0)
+
+    _, nll = jax.lax.scan(one, None, (chunks(hidden), chunks(targets), chunks(supervised)))
+    nll = jnp.moveaxis(nll, 0, 1).reshape(targets.shape)[:, :length]
+    return jnp.take_along_axis(nll, place, 1)
+
+
+def weighted_loss(
+    nll_BxU: jax.Array, weights_BxU: jax.Array, supervised_BxU: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Σ weight · nll and the number of supervised tokens (Eq. 15, before the division).
+
+    The loss of a batch is the first divided by the second, NOT by Σ weight, so that weighting does
+    not change the answer's share. Both are sums, so parts of a batch can be added up.
+
+    Args:
+      nll_BxU: from `token_losses`.
+      weights_BxU: float32; w_j for rationale tokens, 1 for the answer's.
+      supervised_BxU: bool.
+
+    Returns:
+      Two float32 scalars.
+    """
+    total = jnp.sum(nll_BxU * weights_BxU, where=supervised_BxU)
+    return total, jnp.sum(supervised_BxU).astype(jnp.float32)

@@ -1,0 +1,195 @@
+"""What students of every family are made of: projections with LoRA, norm, embedding, attention.
+
+Letters: B batch, Q and K lengths of queries and keys, N heads, H width of a head, D width of the
+model, R rank.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kpod_jax.sharding import constrain
+
+Dtype = Any
+DROPOUT = "dropout"  # The rng collection.
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters inside the projections.
+
+    Attributes:
+      rank: R, at least 1.
+      alpha: an adapter's product is scaled by alpha / rank.
+      dropout: on the adapters' input, in training.
+      targets: names of the projections that get one.
+    """
+
+    rank: int
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q", "v")
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's product is multiplied by."""
+        return self.alpha / self.rank
+
+
+def partitioned(initializer: Callable[..., Any], *axes: str) -> Callable[..., Any]:
+    """An initializer whose parameter carries the logical names of its axes."""
+    return nn.with_logical_partitioning(initializer, axes)
+
+
+class Projection(nn.Module):
+    """x @ kernel without bias, over one or more dimensions, with a LoRA adapter where asked for.
+
+    The parameters are `kernel` [*inputs, *outputs] and, with an adapter, `lora_a` [*inputs, R] and
+    `lora_b` [R, *outputs]. `lora_b` starts as zeros, so that an adapter changes nothing at first.
+
+    Attributes:
+      inputs: sizes of the last dimensions of x, which are summed over.
+      outputs: sizes of the dimensions that take their place.
+      axes: logical names, of the inputs first.
+      std: of the kernel's normal initial values.
+    """
+
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    axes: Sequence[str]
+    std: float
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    lora: LoRAConfig | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs] of `dtype`."""
+        inputs, outputs, n = tuple(self.inputs), tuple(self.outputs), len(self.inputs)
+        kernel_init = partitioned(nn.initializers.normal(self.std), *self.axes)
+        kernel = self.param("kernel", kernel_init, inputs + outputs, self.param_dtype)
+        x = x.astype(self.dtype)
+        result = jnp.tensordot(x, kernel.astype(self.dtype), n)
+        if self.lora is None or self.name not in self.lora.targets:
+            return result
+        rank = self.lora.rank
+        bound = 1 / math.sqrt(math.prod(inputs))
+
+        def uniform(key: jax.Array, shape: Sequence[int], dtype: Dtype) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        a_init = partitioned(uniform, *self.axes[:n], "lora")
+        b_init = partitioned(nn.initializers.zeros, "lora", *self.axes[n:])
+        lora_a = self.param("lora_a", a_init, (*inputs, rank), self.param_dtype)
+        lora_b = self.param("lora_b", b_init, (rank, *outputs), self.param_dtype)
+        x = dropout(self, x, self.lora.dropout, deterministic)
+        low = jnp.tensordot(x, lora_a.astype(self.dtype), n)
+        return result + self.lora.scale * jnp.tensordot(low, lora_b.astype(self.dtype), 1)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in float32: T5's layer norm, without mean and bias."""
+
+    size: int
+    epsilon: float
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D] of `dtype`."""
+        ones = partitioned(nn.initializers.ones, "embed")
+        scale = self.param("scale", ones, (self.size,), self.param_dtype)
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of token vectors; `attend` uses it as a head."""
+
+    rows: int
+    size: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        init = partitioned(nn.initializers.normal(1.0), "vocab", "embed")
+        self.embedding = self.param("embedding", init, (self.rows, self.size), self.param_dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """[...] int -> [..., D] of `dtype`; NaN for an id outside of the table."""
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V] float32, the products with every row."""
+        return head_product(x, self.embedding.T, self.dtype)
+
+
+def head_product(x: jax.Array, kernel_DxV: jax.Array, dtype: Dtype) -> jax.Array:
+    """[..., D] -> [..., V], factors in `dtype`, sums in float32."""
+    return jnp.matmul(x.astype(dtype), kernel_DxV.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def dropout(module: nn.Module, x: jax.Array, rate: float, deterministic: bool) -> jax.Array:
+    """Zeroes a share `rate` of x and scales up the rest, unless `deterministic`."""
+    if deterministic or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(module.make_rng(DROPOUT), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def attend(
+    query_BxQxNxH: jax.Array,
+    key_BxKxNxH: jax.Array,
+    value_BxKxNxH: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    *,
+    is_causal: bool = False,
+    drop: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Attention without the 1 / sqrt(H), softmax in float32.
+
+    Args:
+      query_BxQxNxH: as are key and value, of the compute type.
+      key_BxKxNxH: see there.
+      value_BxKxNxH: see there.
+      bias: added to the scores; broadcasts to [B, N, Q, K].
+      mask: bool, True where a key is seen; broadcasts to [B, N, Q, K].
+      is_causal: query q sees keys 0 ... q alone.
+      drop: applied to the attention weights.
+
+    Returns:
+      [B, Q, N, H].
+    """
+    if drop is None:
+        return jax.nn.dot_product_attention(
+            query_BxQxNxH, key_BxKxNxH, value_BxKxNxH, bias, mask, scale=1.0, is_causal=is_causal
+        )
+    scores = jnp.einsum(
+        "BQNH,BKNH->BNQK", query_BxQxNxH, key_BxKxNxH, preferred_element_type=jnp.float32
+    )
+    scores = scores if bias is None else scores + bias
+    if is_causal:
+        seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        mask = seen if mask is None else mask & seen
+    if mask is not None:
+        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+    weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
+    return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
+
+
+def pin_residual(x_BxQxD: jax.Array) -> jax.Array:
+    """Pins the stream between sublayers: rows split, width whole."""
+    return constrain(x_BxQxD, "batch", "length", "embed_activation")
+
+
+def pin_heads(x_BxQxNxH: jax.Array) -> jax.Array:
+    """Pins queries, keys and values: rows and heads split."""
+    return constrain(x_BxQxNxH, "batch", "length", "heads", "kv")

@@ -1,0 +1,148 @@
+"""T5 in Flax Linen: v1.0, v1.1 and Flan, for training and for decoding token by token.
+
+Letters: B batch, S source positions, U target positions, D width of the model, V vocabulary.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kpod_jax.models.layers import Dtype, Embedding, LoRAConfig, head_product, partitioned
+from kpod_jax.models.t5_config import NAMED, T5Config
+from kpod_jax.models.t5_layers import Cache, Stack
+
+__all__ = ["NAMED", "T5", "Cache", "LoRAConfig", "T5Config"]
+
+
+class T5(nn.Module):
+    """An encoder-decoder.
+
+    Attributes:
+      config: the architecture.
+      dtype: of activations and matrix products; softmax and norms are computed in float32.
+      param_dtype: of parameters.
+      remat: what is computed anew in the backward pass: "none"; "dots", all but the results of
+        projections; "full", everything inside a layer.
+      scan_layers: one compiled layer with stacked parameters (`layers`), which compiles fast;
+        False writes the layers out (`layers_0`, ...), which runs faster where there are few.
+      lora: adapters, or None.
+    """
+
+    config: T5Config
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    remat: str = "none"
+    scan_layers: bool = True
+    lora: LoRAConfig | None = None
+
+    def setup(self) -> None:
+        c = self.config
+        self.shared = Embedding(c.vocab_size, c.d_model, self.dtype, self.param_dtype)
+        shared = (c, self.dtype, self.param_dtype, self.remat, self.scan_layers, self.lora)
+        self.encoder = Stack(*shared, is_decoder=False)
+        self.decoder = Stack(*shared, is_decoder=True)
+        if not c.tie_word_embeddings:
+            self.lm_head = _Head(c, self.dtype, self.param_dtype)
+
+    def __call__(
+        self,
+        input_ids_BxS: jax.Array,
+        input_mask_BxS: jax.Array,
+        decoder_input_ids_BxU: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, U, D], the decoder's output; see `encode` and `decode`."""
+        encoded = self.encode(input_ids_BxS, input_mask_BxS, deterministic=deterministic)
+        hidden = self.decode(
+            encoded, input_mask_BxS, decoder_input_ids_BxU, deterministic=deterministic
+        )
+        if self.is_initializing():
+            self.logits(hidden[:, :1])
+        return hidden
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """[...] int -> [..., D], rows of the table that encoder and decoder share."""
+        return self.shared(ids)
+
+    def encode(
+        self,
+        input_ids_BxS: jax.Array | None,
+        input_mask_BxS: jax.Array,
+        *,
+        embeddings_BxSxD: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, S, D] the encoder's output.
+
+        Args:
+          input_ids_BxS: int, or None where the embeddings are given.
+          input_mask_BxS: bool, True at tokens, False at padding.
+          embeddings_BxSxD: in place of `embed(input_ids_BxS)`.
+          deterministic: False drops, with the rng collection "dropout".
+        """
+        if (input_ids_BxS is None) == (embeddings_BxSxD is None):
+            raise TypeError("encode takes either input_ids_BxS or embeddings_BxSxD")
+        x = self.embed(input_ids_BxS) if embeddings_BxSxD is None else embeddings_BxSxD  # pyright: ignore[reportArgumentType]
+        mask = input_mask_BxS[:, None, None, :]
+        return self.encoder(x.astype(self.dtype), mask, None, None, deterministic)
+
+    def decode(
+        self,
+        encoded_BxSxD: jax.Array,
+        input_mask_BxS: jax.Array,
+        decoder_input_ids_BxU: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, U, D] the decoder's output, after the final norm and scaled for a tied head."""
+        x = self.embed(decoder_input_ids_BxU)
+        mask = input_mask_BxS[:, None, None, :]
+        return self._scaled(self.decoder(x, None, encoded_BxSxD, mask, deterministic))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] from `decode` -> [..., V] float32."""
+        if self.config.tie_word_embeddings:
+            return self.shared.attend(hidden)
+        return self.lm_head(hidden)
+
+    def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
+        """An empty cache for `length` positions, with the encoder's keys and values.
+
+        Needs `scan_layers=False`: while decoding there is one array a layer, which is updated in
+        place. `unroll` in `models/hub.py` makes the parameters for it.
+        """
+        return self.decoder.start_cache(encoded_BxSxD, length)
+
+    def decode_step(
+        self, ids_B: jax.Array, position: jax.Array, input_mask_BxS: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """One token a row.
+
+        Args:
+          ids_B: int, the decoder's input at `position`.
+          position: scalar int, from 0, below the cache's length.
+          input_mask_BxS: as in `encode`.
+          cache: from `start_cache`, or the step before.
+
+        Returns:
+          [B, D], what `decode` has at `position`, and the cache for the next step.
+        """
+        x, cache = self.decoder.step(self.embed(ids_B)[:, None], position, input_mask_BxS, cache)
+        return self._scaled(x)[:, 0], cache
+
+    def _scaled(self, hidden: jax.Array) -> jax.Array:
+        scale = self.config.d_model**-0.5 if self.config.tie_word_embeddings else 1.0
+        return hidden * scale
+
+
+class _Head(nn.Module):
+    config: T5Config
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        c = self.config
+        init = partitioned(nn.initializers.normal(c.d_model**-0.5), "embed", "vocab")
+        kernel = self.param("kernel", init, (c.d_model, c.vocab_size), self.param_dtype)
+        return head_product(hidden, kernel, self.dtype)

@@ -1,0 +1,152 @@
+"""The T5 family's configuration, as Hugging Face's `config.json` has it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from kpod_jax.errors import UserError
+
+# Hugging Face's names of feed_forward_proj, and the activation that each of them means.
+ACTIVATIONS = {
+    "relu": "relu",
+    "gated-relu": "relu",
+    "gated-gelu": "gelu_new",
+    "gated-silu": "silu",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """A T5's architecture: v1.0 by default; v1.1 and Flan are gated and have a head of their own.
+
+    Attributes:
+      vocab_size: V, rows of the embedding table.
+      d_model: D, width of the model.
+      d_kv: H, width of a head; heads need not add up to D.
+      d_ff: F, hidden units of the feed-forward layers.
+      num_layers: of the encoder.
+      num_decoder_layers: of the decoder.
+      num_heads: N.
+      relative_attention_num_buckets: of the relative position bias.
+      relative_attention_max_distance: positions further apart share a bucket.
+      dropout_rate: of everything that is dropped in training.
+      layer_norm_epsilon: added to the mean square.
+      feed_forward_proj: a key of ACTIVATIONS.
+      tie_word_embeddings: the head is the embedding table, and its input is scaled by D ** -0.5.
+      pad_token_id: fills sequences up.
+      eos_token_id: ends them.
+      decoder_start_token_id: what the decoder is given first.
+    """
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"
+    tie_word_embeddings: bool = True
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            low = 0 if name.endswith("_token_id") else 1
+            if type(self.__dataclass_fields__[name].default) is int and (
+                type(value) is not int or value < low
+            ):
+                raise UserError(
+                    f"T5 configuration: {name} is {value!r}; expected an integer >= {low}."
+                )
+        if self.feed_forward_proj not in ACTIVATIONS:
+            raise UserError(
+                f"T5 configuration: feed_forward_proj is {self.feed_forward_proj!r}; supported are "
+                f"{', '.join(ACTIVATIONS)}."
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(
+                f"T5 configuration: dropout_rate is {self.dropout_rate!r}; expected 0 <= rate < 1."
+            )
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layers multiply two projections (v1.1, Flan)."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "T5Config":
+        """Reads what `config.json` says of the architecture; its other keys are passed over.
+
+        Raises:
+          UserError: it is not a T5, or a value is not supported.
+        """
+        if value.get("model_type") != "t5":
+            raise UserError(
+                f"model_type is {value.get('model_type')!r}; this family is 't5' (T5 v1.0, v1.1, Flan)."
+            )
+        known = {
+            field.name: value[field.name]
+            for field in dataclasses.fields(cls)
+            if value.get(field.name) is not None
+        }
+        known.setdefault("num_decoder_layers", known.get("num_layers", cls.num_layers))
+        known.setdefault("decoder_start_token_id", known.get("pad_token_id", cls.pad_token_id))
+        # transformers 5 writes every T5 down as tied; what the head is fed says which one it is.
+        if "scale_decoder_outputs" in value:
+            known["tie_word_embeddings"] = bool(value["scale_decoder_outputs"])
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """A `config.json` that transformers 4 and 5 and `from_json` read the same."""
+        return {
+            "architectures": ["T5ForConditionalGeneration"],
+            "model_type": "t5",
+            "is_encoder_decoder": True,
+            **dataclasses.asdict(self),
+        }
+
+
+def _sizes(
+    d_model: int, d_ff: int, num_layers: int, num_heads: int, d_kv: int = 64
+) -> dict[str, Any]:
+    return {
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "d_kv": d_kv,
+        "num_layers": num_layers,
+        "num_decoder_layers": num_layers,
+        "num_heads": num_heads,
+    }
+
+
+_V1_0 = {
+    "small": _sizes(512, 2048, 6, 8),
+    "base": _sizes(768, 3072, 12, 12),
+    "large": _sizes(1024, 4096, 24, 16),
+    "3b": _sizes(1024, 16384, 24, 32, 128),
+    "11b": _sizes(1024, 65536, 24, 128, 128),
+}
+_V1_1 = {
+    "small": _sizes(512, 1024, 8, 6),
+    "base": _sizes(768, 2048, 12, 12),
+    "large": _sizes(1024, 2816, 24, 16),
+    "xl": _sizes(2048, 5120, 24, 32),
+    "xxl": _sizes(4096, 10240, 24, 64),
+}
+_GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+# Architectures by their id on the Hugging Face hub, for students that start from random values.
+NAMED: dict[str, T5Config] = {
+    **{f"{owner}t5-{k}": T5Config(**v) for owner in ("", "google-t5/") for k, v in _V1_0.items()},
+    **{
+        f"google/{kind}-{k}": T5Config(**v, **_GATED)
+        for kind in ("t5-v1_1", "flan-t5")
+        for k, v in _V1_1.items()
+    },
+}

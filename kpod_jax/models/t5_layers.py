@@ -1,0 +1,345 @@
+"""T5's encoder and decoder stacks: layers, attention, feed-forward, relative position bias.
+
+Letters: B batch, S source positions, Q and K lengths of queries and keys, L positions of the
+cache, P distances, D width of the model, N heads, H width of a head, E buckets of distances.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kpod_jax.models.layers import (
+    Dtype,
+    LoRAConfig,
+    Projection,
+    RMSNorm,
+    attend,
+    dropout,
+    partitioned,
+    pin_heads,
+    pin_residual,
+)
+from kpod_jax.models.t5_config import ACTIVATIONS, T5Config
+from kpod_jax.sharding import constrain
+
+_ACTIVATION = {
+    "relu": jax.nn.relu,
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class LayerCache(NamedTuple):
+    """What one decoder layer keeps while decoding token by token.
+
+    Heads come before positions, so that attention reads the arrays as they lie.
+
+    Attributes:
+      key: [B, N, L, H], the keys of the positions decoded so far; the rest is zeros.
+      value: [B, N, L, H].
+      cross_key: [B, N, S, H], of the encoder's output.
+      cross_value: [B, N, S, H].
+    """
+
+    key: jax.Array
+    value: jax.Array
+    cross_key: jax.Array
+    cross_value: jax.Array
+
+
+class Cache(NamedTuple):
+    """What the decoder keeps: one `LayerCache` a layer, and the bias by distance.
+
+    Attributes:
+      layers: one a decoder layer.
+      bias_NxL: entry l is the bias of a key l positions before the query.
+    """
+
+    layers: tuple[LayerCache, ...]
+    bias_NxL: jax.Array
+
+
+class Stack(nn.Module):
+    """Encoder or decoder: layers, with one relative bias for all of them, and the final norm."""
+
+    config: T5Config
+    dtype: Dtype
+    param_dtype: Dtype
+    remat: str
+    scan_layers: bool
+    lora: LoRAConfig | None
+    is_decoder: bool
+
+    def setup(self) -> None:
+        c = self.config
+        count = c.num_decoder_layers if self.is_decoder else c.num_layers
+        layer: Any = _Layer
+        if self.remat != "none":
+            layer = nn.remat(
+                layer,
+                policy=_POLICIES[self.remat],
+                prevent_cse=not self.scan_layers,
+                static_argnums=(6,),
+            )
+        arguments = (c, self.dtype, self.param_dtype, self.lora, self.is_decoder)
+        if self.scan_layers:
+            layer = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=count,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            self.layers = layer(*arguments)
+        else:
+            self.layers = [layer(*arguments) for _ in range(count)]
+        bias_init = partitioned(nn.initializers.normal(c.d_model**-0.5), "buckets", "heads")
+        shape = (c.relative_attention_num_buckets, c.num_heads)
+        self.relative_bias = self.param("relative_bias", bias_init, shape, self.param_dtype)
+        self.final_norm = RMSNorm(c.d_model, c.layer_norm_epsilon, self.dtype, self.param_dtype)
+
+    def __call__(
+        self,
+        x_BxQxD: jax.Array,
+        mask: jax.Array | None,
+        encoded_BxSxD: jax.Array | None,
+        encoded_mask: jax.Array | None,
+        deterministic: bool,
+    ) -> jax.Array:
+        c, length = self.config, x_BxQxD.shape[1]
+        bias = relative_bias(
+            self.relative_bias,
+            length,
+            length,
+            bidirectional=not self.is_decoder,
+            max_distance=c.relative_attention_max_distance,
+        )
+        x = pin_residual(dropout(self, x_BxQxD, c.dropout_rate, deterministic))
+        arguments = (bias, mask, encoded_BxSxD, encoded_mask, deterministic)
+        if self.scan_layers:
+            x, _ = self.layers(x, *arguments)  # pyright: ignore[reportCallIssue]
+        else:
+            for layer in self.layers:  # pyright: ignore[reportGeneralTypeIssues]
+                x, _ = layer(x, *arguments)
+        return pin_residual(dropout(self, self.final_norm(x), c.dropout_rate, deterministic))
+
+    def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
+        distance = self.config.relative_attention_max_distance
+        buckets = _buckets(-np.arange(length), self.relative_bias.shape[0], False, distance)
+        layers = tuple(layer.start_cache(encoded_BxSxD, length) for layer in self.layers)  # pyright: ignore[reportGeneralTypeIssues]
+        return Cache(layers, self.relative_bias[buckets].T)
+
+    def step(
+        self, x_Bx1xD: jax.Array, position: jax.Array, input_mask_BxS: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        distance_L = position - jnp.arange(cache.bias_NxL.shape[1])
+        bias = jnp.take(cache.bias_NxL, jnp.maximum(distance_L, 0), axis=1)[None, :, None]
+        seen = (distance_L >= 0)[None, None, None]
+        encoded_mask = input_mask_BxS[:, None, None, :]
+        x, layers = x_Bx1xD, []
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):  # pyright: ignore[reportArgumentType]
+            x, layer_cache = layer.step(x, position, bias, seen, encoded_mask, layer_cache)
+            layers.append(layer_cache)
+        return self.final_norm(x), Cache(tuple(layers), cache.bias_NxL)
+
+
+class _Layer(nn.Module):
+    """Self-attention, cross-attention in a decoder, and feed-forward, each on its normed input."""
+
+    config: T5Config
+    dtype: Dtype
+    param_dtype: Dtype
+    lora: LoRAConfig | None
+    is_decoder: bool
+
+    def setup(self) -> None:
+        c = self.config
+        types = (self.dtype, self.param_dtype)
+        norm = functools.partial(RMSNorm, c.d_model, c.layer_norm_epsilon, *types)
+        self.self_attention_norm = norm()
+        self.self_attention = _Attention(c, *types, self.lora)
+        if self.is_decoder:
+            self.cross_attention_norm = norm()
+            self.cross_attention = _Attention(c, *types, self.lora)
+        self.mlp_norm = norm()
+        self.mlp = _FeedForward(c, *types, self.lora)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: jax.Array,
+        mask: jax.Array | None,
+        encoded: jax.Array | None,
+        encoded_mask: jax.Array | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, None]:
+        def add(x: jax.Array, update: jax.Array) -> jax.Array:
+            return pin_residual(x + dropout(self, update, self.config.dropout_rate, deterministic))
+
+        normed, attention = self.self_attention_norm(x), self.self_attention
+        key, value = attention.keys_values(normed, deterministic)
+        update = attention(normed, key, value, bias, mask, deterministic, is_causal=self.is_decoder)
+        x = add(x, update)
+        if self.is_decoder:
+            normed, attention = self.cross_attention_norm(x), self.cross_attention
+            key, value = attention.keys_values(encoded, deterministic)
+            x = add(x, attention(normed, key, value, None, encoded_mask, deterministic))
+        return add(x, self.mlp(self.mlp_norm(x), deterministic)), None
+
+    def start_cache(self, encoded: jax.Array, length: int) -> LayerCache:
+        key, value = self.cross_attention.keys_values(encoded, True)
+        empty = jnp.zeros(
+            (encoded.shape[0], self.config.num_heads, length, self.config.d_kv), self.dtype
+        )
+        return LayerCache(empty, empty, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
+
+    def step(
+        self,
+        x: jax.Array,
+        position: jax.Array,
+        bias: jax.Array,
+        seen: jax.Array,
+        encoded_mask: jax.Array,
+        cache: LayerCache,
+    ) -> tuple[jax.Array, LayerCache]:
+        def attention(
+            module: _Attention,
+            x: jax.Array,
+            key: jax.Array,
+            value: jax.Array,
+            bias: jax.Array | None,
+            mask: jax.Array,
+        ) -> jax.Array:
+            key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+            return module(x, key, value, bias, mask, True)
+
+        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
+            new = jnp.swapaxes(new, 1, 2)
+            return jax.lax.dynamic_update_slice_in_dim(cached, new, position, axis=2)
+
+        normed = self.self_attention_norm(x)
+        new_key, new_value = self.self_attention.keys_values(normed, True)
+        cache = cache._replace(key=put(cache.key, new_key), value=put(cache.value, new_value))
+        x += attention(self.self_attention, normed, cache.key, cache.value, bias, seen)
+        normed, keys_values = self.cross_attention_norm(x), (cache.cross_key, cache.cross_value)
+        x += attention(self.cross_attention, normed, *keys_values, None, encoded_mask)
+        return x + self.mlp(self.mlp_norm(x), True), cache
+
+
+class _Attention(nn.Module):
+    """Multi-head attention without 1 / sqrt(H); the initial values of q make up for it."""
+
+    config: T5Config
+    dtype: Dtype
+    param_dtype: Dtype
+    lora: LoRAConfig | None
+
+    def setup(self) -> None:
+        c = self.config
+        width, heads = (c.d_model,), (c.num_heads, c.d_kv)
+        types = (self.dtype, self.param_dtype, self.lora)
+        axes = ("embed", "heads", "kv")
+        self.q = Projection(width, heads, axes, (c.d_model * c.d_kv) ** -0.5, *types)
+        self.k = Projection(width, heads, axes, c.d_model**-0.5, *types)
+        self.v = Projection(width, heads, axes, c.d_model**-0.5, *types)
+        std = (c.num_heads * c.d_kv) ** -0.5
+        self.o = Projection(heads, width, ("heads", "kv", "embed"), std, *types)
+
+    def keys_values(self, x: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
+        """[B, K, D] -> two of [B, K, N, H]."""
+        return pin_heads(self.k(x, deterministic)), pin_heads(self.v(x, deterministic))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None,
+        mask: jax.Array | None,
+        deterministic: bool,
+        is_causal: bool = False,
+    ) -> jax.Array:
+        """[B, Q, D] and keys and values [B, K, N, H] -> [B, Q, D]; see `attend`."""
+        rate = self.config.dropout_rate
+        drop = None
+        if not deterministic and rate > 0:
+            drop = functools.partial(dropout, self, rate=rate, deterministic=False)
+        query = pin_heads(self.q(x, deterministic))
+        result = attend(query, key, value, bias, mask, is_causal=is_causal, drop=drop)
+        return self.o(pin_heads(result), deterministic)
+
+
+class _FeedForward(nn.Module):
+    config: T5Config
+    dtype: Dtype
+    param_dtype: Dtype
+    lora: LoRAConfig | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+
+        def into(name: str) -> jax.Array:
+            std, axes = c.d_model**-0.5, ("embed", "mlp")
+            layer = Projection((c.d_model,), (c.d_ff,), axes, std, *types, name=name)
+            return constrain(layer(x, deterministic), "batch", "length", "mlp")
+
+        types = (self.dtype, self.param_dtype, self.lora)
+        activation = _ACTIVATION[ACTIVATIONS[c.feed_forward_proj]]
+        hidden = activation(into("wi_0")) * into("wi_1") if c.gated else activation(into("wi"))
+        hidden = dropout(self, hidden, c.dropout_rate, deterministic)
+        out = Projection((c.d_ff,), (c.d_model,), ("mlp", "embed"), c.d_ff**-0.5, *types, name="wo")
+        return out(hidden, deterministic)
+
+
+def relative_bias(
+    table_ExN: jax.Array,
+    query_length: int,
+    key_length: int,
+    *,
+    bidirectional: bool,
+    max_distance: int,
+) -> jax.Array:
+    """[1, N, Q, K], what T5 adds to its attention scores.
+
+    The bias depends on key position minus query position alone, so each row is the row before it,
+    moved by one. Rows of Q + K distances, read as rows of one entry less, are exactly that: no
+    gather of Q x K entries, and no scatter in the backward pass.
+    """
+    span = query_length + key_length
+    distance = np.arange(span)
+    distance[key_length:] -= span
+    buckets = _buckets(distance, table_ExN.shape[0], bidirectional, max_distance)
+    bias_NxP = table_ExN[buckets].T
+    rows = jnp.broadcast_to(bias_NxP[:, None], (bias_NxP.shape[0], query_length, span))
+    rows = rows.reshape(-1, query_length * span)[:, : query_length * (span - 1)]
+    return rows.reshape(-1, query_length, span - 1)[None, :, :, :key_length]
+
+
+def _buckets(
+    distance: np.ndarray, num_buckets: int, bidirectional: bool, max_distance: int
+) -> np.ndarray:
+    """The bucket of each distance, key position minus query position.
+
+    Near distances have a bucket each, half of all; further ones share, logarithmically. Behind the
+    query and, if `bidirectional`, ahead of it; otherwise what is ahead counts as distance 0.
+    """
+    if bidirectional:
+        num_buckets //= 2
+        first, distance = np.where(distance > 0, num_buckets, 0), np.abs(distance)
+    else:
+        first, distance = 0, np.maximum(-distance, 0)
+    near = num_buckets // 2
+    ratio = np.maximum(distance, near).astype(np.float32) / np.float32(near)
+    scale = np.float32(np.log(max_distance / near))
+    far = near + (np.log(ratio) / scale * np.float32(num_buckets - near)).astype(np.int64)
+    return first + np.where(distance < near, distance, np.minimum(far, num_buckets - 1))

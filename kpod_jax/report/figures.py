@@ -1,0 +1,314 @@
+"""The report's figures, drawn by matplotlib in one style and turned into SVG for a page.
+
+No function here touches matplotlib's global state: figures are made without pyplot and styled inside
+a context. In the SVG, text stays text in the page's own font, and the colours of `PALETTE` become
+the page's CSS variables, so that a figure follows the page into dark mode.
+
+Letters: N training records, T + 1 stages.
+"""
+
+import functools
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from kpod_jax.report import summary
+
+# Name of the CSS variable: (colour on light pages and in files, colour on dark screens).
+PALETTE = {
+    "ink": ("#1f2328", "#e6e4df"),
+    "muted": ("#646c75", "#a3a5a8"),
+    "rule": ("#dcdad5", "#3b3d42"),
+    "page": ("#fffefb", "#191a1d"),
+    "series-0": ("#c2410c", "#fb9a4b"),
+    "series-1": ("#2a66a6", "#72b2f2"),
+    "series-2": ("#7c8189", "#91979f"),
+    "series-3": ("#0f7f76", "#3fcdbd"),
+    "series-4": ("#8147b5", "#c39bf3"),
+    "series-5": ("#94701a", "#dfb54a"),
+}
+SERIES = [light for name, (light, _) in PALETTE.items() if name.startswith("series")]
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+INK, MUTED, RULE, PAGE = (PALETTE[name][0] for name in ("ink", "muted", "rule", "page"))
+
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+_SIZE = (5.0, 3.1)  # Inches: 360 × 223 units of SVG, a phone's width.
+
+_P = ParamSpec("_P")
+
+
+class Curve(NamedTuple):
+    """A line of `curves`: its legend (None to leave it out), its method's number, x and y, [m]."""
+
+    label: str | None
+    method: int
+    x: np.ndarray
+    y: np.ndarray
+
+
+def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Draws in this module's style and leaves matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an inline `<svg>` element that scales with its column.
+
+    Args:
+      figure: of one of the functions below.
+      name: keeps the ids of the figures of one page apart.
+      description: read by screen readers.
+    """
+    stream = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :].strip()
+    box = re.search(r'viewBox="[^"]*"', text)
+    if box is None:
+        raise RuntimeError("matplotlib wrote an SVG without a viewBox")
+    head = f'<svg {box.group()} role="img" aria-label="{html.escape(description)}">'
+    text = head + text[text.index(">") + 1 :]
+    text = re.sub(r'<g id="[a-zA-Z0-9_.]*">', "<g>", text)  # Group ids repeat between figures.
+    text = re.sub(r"(font: [^'\";]*)'[^\";]*", r"\1var(--sans)", text)
+    text = text.replace("xlink:href", "href")
+    for variable, (light, _) in PALETTE.items():
+        text = text.replace(light, f"var(--{variable})")
+    return text
+
+
+@styled
+def curves(
+    lines: Sequence[Curve], title: str, y_label: str, *, share: bool = False, smooth: bool = False
+) -> Figure:
+    """Metrics over training steps, one line a run; runs of a method share colour and dashes.
+
+    Args:
+      lines: what to draw.
+      title: of the figure.
+      y_label: what the values are.
+      share: the values are shares of 1, shown in percent and marked by dots.
+      smooth: draw a running mean over 2 % of the run, and the values themselves faintly.
+    """
+    figure, axes = _axes(title, "training step", y_label)
+    for line in lines:
+        colour = SERIES[line.method % len(SERIES)]
+        dashes = LINES[line.method % len(LINES)]
+        y = line.y
+        if smooth and len(y) >= 100:
+            axes.plot(line.x, y, color=colour, alpha=0.22, linewidth=0.7)
+            y = summary.running_mean(y, len(y) // 50)
+        marker = "o" if share or len(y) == 1 else ""
+        axes.plot(
+            *(line.x, y),
+            color=colour,
+            linestyle=dashes,
+            label=line.label,
+            marker=marker,
+            markersize=3.5,
+        )
+    if share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+        axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if any(line.label for line in lines):
+        axes.legend()
+    return figure
+
+
+@styled
+def accuracies(methods: Sequence[summary.Method]) -> Figure:
+    """Mean accuracy of each method as a bar, its interval as a line, its seeds as dots."""
+    figure, axes = _axes("Accuracy", "", "")
+    draw_accuracies(axes, methods)
+    return figure
+
+
+def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
+    """Horizontal bars, the first method on top."""
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x")
+    for row, method in enumerate(methods):
+        low, high = method.interval
+        axes.barh(row, method.mean, height=0.52, color=SERIES[row % len(SERIES)], alpha=0.85)
+        axes.plot([low, high], [row, row], color=INK, linewidth=1.3, marker="|", markersize=8)
+        if len(method.accuracies) > 1:
+            axes.plot(
+                *(method.accuracies, [row + 0.36] * len(method.accuracies)),
+                linestyle="",
+                marker="o",
+                markersize=3.2,
+                color=INK,
+                alpha=0.65,
+            )
+        label = summary.percent(method.mean)
+        axes.annotate(label, (high, row), (6, 0), textcoords="offset points", va="center")
+    names = [m.name + (f"\n{m.split}" if _several_splits(methods) else "") for m in methods]
+    axes.set_yticks(range(len(methods)), names)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    top = max(method.interval[1] for method in methods)
+    axes.set_xlim(0, min(1.22, 1.3 * top + 0.03))
+    axes.set_xticks([t for t in axes.get_xticks() if 0 <= t <= 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+
+
+@styled
+def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> Figure:
+    """Mean c_i of every stage with the middle half and the middle four fifths of the examples."""
+    figure, axes = _axes("Steps that are input", "stage t", "c_i(t), leading steps")
+    stage = np.arange(len(start_steps_TxN))
+    low, first, third, high = np.quantile(start_steps_TxN, (0.1, 0.25, 0.75, 0.9), axis=1)
+    axes.fill_between(stage, low, high, color=SERIES[0], alpha=0.13, linewidth=0, label="80 %")
+    axes.fill_between(stage, first, third, color=SERIES[0], alpha=0.22, linewidth=0, label="50 %")
+    axes.plot(stage, start_steps_TxN.mean(1), color=SERIES[0], marker="o", ms=3.5, label="mean")
+    if num_steps_N is not None:
+        mean = float(num_steps_N.mean())
+        axes.axhline(mean, color=MUTED, linewidth=1, linestyle=":", label="mean length n_i")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.legend()
+    return figure
+
+
+@styled
+def schedule(target_T: np.ndarray, remaining_T: np.ndarray) -> Figure:
+    """Σ h(t), the difficulty of all that is output, against its target D(t) (Eq. 9, Eq. 10)."""
+    figure, axes = _axes("Difficulty of what is output", "stage t", "share of B, all difficulty")
+    draw_schedule(axes, target_T, remaining_T)
+    return figure
+
+
+def draw_schedule(axes: Axes, target_T: np.ndarray, remaining_T: np.ndarray) -> None:
+    """Both curves as shares of B, the difficulty of all steps, which D reaches at last."""
+    total = float(target_T[-1]) or 1.0
+    stage = np.arange(len(target_T))
+    axes.bar(stage, remaining_T / total, width=0.62, color=SERIES[0], alpha=0.75, label="Σ h(t)")
+    axes.plot(stage, target_T / total, color=SERIES[1], marker="o", ms=3.5, label="target D(t)")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
+    axes.set_ylim(0, 1.05)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.legend(loc="upper left")
+
+
+@styled
+def whole_rationales(start_steps_TxN: np.ndarray) -> Figure:
+    """The share of examples of which every step, some steps or only the answer is output."""
+    figure, axes = _axes("Examples that output it all", "stage t", "share of examples")
+    stage = np.arange(len(start_steps_TxN))
+    whole = (start_steps_TxN == 0).mean(1)
+    axes.fill_between(stage, whole, color=SERIES[3], alpha=0.16, linewidth=0)
+    axes.plot(stage, whole, color=SERIES[3], marker="o", markersize=3.5)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
+    axes.set_ylim(0, 1.05)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    return figure
+
+
+@styled
+def weights(values: np.ndarray, keypoint: np.ndarray | None) -> Figure:
+    """Histogram of all weights; of keypoints and of filler each on its own, where they are known."""
+    figure, axes = _axes("Token weights", "w_j", "share of the tokens")
+    groups = [(values, "all tokens", 1)]
+    if keypoint is not None and keypoint.any() and not keypoint.all():
+        groups = [(values[~keypoint], "filler", 2), (values[keypoint], "keypoints", 0)]
+    _histograms(axes, groups, np.linspace(0, 1, 31))
+    axes.set_xlim(0, 1)
+    return figure
+
+
+@styled
+def difficulties(values: np.ndarray) -> Figure:
+    """Histogram of d_k of all steps; the hardest hundredth lies in the last bar."""
+    figure, axes = _axes("Step difficulties", "d_k in nats", "share of the steps")
+    top = float(np.quantile(values, 0.99)) if len(values) else 1.0
+    top = top if top > 0 else 1.0
+    _histograms(axes, [(np.minimum(values, top), None, 1)], np.linspace(0, top, 31))
+    mean = float(values.mean()) if len(values) else 0.0
+    axes.axvline(mean, color=INK, linewidth=1, linestyle=":", label=f"mean {mean:.2f}")
+    axes.legend()
+    return figure
+
+
+@styled
+def by_group(groups: summary.Quartiles, title: str, x_label: str) -> Figure:
+    """Mean and middle half of the step difficulties for each x."""
+    figure, axes = _axes(title, x_label, "d_k in nats")
+    axes.vlines(groups.x, groups.low, groups.high, color=SERIES[1], alpha=0.3, linewidth=7)
+    axes.plot(groups.x, groups.mean, color=SERIES[1], marker="o", markersize=5)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    return figure
+
+
+def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+def _histograms(
+    axes: Axes, groups: Sequence[tuple[np.ndarray, str | None, int]], bins: np.ndarray
+) -> None:
+    """Each group's (values, legend, colour) as shares of that group."""
+    for values, label, colour in groups:
+        share = np.full(len(values), 1 / max(len(values), 1))
+        look = {"bins": bins.tolist(), "weights": share, "color": SERIES[colour]}
+        axes.hist(values, **look, alpha=0.45, label=label)
+        axes.hist(values, **look, histtype="step", linewidth=1.1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+    if any(label for _, label, _ in groups):
+        axes.legend()
+
+
+def _several_splits(methods: Sequence[summary.Method]) -> bool:
+    return len({method.split for method in methods}) > 1

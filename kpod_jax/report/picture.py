@@ -1,0 +1,162 @@
+"""One picture of a run for a README: a rationale's weights, the schedule and the accuracy."""
+
+import io
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+from kpod_jax import files
+from kpod_jax.errors import UserError
+from kpod_jax.report import figures, heatmap, summary
+from kpod_jax.report import run as run_files
+
+_SIZE = (12.0, 4.0)  # Inches, at 100 dots each.
+_FONT = 10.5
+_LINES = 8  # A rationale that needs more, its question included, is not the one to show.
+_GAP = 1.1 / (_LINES + 0.6)  # Between lines, as a share of the panel's height.
+
+
+class _Piece(NamedTuple):
+    """A word or sign: its text, its weight (None for the question's) and if a space precedes it."""
+
+    text: str
+    weight: float | None
+    spaced: bool
+
+
+def readme_picture(
+    workdir: files.PathLike,
+    path: files.PathLike,
+    comparison: Sequence[Mapping[str, Any]] | None = None,
+) -> pathlib.Path:
+    """Draws a rationale's heat map, the schedule and the accuracy of a run, 1200 × 400.
+
+    Args:
+      workdir: of the run.
+      path: of the picture, ending in .png or .svg.
+      comparison: as for `write`; without it the accuracy is that of this run alone.
+
+    Returns:
+      `path`.
+
+    Raises:
+      UserError: the run lacks a part of the picture, or `path` ends in something else.
+    """
+    path = pathlib.Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise UserError(f"Cannot draw {path}: expected a name that ends in .png or .svg.")
+    run = run_files.load(workdir)
+    methods = summary.methods(comparison or ([run.results] if run.results else []))
+    there = {
+        "records/train.jsonl": len(run.records) > 0,
+        "token_weights.npz": run.weights is not None,
+        "token_spans.npz": run.spans is not None,
+        "schedule.npz": run.schedule is not None,
+        "results.json": len(methods) > 0,
+    }
+    if missing := [name for name, found in there.items() if not found]:
+        raise UserError(
+            f"{run.directory} lacks {', '.join(missing)}, which the picture shows. Finish the run "
+            "with --mode=all first."
+        )
+    stream = io.BytesIO()
+    nothing = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+    _draw(run, methods).savefig(stream, format=kind, dpi=100, facecolor="white", metadata=nothing)
+    with files.replacing(path) as file:
+        file.write(stream.getvalue())
+    return path
+
+
+@figures.styled
+def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
+    assert run.schedule is not None
+    figure = Figure(figsize=_SIZE, dpi=100)
+    grid = figure.add_gridspec(
+        1, 3, width_ratios=(1.6, 1, 1), left=0.02, right=0.985, top=0.885, bottom=0.14, wspace=0.2
+    )
+    rationale, schedule, accuracy = (figure.add_subplot(cell) for cell in grid)
+    rationale.set_title("What decides the answer: token weights")
+    _draw_rationale(rationale, run, FigureCanvasAgg(figure))
+    schedule.set(title="Schedule: the last steps come first", xlabel="stage")
+    figures.draw_schedule(schedule, run.schedule["target"], run.schedule["remaining"])
+    schedule.set_ylim(0, 1.2)
+    accuracy.set_title("Accuracy of the student")
+    figures.draw_accuracies(accuracy, methods)
+    accuracy.set_yticks([])
+    accuracy.set_xlabel(f"correct answers, {methods[0].total:,} {methods[0].split} questions")
+    for row, method in enumerate(methods):  # A name over its bar leaves the bars more room.
+        accuracy.annotate(method.name, (0, row - 0.28), (1, 4), textcoords="offset points")
+    accuracy.set_ylim(len(methods) - 0.55, -0.75)
+    return figure
+
+
+def _draw_rationale(axes: Axes, run: run_files.Run, canvas: FigureCanvasAgg) -> None:
+    """The first example that fits (else the first), the colour scale below."""
+    axes.axis("off")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    renderer, font = canvas.get_renderer(), FontProperties(size=_FONT)
+    panel = axes.get_window_extent(renderer).width
+
+    def width(text: str) -> float:
+        return renderer.get_text_width_height_descent(text, font, False)[0] / panel
+
+    lines: list[list[tuple[float, _Piece]]] = []
+    for index in range(len(run.records)):
+        candidate = _wrap(_pieces(run, index), width)
+        lines = lines or candidate
+        if len(candidate) <= _LINES:
+            lines = candidate
+            break
+    for row, line in enumerate(lines[:_LINES]):
+        for x, piece in line:
+            ground, ink = "none", figures.MUTED
+            if piece.weight is not None:
+                ground, ink = heatmap.colour(piece.weight)
+            box = {"boxstyle": "round,pad=0.14,rounding_size=0.25", "fc": ground, "ec": "none"}
+            y = 0.96 - row * _GAP
+            axes.text(x, y, piece.text, fontsize=_FONT, color=ink, va="center", bbox=box)
+    scale = axes.inset_axes((0.1, -0.135, 0.3, 0.04))
+    colours = [heatmap.colour(i / 64)[0] for i in range(65)]
+    scale.imshow([range(65)], aspect="auto", cmap=ListedColormap(colours))
+    scale.axis("off")
+    note = {"color": figures.MUTED, "va": "center", "fontsize": 9}
+    axes.text(0.0, -0.115, "weight 0", **note)
+    axes.text(0.415, -0.115, "1", **note)
+
+
+def _pieces(run: run_files.Run, index: int) -> Iterator[_Piece]:
+    """The question's words, then the rationale's."""
+    assert run.weights is not None and run.spans is not None
+    record = run.records[index]
+    for word in record.question.split():
+        yield _Piece(word, None, True)
+    text, end = record.rationale, -1
+    for word in heatmap.words(text, run.spans[index], run.weights[index]):
+        yield _Piece(text[word.start : word.end], word.weight, word.start > end)
+        end = word.end
+
+
+def _wrap(
+    pieces: Iterator[_Piece], width: Callable[[str], float]
+) -> list[list[tuple[float, _Piece]]]:
+    """Lines of (x, piece), x from 0 to 1; the rationale starts on a line of its own."""
+    lines: list[list[tuple[float, _Piece]]] = []
+    x, space, weighted = 2.0, width("n") * 0.75, False
+    for piece in pieces:
+        x += space if piece.spaced else space / 4
+        starts = (piece.weight is not None) != weighted
+        if starts or (x + width(piece.text) > 1 and piece.spaced):
+            lines.append([])
+            x, weighted = 0.01, piece.weight is not None
+        if not lines:
+            lines.append([])
+        lines[-1].append((x, piece))
+        x += width(piece.text)
+    return lines

@@ -1,0 +1,189 @@
+"""What a work directory holds, read and checked once: the report's only input.
+
+Letters: N training records, T + 1 stages.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from kpod_jax import files
+from kpod_jax.data.records import Ragged, Record
+from kpod_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The files of one work directory; what is not there is None or empty.
+
+    Attributes:
+      directory: the work directory.
+      config: resolved configuration, versions, devices.
+      records: the training records.
+      weights: w_j of every rationale token, one slice a record.
+      spans: [*, 2] characters of the rationale of each of these tokens.
+      difficulty: d_k of every step, in nats (Eq. 8), one slice a record.
+      schedule: start_steps [T + 1, N], target and remaining [T + 1], clusters [N].
+      weighting: how the training of the token weights ended.
+      metrics: one event of the run a row.
+      predictions: one evaluated question a row.
+      rationales: the teacher's rationale of each evaluated question, by id.
+      results: accuracy with its interval.
+    """
+
+    directory: pathlib.Path
+    config: dict[str, Any] | None = None
+    records: tuple[Record, ...] = ()
+    weights: Ragged | None = None
+    spans: Ragged | None = None
+    difficulty: Ragged | None = None
+    schedule: dict[str, np.ndarray] | None = None
+    weighting: dict[str, Any] | None = None
+    metrics: tuple[dict[str, Any], ...] = ()
+    predictions: tuple[dict[str, Any], ...] = ()
+    rationales: dict[str, str] = dataclasses.field(default_factory=dict)
+    results: dict[str, Any] | None = None
+
+
+def load(workdir: files.PathLike) -> Run:
+    """Reads what is there.
+
+    Raises:
+      UserError: `workdir` is no directory, a file is damaged, or files do not belong together.
+    """
+    root = pathlib.Path(workdir)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a directory. Give the --workdir of a run.")
+    records = _read_records(root / "records" / "train.jsonl")
+    results = _optional(files.read_json, root / "results.json")
+    split, predictions = _read_predictions(root, (results or {}).get("split"))
+    judged = _read_records(root / "records" / f"{split}.jsonl") if split else ()
+    schedule = _optional(files.read_npz, root / "schedule.npz")
+    run = Run(
+        directory=root,
+        config=_optional(files.read_json, root / "config.json"),
+        records=records,
+        weights=_optional(_read_ragged, root / "token_weights.npz"),
+        spans=_optional(_read_ragged, root / "token_spans.npz"),
+        difficulty=_optional(_read_ragged, root / "step_difficulty.npz"),
+        schedule=schedule,
+        weighting=_optional(files.read_json, root / "weighting.json"),
+        metrics=read_jsonl(root / "metrics.jsonl") if (root / "metrics.jsonl").exists() else (),
+        predictions=predictions,
+        rationales={record.id: record.rationale for record in judged},
+        results=results,
+    )
+    _check(run)
+    return run
+
+
+def read_jsonl(path: files.PathLike) -> tuple[dict[str, Any], ...]:
+    """Reads one JSON object a line; a last line that a killed run cut short is left out.
+
+    Raises:
+      UserError: the file cannot be read, or another line is not a JSON object.
+    """
+    path = pathlib.Path(path)
+    try:
+        # Not splitlines(), which also splits at U+2028 and the like inside a JSON string.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}, is not valid JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object, found {line[:40]!r}.")
+        rows.append(row)
+    return tuple(rows)
+
+
+def _optional(read: Any, path: pathlib.Path) -> Any:
+    return read(path) if path.exists() else None
+
+
+def _read_records(path: pathlib.Path) -> tuple[Record, ...]:
+    if not path.exists():
+        return ()
+    records = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            records.append(Record.from_json(row))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}, record {number}, is no record ({type(error).__name__}: {error}). Expected "
+                "id, question, steps and answer; run --mode=rationales again."
+            ) from error
+    return tuple(records)
+
+
+def _read_ragged(path: pathlib.Path) -> Ragged:
+    arrays = files.read_npz(path)
+    if not {"values", "offsets"} <= arrays.keys():
+        raise UserError(f"{path} holds {sorted(arrays)}, expected values and offsets. Delete it.")
+    ragged = Ragged(arrays["values"], arrays["offsets"])
+    if not np.all(np.isfinite(ragged.values)):
+        raise UserError(f"{path} holds values that are NaN or infinite. Delete it to remake it.")
+    return ragged
+
+
+def _read_predictions(
+    root: pathlib.Path, split: str | None
+) -> tuple[str | None, tuple[dict[str, Any], ...]]:
+    """The split that `results.json` speaks of, else the first of test, validation and others."""
+    there = sorted(path.stem for path in (root / "predictions").glob("*.jsonl"))
+    for name in (split, "test", "validation", *there):
+        if name in there:
+            return name, read_jsonl(root / "predictions" / f"{name}.jsonl")
+    return None, ()
+
+
+def _check(run: Run) -> None:
+    """Files of different runs would make a report that looks right and is wrong."""
+    count = len(run.records)
+    if run.weights is not None and count:
+        _same(run, "token_weights.npz", len(run.weights), count, "weigh")
+    if run.spans is not None and run.weights is not None:
+        same = np.array_equal(run.spans.offsets, run.weights.offsets)
+        if not same or run.spans.values.shape[1:] != (2,):
+            raise UserError(
+                f"token_spans.npz and token_weights.npz of {run.directory} are not of the same "
+                "tokens. Run --mode=weigh again."
+            )
+    if run.difficulty is not None and count:
+        _same(run, "step_difficulty.npz", len(run.difficulty), count, "score")
+        steps = [len(record.steps) for record in run.records]
+        wrong = np.flatnonzero(run.difficulty.lengths != steps)
+        if wrong.size:
+            raise UserError(
+                f"step_difficulty.npz of {run.directory} has {run.difficulty.lengths[wrong[0]]} "
+                f"steps for record {run.records[wrong[0]].id}, expected {steps[wrong[0]]}. Run "
+                "--mode=score again."
+            )
+    if run.schedule is not None:
+        missing = {"start_steps", "target", "remaining"} - run.schedule.keys()
+        if missing:
+            raise UserError(
+                f"schedule.npz of {run.directory} lacks {', '.join(sorted(missing))}. Run "
+                "--mode=schedule again."
+            )
+        if count:
+            _same(run, "schedule.npz", run.schedule["start_steps"].shape[1], count, "schedule")
+
+
+def _same(run: Run, name: str, found: int, expected: int, mode: str) -> None:
+    if found != expected:
+        raise UserError(
+            f"{name} of {run.directory} is of {found} examples, but records/train.jsonl holds "
+            f"{expected}: they are of different runs. Run --mode={mode} again."
+        )

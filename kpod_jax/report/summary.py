@@ -1,0 +1,255 @@
+"""The numbers of the report: everything that is computed, and nothing about how it looks.
+
+Letters: N training records, T + 1 stages.
+"""
+
+import dataclasses
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from kpod_jax.data.records import Ragged, Record
+from kpod_jax.report import heatmap
+from kpod_jax.report.run import Run
+
+# Known methods in the order of the tables, and their names there.
+METHODS = {"kpod": "KPOD", "scotd": "SCoTD", "none": "No distillation"}
+
+NUMBER = "‹any number›"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The runs of one method on one split.
+
+    Attributes:
+      name: as tables call it.
+      split: of the data set.
+      seeds: of its runs.
+      accuracies: one a run, in [0, 1].
+      mean: their mean.
+      spread: their sample standard deviation; None for a single run.
+      interval: (low, high): the run's own 95 % interval, or the mean of the runs' limits. As the
+        questions are the same in all runs, it is of the questions' sampling, not of the seeds.
+      steps: training steps of the evaluated checkpoints.
+      total: number of questions of a run.
+      curves: the rows of metrics.jsonl of each run that names its file.
+    """
+
+    name: str
+    split: str
+    seeds: tuple[Any, ...]
+    accuracies: tuple[float, ...]
+    mean: float
+    spread: float | None
+    interval: tuple[float, float]
+    steps: tuple[int, ...]
+    total: int
+    curves: tuple[tuple[dict[str, Any], ...], ...] = ()
+
+
+def methods(results: Iterable[Mapping[str, Any]], read_metrics: Any = None) -> list[Method]:
+    """Groups the results of several runs by method and split, known methods first.
+
+    Args:
+      results: dicts as in results.json, some perhaps with the path of their "metrics".
+      read_metrics: reads such a path; None leaves the curves out.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for result in results:
+        groups[str(result["method"]), str(result.get("split", ""))].append(result)
+    order = {name: i for i, name in enumerate(METHODS)}
+    found = []
+    for (name, split), runs in sorted(
+        groups.items(), key=lambda item: order.get(item[0][0].lower(), len(order))
+    ):
+        accuracies = tuple(float(run["accuracy"]) for run in runs)
+        low, high = (statistics.fmean(run["interval"][side] for run in runs) for side in (0, 1))
+        paths = [run["metrics"] for run in runs if run.get("metrics")] if read_metrics else []
+        found.append(
+            Method(
+                name=METHODS.get(name.lower(), name),
+                split=split,
+                seeds=tuple(run.get("seed") for run in runs),
+                accuracies=accuracies,
+                mean=statistics.fmean(accuracies),
+                spread=statistics.stdev(accuracies) if len(runs) > 1 else None,
+                interval=(low, high),
+                steps=tuple(int(run["checkpoint_step"] or 0) for run in runs),
+                total=int(runs[0]["total"]),
+                curves=tuple(read_metrics(path) for path in paths),
+            )
+        )
+    return found
+
+
+def series(
+    rows: Iterable[Mapping[str, Any]], stage: str, key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(steps [m], values [m]) of one metric of one stage; a resumed run's later rows win."""
+    values = {
+        int(row["step"]): float(row[key])
+        for row in rows
+        if row.get("stage") == stage and row.get(key) is not None and "step" in row
+    }
+    steps = sorted(values)
+    return np.asarray(steps, np.int64), np.asarray([values[step] for step in steps], np.float64)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of the `window` values around each one, fewer at the ends; [m] to [m]."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+class WordMean(NamedTuple):
+    """A word, its mean weight over all its occurrences, and how many these are."""
+
+    word: str
+    weight: float
+    count: int
+
+
+def word_means(
+    records: Sequence[Record], spans: Ragged, weights: Ragged, each: int
+) -> tuple[list[WordMean], list[WordMean], int]:
+    """The `each` heaviest and lightest words; numbers count as one word, upper case as lower.
+
+    Returns:
+      (heaviest first, lightest first, fewest occurrences that a word needed to be listed). That is
+      10, less where too few words occur as often.
+    """
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for i, record in enumerate(records):
+        text = record.rationale
+        for word in heatmap.words(text, spans[i], weights[i]):
+            name = text[word.start : word.end].lower()
+            entry = sums[NUMBER if name[0].isdecimal() else name]
+            entry[0] += word.weight
+            entry[1] += 1
+    means: list[WordMean] = []
+    fewest = 1
+    for fewest in (10, 3, 1):
+        means = [WordMean(w, s / int(c), int(c)) for w, (s, c) in sums.items() if c >= fewest]
+        if len(means) >= 2 * each:
+            break
+    means.sort(key=lambda mean: (-mean.weight, mean.word))
+    each = min(each, (len(means) + 1) // 2)
+    return means[:each], means[each:][::-1][:each], fewest
+
+
+def keypoint_tokens(records: Sequence[Record], spans: Ragged) -> np.ndarray | None:
+    """[number of tokens] bool, whether each shares a character with a keypoint; None if unknown."""
+    if not records or any(record.keypoints is None for record in records):
+        return None
+    found = []
+    for i, record in enumerate(records):
+        inside = np.zeros(len(record.rationale) + 1, np.int64)
+        for start, end in record.keypoints or ():
+            inside[start:end] = 1
+        before = np.concatenate([[0], np.cumsum(inside)])
+        found.append(before[spans[i][:, 1]] > before[spans[i][:, 0]])
+    return np.concatenate(found)
+
+
+class HardStep(NamedTuple):
+    """A step of a rationale: its record, its number from 1, and its difficulty in nats."""
+
+    record: Record
+    number: int
+    difficulty: float
+
+
+def hardest_steps(records: Sequence[Record], difficulty: Ragged, count: int) -> list[HardStep]:
+    """The `count` most difficult steps, hardest first."""
+    order = np.argsort(-difficulty.values, kind="stable")[:count]
+    example = np.searchsorted(difficulty.offsets, order, side="right") - 1
+    return [
+        HardStep(records[i], int(flat - difficulty.offsets[i]) + 1, float(difficulty.values[flat]))
+        for flat, i in zip(order, example, strict=True)
+    ]
+
+
+def step_numbers(difficulty: Ragged) -> np.ndarray:
+    """The number, from 1, of every step in its rationale: [number of steps] int64."""
+    starts = np.repeat(difficulty.offsets[:-1], difficulty.lengths)
+    return np.arange(len(difficulty.values)) - starts + 1
+
+
+class Quartiles(NamedTuple):
+    """Per group: its x, the quartiles and the mean of its values, and their number; each [g]."""
+
+    x: np.ndarray
+    low: np.ndarray
+    median: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    count: np.ndarray
+
+
+def quartiles(x: np.ndarray, values: np.ndarray, fewest: int = 1, most: int = 12) -> Quartiles:
+    """Quartiles of `values` for each x: at most the first `most`, none of fewer than `fewest`."""
+    kinds, counts = np.unique(x, return_counts=True)
+    kinds, counts = kinds[counts >= fewest][:most], counts[counts >= fewest][:most]
+    groups = [values[x == kind] for kind in kinds]
+    low, median, high = np.asarray([np.quantile(g, (0.25, 0.5, 0.75)) for g in groups]).T
+    return Quartiles(kinds, low, median, high, np.asarray([g.mean() for g in groups]), counts)
+
+
+def hardness(records: Sequence[Record]) -> np.ndarray | None:
+    """The known hardness of every step, [number of steps] float64; None where it is not known."""
+    if not records or any(record.hardness is None for record in records):
+        return None
+    return np.concatenate([np.asarray(record.hardness, np.float64) for record in records])
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Spearman's ρ; None where either never varies."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def verdict(run: Run, compared: Sequence[Method]) -> str:
+    """One sentence: how well the student answers and, of several methods, against which others."""
+    if compared:
+        best = compared[0]
+        seeds = f", mean of {len(best.seeds)} seeds" if len(best.seeds) > 1 else ""
+        low, high = best.interval
+        text = (
+            f"{best.name} answers {percent(best.mean)} of {best.total:,} {best.split} questions "
+            f"correctly (95 % interval {percent(low, high)}{seeds})"
+        )
+        others = [m for m in compared[1:] if m.split == best.split]
+        parts = []
+        for other in others:
+            points = 100 * (best.mean - other.mean)
+            apart = low > other.interval[1] or other.interval[0] > high
+            parts.append(
+                f"{abs(points):.1f} points {'more' if points >= 0 else 'fewer'} than {_plain(other)}"
+                f" ({percent(other.mean)}; the intervals {'are disjoint' if apart else 'overlap'})"
+            )
+        return text + (": " + " and ".join(parts) if parts else "") + "."
+    if run.results:
+        result = run.results
+        return (
+            f"{METHODS.get(str(result['method']).lower(), result['method'])}: the student answers "
+            f"{result['correct']:,} of {result['total']:,} {result['split']} questions correctly, "
+            f"{percent(result['accuracy'])} (95 % interval {percent(*result['interval'])})."
+        )
+    return "This run has not been evaluated yet; what it has made so far is shown below."
+
+
+def percent(*shares: float) -> str:
+    """Shares of 1 as percentages: "62.4 %" or, for two, "58.1–66.5 %"."""
+    return "–".join(f"{100 * share:.1f}" for share in shares) + " %"
+
+
+def _plain(method: Method) -> str:
+    return "without distillation" if method.name == METHODS["none"] else method.name

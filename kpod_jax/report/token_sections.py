@@ -1,0 +1,197 @@
+"""The report's sections on token weights and step difficulties."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kpod_jax.data.records import Record
+from kpod_jax.report import figures, heatmap, summary
+from kpod_jax.report.markup import Html, figure, section, table, tag, tiles
+from kpod_jax.report.run import Run
+
+_SHOWN = 4  # Rationales as heat maps.
+_EACH = 12  # Heaviest and lightest words.
+
+
+def token_weights(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+    """How the weighting ended: its numbers, the histogram, the heaviest and the lightest words."""
+    del compared
+    if run.weights is None and run.weighting is None:
+        return None
+    parts, columns = [_weighting(run)], []
+    if run.weights is not None and len(run.weights.values):
+        keypoint = None
+        if run.spans is not None:
+            keypoint = summary.keypoint_tokens(run.records, run.spans)
+        known = keypoint is not None
+        caption = "Weights of all rationale tokens of the training set." + (
+            " Known keypoints and filler each make 100 %." if known else ""
+        )
+        columns.append(figure(figures.weights(run.weights.values, keypoint), "weights", caption))
+    x, y = summary.series(run.metrics, "weigh", "loss")
+    if len(x):
+        drawing = figures.curves(
+            [figures.Curve(None, 1, x, y)], "Loss of the weighting", "L_k in nats", smooth=True
+        )
+        columns.append(figure(drawing, "weigh-loss", "Loss of the mask learning (Eq. 7)."))
+    parts.append(tag("div", *columns, class_="grid") if columns else None)
+    if run.records and run.spans is not None and run.weights is not None:
+        parts.append(_words(run.records, run))
+    return section("Token weights", *parts)
+
+
+def _weighting(run: Run) -> Html | None:
+    state = run.weighting or {}
+    shown = []
+    if state.get("auc") is not None:
+        shown.append(("AUC", f"{state['auc']:.3f}", "keypoints against filler; 0.5 is chance"))
+    mean = state.get("mean_weight")
+    if mean is None and run.weights is not None and len(run.weights.values):
+        mean = float(run.weights.values.mean())
+    if mean is not None:
+        shown.append(("Mean weight", f"{mean:.3f}", "of all rationale tokens"))
+    if gap := state.get("gap"):
+        value = f"{gap['none_masked']:.2f} → {gap['all_masked']:.2f}"
+        shown.append(("Answer's loss", value, "nothing masked → all masked"))
+    if state.get("objective") is not None:
+        others = [
+            f"{name} {state[key]:.3f}"
+            for key, name in (("keep_all", "keep all"), ("keep_none", "keep none"))
+            if state.get(key) is not None
+        ]
+        shown.append(("Objective (Eq. 7)", f"{state['objective']:.3f}", ", ".join(others)))
+    return tiles(shown) if shown else None
+
+
+def _words(records: Sequence[Record], run: Run) -> Html | None:
+    assert run.spans is not None and run.weights is not None
+    heavy, light, fewest = summary.word_means(records, run.spans, run.weights, _EACH)
+    if not heavy:
+        return None
+
+    def column(title: str, means: Sequence[summary.WordMean]) -> Html:
+        rows = [
+            [
+                tag("span", mean.word, class_=f"word h{heatmap.level(mean.weight)}"),
+                tag("meter", value=f"{mean.weight:.3f}", min=0, max=1, aria_hidden="true"),
+                f"{mean.weight:.2f}",
+                f"{mean.count:,}",
+            ]
+            for mean in means
+        ]
+        return tag("div", tag("h3", title), table(["Word", "", "Mean", "Times"], rows, (2, 3)))
+
+    caption = (
+        f"Words of the training rationales by mean weight, of those that occur at least {fewest} "
+        "times. Word pieces are merged, upper and lower case too, and all numbers count as one word."
+    )
+    return tag(
+        "div",
+        tag("div", column("Heaviest", heavy), column("Lightest", light), class_="grid"),
+        tag("p", caption, class_="caption"),
+    )
+
+
+def rationales(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+    """A few rationales with their words coloured by weight."""
+    del compared
+    if run.weights is None or run.spans is None or not run.records:
+        return None
+    count = min(_SHOWN, len(run.records))
+    indices = np.linspace(0, len(run.records) - 1, count).round().astype(int)
+    known = any(run.records[i].keypoints for i in indices)
+    beside = " At the right, the difficulty d_k of each step in nats." if run.difficulty else ""
+    return section(
+        "What the weighting keeps",
+        tag(
+            "p",
+            f"{count} training examples, spread evenly over the data set and not otherwise chosen. "
+            f"The ground of a word is its weight w_j.{beside}",
+        ),
+        Html(heatmap.legend_html(known)),
+        *(_rationale(run, int(i)) for i in indices),
+    )
+
+
+def _rationale(run: Run, index: int) -> Html:
+    assert run.weights is not None and run.spans is not None
+    record, spans, weights = run.records[index], run.spans[index], run.weights[index]
+    lines, start = [], 0
+    for number, step in enumerate(record.steps):
+        end = start + len(step)
+        inside = (spans[:, 1] > start) & (spans[:, 0] < end)
+        shifted = np.clip(spans[inside], start, end) - start
+        keys = [(max(a - start, 0), b - start) for a, b in record.keypoints or () if b > start]
+        text = heatmap.heat_map_html(step.rstrip(), shifted, weights[inside], keys)
+        difficulty = None
+        if run.difficulty is not None:
+            value = f"{run.difficulty[index][number]:.2f}"
+            difficulty = tag("span", value, class_="nats", title="difficulty in nats")
+        lines.append(tag("li", Html(text), difficulty))
+        start = end
+    answer = tag("p", "Answer: ", tag("b", record.answer), class_="answer")
+    return tag(
+        "article",
+        tag("header", tag("code", record.id)),
+        tag("p", record.question, class_="question"),
+        tag("ol", *lines),
+        answer,
+        class_="card",
+    )
+
+
+def difficulties(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+    """Which steps the student found hard before distillation."""
+    del compared
+    if run.difficulty is None or not len(run.difficulty.values):
+        return None
+    values = run.difficulty.values.astype(np.float64)
+    columns = [
+        figure(
+            figures.difficulties(values),
+            "difficulties",
+            f"All {len(values):,} steps; the last bar holds the hardest hundredth as well.",
+        ),
+        figure(
+            figures.by_group(
+                summary.quartiles(summary.step_numbers(run.difficulty), values),
+                "Difficulty by position",
+                "step of the rationale",
+            ),
+            "position",
+            "Mean difficulty of the first, second, … step; bars span the middle half.",
+        ),
+    ]
+    known = summary.hardness(run.records)
+    rho = summary.rank_correlation(known, values) if known is not None else None
+    if known is not None and rho is not None:
+        drawing = figures.by_group(
+            summary.quartiles(known, values), "Difficulty by known hardness", "hardness of the step"
+        )
+        caption = (
+            f"Against the hardness that the task defines: Spearman's ρ = {rho:.2f}. Dots are means, "
+            "bars span the middle half."
+        )
+        columns.append(figure(drawing, "hardness", caption))
+    parts = [tag("div", *columns, class_="grid")]
+    if run.records:
+        rows = [
+            [
+                f"{step.difficulty:.2f}",
+                tag("code", step.record.id),
+                f"{step.number} of {len(step.record.steps)}",
+                step.record.steps[step.number - 1].strip(),
+            ]
+            for step in summary.hardest_steps(run.records, run.difficulty, 10)
+        ]
+        parts.append(tag("h3", "The hardest steps"))
+        parts.append(table(["d_k", "Example", "Step", "Text"], rows, (0,), class_="steps"))
+    return section(
+        "Step difficulty",
+        tag(
+            "p",
+            "What each step costs the student before distillation: the negative log probability of "
+            "its tokens, weighted by their share of the step's weight (Eq. 8).",
+        ),
+        *parts,
+    )

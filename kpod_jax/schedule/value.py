@@ -1,0 +1,120 @@
+"""What a schedule is worth: remaining difficulty, its target, and the value of a selection.
+
+c_i(t) is the number of leading steps of example i that are input, not output, at stage t; d_j is
+the difficulty of its j-th step (Eq. 8). All functions take whole data sets at once.
+
+Letters: N examples, n of them that are asked for, M steps of all examples, K clusters of questions.
+"""
+
+import numpy as np
+
+from kpod_jax.data.records import Ragged
+from kpod_jax.errors import UserError
+
+
+def on_exact_grid(difficulty: Ragged) -> Ragged:
+    """Rounds difficulties down so that float64 adds them without error, in whatever order.
+
+    Budgets are compared with sums. Were the sums to depend on the order of the examples, so would
+    the schedule, and a budget could be overdrawn by a rounding error. Every value becomes a
+    multiple of a power of two that is small enough to lose nothing that matters, at most
+    `M * max(difficulty) * 2^-51`, and large enough for the sum of all M to stay below 2^53 of it.
+
+    Args:
+      difficulty: d_j of every step, in nats; N slices of one value a step.
+
+    Returns:
+      The same slices, float64. The function is the identity on its own result.
+
+    Raises:
+      UserError: a value is negative, NaN or infinite; the message names the example.
+    """
+    values_M = _checked(difficulty)
+    if values_M.size == 0 or values_M.max() == 0:
+        return Ragged(values_M, difficulty.offsets)
+    exponent = int(np.frexp(values_M.max())[1]) + int(np.frexp(float(values_M.size))[1]) - 53
+    rounded_M = np.ldexp(np.floor(np.ldexp(values_M, -exponent)), exponent)
+    return Ragged(rounded_M, difficulty.offsets)
+
+
+def remaining_difficulty(difficulty: Ragged, start_steps_N: np.ndarray) -> np.ndarray:
+    """h_i = Σ_{j > c_i} d_j, the difficulty of what example i has as output (Eq. 9).
+
+    Args:
+      difficulty: d_j of every step, N slices of n_i values.
+      start_steps_N: c_i, integers with 0 <= c_i <= n_i.
+
+    Returns:
+      [N] float64.
+    """
+    example_M = np.repeat(np.arange(len(difficulty)), difficulty.lengths)
+    is_output_M = np.arange(len(example_M)) >= (difficulty.offsets[:-1] + start_steps_N)[example_M]
+    return np.bincount(example_M, difficulty.values * is_output_M, minlength=len(difficulty))
+
+
+def next_step_difficulty(
+    difficulty: Ragged, start_steps_N: np.ndarray, able_n: np.ndarray
+) -> np.ndarray:
+    """δ_i = d_{c_i}, what an example adds when its last input step becomes output (Δs = 1, Eq. 11).
+
+    Args:
+      difficulty: d_j of every step, N slices of n_i values.
+      start_steps_N: c_i, integers with 0 <= c_i <= n_i.
+      able_n: [n] the examples that are asked for, all with c_i >= 1: the others have no next step.
+
+    Returns:
+      [n], of the dtype of the difficulties.
+    """
+    return difficulty.values[difficulty.offsets[able_n] + start_steps_N[able_n] - 1]
+
+
+def target_difficulty(
+    stage: int, total: float, *, ramp_stages: int, p: float, initial_share: float
+) -> float:
+    """D(t), the difficulty that the output of stage t may have in all (Eq. 10).
+
+    With u put in, the paper's formula is C0 + (B - C0) (t / T)^(p + 1).
+
+    Args:
+      stage: t, from 0.
+      total: B, the difficulty of all steps, in nats.
+      ramp_stages: T; from this stage on D is B.
+      p: exponent of the velocity, above -1. 0 is a straight line; above it, D starts slowly.
+      initial_share: C0 / B, in [0, 1].
+    """
+    if stage >= ramp_stages:
+        return total
+    initial = initial_share * total
+    return initial + (total - initial) * (stage / ramp_stages) ** (p + 1)
+
+
+def selection_value(
+    selected_N: np.ndarray, cost_N: np.ndarray, cluster_N: np.ndarray, budget: float, beta: float
+) -> float:
+    """F(S) = -(ΔD - ΔH(S)) + β Σ_k sqrt(|C_k ∩ S|) (Eq. 12).
+
+    Args:
+      selected_N: [N] bool, the members of S.
+      cost_N: [N] δ_i.
+      cluster_N: [N] integers from 0, the cluster of each example.
+      budget: ΔD.
+      beta: β, the weight of diversity against difficulty, in nats.
+    """
+    counts_K = np.bincount(cluster_N[selected_N])
+    return float(cost_N[selected_N].sum() - budget + beta * np.sqrt(counts_K).sum())
+
+
+def _checked(difficulty: Ragged) -> np.ndarray:
+    """The flat difficulties as float64."""
+    values_M = np.asarray(difficulty.values, np.float64)
+    bad = np.flatnonzero(~((values_M >= 0) & (values_M < np.inf)))
+    if bad.size:
+        example = int(np.searchsorted(difficulty.offsets, bad[0], side="right")) - 1
+        step = int(bad[0] - difficulty.offsets[example])
+        raise UserError(
+            f"Step {step} of example {example} (both counted from 0) has difficulty "
+            f"{values_M[bad[0]]}, and {bad.size - 1} further steps are as bad. A difficulty is a "
+            "weighted negative log probability (Eq. 8): finite and not below 0. Look for NaN in "
+            "the token weights or the student's parameters, then run --mode=score again."
+        )
+    return values_M

@@ -1,0 +1,168 @@
+"""Where arrays live: the mesh, the rules from logical axes to it, and placement.
+
+Modules name the axes of their arrays by meaning ("embed", "heads", "batch", ...); `Rules` says over
+which axes of the mesh each of them is split. The same program runs on one device and on many.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kpod_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+Axes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The mesh axes that each logical axis is split over; None keeps it whole.
+
+    The defaults split the batch over `data` and `fsdp`, parameters over `fsdp` (gathered where they
+    are used), and heads, hidden units and vocabulary over `tensor`, as Megatron does.
+    """
+
+    batch: Axes = ("data", "fsdp")
+    length: Axes = None
+    embed_activation: Axes = None
+    vocab: Axes = "tensor"
+    embed: Axes = "fsdp"
+    heads: Axes = "tensor"
+    kv: Axes = None
+    mlp: Axes = "tensor"
+    layers: Axes = None
+    buckets: Axes = None
+    lora: Axes = None
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of all devices with the axes "data", "fsdp" and "tensor".
+
+    Args:
+      data: devices that hold copies of the parameters; -1 takes what the others leave.
+      fsdp: devices that parameters and optimiser state are split over; likewise.
+      tensor: devices that heads, hidden units and vocabulary are split over; likewise.
+      devices: default all devices of all processes.
+
+    Raises:
+      UserError: the numbers do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    asked = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) > 1 or known < 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{asked}: expected positive numbers, or one of them -1.")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if np.prod(sizes) != len(devices):
+        raise UserError(
+            f"{asked} do not multiply to the {len(devices)} devices that there are "
+            f"({devices[0].platform}). Set one of them to -1, or choose divisors."
+        )
+    return jax.make_mesh(sizes, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules | None = None) -> Iterator[Mesh]:
+    """Pins activations to `mesh` in everything that is traced inside the block.
+
+    Enter it around calls of jitted functions; without it they compute the same, but how activations
+    are split is left to the compiler, which may gather a whole batch.
+    """
+    rules = rules or Rules()
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(dataclasses.asdict(rules).items())):
+        yield mesh
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins a traced array by the logical names of its axes; outside of `use`, returns it as it is."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return array
+    spec = _spec(axes, array.shape, dict(mesh.shape), dict(rules))  # pyright: ignore[reportArgumentType]
+    return jax.lax.with_sharding_constraint(array, spec)
+
+
+def param_shardings(boxed: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+    """The sharding of every parameter.
+
+    Args:
+      boxed: parameters, concrete or abstract, in the boxes of `nn.with_logical_partitioning`; a
+        leaf without a box is replicated.
+      mesh: from `make_mesh`.
+      rules: default `Rules()`.
+
+    Returns:
+      The same tree, unboxed, of `NamedSharding`. A dimension that the mesh axes do not divide is
+      kept whole.
+    """
+    table = dataclasses.asdict(rules or Rules())
+
+    def sharding(leaf: Any) -> NamedSharding:
+        axes = leaf.names if isinstance(leaf, nn.Partitioned) else ()
+        shape = nn.meta.unbox(leaf).shape
+        return NamedSharding(mesh, _spec(axes, shape, dict(mesh.shape), table))
+
+    return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def batch_sharding(mesh: Mesh, rules: Rules | None = None) -> NamedSharding:
+    """Splits the first dimension of a batch's arrays over "data" and "fsdp"."""
+    return NamedSharding(mesh, PartitionSpec((rules or Rules()).batch))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts a tree of NumPy arrays [rows of this process, ...] on the mesh, split by rows.
+
+    Raises:
+      UserError: the devices do not divide the rows.
+    """
+    sharding = batch_sharding(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def place(array: np.ndarray) -> jax.Array:
+        rows = array.shape[0] * jax.process_count()
+        if rows % parts:
+            raise UserError(
+                f"A batch of {rows} rows cannot be split over {parts} devices (mesh.data="
+                f"{mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}). Make the batch size a "
+                f"multiple of {parts}."
+            )
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    return jax.tree.map(place, batch)
+
+
+def _spec(
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    mesh_shape: Mapping[str, int],
+    rules: Mapping[str, Axes],
+) -> PartitionSpec:
+    """Each dimension's mesh axes: as the rules say, where they divide it and are not taken yet."""
+    entries: list[Axes] = []
+    taken: set[str] = set()
+    for axis, size in zip(axes, shape, strict=False):
+        over = rules[axis] if axis is not None else None
+        over = (over,) if isinstance(over, str) else over or ()
+        parts = int(np.prod([mesh_shape[name] for name in over]))
+        if parts == 1 or size % parts or taken.intersection(over):
+            entries.append(None)
+        else:
+            taken.update(over)
+            entries.append(over if len(over) > 1 else over[0])
+    return PartitionSpec(*entries)

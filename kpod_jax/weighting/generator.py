@@ -1,0 +1,87 @@
+"""The generator of masks: how probable it is that a rationale token is kept (Eq. 2-4).
+
+Letters: B examples, R rationale tokens, D width of the student's embeddings, H heads, K head width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Distances beyond this many tokens are one and the same to the attention.
+_MAX_DISTANCE = 16
+# Before training a token is kept with probability σ(2) = 0.88: mask learning starts where the
+# answerer still reads, for a mask that lets nothing through has no gradient to climb by.
+_INITIAL_LOGIT = 2.0
+
+
+class Generator(nn.Module):
+    """w_j = σ(f_w(e_j)), e = Att(Emb(r)): one self-attention layer and a two-layer MLP (Eq. 2, 3).
+
+    The attention has a residual connection, so that a token's own identity is not lost, and a
+    learned bias for each relative distance, since embeddings alone do not tell what stands beside
+    what.
+
+    Attributes:
+      hidden: width of the MLP.
+      heads: of the attention.
+    """
+
+    hidden: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, embeddings_BxRxD: jax.Array, mask_BxR: jax.Array) -> jax.Array:
+        """Computes the logit of w_j for every token.
+
+        Args:
+          embeddings_BxRxD: the student's input embeddings of the rationale; no gradient is needed.
+          mask_BxR: bool, False for padding.
+
+        Returns:
+          [B, R] float32; w is its sigmoid. Values at padding mean nothing.
+        """
+        width = self.hidden // self.heads
+        x = nn.LayerNorm(name="norm")(embeddings_BxRxD.astype(jnp.float32))
+        query, key, value = (
+            nn.DenseGeneral((self.heads, width), name=name)(x) for name in ("query", "key", "value")
+        )
+        place = jnp.arange(x.shape[1])
+        distance = jnp.clip(place[None] - place[:, None], -_MAX_DISTANCE, _MAX_DISTANCE)
+        bias = self.param(
+            "relative_bias", nn.initializers.normal(0.1), (self.heads, 2 * _MAX_DISTANCE + 1)
+        )
+        attended_BxRxHxK = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            bias=bias[:, distance + _MAX_DISTANCE][None],
+            mask=mask_BxR[:, None, None, :],
+        )
+        x = x + nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out")(attended_BxRxHxK)
+        x = nn.gelu(nn.Dense(self.hidden, name="mlp_in")(x))
+        logits = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="mlp_out")(x)
+        return logits[..., 0] + _INITIAL_LOGIT
+
+
+def gumbel_mask(
+    key: jax.Array, logits: jax.Array, temperature: jax.Array | float, straight_through: bool
+) -> jax.Array:
+    """Samples m_j from P(kept) = σ(logit) by the Gumbel-Softmax over {kept, masked} (Eq. 4).
+
+    The softmax over two classes with log probabilities log w and log(1 - w) and a Gumbel variable
+    each is a sigmoid of the logit plus their difference, which is logistic.
+
+    Args:
+      key: of the noise.
+      logits: of w, any shape, float32.
+      temperature: above 0; towards 0 soft masks become hard ones.
+      straight_through: 0/1 masks that pass back the soft mask's gradient; else the soft masks.
+
+    Returns:
+      m of the shape of the logits, float32. P(m = 1) is w exactly where straight_through.
+    """
+    soft = jax.nn.sigmoid((logits + jax.random.logistic(key, logits.shape)) / temperature)
+    if not straight_through:
+        return soft
+    hard = (soft > 0.5).astype(soft.dtype)
+    return soft + jax.lax.stop_gradient(hard - soft)
