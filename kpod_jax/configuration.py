@@ -38,6 +38,7 @@ def default() -> ml_collections.ConfigDict:
     data.train_examples = 0  # First so many examples of the split; 0: all.
     data.validation_examples = 0  # Likewise.
     data.test_examples = 0  # Likewise.
+    data.answer_kind = "number"  # What is looked for in a generation: number, choice, yes_no.
     data.max_bad_share = 0.01  # Share of unusable records from which on the run stops. [0, 1]
     data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
 
@@ -131,6 +132,7 @@ _CHOICES = {
     "method": tuple(METHODS),
     "data.name": ("arithmetic", "gsm8k", "jsonl"),
     "data.splits": ("paper", "official"),
+    "data.answer_kind": ("number", "choice", "yes_no"),
     "student.init": ("pretrained", "random"),
     "student.dtype": ("float32", "bfloat16"),
     "student.remat": ("none", "dots", "full"),

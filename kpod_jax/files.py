@@ -29,7 +29,8 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # Where it is a file, opening says so better.
+            path.parent.mkdir(parents=True)
         with temporary.open("xb") as file:
             yield file
             file.flush()

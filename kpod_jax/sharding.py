@@ -42,7 +42,7 @@ class Rules:
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh of all devices with the axes "data", "fsdp" and "tensor".
 
@@ -84,7 +84,7 @@ def use(mesh: Mesh, rules: Rules | None = None) -> Iterator[Mesh]:
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins a traced array by the logical names of its axes; outside of `use`, returns it as it is."""
+    """Pins a traced array by the logical names of its axes; outside of `use` it does nothing."""
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if mesh.empty or not rules:
         return array
@@ -139,8 +139,8 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
         if rows % parts:
             raise UserError(
                 f"A batch of {rows} rows cannot be split over {parts} devices (mesh.data="
-                f"{mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}). Make the batch size a "
-                f"multiple of {parts}."
+                f"{mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}). Make the batch size "
+                f"a multiple of {parts}."
             )
         return jax.make_array_from_process_local_data(sharding, array)
 
@@ -157,8 +157,8 @@ def _spec(
     entries: list[Axes] = []
     taken: set[str] = set()
     for axis, size in zip(axes, shape, strict=False):
-        over = rules[axis] if axis is not None else None
-        over = (over,) if isinstance(over, str) else over or ()
+        over = (rules[axis] if axis is not None else None) or ()
+        over = (over,) if isinstance(over, str) else tuple(over)
         parts = int(np.prod([mesh_shape[name] for name in over]))
         if parts == 1 or size % parts or taken.intersection(over):
             entries.append(None)

@@ -3,11 +3,17 @@
 import os
 import pathlib
 
+import hypothesis
+import jax
 import pytest
 
 # Tests shard over simulated devices; this must be set before JAX makes its backend.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Machines are noisy: a slow example is no failure, and runs are repeatable.
+hypothesis.settings.register_profile("kpod", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("kpod")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -12,6 +12,7 @@ splits share no question whatever the seeds and the sizes.
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -240,6 +241,31 @@ def generate(split: str, count: int, seed: int = 0) -> list[Record]:
             questions.add(question)
             records.append(dataclasses.replace(problem, id=f"arithmetic-{split}-{len(records)}"))
     return records
+
+
+class Equation(NamedTuple):
+    """A single operation, as the rationales write it, cut before its result."""
+
+    before: str
+    result: str
+
+
+def equations() -> list[Equation]:
+    """Every operation that rationales can hold, in each way of writing it."""
+    result = []
+    for operation in dict.fromkeys((o.apply, o.equations) for o in _STARTS + _MIDDLES + _ENDS):
+        apply, forms = operation
+        for pieces in forms:
+            template = " ".join(piece.strip("[]") for piece in pieces)
+            operands = range(1, LARGEST + 1) if "{b}" in template else (0,)
+            for a in range(1, LARGEST + 1):
+                for b in operands:
+                    c = apply(a, b)
+                    if c is not None and 1 <= c <= LARGEST:
+                        text = template.format(a=a, b=b, c=c)
+                        before, _, number = text.rpartition(" ")
+                        result.append(Equation(before, number))
+    return list(dict.fromkeys(result))
 
 
 def _problems(rng: np.random.Generator) -> Iterator[Record]:

@@ -4,10 +4,14 @@ A record is a question, a teacher's rationale cut into steps, and the answer.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from kpod_jax import files
+from kpod_jax.data import jsonl
+from kpod_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,3 +107,64 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         """[N] int64."""
         return np.diff(self.offsets)
+
+
+def write_records(path: files.PathLike, records: Iterable[Record]) -> None:
+    """Writes one record a line, as `Record.to_json` has it."""
+    files.write_jsonl(path, (record.to_json() for record in records))
+
+
+def read_records(path: files.PathLike) -> list[Record]:
+    """Reads what `write_records` wrote.
+
+    Raises:
+      UserError: the file is missing, a line is not a record, or an id comes twice; the message
+        names the line.
+    """
+    records: list[Record] = []
+    lines: dict[str, int] = {}
+    for number, row, problem in jsonl.read_rows(path):
+        try:
+            if row is None:
+                raise ValueError(problem)
+            record = _checked(row)
+            if record.id in lines:
+                raise ValueError(f"has the id {record.id!r} of line {lines[record.id]}")
+        except (KeyError, TypeError, ValueError) as error:
+            missing = isinstance(error, KeyError)
+            what = f"has no {error.args[0]!r}" if missing else str(error)
+            raise UserError(
+                f"{path}:{number} {what}. Expected a record as this program writes it; delete the "
+                "file to have it made again."
+            ) from error
+        lines[record.id] = number
+        records.append(record)
+    return records
+
+
+def check_bad_share(rejected: Sequence[Rejected], total: int, max_bad_share: float) -> None:
+    """Stops where too many records are bad.
+
+    Args:
+      rejected: the bad ones.
+      total: of good and bad records.
+      max_bad_share: in [0, 1]; that many are put up with.
+
+    Raises:
+      UserError: there are more; the message names the first ones.
+    """
+    if len(rejected) > max_bad_share * total:
+        first = "".join(f"\n  {bad.id}: {bad.reason}" for bad in rejected[:5])
+        more = f"\n  … and {len(rejected) - 5} more" if len(rejected) > 5 else ""
+        raise UserError(
+            f"{len(rejected)} of {total} records cannot be used, more than max_bad_share="
+            f"{max_bad_share:g} puts up with:{first}{more}\nMend them, or raise "
+            "--config.data.max_bad_share to go on without them."
+        )
+
+
+def _checked(row: dict[str, Any]) -> Record:
+    texts = [row["id"], row["question"], row["answer"], *row["steps"]]
+    if isinstance(row["steps"], str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("is not a record: 'id', 'question', 'answer' and each of 'steps' are texts")
+    return Record.from_json(row)

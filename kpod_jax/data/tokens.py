@@ -7,14 +7,13 @@ Letters: N examples; flat arrays over all of them have M tokens or Z characters.
 """
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from kpod_jax.data.records import Ragged, Record, Rejected
+from kpod_jax.data.tokenizers import load_tokenizer as load_tokenizer
 from kpod_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,45 +22,7 @@ if TYPE_CHECKING:
 PROMPT = "Q: {question} A: Let's think step by step."
 ANSWER_TEMPLATE = "Therefore, the answer is {answer}."
 
-# What tokenizers that do not say which of their tokens is which call them.
-_EOS_NAMES = ("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "[EOS]", "[SEP]")
-_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 _WHITE_SPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
-
-
-def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Loads a fast tokenizer that has an end and a padding token.
-
-    A tokenizer without a padding token is given one that its vocabulary has, `<pad>` or the like,
-    else its end token: padding is masked wherever it could matter, and the vocabulary stays as it is.
-
-    Args:
-      name: a directory with `tokenizer.json` or a SentencePiece model, one of these files, or the
-        id of a model on the Hugging Face hub (whose cached copy is used first).
-
-    Raises:
-      UserError: nothing of that name can be loaded, or it has no end token.
-    """
-    try:
-        tokenizer = _load(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"Cannot load a tokenizer from {name!r}: {reason} Expected a directory with "
-            "tokenizer.json, a SentencePiece .model file, or a Hugging Face id, which needs a network "
-            "or a cached copy."
-        ) from error
-    vocabulary = tokenizer.get_vocab()
-    if tokenizer.eos_token is None:
-        tokenizer.eos_token = next((t for t in _EOS_NAMES if t in vocabulary), None)
-    if tokenizer.eos_token is None:
-        raise UserError(
-            f"The tokenizer {name!r} has no end-of-sequence token, so that nothing could end a "
-            'generation. Set "eos_token" in its tokenizer_config.json.'
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = next((t for t in _PAD_NAMES if t in vocabulary), tokenizer.eos_token)
-    return tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +87,18 @@ def tokenize(
     rejected = {i: reason for i, r in enumerate(records) if (reason := _missing(r))}
     kept = [i for i in range(len(records)) if i not in rejected]
 
-    questions = _encode(tokenizer, [prompt.replace("{question}", records[i].question) for i in kept])
+    questions = _encode(
+        tokenizer, [prompt.replace("{question}", records[i].question) for i in kept]
+    )
     answers = _encode(tokenizer, [records[i].answer for i in kept])
     texts = [_target_text(records[i], answer_template) for i in kept]
     encoded = _call(tokenizer, texts, offsets=True)
-    special = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    eos_id = _eos_id(tokenizer)
+    special = {eos_id, cast(int, tokenizer.pad_token_id)}
     for i, question, answer, target, spans in zip(
         kept, questions, answers, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        target.append(tokenizer.eos_token_id)
+        target.append(eos_id)
         if spans[0][0] >= len(records[i].rationale.rstrip()):
             rejected[i] = "the tokenizer finds no token in its rationale"
         elif len(question) > max_question_tokens:
@@ -149,8 +113,8 @@ def tokenize(
             )
         elif not special.isdisjoint(question[:-1] + answer[:-1] + target[:-1]):
             rejected[i] = (
-                f"its text holds {tokenizer.eos_token} or {tokenizer.pad_token}, which the tokenizer "
-                "reads as the end of a text or as padding"
+                f"its text holds the tokenizer's own {tokenizer.eos_token} or "
+                f"{tokenizer.pad_token}, which would end it or count as padding"
             )
     good = [place for place, i in enumerate(kept) if i not in rejected]
     aligned = _align(
@@ -183,40 +147,11 @@ def tokenize_questions(
     return Ragged.from_list(_encode(tokenizer, texts), np.int32)
 
 
-def _load(name: str) -> "PreTrainedTokenizerFast":
-    # Imported here: it takes a second, and most of the package does without it.
-    import transformers
-
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir() and not (path / "tokenizer.json").is_file():
-        path = next(iter(sorted(path.glob("*.model"))), path)
-    if path.is_file() and path.suffix == ".json":
-        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
-    if path.is_file() and path.suffix == ".model":
-        import sentencepiece
-
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore[reportCallIssue]
-        # T5's models have a padding piece, LLaMA's have none.
-        family = transformers.T5Tokenizer if model.pad_id() >= 0 else transformers.LlamaTokenizer
-        return family.from_pretrained(str(path))
-    if path.is_dir():
-        return transformers.AutoTokenizer.from_pretrained(str(path))
-    if path.is_file():
-        raise ValueError("it is a file, but neither .json nor .model.")
-    if path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".model", ".json"):
-        raise OSError("there is no such file or directory.")
-    try:
-        return transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError):
-        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-            raise
-        return transformers.AutoTokenizer.from_pretrained(name)
-
-
 def _check_template(name: str, template: str, placeholder: str) -> None:
     if template.count(placeholder) != 1:
         raise UserError(
-            f"{name}={template!r} must hold {placeholder} exactly once; change it in the configuration."
+            f"{name}={template!r} must hold {placeholder} exactly once; change it in the "
+            "configuration."
         )
 
 
@@ -251,7 +186,12 @@ def _call(tokenizer: "PreTrainedTokenizerFast", texts: list[str], offsets: bool 
 
 def _encode(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[list[int]]:
     """Token ids with EOS at their ends."""
-    return [[*ids, tokenizer.eos_token_id] for ids in _call(tokenizer, texts)["input_ids"]]
+    eos_id = _eos_id(tokenizer)
+    return [[*ids, eos_id] for ids in _call(tokenizer, texts)["input_ids"]]
+
+
+def _eos_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    return cast(int, tokenizer.eos_token_id)  # Its type allows for lists of tokens.
 
 
 def _align(

@@ -1,7 +1,7 @@
-"""T5's encoder and decoder stacks: layers, attention, feed-forward, relative position bias.
+"""T5's encoder and decoder stacks: layers, attention and feed-forward.
 
 Letters: B batch, S source positions, Q and K lengths of queries and keys, L positions of the
-cache, P distances, D width of the model, N heads, H width of a head, E buckets of distances.
+cache, D width of the model, N heads, H width of a head.
 """
 
 import functools
@@ -23,6 +23,7 @@ from kpod_jax.models.layers import (
     pin_heads,
     pin_residual,
 )
+from kpod_jax.models.relative_positions import buckets, relative_bias
 from kpod_jax.models.t5_config import ACTIVATIONS, T5Config
 from kpod_jax.sharding import constrain
 
@@ -95,7 +96,7 @@ class Stack(nn.Module):
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=count,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -134,9 +135,9 @@ class Stack(nn.Module):
 
     def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
         distance = self.config.relative_attention_max_distance
-        buckets = _buckets(-np.arange(length), self.relative_bias.shape[0], False, distance)
+        bucket_L = buckets(-np.arange(length), self.relative_bias.shape[0], False, distance)
         layers = tuple(layer.start_cache(encoded_BxSxD, length) for layer in self.layers)  # pyright: ignore[reportGeneralTypeIssues]
-        return Cache(layers, self.relative_bias[buckets].T)
+        return Cache(layers, self.relative_bias[bucket_L].T)
 
     def step(
         self, x_Bx1xD: jax.Array, position: jax.Array, input_mask_BxS: jax.Array, cache: Cache
@@ -190,6 +191,7 @@ class _Layer(nn.Module):
         update = attention(normed, key, value, bias, mask, deterministic, is_causal=self.is_decoder)
         x = add(x, update)
         if self.is_decoder:
+            assert encoded is not None
             normed, attention = self.cross_attention_norm(x), self.cross_attention
             key, value = attention.keys_values(encoded, deterministic)
             x = add(x, attention(normed, key, value, None, encoded_mask, deterministic))
@@ -299,47 +301,3 @@ class _FeedForward(nn.Module):
         hidden = dropout(self, hidden, c.dropout_rate, deterministic)
         out = Projection((c.d_ff,), (c.d_model,), ("mlp", "embed"), c.d_ff**-0.5, *types, name="wo")
         return out(hidden, deterministic)
-
-
-def relative_bias(
-    table_ExN: jax.Array,
-    query_length: int,
-    key_length: int,
-    *,
-    bidirectional: bool,
-    max_distance: int,
-) -> jax.Array:
-    """[1, N, Q, K], what T5 adds to its attention scores.
-
-    The bias depends on key position minus query position alone, so each row is the row before it,
-    moved by one. Rows of Q + K distances, read as rows of one entry less, are exactly that: no
-    gather of Q x K entries, and no scatter in the backward pass.
-    """
-    span = query_length + key_length
-    distance = np.arange(span)
-    distance[key_length:] -= span
-    buckets = _buckets(distance, table_ExN.shape[0], bidirectional, max_distance)
-    bias_NxP = table_ExN[buckets].T
-    rows = jnp.broadcast_to(bias_NxP[:, None], (bias_NxP.shape[0], query_length, span))
-    rows = rows.reshape(-1, query_length * span)[:, : query_length * (span - 1)]
-    return rows.reshape(-1, query_length, span - 1)[None, :, :, :key_length]
-
-
-def _buckets(
-    distance: np.ndarray, num_buckets: int, bidirectional: bool, max_distance: int
-) -> np.ndarray:
-    """The bucket of each distance, key position minus query position.
-
-    Near distances have a bucket each, half of all; further ones share, logarithmically. Behind the
-    query and, if `bidirectional`, ahead of it; otherwise what is ahead counts as distance 0.
-    """
-    if bidirectional:
-        num_buckets //= 2
-        first, distance = np.where(distance > 0, num_buckets, 0), np.abs(distance)
-    else:
-        first, distance = 0, np.maximum(-distance, 0)
-    near = num_buckets // 2
-    ratio = np.maximum(distance, near).astype(np.float32) / np.float32(near)
-    scale = np.float32(np.log(max_distance / near))
-    far = near + (np.log(ratio) / scale * np.float32(num_buckets - near)).astype(np.int64)
-    return first + np.where(distance < near, distance, np.minimum(far, num_buckets - 1))

@@ -1,8 +1,8 @@
 """The report's figures, drawn by matplotlib in one style and turned into SVG for a page.
 
-No function here touches matplotlib's global state: figures are made without pyplot and styled inside
-a context. In the SVG, text stays text in the page's own font, and the colours of `PALETTE` become
-the page's CSS variables, so that a figure follows the page into dark mode.
+No function here touches matplotlib's global state: figures are made without pyplot and styled
+inside a context. In the SVG, text stays text in the page's own font, and the colours of `PALETTE`
+become the page's CSS variables, so that a figure follows the page into dark mode.
 
 Letters: N training records, T + 1 stages.
 """
@@ -12,7 +12,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -34,12 +34,13 @@ PALETTE = {
     "series-3": ("#0f7f76", "#3fcdbd"),
     "series-4": ("#8147b5", "#c39bf3"),
     "series-5": ("#94701a", "#dfb54a"),
+    "series-6": ("#b02a6b", "#f28cb8"),
 }
 SERIES = [light for name, (light, _) in PALETTE.items() if name.startswith("series")]
-LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
 INK, MUTED, RULE, PAGE = (PALETTE[name][0] for name in ("ink", "muted", "rule", "page"))
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": ["sans-serif"],
@@ -58,7 +59,6 @@ STYLE = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
     "grid.color": RULE,
     "grid.linewidth": 0.7,
     "text.color": INK,
@@ -71,7 +71,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-_SIZE = (5.0, 3.1)  # Inches: 360 × 223 units of SVG, a phone's width.
+_SIZE = (4.3, 2.9)  # Inches: 310 × 209 units of SVG, the width of a third of a page or a phone.
 
 _P = ParamSpec("_P")
 
@@ -117,9 +117,11 @@ def svg(figure: Figure, name: str, description: str) -> str:
         raise RuntimeError("matplotlib wrote an SVG without a viewBox")
     head = f'<svg {box.group()} role="img" aria-label="{html.escape(description)}">'
     text = head + text[text.index(">") + 1 :]
-    text = re.sub(r'<g id="[a-zA-Z0-9_.]*">', "<g>", text)  # Group ids repeat between figures.
-    text = re.sub(r"(font: [^'\";]*)'[^\";]*", r"\1var(--sans)", text)
     text = text.replace("xlink:href", "href")
+    # Ids of groups are the same in all figures; those that are referred to are salted by `name`.
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]*)', text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r'font-family: [^;"]*', "font-family: var(--sans)", text)
     for variable, (light, _) in PALETTE.items():
         text = text.replace(light, f"var(--{variable})")
     return text
@@ -158,7 +160,7 @@ def curves(
     if share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
         axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     if any(line.label for line in lines):
         axes.legend()
     return figure
@@ -178,7 +180,8 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
     axes.grid(axis="x")
     for row, method in enumerate(methods):
         low, high = method.interval
-        axes.barh(row, method.mean, height=0.52, color=SERIES[row % len(SERIES)], alpha=0.85)
+        axes.barh(row, method.mean, height=0.52, color=PAGE)  # Hides the grid behind the bar.
+        axes.barh(row, method.mean, height=0.52, color=SERIES[row % len(SERIES)], alpha=0.7)
         axes.plot([low, high], [row, row], color=INK, linewidth=1.3, marker="|", markersize=8)
         if len(method.accuracies) > 1:
             axes.plot(
@@ -204,7 +207,7 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
 @styled
 def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> Figure:
     """Mean c_i of every stage with the middle half and the middle four fifths of the examples."""
-    figure, axes = _axes("Steps that are input", "stage t", "c_i(t), leading steps")
+    figure, axes = _axes("Steps that are input", "stage t", "cᵢ(t), leading steps")
     stage = np.arange(len(start_steps_TxN))
     low, first, third, high = np.quantile(start_steps_TxN, (0.1, 0.25, 0.75, 0.9), axis=1)
     axes.fill_between(stage, low, high, color=SERIES[0], alpha=0.13, linewidth=0, label="80 %")
@@ -212,10 +215,10 @@ def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> 
     axes.plot(stage, start_steps_TxN.mean(1), color=SERIES[0], marker="o", ms=3.5, label="mean")
     if num_steps_N is not None:
         mean = float(num_steps_N.mean())
-        axes.axhline(mean, color=MUTED, linewidth=1, linestyle=":", label="mean length n_i")
-    axes.set_ylim(bottom=0)
+        axes.axhline(mean, color=MUTED, linewidth=1, linestyle=":", label="mean length nᵢ")
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # Room for the legend.
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.legend()
+    axes.legend(loc="upper right", ncols=2, columnspacing=1.2)
     return figure
 
 
@@ -231,7 +234,8 @@ def draw_schedule(axes: Axes, target_T: np.ndarray, remaining_T: np.ndarray) -> 
     """Both curves as shares of B, the difficulty of all steps, which D reaches at last."""
     total = float(target_T[-1]) or 1.0
     stage = np.arange(len(target_T))
-    axes.bar(stage, remaining_T / total, width=0.62, color=SERIES[0], alpha=0.75, label="Σ h(t)")
+    axes.bar(stage, remaining_T / total, width=0.62, color=PAGE)  # Hides the grid behind the bar.
+    axes.bar(stage, remaining_T / total, width=0.62, color=SERIES[0], alpha=0.7, label="Σ h(t)")
     axes.plot(stage, target_T / total, color=SERIES[1], marker="o", ms=3.5, label="target D(t)")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
     axes.set_ylim(0, 1.05)
@@ -241,7 +245,7 @@ def draw_schedule(axes: Axes, target_T: np.ndarray, remaining_T: np.ndarray) -> 
 
 @styled
 def whole_rationales(start_steps_TxN: np.ndarray) -> Figure:
-    """The share of examples of which every step, some steps or only the answer is output."""
+    """The share of examples of which every step is output, c_i(t) = 0."""
     figure, axes = _axes("Examples that output it all", "stage t", "share of examples")
     stage = np.arange(len(start_steps_TxN))
     whole = (start_steps_TxN == 0).mean(1)
@@ -255,8 +259,8 @@ def whole_rationales(start_steps_TxN: np.ndarray) -> Figure:
 
 @styled
 def weights(values: np.ndarray, keypoint: np.ndarray | None) -> Figure:
-    """Histogram of all weights; of keypoints and of filler each on its own, where they are known."""
-    figure, axes = _axes("Token weights", "w_j", "share of the tokens")
+    """Histogram of all weights, or of keypoints and of filler each where they are known."""
+    figure, axes = _axes("Token weights", "wⱼ", "share of the tokens")
     groups = [(values, "all tokens", 1)]
     if keypoint is not None and keypoint.any() and not keypoint.all():
         groups = [(values[~keypoint], "filler", 2), (values[keypoint], "keypoints", 0)]
@@ -268,7 +272,7 @@ def weights(values: np.ndarray, keypoint: np.ndarray | None) -> Figure:
 @styled
 def difficulties(values: np.ndarray) -> Figure:
     """Histogram of d_k of all steps; the hardest hundredth lies in the last bar."""
-    figure, axes = _axes("Step difficulties", "d_k in nats", "share of the steps")
+    figure, axes = _axes("Step difficulties", "dₖ in nats", "share of the steps")
     top = float(np.quantile(values, 0.99)) if len(values) else 1.0
     top = top if top > 0 else 1.0
     _histograms(axes, [(np.minimum(values, top), None, 1)], np.linspace(0, top, 31))
@@ -279,9 +283,9 @@ def difficulties(values: np.ndarray) -> Figure:
 
 
 @styled
-def by_group(groups: summary.Quartiles, title: str, x_label: str) -> Figure:
+def by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
     """Mean and middle half of the step difficulties for each x."""
-    figure, axes = _axes(title, x_label, "d_k in nats")
+    figure, axes = _axes(title, x_label, "dₖ in nats")
     axes.vlines(groups.x, groups.low, groups.high, color=SERIES[1], alpha=0.3, linewidth=7)
     axes.plot(groups.x, groups.mean, color=SERIES[1], marker="o", markersize=5)
     axes.set_ylim(bottom=0)
@@ -303,7 +307,7 @@ def _histograms(
     for values, label, colour in groups:
         share = np.full(len(values), 1 / max(len(values), 1))
         look = {"bins": bins.tolist(), "weights": share, "color": SERIES[colour]}
-        axes.hist(values, **look, alpha=0.45, label=label)
+        axes.hist(values, **look, histtype="stepfilled", linewidth=0, alpha=0.4, label=label)
         axes.hist(values, **look, histtype="step", linewidth=1.1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
     if any(label for _, label, _ in groups):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 LEVELS = 33
 
@@ -33,10 +34,10 @@ class Word(NamedTuple):
     pieces: tuple[float, ...]
 
 
-def words(text: str, spans: np.ndarray, weights: np.ndarray) -> list[Word]:
+def words(text: str, spans: npt.ArrayLike, weights: npt.ArrayLike) -> list[Word]:
     """Merges word pieces into words, numbers and punctuation marks.
 
-    A token counts for every word that it shares a character with; words without a token are left out.
+    A token counts for every word that it shares a character with; a word without one is left out.
 
     Args:
       text: the rationale.
@@ -46,17 +47,19 @@ def words(text: str, spans: np.ndarray, weights: np.ndarray) -> list[Word]:
     Returns:
       The words in the order of the text.
     """
-    spans, weights = np.asarray(spans, np.int64).reshape(-1, 2), np.asarray(weights, np.float64)
-    if len(spans) != len(weights):
-        raise ValueError(f"{len(spans)} spans and {len(weights)} weights are not of the same tokens")
-    there = spans[:, 1] > spans[:, 0]  # A token of white space alone has no characters.
-    starts, ends, weights = spans[there, 0], spans[there, 1], weights[there].tolist()
+    spans_nx2 = np.asarray(spans, np.int64).reshape(-1, 2)
+    weights_n = np.asarray(weights, np.float64)
+    if len(spans_nx2) != len(weights_n):
+        raise ValueError(f"{len(spans_nx2)} spans and {len(weights_n)} weights of the same tokens")
+    there = spans_nx2[:, 1] > spans_nx2[:, 0]  # A token of white space alone has no characters.
+    starts, ends = spans_nx2[there].T
+    values: list[float] = weights_n[there].tolist()
     found = [match.span() for match in _WORD.finditer(text)]
     bounds = np.asarray(found, np.int64).reshape(-1, 2)
     first = np.searchsorted(ends, bounds[:, 0], side="right").tolist()
     last = np.searchsorted(starts, bounds[:, 1], side="left").tolist()
     return [
-        Word(start, end, sum(weights[a:b]) / (b - a), tuple(weights[a:b]))
+        Word(start, end, sum(values[a:b]) / (b - a), tuple(values[a:b]))
         for (start, end), a, b in zip(found, first, last, strict=True)
         if b > a
     ]
@@ -69,8 +72,8 @@ def overlaps(start: int, end: int, spans: Sequence[Sequence[int]] | np.ndarray |
 
 def heat_map_html(
     text: str,
-    spans: np.ndarray,
-    weights: np.ndarray,
+    spans: npt.ArrayLike,
+    weights: npt.ArrayLike,
     keypoints: Sequence[Sequence[int]] | None = None,
 ) -> str:
     """The text with every word coloured by its weight, for a page that holds `css()`.
@@ -82,7 +85,7 @@ def heat_map_html(
       keypoints: spans of characters to underline, where they are known.
 
     Returns:
-      An HTML fragment. Each word's tooltip has its weight, and those of its pieces if there are many.
+      An HTML fragment. A word's tooltip has its weight, and those of its pieces if it has several.
     """
     pieces, at = [], 0
     for word in words(text, spans, weights):
@@ -117,8 +120,8 @@ def css() -> str:
     return f"""{light}
 @media screen and (prefers-color-scheme: dark) {{ {dark} }}
 .heat {{ white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; }}
-.heat span {{ padding: .14em .16em; border-radius: .2em; }}
-.heat .key {{ text-decoration: underline .13em; text-underline-offset: .22em; font-weight: 600; }}
+.heat span {{ padding: .14em .09em .2em; margin: 0 -.09em; border-radius: .2em; }}
+.heat .key {{ text-decoration: underline .1em; text-underline-offset: .14em; font-weight: 600; }}
 .legend {{ display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .7rem; }}
 .scale {{ display: inline-flex; width: 11rem; height: .8rem; border-radius: .2rem; overflow: hidden;
   border: 1px solid var(--rule); }}

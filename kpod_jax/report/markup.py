@@ -38,7 +38,10 @@ def section(title: str, *children: object) -> Html:
 
 
 def table(
-    head: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[int] = (), **kind: object
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    numeric: Sequence[int] = (),
+    **kind: object,
 ) -> Html:
     """A table that scrolls by itself where the page is too narrow.
 

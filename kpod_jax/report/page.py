@@ -63,7 +63,7 @@ def render(run: run_files.Run, compared: Sequence[summary.Method]) -> str:
     )
     top = tag(
         "header",
-        tag("p", name, class_="eyebrow"),
+        tag("p", _subject(run) or name, class_="eyebrow"),
         tag("h1", "Keypoint-based progressive distillation"),
         tag("p", summary.verdict(run, compared), class_="verdict"),
         tag("nav", *map(_link, found), aria_label="Sections"),
@@ -75,6 +75,14 @@ def render(run: run_files.Run, compared: Sequence[summary.Method]) -> str:
     )
     body = tag("body", tag("main", top, *found, foot))
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n{body}</html>\n'
+
+
+def _subject(run: run_files.Run) -> str:
+    """What was trained on what, from the configuration; empty where that does not say."""
+    tree = run.config or {}
+    tree = tree.get("config", tree)
+    found = [tree.get(room, {}).get(key) for room, key in (("student", "model"), ("data", "name"))]
+    return " on ".join(str(value) for value in found if value)
 
 
 def _link(section: Html) -> Html:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
@@ -18,7 +19,8 @@ from kpod_jax.report import run as run_files
 
 _SIZE = (12.0, 4.0)  # Inches, at 100 dots each.
 _FONT = 10.5
-_LINES = 8  # A rationale that needs more, its question included, is not the one to show.
+_LINES = 8  # Of an example, its question included.
+_CANDIDATES = 50
 _GAP = 1.1 / (_LINES + 0.6)  # Between lines, as a share of the panel's height.
 
 
@@ -68,7 +70,10 @@ def readme_picture(
         )
     stream = io.BytesIO()
     nothing = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    _draw(run, methods).savefig(stream, format=kind, dpi=100, facecolor="white", metadata=nothing)
+    # Text of an SVG is drawn as shapes: the words stand where they were measured, in any viewer.
+    with matplotlib.rc_context({"svg.hashsalt": "kpod", "svg.fonttype": "path"}):
+        figure = _draw(run, methods)
+        figure.savefig(stream, format=kind, dpi=100, facecolor="white", metadata=nothing)
     with files.replacing(path) as file:
         file.write(stream.getvalue())
     return path
@@ -87,6 +92,7 @@ def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
     schedule.set(title="Schedule: the last steps come first", xlabel="stage")
     figures.draw_schedule(schedule, run.schedule["target"], run.schedule["remaining"])
     schedule.set_ylim(0, 1.2)
+    schedule.set_yticks([0, 0.25, 0.5, 0.75, 1])
     accuracy.set_title("Accuracy of the student")
     figures.draw_accuracies(accuracy, methods)
     accuracy.set_yticks([])
@@ -98,7 +104,7 @@ def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
 
 
 def _draw_rationale(axes: Axes, run: run_files.Run, canvas: FigureCanvasAgg) -> None:
-    """The first example that fits (else the first), the colour scale below."""
+    """An example's question and its coloured rationale, the colour scale below."""
     axes.axis("off")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     renderer, font = canvas.get_renderer(), FontProperties(size=_FONT)
@@ -107,28 +113,24 @@ def _draw_rationale(axes: Axes, run: run_files.Run, canvas: FigureCanvasAgg) -> 
     def width(text: str) -> float:
         return renderer.get_text_width_height_descent(text, font, False)[0] / panel
 
-    lines: list[list[tuple[float, _Piece]]] = []
-    for index in range(len(run.records)):
-        candidate = _wrap(_pieces(run, index), width)
-        lines = lines or candidate
-        if len(candidate) <= _LINES:
-            lines = candidate
-            break
+    # The fullest of the first examples that fit, so that the panel is neither empty nor cut.
+    candidates = [_wrap(_pieces(run, i), width) for i in range(min(_CANDIDATES, len(run.records)))]
+    lines = max(candidates, key=lambda lines: (len(lines) <= _LINES, len(lines)))
     for row, line in enumerate(lines[:_LINES]):
         for x, piece in line:
             ground, ink = "none", figures.MUTED
             if piece.weight is not None:
                 ground, ink = heatmap.colour(piece.weight)
             box = {"boxstyle": "round,pad=0.14,rounding_size=0.25", "fc": ground, "ec": "none"}
-            y = 0.96 - row * _GAP
+            y = 0.945 - row * _GAP
             axes.text(x, y, piece.text, fontsize=_FONT, color=ink, va="center", bbox=box)
-    scale = axes.inset_axes((0.1, -0.135, 0.3, 0.04))
+    scale = axes.inset_axes((0.135, -0.135, 0.3, 0.04))
     colours = [heatmap.colour(i / 64)[0] for i in range(65)]
     scale.imshow([range(65)], aspect="auto", cmap=ListedColormap(colours))
     scale.axis("off")
     note = {"color": figures.MUTED, "va": "center", "fontsize": 9}
     axes.text(0.0, -0.115, "weight 0", **note)
-    axes.text(0.415, -0.115, "1", **note)
+    axes.text(0.45, -0.115, "1", **note)
 
 
 def _pieces(run: run_files.Run, index: int) -> Iterator[_Piece]:
@@ -148,7 +150,7 @@ def _wrap(
 ) -> list[list[tuple[float, _Piece]]]:
     """Lines of (x, piece), x from 0 to 1; the rationale starts on a line of its own."""
     lines: list[list[tuple[float, _Piece]]] = []
-    x, space, weighted = 2.0, width("n") * 0.75, False
+    x, space, weighted = 2.0, width("n") * 0.6, False
     for piece in pieces:
         x += space if piece.spaced else space / 4
         starts = (piece.weight is not None) != weighted

@@ -62,11 +62,14 @@ def load(workdir: files.PathLike) -> Run:
     split, predictions = _read_predictions(root, (results or {}).get("split"))
     judged = _read_records(root / "records" / f"{split}.jsonl") if split else ()
     schedule = _optional(files.read_npz, root / "schedule.npz")
+    weights = _optional(_read_ragged, root / "token_weights.npz")
+    if weights is not None and np.unique(weights.values).size < 2:
+        weights = None  # Uniform by configuration: nothing was learned, so nothing is to be seen.
     run = Run(
         directory=root,
         config=_optional(files.read_json, root / "config.json"),
         records=records,
-        weights=_optional(_read_ragged, root / "token_weights.npz"),
+        weights=weights,
         spans=_optional(_read_ragged, root / "token_spans.npz"),
         difficulty=_optional(_read_ragged, root / "step_difficulty.npz"),
         schedule=schedule,
@@ -121,8 +124,8 @@ def _read_records(path: pathlib.Path) -> tuple[Record, ...]:
             records.append(Record.from_json(row))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path}, record {number}, is no record ({type(error).__name__}: {error}). Expected "
-                "id, question, steps and answer; run --mode=rationales again."
+                f"{path}, record {number}, is no record ({type(error).__name__}: {error}). "
+                "Expected id, question, steps and answer; run --mode=rationales again."
             ) from error
     return tuple(records)
 

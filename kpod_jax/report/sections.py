@@ -62,13 +62,16 @@ def _comparison(compared: Sequence[summary.Method]) -> Html:
     numeric = range(len(head), len(head) + 3)
     head += ["Accuracy (%)", "95 % interval", "Steps"]
     caption = (
-        "Accuracy of the final answer: mean ± standard deviation over seeds. The interval is of the "
-        "sampling of the questions; of several seeds, it is the mean of their limits."
+        "Accuracy of the final answer: mean ± standard deviation over seeds. The interval is of "
+        "the sampling of the questions; of several seeds, it is the mean of their limits."
     )
     body = tag("div", table(head, rows, numeric), tag("p", caption, class_="caption"))
-    drawn = "Bars: mean accuracy. Black lines: 95 % interval. Dots: single seeds."
+    drawn = "Bars: mean accuracy. Lines: 95 % interval. Dots: single seeds."
     return tag(
-        "div", body, figure(figures.accuracies(compared), "accuracy", drawn), class_="grid wide-left"
+        "div",
+        body,
+        figure(figures.accuracies(compared), "accuracy", drawn),
+        class_="grid wide-left",
     )
 
 
@@ -91,8 +94,8 @@ def training(run: Run, compared: Sequence[summary.Method]) -> Html | None:
     if loss := lines("loss"):
         drawing = figures.curves(loss, "Training loss", "nats per token", smooth=True)
         caption = (
-            "Loss per supervised token (Eq. 15). While the schedule adds steps to the output, what is "
-            "supervised changes: methods compare on this axis only after the schedule has ended."
+            "Loss per supervised token (Eq. 15). While the schedule adds steps to the output, what "
+            "is supervised changes: methods compare on this axis only after the schedule has ended."
         )
         parts.append(figure(drawing, "loss", caption))
     if accuracy := lines("validation_accuracy"):
@@ -105,8 +108,8 @@ def training(run: Run, compared: Sequence[summary.Method]) -> Html | None:
 def schedule(run: Run, compared: Sequence[summary.Method]) -> Html | None:
     """How rationales moved from the input to the output."""
     del compared
-    if run.schedule is None:
-        return None
+    if run.schedule is None or not run.schedule["start_steps"].any():
+        return None  # Whole rationales from the start.
     start, target = run.schedule["start_steps"], run.schedule["target"]
     sizes = run.difficulty.lengths if run.difficulty is not None else None
     return section(
@@ -121,7 +124,7 @@ def schedule(run: Run, compared: Sequence[summary.Method]) -> Html | None:
             figure(
                 figures.start_steps(start, sizes),
                 "start-steps",
-                "Leading steps that are still input, c_i(t): mean of all examples, with the bands "
+                "Leading steps that are still input, cᵢ(t): mean of all examples, with the bands "
                 "that hold half and four fifths of them.",
             ),
             figure(
@@ -133,9 +136,9 @@ def schedule(run: Run, compared: Sequence[summary.Method]) -> Html | None:
             figure(
                 figures.whole_rationales(start),
                 "whole",
-                "Share of the examples whose whole rationale is output, c_i(t) = 0.",
+                "Share of the examples whose whole rationale is output, cᵢ(t) = 0.",
             ),
-            class_="grid",
+            class_="grid three",
         ),
     )
 

@@ -18,7 +18,8 @@ section > p, .verdict { max-width: 46rem; }
 p { margin: 0 0 .9rem; }
 code { font: .84em/1.5 var(--mono); }
 .muted { color: var(--muted); }
-.eyebrow, nav, .caption, figcaption, .legend, table, .tiles, .badge, .nats { font-family: var(--sans); }
+.eyebrow, nav, .caption, figcaption, .legend, table, .tiles, .badge, .nats {
+  font-family: var(--sans); }
 .eyebrow { font-size: .8rem; color: var(--muted); margin: 0 0 .5rem; overflow-wrap: anywhere; }
 .verdict { font-size: 1.18rem; line-height: 1.5; margin: .8rem 0 1.1rem; }
 nav { display: flex; flex-wrap: wrap; gap: .35rem 1.1rem; font-size: .84rem; }
@@ -28,9 +29,13 @@ nav a:hover { color: var(--ink); }
 .legend > span { color: var(--ink); }
 .grid { display: grid; gap: 1.6rem 2.4rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+.three { gap: 1.6rem 1.8rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
+.grid + * { margin-top: 1.6rem; }
+.grid + .caption { margin-top: .3rem; }
 .wide-left { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
-  align-items: center; }
-figure { margin: 0; min-width: 0; max-width: 32rem; }
+  align-items: start; }
+figure { margin: 0; min-width: 0; max-width: 28rem; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figcaption { margin-top: .5rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
@@ -56,7 +61,8 @@ tbody tr + tr td { border-top: 1px solid var(--rule); }
   margin-right: .55em; }
 .word { padding: .08em .4em; border-radius: .25em; font-family: var(--serif); font-size: .95rem; }
 meter { width: 100%; min-width: 4rem; height: .6rem; }
-meter::-webkit-meter-bar { background: var(--rule); border: 0; border-radius: .2rem; height: .4rem; }
+meter::-webkit-meter-bar { background: var(--rule); border: 0; border-radius: .2rem;
+  height: .4rem; }
 meter::-webkit-meter-optimum-value { background: var(--series-0); border-radius: .2rem; }
 meter::-moz-meter-bar { background: var(--series-0); }
 .card { border: 1px solid var(--rule); border-radius: .5rem; padding: 1rem 1.15rem;
@@ -66,9 +72,8 @@ meter::-moz-meter-bar { background: var(--series-0); }
 .card p, .card ol { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .card ol { white-space: normal; padding: .2rem 0 .2rem 1.5rem; }
 .card li::marker { color: var(--muted); font: .78rem var(--sans); }
-.card li > .heat { display: inline-block; width: calc(100% - 3.4rem); vertical-align: top; }
-.nats { float: right; font-size: .78rem; line-height: 2.4; color: var(--muted);
-  font-variant-numeric: tabular-nums; }
+.line { display: flex; justify-content: space-between; align-items: baseline; gap: 1rem; }
+.nats { flex: none; font-size: .78rem; color: var(--muted); font-variant-numeric: tabular-nums; }
 .card .question { font-style: italic; margin-bottom: .8rem; }
 .card .answer { margin-top: .5rem; }
 .badge { font-size: .78rem; font-weight: 600; }
@@ -84,15 +89,20 @@ footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--rule)
   h1 { font-size: 1.6rem; }
   .verdict { font-size: 1.05rem; }
   .card { padding: .85rem .9rem; }
+  table { font-size: .8rem; }
+  th, td { padding-right: .5rem; }
+  .tiles { gap: 1rem; }
+  .steps td:last-child { min-width: 10rem; }
 }
 @media print {
   @page { margin: 16mm 14mm; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  body { font-size: 9.5pt; }
+  html { font-size: 9.5pt; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   section { margin-top: 1.6rem; }
   .grid { grid-template-columns: 1fr 1fr; gap: 1rem 1.6rem; }
+  .three { grid-template-columns: 1fr 1fr 1fr; }
   figure, .card, tr, .tiles, h2, h3 { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; }

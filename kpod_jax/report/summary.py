@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from kpod_jax.configuration import METHODS
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.report import heatmap
 from kpod_jax.report.run import Run
-
-# Known methods in the order of the tables, and their names there.
-METHODS = {"kpod": "KPOD", "scotd": "SCoTD", "none": "No distillation"}
 
 NUMBER = "‹any number›"
 
@@ -65,14 +63,14 @@ def methods(results: Iterable[Mapping[str, Any]], read_metrics: Any = None) -> l
     order = {name: i for i, name in enumerate(METHODS)}
     found = []
     for (name, split), runs in sorted(
-        groups.items(), key=lambda item: order.get(item[0][0].lower(), len(order))
+        groups.items(), key=lambda item: order.get(item[0][0], len(order))
     ):
         accuracies = tuple(float(run["accuracy"]) for run in runs)
         low, high = (statistics.fmean(run["interval"][side] for run in runs) for side in (0, 1))
         paths = [run["metrics"] for run in runs if run.get("metrics")] if read_metrics else []
         found.append(
             Method(
-                name=METHODS.get(name.lower(), name),
+                name=method_name(name),
                 split=split,
                 seeds=tuple(run.get("seed") for run in runs),
                 accuracies=accuracies,
@@ -85,6 +83,12 @@ def methods(results: Iterable[Mapping[str, Any]], read_metrics: Any = None) -> l
             )
         )
     return found
+
+
+def method_name(key: str) -> str:
+    """What tables call a method; its key, where it is not one of ours."""
+    name = METHODS[key][0] if key in METHODS else key
+    return name[:1].upper() + name[1:]
 
 
 def series(
@@ -182,24 +186,21 @@ def step_numbers(difficulty: Ragged) -> np.ndarray:
     return np.arange(len(difficulty.values)) - starts + 1
 
 
-class Quartiles(NamedTuple):
-    """Per group: its x, the quartiles and the mean of its values, and their number; each [g]."""
+class Groups(NamedTuple):
+    """Per group of values: its x, their mean, and the quartiles around their middle half; [g]."""
 
     x: np.ndarray
-    low: np.ndarray
-    median: np.ndarray
-    high: np.ndarray
     mean: np.ndarray
-    count: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
-def quartiles(x: np.ndarray, values: np.ndarray, fewest: int = 1, most: int = 12) -> Quartiles:
-    """Quartiles of `values` for each x: at most the first `most`, none of fewer than `fewest`."""
-    kinds, counts = np.unique(x, return_counts=True)
-    kinds, counts = kinds[counts >= fewest][:most], counts[counts >= fewest][:most]
-    groups = [values[x == kind] for kind in kinds]
-    low, median, high = np.asarray([np.quantile(g, (0.25, 0.5, 0.75)) for g in groups]).T
-    return Quartiles(kinds, low, median, high, np.asarray([g.mean() for g in groups]), counts)
+def grouped(x: np.ndarray, values: np.ndarray, most: int = 12) -> Groups:
+    """Groups `values` by `x`, both [m]; at most the `most` smallest x."""
+    kinds = np.unique(x)[:most]
+    parts = [values[x == kind] for kind in kinds]
+    low, high = np.asarray([np.quantile(part, (0.25, 0.75)) for part in parts]).T
+    return Groups(kinds, np.asarray([part.mean() for part in parts]), low, high)
 
 
 def hardness(records: Sequence[Record]) -> np.ndarray | None:
@@ -213,43 +214,45 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     """Spearman's ρ; None where either never varies."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    return float(stats.spearmanr(x, y).statistic)
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
 
 
 def verdict(run: Run, compared: Sequence[Method]) -> str:
     """One sentence: how well the student answers and, of several methods, against which others."""
     if compared:
-        best = compared[0]
-        seeds = f", mean of {len(best.seeds)} seeds" if len(best.seeds) > 1 else ""
-        low, high = best.interval
-        text = (
-            f"{best.name} answers {percent(best.mean)} of {best.total:,} {best.split} questions "
-            f"correctly (95 % interval {percent(low, high)}{seeds})"
-        )
-        others = [m for m in compared[1:] if m.split == best.split]
-        parts = []
-        for other in others:
-            points = 100 * (best.mean - other.mean)
-            apart = low > other.interval[1] or other.interval[0] > high
-            parts.append(
-                f"{abs(points):.1f} points {'more' if points >= 0 else 'fewer'} than {_plain(other)}"
-                f" ({percent(other.mean)}; the intervals {'are disjoint' if apart else 'overlap'})"
-            )
-        return text + (": " + " and ".join(parts) if parts else "") + "."
+        return _comparison(compared)
     if run.results:
         result = run.results
         return (
-            f"{METHODS.get(str(result['method']).lower(), result['method'])}: the student answers "
-            f"{result['correct']:,} of {result['total']:,} {result['split']} questions correctly, "
+            f"{method_name(result['method'])}: the student answers {result['correct']:,} of "
+            f"{result['total']:,} {result['split']} questions correctly, "
             f"{percent(result['accuracy'])} (95 % interval {percent(*result['interval'])})."
         )
     return "This run has not been evaluated yet; what it has made so far is shown below."
 
 
+def _comparison(compared: Sequence[Method]) -> str:
+    """The first method against the baselines, or against the next two where there are none."""
+    first, others = compared[0], [m for m in compared[1:] if m.split == compared[0].split]
+    baselines = [m for m in others if m.name in (method_name("scotd"), method_name("none"))]
+    parts = []
+    for other in baselines or others[:2]:
+        points = 100 * (first.mean - other.mean)
+        apart = first.interval[0] > other.interval[1] or other.interval[0] > first.interval[1]
+        name = "no distillation" if other.name == method_name("none") else other.name
+        parts.append(
+            f"{abs(points):.1f} points {'more' if points >= 0 else 'fewer'} than {name} "
+            f"({percent(other.mean)}; the intervals {'are disjoint' if apart else 'overlap'})"
+        )
+    seeds = f", mean of {len(first.seeds)} seeds" if len(first.seeds) > 1 else ""
+    return (
+        f"{first.name} answers {percent(first.mean)} of {first.total:,} {first.split} questions "
+        f"correctly (95 % interval {percent(*first.interval)}{seeds})"
+        + (": " + " and ".join(parts) if parts else "")
+        + "."
+    )
+
+
 def percent(*shares: float) -> str:
-    """Shares of 1 as percentages: "62.4 %" or, for two, "58.1–66.5 %"."""
-    return "–".join(f"{100 * share:.1f}" for share in shares) + " %"
-
-
-def _plain(method: Method) -> str:
-    return "without distillation" if method.name == METHODS["none"] else method.name
+    """Shares of 1 as percentages: "62.4 %" or, for two, "58.1–66.5 %", not to be broken."""
+    return "–".join(f"{100 * share:.1f}" for share in shares) + "\u00a0%"

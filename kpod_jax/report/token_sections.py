@@ -28,13 +28,17 @@ def token_weights(run: Run, compared: Sequence[summary.Method]) -> Html | None:
             " Known keypoints and filler each make 100 %." if known else ""
         )
         columns.append(figure(figures.weights(run.weights.values, keypoint), "weights", caption))
-    x, y = summary.series(run.metrics, "weigh", "loss")
-    if len(x):
-        drawing = figures.curves(
-            [figures.Curve(None, 1, x, y)], "Loss of the weighting", "L_k in nats", smooth=True
-        )
-        columns.append(figure(drawing, "weigh-loss", "Loss of the mask learning (Eq. 7)."))
-    parts.append(tag("div", *columns, class_="grid") if columns else None)
+    # Rows without a mean weight are of the answerer, before masks are learned.
+    rows = [row for row in run.metrics if row.get("mean_weight") is not None]
+    for key, title, unit, caption in (
+        ("answer_loss", "Answer's loss", "Lₚ in nats", "Loss of the answer from what is kept"),
+        ("mean_weight", "Mean weight", "mean of wⱼ", "Share of the tokens that is kept"),
+    ):
+        x, y = summary.series(rows, "weigh", key)
+        if len(x):
+            drawing = figures.curves([figures.Curve(None, 0, x, y)], title, unit, smooth=True)
+            columns.append(figure(drawing, key, f"{caption}, while masks are learned (Eq. 7)."))
+    parts.append(_grid(columns) if columns else None)
     if run.records and run.spans is not None and run.weights is not None:
         parts.append(_words(run.records, run))
     return section("Token weights", *parts)
@@ -81,9 +85,10 @@ def _words(records: Sequence[Record], run: Run) -> Html | None:
         ]
         return tag("div", tag("h3", title), table(["Word", "", "Mean", "Times"], rows, (2, 3)))
 
+    often = f" that occur at least {fewest} times," if fewest > 1 else ""
     caption = (
-        f"Words of the training rationales by mean weight, of those that occur at least {fewest} "
-        "times. Word pieces are merged, upper and lower case too, and all numbers count as one word."
+        f"Words of the training rationales{often} by mean weight. Word pieces are merged, upper "
+        "and lower case too, and all numbers count as one word."
     )
     return tag(
         "div",
@@ -100,13 +105,13 @@ def rationales(run: Run, compared: Sequence[summary.Method]) -> Html | None:
     count = min(_SHOWN, len(run.records))
     indices = np.linspace(0, len(run.records) - 1, count).round().astype(int)
     known = any(run.records[i].keypoints for i in indices)
-    beside = " At the right, the difficulty d_k of each step in nats." if run.difficulty else ""
+    beside = " At the right, the difficulty dₖ of each step in nats." if run.difficulty else ""
     return section(
         "What the weighting keeps",
         tag(
             "p",
             f"{count} training examples, spread evenly over the data set and not otherwise chosen. "
-            f"The ground of a word is its weight w_j.{beside}",
+            f"The ground of a word is its weight wⱼ.{beside}",
         ),
         Html(heatmap.legend_html(known)),
         *(_rationale(run, int(i)) for i in indices),
@@ -127,7 +132,7 @@ def _rationale(run: Run, index: int) -> Html:
         if run.difficulty is not None:
             value = f"{run.difficulty[index][number]:.2f}"
             difficulty = tag("span", value, class_="nats", title="difficulty in nats")
-        lines.append(tag("li", Html(text), difficulty))
+        lines.append(tag("li", tag("div", Html(text), difficulty, class_="line")))
         start = end
     answer = tag("p", "Answer: ", tag("b", record.answer), class_="answer")
     return tag(
@@ -154,7 +159,7 @@ def difficulties(run: Run, compared: Sequence[summary.Method]) -> Html | None:
         ),
         figure(
             figures.by_group(
-                summary.quartiles(summary.step_numbers(run.difficulty), values),
+                summary.grouped(summary.step_numbers(run.difficulty), values),
                 "Difficulty by position",
                 "step of the rationale",
             ),
@@ -166,14 +171,14 @@ def difficulties(run: Run, compared: Sequence[summary.Method]) -> Html | None:
     rho = summary.rank_correlation(known, values) if known is not None else None
     if known is not None and rho is not None:
         drawing = figures.by_group(
-            summary.quartiles(known, values), "Difficulty by known hardness", "hardness of the step"
+            summary.grouped(known, values), "Difficulty by known hardness", "hardness of the step"
         )
         caption = (
-            f"Against the hardness that the task defines: Spearman's ρ = {rho:.2f}. Dots are means, "
-            "bars span the middle half."
+            f"Against the hardness that the task defines: Spearman's ρ = {rho:.2f}. Dots are "
+            "means, bars span the middle half."
         )
         columns.append(figure(drawing, "hardness", caption))
-    parts = [tag("div", *columns, class_="grid")]
+    parts = [_grid(columns)]
     if run.records:
         rows = [
             [
@@ -185,7 +190,7 @@ def difficulties(run: Run, compared: Sequence[summary.Method]) -> Html | None:
             for step in summary.hardest_steps(run.records, run.difficulty, 10)
         ]
         parts.append(tag("h3", "The hardest steps"))
-        parts.append(table(["d_k", "Example", "Step", "Text"], rows, (0,), class_="steps"))
+        parts.append(table(["dₖ", "Example", "Step", "Text"], rows, (0,), class_="steps"))
     return section(
         "Step difficulty",
         tag(
@@ -195,3 +200,8 @@ def difficulties(run: Run, compared: Sequence[summary.Method]) -> Html | None:
         ),
         *parts,
     )
+
+
+def _grid(columns: Sequence[Html]) -> Html:
+    """Figures side by side, where the page is wide enough."""
+    return tag("div", *columns, class_="grid three" if len(columns) > 2 else "grid")

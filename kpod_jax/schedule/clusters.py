@@ -150,7 +150,7 @@ def _silhouette(vectors_NxD: np.ndarray, labels_N: np.ndarray, seed: int) -> flo
 def _read_vectors(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, np.ndarray]:
     """Vectors of the wanted words, in the order of the file; the first of a repeated word."""
     vectors: dict[str, np.ndarray] = {}
-    dimensions = number = 0
+    dimensions = 0
     try:
         # Only "\n" ends a line: some files have words that hold other line separators.
         with open(path, encoding="utf-8", newline="\n") as file:
@@ -181,8 +181,8 @@ def _read_vectors(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, n
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}:{number + 1}: not UTF-8 text ({error.reason}). Expected GloVe's or word2vec's "
-            "text format; convert a binary word2vec file to text first."
+            f"{path} is not UTF-8 text ({error.reason}). Expected GloVe's or word2vec's text "
+            "format; convert a binary word2vec file to text first."
         ) from error
     return vectors
 

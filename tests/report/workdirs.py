@@ -39,9 +39,7 @@ def build(root: pathlib.Path, *, seed: int = 0, accuracy: int = 31) -> pathlib.P
     """Writes all files of a finished run below `root`."""
     rng = np.random.default_rng(seed)
     train = records()
-    test = [
-        Record(f"test-{i}", r.question, r.steps, r.answer) for i, r in enumerate(records(8))
-    ]
+    test = [Record(f"test-{i}", r.question, r.steps, r.answer) for i, r in enumerate(records(8))]
     hostile = Record("test-<b>", f"{HOSTILE} How many?", (f"{HOSTILE} It is 1.",), "1")
     rows = [*test, hostile]
     files.write_json(
@@ -71,11 +69,12 @@ def build(root: pathlib.Path, *, seed: int = 0, accuracy: int = 31) -> pathlib.P
     remaining = np.asarray(
         [sum(difficulty[3 * i + c : 3 * i + 3].sum() for i, c in enumerate(row)) for row in start]
     )
-    target = np.maximum(remaining * 1.04, remaining)
-    target[-1] = remaining[-1] = difficulty.sum()
+    target = np.minimum(remaining * 1.04 + 0.1, difficulty.sum())
     files.write_npz(
         root / "schedule.npz",
-        **{"start_steps": start, "target": target, "remaining": remaining},
+        start_steps=start,
+        target=target,
+        remaining=remaining,
         clusters=np.zeros(12, np.int32),
     )
     files.write_json(
@@ -85,7 +84,13 @@ def build(root: pathlib.Path, *, seed: int = 0, accuracy: int = 31) -> pathlib.P
     )  # fmt: skip
     steps = np.arange(10, 3001, 10)
     metrics: list[dict[str, Any]] = [
-        {"stage": "weigh", "step": int(s), "loss": 0.5 + float(np.exp(-s / 300))} for s in steps
+        {
+            "stage": "weigh",
+            "step": int(s),
+            "answer_loss": 0.5 + float(np.exp(-s / 300)),
+            "mean_weight": 0.34 + 0.3 * float(np.exp(-s / 500)),
+        }
+        for s in steps
     ]
     metrics += [
         {"stage": "distill", "step": int(s), "learning_rate": 1e-4,
@@ -93,11 +98,17 @@ def build(root: pathlib.Path, *, seed: int = 0, accuracy: int = 31) -> pathlib.P
         for s in steps
     ]  # fmt: skip
     metrics += [
-        {"stage": "distill", "step": s, "validation_accuracy": accuracy / 50 * (1 - 2 ** (-s / 600))}
+        {
+            "stage": "distill",
+            "step": s,
+            "validation_accuracy": accuracy / 50 * (1 - 2 ** (-s / 600)),
+        }
         for s in range(300, 3001, 300)
     ]
     files.write_jsonl(root / "metrics.jsonl", metrics)
-    files.write_jsonl(root / "predictions" / "test.jsonl", [prediction(r, i) for i, r in enumerate(rows)])
+    files.write_jsonl(
+        root / "predictions" / "test.jsonl", [prediction(r, i) for i, r in enumerate(rows)]
+    )
     files.write_json(root / "results.json", results("kpod", seed, accuracy))
     return root
 

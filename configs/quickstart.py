@@ -1,0 +1,27 @@
+r"""KPOD on the built-in task with the tiny T5: minutes on a laptop, offline.
+
+    python -m kpod_jax.main --config=configs/quickstart.py --workdir=runs/kpod
+    python -m kpod_jax.main --config=configs/quickstart.py:scotd --workdir=runs/scotd
+
+The argument after the colon is a method of `kpod_jax.configuration.METHODS`.
+"""
+
+from kpod_jax import configuration
+
+
+def get_config(method: str = "kpod"):
+    config = configuration.default()
+    config.data.name = "arithmetic"
+    config.data.train_examples = 1000
+    config.data.validation_examples = 200
+    config.data.test_examples = 400
+    config.student.model = "kpod_jax/assets/tiny_t5"
+    config.student.scan_layers = False
+    config.weighting.answerer = "kpod_jax/assets/tiny_answerer"
+    config.weighting.fit = "fresh"
+    config.weighting.reading_steps = 0
+    config.weighting.masking_steps = 0
+    config.distill.epochs = 10
+    config.distill.learning_rate = 2e-3
+    config.eval.max_new_tokens = 112
+    return configuration.apply_method(config, method or "kpod")

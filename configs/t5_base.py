@@ -1,0 +1,36 @@
+r"""KPOD on GSM8K with T5-base (220M): the default job for one TPU or GPU host.
+
+    python -m kpod_jax.main --config=configs/t5_base.py --workdir=runs/t5_base
+
+Without a network, give the data, and random weights with a tokenizer file:
+
+    python -m kpod_jax.main --config=configs/t5_base.py --workdir=runs/t5_base \
+        --config.data.path=DIR_OF_train.jsonl_AND_test.jsonl \
+        --config.student.init=random --config.student.tokenizer=spiece.model
+
+The argument after the colon is a method: `configs/t5_base.py:scotd`. The paper has no T5-base; its
+settings for FlanT5 are used. No result has been measured yet.
+"""
+
+from kpod_jax import configuration
+
+
+def get_config(method: str = "kpod"):
+    config = configuration.default()
+    config.data.name = "gsm8k"
+    config.student.model = "google/flan-t5-base"
+    config.student.dtype = "bfloat16"
+    config.student.max_question_tokens = 256
+    config.student.max_target_tokens = 512
+    config.weighting.answerer = ""
+    config.weighting.fit = "other_fold"
+    config.weighting.answerer_learning_rate = 1e-4
+    config.weighting.learning_rate = 1e-3
+    config.distill.epochs = 100  # [paper, for FlanT5]
+    config.distill.batch_size = 32  # [paper: 4]
+    config.distill.learning_rate = 5e-5  # [paper]
+    config.distill.dropout = True
+    config.distill.checkpoint_every = 500
+    config.distill.validate_every = 10
+    config.eval.max_new_tokens = 320
+    return configuration.apply_method(config, method or "kpod")

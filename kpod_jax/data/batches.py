@@ -1,0 +1,226 @@
+"""Batches for teacher forcing: every batch is a pure function of (seed, step).
+
+Here the schedule meets the loss: w_j, the step mask (step >= c_i) and the answer's 1 become one
+array, `loss_weights`, so that the train step is a plain weighted cross entropy whose shapes do not
+change while c_i moves.
+
+Letters: N examples, B rows of a batch, S tokens of a prompt, U of a target.
+"""
+
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+
+from kpod_jax.data.buckets import batch_rows, length_buckets, padded
+from kpod_jax.data.records import Ragged
+from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class BatchSource:
+    """Batches of a `TokenizedSet`, by number of the training step.
+
+    Examples of like lengths share batches: they are put into a few buckets, each of one shape
+    [S, U], so that a train step is compiled once a bucket. An epoch has every example exactly once;
+    its order comes from (seed, epoch) alone. The last batch of a bucket is filled up with padding
+    rows.
+    """
+
+    def __init__(
+        self,
+        tokenized: TokenizedSet,
+        batch_size: int,
+        seed: int,
+        *,
+        pad_id: int,
+        decoder_start_id: int,
+        buckets: int = 4,
+        weights: Ragged | None = None,
+        start_steps: Callable[[int], np.ndarray] | None = None,
+        stage_of_step: Callable[[int], int] | None = None,
+    ) -> None:
+        """Lays out the examples; batches are made when they are asked for.
+
+        Args:
+          tokenized: the N examples.
+          batch_size: B, rows of a batch over all hosts.
+          seed: not negative.
+          pad_id: token that fills `input_ids`, `decoder_input_ids` and `targets`.
+          decoder_start_id: first of `decoder_input_ids`.
+          buckets: at most so many shapes of batches.
+          weights: w_j of every rationale token, N slices of `rationale_lengths`; None is 1.
+          start_steps: from a stage to c_i of every example, [N] integers; None is 0.
+          stage_of_step: from a training step to its stage; None is the step's epoch.
+
+        Raises:
+          UserError: no examples, a setting out of range, or weights of other examples.
+        """
+        if len(tokenized) == 0:
+            raise UserError(
+                "There are no examples to make batches of. See records/rejected.jsonl for records "
+                "that were turned down, and why."
+            )
+        for name, setting, least in (
+            ("batch_size", batch_size, 1),
+            ("buckets", buckets, 1),
+            ("seed", seed, 0),
+        ):
+            if setting < least:
+                raise UserError(f"{name}={setting} is not possible; expected at least {least}.")
+        self._tokenized = tokenized
+        self._batch_size = batch_size
+        self._seed = seed
+        self._pad_id = pad_id
+        self._decoder_start_id = decoder_start_id
+        self._weights = _target_weights(tokenized, weights)
+        self._start_steps = start_steps or (lambda stage: np.zeros(len(tokenized), np.int32))
+        self._stage_of_step = stage_of_step or (lambda step: step // self.steps_per_epoch)
+        lengths_Nx2 = np.stack([tokenized.questions.lengths, tokenized.targets.lengths], axis=1)
+        self._buckets = length_buckets(lengths_Nx2, buckets, batch_size)
+        self._shape_of_example = np.zeros((len(tokenized), 2), np.int64)
+        for members, shape in self._buckets:
+            self._shape_of_example[members] = shape
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return sum(-(-len(members) // self._batch_size) for members, _ in self._buckets)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(S, U) of every bucket: the shapes that a train step is compiled for."""
+        return [(int(s), int(u)) for _, (s, u) in self._buckets]
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a training step.
+
+        Returns:
+          input_ids [B, S] int32 and input_mask [B, S] bool;
+          decoder_input_ids [B, U] int32 (targets shifted right) and targets [B, U] int32;
+          loss_weights [B, U] float32: w_j for rationale tokens of steps from c_i on, 1 for the
+            answer sentence and EOS, else 0;
+          supervised [B, U] bool: tokens that the loss is about, the denominator's count;
+          index [B] int32: the example's number, -1 in padding rows, where nothing is supervised.
+        """
+        if step < 0:
+            raise IndexError(f"step {step} is negative")
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start_steps_N = np.asarray(self._start_steps(self._stage_of_step(step)))
+        if start_steps_N.shape != (len(self._tokenized),):
+            raise UserError(
+                f"The schedule has start steps of shape {start_steps_N.shape} for "
+                f"{len(self._tokenized)} examples; it was made for other records. Run "
+                "--mode=schedule again."
+            )
+        return self._batch(self._epoch_rows(epoch)[place], start_steps_N)
+
+    def iterate(
+        self, start_step: int, total_steps: int, *, threads: int = 2, prefetch: int = 8
+    ) -> grain.DatasetIterator:
+        """Iterates over steps `start_step` ... `total_steps` - 1, made ahead by threads.
+
+        Up to `prefetch` batches are made before they are asked for. So where `start_steps` follows
+        the student's losses, iterate over one stage at a time.
+
+        Args:
+          start_step: the first step.
+          total_steps: the step that is not made any more.
+          threads: that make batches.
+          prefetch: batches that may be waiting.
+
+        Returns:
+          An iterator with `get_state()` and `set_state(state)`; a state is one of an iterator with
+          the same `start_step`.
+        """
+        return iter(
+            grain.MapDataset.range(start_step, total_steps)
+            .map(self.__getitem__)
+            .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
+        )
+
+    def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """Every example exactly once, whole (c_i = 0), bucket by bucket: for scoring.
+
+        Args:
+          batch_size: B; None is that of training.
+        """
+        whole_N = np.zeros(len(self._tokenized), np.int32)
+        for members, _ in self._buckets:
+            for rows_B in batch_rows(members, batch_size or self._batch_size):
+                yield self._batch(rows_B, whole_N)
+
+    def _epoch_rows(self, epoch: int) -> np.ndarray:
+        """[steps per epoch, B] examples of an epoch's batches, -1 for padding rows."""
+        cached = self._epoch  # Read once: other threads may be replacing it.
+        if cached is not None and cached[0] == epoch:
+            return cached[1]
+        generator = np.random.default_rng([self._seed, epoch])
+        rows = np.concatenate(
+            [
+                batch_rows(generator.permutation(members), self._batch_size)
+                for members, _ in self._buckets
+            ]
+        )
+        rows = generator.permutation(rows)
+        self._epoch = epoch, rows
+        return rows
+
+    def _batch(self, rows_B: np.ndarray, start_steps_N: np.ndarray) -> Batch:
+        size_S, size_U = self._shape_of_example[rows_B[0]]  # The first row is never padding.
+        data = self._tokenized
+        input_ids, input_mask = padded(data.questions, rows_B, size_S, self._pad_id)
+        targets, target_mask = padded(data.targets, rows_B, size_U, self._pad_id)
+        steps, _ = padded(data.steps, rows_B, size_U, 0)
+        weights, _ = padded(self._weights, rows_B, size_U, 0)
+        supervised = target_mask & (steps >= start_steps_N[rows_B][:, None])
+        decoder_input_ids = np.full_like(targets, self._decoder_start_id)
+        decoder_input_ids[:, 1:] = targets[:, :-1]
+        return {
+            "input_ids": input_ids,
+            "input_mask": input_mask,
+            "decoder_input_ids": decoder_input_ids,
+            "targets": targets,
+            "loss_weights": np.where(supervised, weights, np.float32(0)),
+            "supervised": supervised,
+            "index": rows_B.astype(np.int32),
+        }
+
+
+def question_batches(
+    questions: Ragged, batch_size: int, *, pad_id: int, buckets: int = 4
+) -> Iterator[Batch]:
+    """Prompts alone, every one exactly once, in batches of like lengths: for generation.
+
+    Yields:
+      input_ids [B, S] int32, input_mask [B, S] bool and index [B] int32, -1 in padding rows.
+    """
+    for members, (size,) in length_buckets(questions.lengths[:, None], buckets, batch_size):
+        for rows_B in batch_rows(members, batch_size):
+            input_ids, input_mask = padded(questions, rows_B, size, pad_id)
+            yield {
+                "input_ids": input_ids,
+                "input_mask": input_mask,
+                "index": rows_B.astype(np.int32),
+            }
+
+
+def _target_weights(tokenized: TokenizedSet, weights: Ragged | None) -> Ragged:
+    """float32 weights parallel to the targets: w_j, then 1 for the answer sentence and EOS."""
+    targets = tokenized.targets
+    values = np.ones(len(targets.values), np.float32)
+    if weights is not None:
+        if not np.array_equal(weights.lengths, tokenized.rationale_lengths):
+            raise UserError(
+                f"Token weights of {len(weights)} examples with {len(weights.values)} rationale "
+                f"tokens do not fit the records' {len(tokenized)} with "
+                f"{int(tokenized.rationale_lengths.sum())}; they were made for other records or "
+                "another tokenizer. Run --mode=weigh again."
+            )
+        example = np.repeat(np.arange(len(targets)), targets.lengths)
+        place = np.arange(len(values)) - targets.offsets[example]
+        values[place < tokenized.rationale_lengths[example]] = weights.values
+    return Ragged(values, targets.offsets)

@@ -1,0 +1,80 @@
+"""Loading tokenizers, whatever the form of their files."""
+
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+from kpod_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# What tokenizers that do not say which of their tokens is which call them.
+_EOS_NAMES = ("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "[EOS]", "[SEP]")
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+    """Loads a fast tokenizer that has an end and a padding token.
+
+    A tokenizer without a padding token is given one that its vocabulary has, `<pad>` or the like,
+    else its end token: padding is masked wherever it could matter, and the vocabulary stays as it
+    is.
+
+    Args:
+      name: a directory with `tokenizer.json` or a SentencePiece model, one of these files, or the
+        id of a model on the Hugging Face hub (whose cached copy is used first).
+
+    Raises:
+      UserError: nothing of that name can be loaded, or it has no end token.
+    """
+    try:
+        tokenizer = _load(name)
+    except Exception as error:  # The tokenizers library raises Exception itself for damage.
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"Cannot load a tokenizer from {name!r}: {reason} Expected a directory with "
+            "tokenizer.json, a SentencePiece .model file, or a Hugging Face id, which needs a "
+            "network or a cached copy."
+        ) from error
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = next((t for t in _EOS_NAMES if t in vocabulary), None)
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"The tokenizer {name!r} has no end-of-sequence token, so that nothing could end a "
+            'generation. Set "eos_token" in its tokenizer_config.json.'
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = next((t for t in _PAD_NAMES if t in vocabulary), tokenizer.eos_token)
+    return tokenizer
+
+
+def _load(name: str) -> "PreTrainedTokenizerFast":
+    # Imported here: it takes a second, and most of the package does without it.
+    import transformers
+
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir() and not (path / "tokenizer.json").is_file():
+        path = next(iter(sorted(path.glob("*.model"))), path)
+    if path.is_file() and path.suffix == ".json":
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+    if path.is_file() and path.suffix == ".model":
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore[reportCallIssue]
+        # T5's models have a padding piece, LLaMA's have none.
+        family = transformers.T5Tokenizer if model.pad_id() >= 0 else transformers.LlamaTokenizer
+        return family.from_pretrained(str(path))
+    if path.is_dir():
+        return transformers.AutoTokenizer.from_pretrained(str(path))
+    if path.is_file():
+        raise ValueError("it is a file, but neither .json nor .model.")
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".model", ".json"):
+        raise OSError("there is no such file or directory.")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+            raise
+        return transformers.AutoTokenizer.from_pretrained(name)

@@ -1,0 +1,276 @@
+"""The student's training: one jitted, donated, sharded step, and the loop around it (Eq. 15).
+
+The step is plain weighted cross entropy: which tokens count at a stage, and how much, comes with
+the batch. A run is a function of its configuration and data, so one that was killed goes on from
+its last checkpoint to the same bits.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh
+
+from kpod_jax import losses, sharding
+from kpod_jax.checkpoint import Checkpoints
+from kpod_jax.data.batches import BatchSource
+from kpod_jax.difficulty import token_losses
+from kpod_jax.metrics import MetricsWriter, OneStepLate
+from kpod_jax.progress import Progress
+
+STAGE = "distill"
+Params = Any
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long a training is.
+
+    Attributes:
+      steps_per_epoch: an epoch is a stage.
+      total_steps: of the whole training.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def stages(self) -> int:
+        """Number of stages, the last perhaps cut short."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+
+def plan(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Plan:
+    """The training's length by `distill.epochs` and `distill.max_steps`."""
+    total = config.epochs * steps_per_epoch
+    return Plan(steps_per_epoch, min(total, config.max_steps) if config.max_steps else total)
+
+
+def learning_rate(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
+    """Linear warm-up, then constant, linear or cosine."""
+    warmup = min(config.warmup_steps, max(0, total_steps - 1))
+    rest = max(1, total_steps - warmup)
+    after = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+    }[config.decay]
+    start = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup))
+    return optax.join_schedules([start, after], [warmup])
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, total_steps: int, trainable: Callable[[Params], Any]
+) -> optax.GradientTransformation:
+    """The optimiser of the configuration.
+
+    Args:
+      config: `distill` of the configuration.
+      total_steps: for the learning rate's decay.
+      trainable: from parameters to a tree of bool; the others are frozen and have no state.
+    """
+    rate = learning_rate(config, total_steps)
+    if config.optimizer == "adafactor":
+        update = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
+    elif config.optimizer == "adamw":
+        update = optax.adamw(rate, weight_decay=config.weight_decay)
+    else:
+        update = optax.adam(rate)
+    if config.clip_norm:
+        update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+    def labels(params: Params) -> Any:
+        return jax.tree.map(lambda on: "train" if on else "freeze", trainable(params))
+
+    return optax.multi_transform({"train": update, "freeze": optax.set_to_zero()}, labels)
+
+
+def make_train_step(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    *,
+    micro_batches: int = 1,
+    dropout: bool = False,
+) -> Callable[[dict[str, Any], Batch, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]]:
+    """Makes the step: (state, batch, key) -> (state, metrics); the state is donated.
+
+    The loss is Σ weight · nll over the number of supervised tokens of the whole batch (Eq. 15),
+    whatever the micro-batches and the mesh.
+
+    Args:
+      module: the student.
+      optimizer: from `make_optimizer`.
+      rate: for the metrics.
+      micro_batches: parts that a batch is worked off in; divides its rows.
+      dropout: with the module's own rates, seeded by `key` and the step.
+    """
+
+    def weighted(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        nll = token_losses(module, params, batch, dropout_key=key if dropout else None)
+        total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+        return total, jnp.sum(nll)
+
+    gradient = jax.value_and_grad(weighted, has_aux=True)
+
+    def sums(params: Params, batch: Batch, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        """Gradient and value of Σ weight · nll, and Σ nll."""
+        if micro_batches == 1:
+            (total, plain), grads = gradient(params, batch, key)
+            return grads, total, plain
+        # Rows are dealt out in turn, so that every device keeps its share of each part.
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0), batch
+        )
+
+        def add(carry, part):
+            number, batch = part
+            (total, plain), grads = gradient(params, batch, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, carry, (grads, total, plain)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(())
+        return jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))[0]
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: dict[str, Any], batch: Batch, key: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        step, params = state["step"], state["params"]
+        count = jnp.maximum(1.0, jnp.sum(batch["supervised"]).astype(jnp.float32))
+        grads, total, plain = sums(params, batch, jax.random.fold_in(key, step))
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
+        metrics = {
+            "loss": total / count,
+            "token_loss": plain / count,
+            "gradient_norm": optax.global_norm(grads),
+            "supervised_tokens": count,
+            "learning_rate": jnp.asarray(rate(step), jnp.float32),
+        }
+        params = optax.apply_updates(params, updates)
+        return {"params": params, "opt_state": opt_state, "step": step + 1}, metrics
+
+    return train_step
+
+
+def train(
+    module: nn.Module,
+    params: Params,
+    trainable: Callable[[Params], Any],
+    source: BatchSource,
+    start_steps: Callable[[int], np.ndarray],
+    config: ml_collections.ConfigDict,
+    *,
+    seed: int,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    validate: Callable[[Params], float],
+) -> None:
+    """Trains from `params`, or goes on from the work directory's latest checkpoint.
+
+    Every checkpoint goes to `checkpoints/student`, the metrics to `metrics.jsonl`. The validation
+    accuracy of the last step, and of every `validate_every` epochs, picks the best checkpoint.
+
+    Args:
+      module: the student.
+      params: where training starts; donated.
+      trainable: from parameters to a tree of bool.
+      source: of batches, which ask `start_steps` for c_i.
+      start_steps: c_i by stage, for the metrics.
+      config: `distill` of the configuration.
+      seed: of dropout.
+      mesh: that the parameters lie on.
+      workdir: of the run.
+      validate: from parameters to the accuracy on the validation split.
+    """
+    length = plan(config, source.steps_per_epoch)
+    optimizer = make_optimizer(config, length.total_steps, trainable)
+    train_step = make_train_step(
+        module,
+        optimizer,
+        learning_rate(config, length.total_steps),
+        micro_batches=config.micro_batches,
+        dropout=config.dropout,
+    )
+    key = jax.random.key(seed)
+    with (
+        sharding.use(mesh),
+        Checkpoints(
+            workdir / "checkpoints" / "student", keep=config.keep, best_metric="accuracy"
+        ) as checkpoints,
+    ):
+        state = jax.jit(_start, static_argnums=1, donate_argnums=0)(params, optimizer)
+        first, iterator_state = 0, None
+        if checkpoints.latest_step() is not None:
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+            )
+            restored = checkpoints.restore(abstract)
+            state, first = restored.state, restored.step
+            iterator_state = restored.extra["iterator"]
+            logging.info("goes on from the checkpoint of step %d", first)
+        if first >= length.total_steps:
+            return
+        iterator = source.iterate(0, length.total_steps)
+        if iterator_state is not None:
+            iterator.set_state(iterator_state)
+        late, window, began = OneStepLate(), 0.0, time.monotonic()
+        with (
+            MetricsWriter(workdir, STAGE, restored_step=first if first else None) as writer,
+            Progress(length.total_steps, "Distilling", initial=first) as progress,
+        ):
+
+            def record(done: tuple[int, dict[str, float]] | None) -> None:
+                """Writes a step's metrics, `log_every` steps apart."""
+                nonlocal window, began
+                if done is None:
+                    return
+                step, values = done
+                window += values["supervised_tokens"]
+                progress.update(loss=values["loss"])
+                if step % config.log_every and step != length.total_steps:
+                    return
+                now = time.monotonic()
+                stage = (step - 1) // length.steps_per_epoch
+                values["tokens_per_second"] = window / max(now - began, 1e-9)
+                values["stage_number"] = stage
+                values["mean_start_step"] = float(np.mean(start_steps(stage)))
+                writer.write(step, values)
+                window, began = 0.0, now
+
+            for step in range(first + 1, length.total_steps + 1):
+                batch = next(iterator)
+                del batch["index"]
+                state, metrics = train_step(state, sharding.place_batch(batch, mesh), key)
+                record(late.push(step, metrics))
+                last = step == length.total_steps
+                every = config.validate_every * length.steps_per_epoch
+                accuracy = None
+                if last or (every and step % every == 0):
+                    accuracy = validate(state["params"])
+                    writer.write(step, {"validation_accuracy": accuracy})
+                    began = time.monotonic()
+                if last or accuracy is not None or step % config.checkpoint_every == 0:
+                    record(late.flush())  # A run that goes on from here finds the line written.
+                    checkpoints.save(
+                        step,
+                        state,
+                        extra={"iterator": iterator.get_state()},
+                        metrics=None if accuracy is None else {"accuracy": accuracy},
+                    )
+
+
+def _start(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """The state before the first step; optimiser state is laid out like the parameters."""
+    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}

@@ -1,0 +1,84 @@
+"""Command line: python -m kpod_jax.main --config=configs/quickstart.py --workdir=DIR [--mode=STAGE].
+
+Single keys are changed with --config.KEY=VALUE, as in --config.distill.epochs=5.
+"""
+
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from kpod_jax import configuration
+from kpod_jax.errors import UserError
+
+_MODES = (
+    "all",
+    "rationales",
+    "weigh",
+    "score",
+    "schedule",
+    "distill",
+    "eval",
+    "report",
+    "export",
+    "sweep",
+)
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, such as configs/t5_base.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes.")
+_MODE = flags.DEFINE_enum(
+    "mode", "all", _MODES, "What to do: one stage, all of them (without export), or a sweep."
+)
+_SWEEP = flags.DEFINE_string(
+    "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for; what a user can put right is said in one message."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    # Our own lines; Orbax and others say much at the same level.
+    try:
+        _run()
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run() -> None:
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: the directory for everything that the run writes.")
+    # Compiled steps outlive the process that compiled them.
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", _cache_directory())
+    if _MODE.value == "sweep":
+        from kpod_jax import sweep
+
+        if not _SWEEP.value:
+            raise UserError("--mode=sweep needs --sweep, such as configs/sweeps/quickstart.py.")
+        sweep.run(_SWEEP.value, _WORKDIR.value)
+        return
+    from kpod_jax import pipeline
+
+    if _CONFIG.value is None:
+        raise UserError("--config is missing, such as --config=configs/quickstart.py.")
+    configuration.check(_CONFIG.value)
+    pipeline.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+
+
+def _cache_directory() -> str:
+    import os
+    import pathlib
+
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return str(pathlib.Path(root) / "kpod_jax" / "compiled")
+
+
+if __name__ == "__main__":
+    # `app.run` would report flags that are wrong; a wrong key of the configuration is one of them.
+    app.run(main)

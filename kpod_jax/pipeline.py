@@ -1,0 +1,574 @@
+"""Algorithm 1 from top to bottom: rationales → weights → difficulties → schedule → student → accuracy.
+
+Each stage reads and writes files of the work directory and is skipped while its output is up to
+date. This is the only place that knows their order.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import math
+import pathlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+
+import kpod_jax
+from kpod_jax import (
+    configuration,
+    difficulty,
+    distill,
+    evaluate,
+    files,
+    report,
+    sharding,
+)
+from kpod_jax.checkpoint import Checkpoints
+from kpod_jax.data import records as records_io
+from kpod_jax.data import sources, tokens
+from kpod_jax.data.batches import BatchSource
+from kpod_jax.data.records import Ragged, Record
+from kpod_jax.errors import UserError
+from kpod_jax.models import hub
+from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.student import Student, load_student
+from kpod_jax.progress import Progress
+from kpod_jax.schedule import clusters, curricula, solvers
+from kpod_jax.weighting import weigh
+from kpod_jax.workdir import Workdir
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A step of Algorithm 1.
+
+    Attributes:
+      run: does the work and says in a few words what it did.
+      keys: parts of the configuration that it depends on.
+      inputs: files that it reads.
+      outputs: files that it writes.
+      optional: outputs of other stages that it reads where the configuration needs those.
+      needed: whether the configuration asks for it at all.
+      continues: a stale output is a training that may have taken days: it is not overwritten.
+    """
+
+    run: Callable[["Run"], str]
+    keys: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    needed: Callable[[ml_collections.ConfigDict], bool] = lambda config: True
+    continues: bool = False
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: files.PathLike,
+    mode: str = "all",
+    siblings: Sequence[files.PathLike] = (),
+) -> pathlib.Path:
+    """Runs a stage, or all of them but the export, in a work directory.
+
+    Args:
+      config: checked (`configuration.check`).
+      workdir: made if it is missing.
+      mode: a name of STAGES, or "all".
+      siblings: work directories whose outputs are taken over where they were made from the same.
+
+    Returns:
+      The work directory.
+
+    Raises:
+      UserError: something that the user can put right.
+    """
+    current = Run(config, Workdir(workdir, siblings))
+    _write_config(current)
+    for name in [name for name in STAGES if name != "export"] if mode == "all" else [mode]:
+        current.stage(name)
+    return current.workdir.path
+
+
+def say(line: str) -> None:
+    """Prints a line for the user, once for all processes."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+class Run:
+    """A run's configuration and directory, and what several stages need, made when first asked for."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+        """Starts nothing yet."""
+        self.config = config
+        self.workdir = workdir
+
+    def stage(self, name: str) -> None:
+        """Runs one stage unless its output is there and up to date."""
+        stage = STAGES[name]
+        if not stage.needed(self.config):
+            say(f"{name}: not needed for method {self.config.method}")
+            return
+        missing = [file for file in self.inputs(name) if not (self.workdir / file).exists()]
+        if missing:
+            raise UserError(
+                f"--mode={name} reads {self.workdir / missing[0]}, which is not there. Run the "
+                "stages before it first, or --mode=all."
+            )
+        fingerprint = self.fingerprint(name)
+        if name != "report" and self.workdir.done(name, fingerprint, stage.outputs):
+            say(f"{name}: up to date")
+            return
+        if self.workdir.take_over(name, fingerprint, stage.outputs):
+            say(f"{name}: taken over from another run that made it from the same")
+            return
+        stored = self.workdir.stored(name)
+        if stored is not None and stored != fingerprint:
+            why = self.workdir.difference(name, fingerprint)
+            if stage.continues and any((self.workdir / file).exists() for file in stage.outputs):
+                raise UserError(
+                    f"{self.workdir.path} holds the {name} stage of another configuration: {why}. "
+                    "Nothing was changed. Use the configuration that it was made with, another "
+                    f"--workdir, or delete {self.workdir / stage.outputs[0]} to train anew."
+                )
+            say(f"{name}: made again: {why}")
+        began = time.monotonic()
+        self.workdir.mark(name, fingerprint, complete=False)
+        message = stage.run(self)
+        self.workdir.mark(name, fingerprint)
+        say(
+            f"{name}: {message} → {', '.join(stage.outputs)} ({time.monotonic() - began:.1f} s)"
+        )
+
+    def fingerprint(self, name: str) -> dict[str, Any]:
+        """What a stage's output depends on."""
+        stage, flat = STAGES[name], configuration.flatten(self.config)
+        settings = {
+            key: value
+            for key, value in flat.items()
+            if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
+        }
+        outside = [self.config.data.rationales] if name == "rationales" else []
+        if "student" in stage.keys:
+            outside = [self.config.student.model, self.config.student.tokenizer]
+        if name == "weigh":
+            outside.append(self.config.weighting.answerer)
+        if name == "schedule":
+            outside.append(self.config.schedule.vectors)
+        if name in ("eval", "export"):
+            found = (self.workdir / "checkpoints/student").glob("[0-9]*")
+            settings["checkpoints"] = sorted(int(path.name) for path in found)
+            settings["training"] = self.workdir.stored("distill")
+        return self.workdir.fingerprint(settings, self.inputs(name), outside)
+
+    def inputs(self, name: str) -> list[str]:
+        """Files of the work directory that a stage reads."""
+        made = {file for stage in STAGES.values() if stage.needed(self.config) for file in stage.outputs}
+        stage = STAGES[name]
+        return [*stage.inputs, *(file for file in stage.optional if file in made)]
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices."""
+        return sharding.make_mesh(**self.config.mesh)
+
+    @functools.cached_property
+    def student(self) -> Student:
+        """Model and tokenizer, without parameters."""
+        return self.load_student(self.config.student.model)
+
+    def load_student(self, model: str) -> Student:
+        """A model under the student's settings."""
+        config = self.config.student
+        lora = None
+        if config.lora.rank:
+            lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
+        return load_student(
+            model,
+            init=config.init,
+            tokenizer=config.tokenizer,
+            dtype=config.dtype,
+            scan_layers=config.scan_layers,
+            remat=config.remat,
+            lora=lora,
+            seed=self.config.seed,
+        )
+
+    def records(self, split: str) -> list[Record]:
+        """A split, as the first stage wrote it."""
+        return records_io.read_records(self.workdir / f"records/{split}.jsonl")
+
+    @functools.cached_property
+    def train_set(self) -> tokens.TokenizedSet:
+        """The training examples as tokens."""
+        return self.tokenize(self.records("train"))[0]
+
+    def tokenize(
+        self, examples: Sequence[Record]
+    ) -> tuple[tokens.TokenizedSet, list[records_io.Rejected]]:
+        """Examples under the student's templates and limits, and those turned down."""
+        config = self.config.student
+        return tokens.tokenize(
+            examples,
+            self.student.tokenizer,
+            prompt=config.prompt,
+            answer_template=config.answer_template,
+            max_question_tokens=config.max_question_tokens,
+            max_target_tokens=config.max_target_tokens,
+        )
+
+    def batch_source(self, **options: Any) -> BatchSource:
+        """Batches of the training examples."""
+        return BatchSource(
+            self.train_set,
+            self.config.distill.batch_size,
+            self.config.seed,
+            pad_id=self.student.tokenizer.pad_token_id,
+            decoder_start_id=self.student.config.decoder_start_token_id,
+            **options,
+        )
+
+    def weights(self) -> Ragged | None:
+        """w_j of the training rationales; None where all are 1."""
+        if self.config.weighting.weights == "uniform":
+            return None
+        arrays = files.read_npz(self.workdir / "token_weights.npz")
+        return Ragged(arrays["values"], arrays["offsets"])
+
+    def evaluator(self, split: str) -> evaluate.Evaluator:
+        """For the questions of a split."""
+        config = self.config
+        return evaluate.Evaluator(
+            self.student,
+            self.records(split),
+            self.mesh,
+            prompt=config.student.prompt,
+            answer_kind=config.data.answer_kind,
+            batch_size=config.eval.batch_size,
+            max_new_tokens=config.eval.max_new_tokens or config.student.max_target_tokens,
+        )
+
+
+def _rationales(run: Run) -> str:
+    config, rejected, counts, questions = run.config, [], {}, {}
+    for split in SPLITS:
+        found, bad = sources.load_records(
+            config.data.name,
+            split,
+            path=config.data.path,
+            cache_dir=config.data.cache,
+            splits=config.data.splits,
+            rationales=config.data.rationales,
+            separator=config.data.step_separator,
+            limit=config.data[f"{split}_examples"],
+            max_bad_share=config.data.max_bad_share,
+            seed=config.seed if config.data.name == "arithmetic" else 0,
+        )
+        if split == "train":
+            tokenized, too_long = run.tokenize(found)
+            found, bad = list(tokenized.records), [*bad, *too_long]
+        if not found:
+            raise UserError(
+                f"The {split} split of {config.data.name} has no usable record: "
+                + "; ".join(f"{r.id}: {r.reason}" for r in bad[:3])
+                + ". Mend the data, or raise student.max_question_tokens and max_target_tokens."
+            )
+        rejected += [{"id": r.id, "split": split, "reason": r.reason} for r in bad]
+        counts[split], questions[split] = len(found), {r.question for r in found}
+        records_io.write_records(run.workdir / f"records/{split}.jsonl", found)
+    files.write_jsonl(run.workdir / "records/rejected.jsonl", rejected)
+    bad_share = sum(row["split"] == "train" for row in rejected) / max(
+        1, counts["train"] + len(rejected)
+    )
+    if bad_share > config.data.max_bad_share:
+        raise UserError(
+            f"{bad_share:.1%} of the training records are unusable, more than "
+            f"data.max_bad_share={config.data.max_bad_share:.1%}. The first: "
+            + "; ".join(f"{row['id']}: {row['reason']}" for row in rejected[:3])
+            + f". All are in {run.workdir / 'records/rejected.jsonl'}."
+        )
+    overlap = len(questions["train"] & (questions["validation"] | questions["test"]))
+    if overlap:
+        logging.warning("%d training questions are also in validation or test", overlap)
+    return ", ".join(f"{n} {split}" for split, n in counts.items()) + f", {len(rejected)} rejected"
+
+
+def _weigh(run: Run) -> str:
+    config = run.config
+    answerer = config.weighting.answerer
+    result = weigh.weigh(
+        run.train_set,
+        run.tokenize(run.records("validation"))[0],
+        run.student,
+        run.load_student(answerer) if answerer else run.student,
+        run.mesh,
+        config.weighting,
+        fresh=_fresh(run) if config.weighting.fit == "fresh" else None,
+        seed=config.seed,
+        workdir=run.workdir.path,
+    )
+    spans = run.train_set.rationale_char_spans
+    files.write_npz(run.workdir / "token_spans.npz", values=spans.values, offsets=spans.offsets)
+    files.write_json(run.workdir / "weighting.json", result.summary)
+    files.write_npz(
+        run.workdir / "token_weights.npz",
+        values=result.weights.values,
+        offsets=result.weights.offsets,
+    )
+    message = (
+        f"{len(result.weights.values)} token weights, mean {result.summary['mean_weight']:.2f}, "
+        f"held-out gap {result.summary['gap']:.2f} nats"
+    )
+    if result.summary["auc"] is not None:
+        message += f", AUC of keypoints over filler {result.summary['auc']:.3f} (held out)"
+    return message
+
+
+def _fresh(run: Run) -> tokens.TokenizedSet:
+    from kpod_jax.data import arithmetic
+
+    # A seed apart from that of a shipped answerer's training.
+    count = run.config.weighting.fresh_examples
+    return run.tokenize(arithmetic.generate("fresh", count, run.config.seed + 1))[0]
+
+
+def _score(run: Run) -> str:
+    config, train = run.config, run.train_set
+    with Progress(len(train), "Scoring", unit="examples") as progress:
+        nll = difficulty.rationale_losses(
+            run.student.module,
+            run.student.load(run.mesh),
+            run.batch_source(),
+            train,
+            run.mesh,
+            batch_size=config.difficulty.batch_size,
+            progress=progress.update,
+        )
+    weights = None if config.difficulty.weights == "uniform" else run.weights()
+    result = difficulty.step_difficulty(nll, weights, train)
+    files.write_npz(
+        run.workdir / "step_difficulty.npz", values=result.values, offsets=result.offsets
+    )
+    message = f"{len(result.values)} step difficulties, mean {result.values.mean():.2f} nats"
+    if all(record.hardness is not None for record in train.records):
+        from scipy import stats
+
+        known = np.concatenate([record.hardness or () for record in train.records])
+        message += f", rank correlation with the known ones {stats.spearmanr(result.values, known)[0]:.2f}"
+    return message
+
+
+def _schedule(run: Run) -> str:
+    config, train = run.config, run.train_set
+    questions = [record.question for record in train.records]
+    if config.schedule.vectors:
+        vectors = clusters.question_vectors(questions, config.schedule.vectors)
+    else:
+        plain = tokens.tokenize_questions(
+            train.records, run.student.tokenizer, prompt="{question}"
+        )
+        vectors = clusters.mean_token_vectors(run.student.embeddings(run.mesh), plain)
+    found = clusters.cluster_questions(vectors, config.schedule.clusters, config.seed)
+    if found.warning:
+        logging.warning("%s", found.warning)
+    last = _stages(run) - 1
+    curriculum = curricula.KPOD(
+        _difficulty(run),
+        found.labels,
+        ramp_stages=min(last, round(config.schedule.ramp_share * (last + 1))),
+        p=config.schedule.p,
+        initial_share=config.schedule.initial_share,
+        beta=config.schedule.beta,
+        solver=solvers.ftgp if config.schedule.solver == "ftgp" else solvers.greedy,
+    )
+    plan = curricula.plan(curriculum, last, _difficulty(run))
+    files.write_npz(
+        run.workdir / "schedule.npz",
+        start_steps=plan.start_steps,
+        target=plan.target,
+        remaining=plan.remaining,
+        clusters=found.labels,
+    )
+    means = plan.start_steps.mean(axis=1)
+    silhouette = "" if math.isnan(found.silhouette) else f", silhouette {found.silhouette:.2f}"
+    return (
+        f"{last + 1} stages, mean c_i {means[0]:.2f} falling to {means[-1]:.2f}, "
+        f"{found.labels.max() + 1} clusters{silhouette}"
+    )
+
+
+def _difficulty(run: Run) -> Ragged:
+    arrays = files.read_npz(run.workdir / "step_difficulty.npz")
+    return Ragged(arrays["values"], arrays["offsets"])
+
+
+def _stages(run: Run) -> int:
+    return max(1, distill.plan(run.config.distill, run.batch_source().steps_per_epoch).stages)
+
+
+def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
+    if run.config.schedule.curriculum == "full":
+        return curricula.FullRationale(run.train_set.num_steps).start_steps
+    table = files.read_npz(run.workdir / "schedule.npz")["start_steps"]
+    return lambda stage: table[min(stage, len(table) - 1)]
+
+
+def _distill(run: Run) -> str:
+    config, student = run.config, run.student
+    start_steps = _start_steps(run)
+    source = run.batch_source(weights=run.weights(), start_steps=start_steps)
+    evaluator = run.evaluator("validation")
+    length = distill.plan(config.distill, source.steps_per_epoch)
+    distill.train(
+        student.module,
+        student.load(run.mesh),
+        student.trainable,
+        source,
+        start_steps,
+        config.distill,
+        seed=config.seed,
+        mesh=run.mesh,
+        workdir=run.workdir.path,
+        validate=evaluator.accuracy,
+    )
+    return (
+        f"{length.total_steps} steps in {length.stages} stages, "
+        f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}"
+    )
+
+
+def _trained_params(run: Run) -> tuple[Any, int]:
+    """The parameters that the configuration's checkpoint names, and its step."""
+    if not run.config.distill.epochs:
+        return run.student.load(run.mesh), 0
+    which = str(run.config.eval.checkpoint)
+    directory = run.workdir / "checkpoints/student"
+    with Checkpoints(directory, best_metric="accuracy", read_only=True) as checkpoints:
+        restored = checkpoints.restore_params(
+            run.student.abstract(run.mesh),
+            int(which) if which.isdecimal() else which,  # pyright: ignore[reportArgumentType]
+        )
+    return restored.state, restored.step
+
+
+def _eval(run: Run) -> str:
+    config = run.config
+    params, step = _trained_params(run)
+    evaluator = run.evaluator(config.eval.split)
+    with Progress(len(evaluator.records), "Evaluating", unit="questions") as progress:
+        rows = evaluator.predictions(params, progress.update)
+    files.write_jsonl(run.workdir / f"predictions/{config.eval.split}.jsonl", rows)
+    result = evaluate.summary(rows)
+    files.write_json(
+        run.workdir / "results.json",
+        {
+            "method": config.method,
+            "seed": config.seed,
+            "split": config.eval.split,
+            **result,
+            "checkpoint_step": step,
+        },
+    )
+    low, high = result["interval"]
+    return (
+        f"{config.eval.split} accuracy {result['accuracy']:.1%} "
+        f"({result['correct']} of {result['total']}; 95 % interval {low:.1%} to {high:.1%}), "
+        f"step {step}"
+    )
+
+
+def _report(run: Run) -> str:
+    path = report.write(run.workdir.path)
+    return f"{path.stat().st_size // 1000} kB"
+
+
+def _export(run: Run) -> str:
+    params, step = _trained_params(run)
+    directory = run.workdir / "export"
+    shutil.rmtree(directory, ignore_errors=True)
+    student = run.student
+    hub.save_pretrained(directory, student.config, params, student.tokenizer)
+    return f"the student of step {step} in Hugging Face format"
+
+
+_RECORDS = ("records/train.jsonl",)
+
+STAGES: dict[str, Stage] = {
+    "rationales": Stage(
+        _rationales,
+        ("data", "student", "seed"),
+        (),
+        (*(f"records/{split}.jsonl" for split in SPLITS), "records/rejected.jsonl"),
+    ),
+    "weigh": Stage(
+        _weigh,
+        ("student", "weighting", "seed"),
+        (*_RECORDS, "records/validation.jsonl"),
+        ("token_weights.npz", "token_spans.npz", "weighting.json"),
+        needed=lambda config: config.weighting.weights == "learned",
+    ),
+    "score": Stage(
+        _score,
+        ("student", "difficulty", "weighting.weights", "seed"),
+        _RECORDS,
+        ("step_difficulty.npz",),
+        ("token_weights.npz",),
+        needed=lambda config: config.schedule.curriculum == "kpod",
+    ),
+    "schedule": Stage(
+        _schedule,
+        ("student", "schedule", "distill.epochs", "distill.batch_size", "distill.max_steps", "seed"),
+        (*_RECORDS, "step_difficulty.npz"),
+        ("schedule.npz",),
+        needed=lambda config: config.schedule.curriculum == "kpod",
+    ),
+    "distill": Stage(
+        _distill,
+        ("student", "distill", "weighting.weights", "schedule.curriculum", "seed"),
+        (*_RECORDS, "records/validation.jsonl"),
+        ("checkpoints/student",),
+        ("token_weights.npz", "schedule.npz"),
+        needed=lambda config: config.distill.epochs > 0,
+        continues=True,
+    ),
+    "eval": Stage(
+        _eval,
+        ("student", "eval", "method", "data.answer_kind", "seed"),
+        ("records/test.jsonl",),
+        ("results.json",),
+    ),
+    "report": Stage(_report, (), (), ("report.html",)),
+    "export": Stage(_export, ("student", "eval.checkpoint"), (), ("export",)),
+}
+
+
+def _write_config(run: Run) -> None:
+    """Writes `config.json`: the resolved configuration, versions, revision and devices."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    value = {
+        "config": run.config.to_dict(),
+        "kpod_jax": kpod_jax.__version__,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "revision": _revision(),
+        "devices": [str(device) for device in jax.devices()],
+    }
+    files.write_json(run.workdir / "config.json", value)
+
+
+def _revision() -> str | None:
+    """The git revision of the package's own directory, if it is in a repository."""
+    root = pathlib.Path(kpod_jax.__file__).parents[1]
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,393 @@
+"""Mask learning: fitting the answerer, training the generator, and the weights of a data set.
+
+What mask learning lives on is the gap of the answer's loss between a rationale with nothing and
+one with everything masked, on examples that the answerer was not fit on. Where the answerer has
+memorised the answers, or never learned to read, there is no gap, and Eq. 7 is best served by
+keeping nothing. So the answerer is fit first and apart: it reads whole rationales, then prefixes
+under random masks, of examples other than those whose weights are learned.
+
+Letters: B examples, P prefixes of each, R rationale tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kpod_jax.data.records import Ragged
+from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.weighting.answerer import Answerer, Params, Problems
+from kpod_jax.weighting.generator import Generator, gumbel_mask
+
+Log = Callable[[str, int, dict[str, float]], None]
+# Lengths are rounded up to a multiple of this: few shapes, few compilations.
+_ROUND = 16
+# A quarter of the answerer's rows see the whole prefix range or no mask, whatever is drawn.
+_WHOLE = 0.25
+
+
+def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
+    """Lays a tokenised set out as NumPy arrays: questions to the right, without their EOS."""
+    questions = [tokenized.questions[i][:-1] for i in range(len(tokenized))]
+    rationales = [
+        tokenized.targets[i][:n] for i, n in enumerate(tokenized.rationale_lengths.tolist())
+    ]
+    question, question_mask = _padded(questions, pad_id, right=True)
+    rationale, rationale_mask = _padded(rationales, pad_id)
+    answers = [tokenized.answers[i] for i in range(len(tokenized))]
+    answer, answer_mask = _padded(answers, pad_id)
+    return Problems(question, question_mask, rationale, rationale_mask, answer, answer_mask)  # pyright: ignore[reportArgumentType]
+
+
+def take(problems: Problems, index: np.ndarray) -> Problems:
+    """Some rows, cut to the shortest multiple of `_ROUND` that holds them."""
+    rows = jax.tree.map(lambda array: array[index], problems)
+
+    def width(mask: Any) -> int:
+        return -(-max(1, int(mask.sum(axis=1).max(initial=1))) // _ROUND) * _ROUND
+
+    s, r = width(rows.question_mask), width(rows.rationale_mask)
+    return rows.replace(
+        question=rows.question[:, -s:],
+        question_mask=rows.question_mask[:, -s:],
+        rationale=rows.rationale[:, :r],
+        rationale_mask=rows.rationale_mask[:, :r],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskLearner:
+    """The steps of mask learning, compiled once a shape.
+
+    Attributes:
+      answerer: θw's module.
+      generator: of masks.
+      embeddings: [V, D], the pre-trained student's input embeddings.
+      alpha: of Eq. 7.
+      prefixes: "sampled" or "all".
+      prefix_samples: P, where sampled.
+      straight_through: see `gumbel_mask`.
+    """
+
+    answerer: Answerer
+    generator: Generator
+    embeddings: jax.Array
+    alpha: float
+    prefixes: str = "sampled"
+    prefix_samples: int = 1
+    straight_through: bool = True
+
+    def logits(self, generator_params: Params, problems: Problems) -> jax.Array:
+        """[B, R] the logits of w_j."""
+        embeddings = self.embeddings[problems.rationale]
+        return self.generator.apply(
+            {"params": generator_params}, embeddings, problems.rationale_mask
+        )  # pyright: ignore[reportReturnType]
+
+    def objective(
+        self,
+        generator_params: Params,
+        answerer_params: Params,
+        problems: Problems,
+        key: jax.Array,
+        alpha: jax.Array | float,
+        temperature: jax.Array | float,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """L_k / n, the mean over prefixes of the answer's loss + α · mean of m (Eq. 5-7).
+
+        L_m's m_j is replaced by its expectation w_j, which has the same mean and no noise.
+
+        Returns:
+          The objective, averaged over examples, and its parts.
+        """
+        logits_BxR = self.logits(generator_params, problems)
+        n_B = problems.rationale_mask.sum(axis=1)
+        prefix_key, mask_key = jax.random.split(key)
+        prefix_BxP, share_BxP = self._prefixes(prefix_key, n_B, logits_BxR.shape[1])
+        count = prefix_BxP.shape[1]
+        # Eq. 5 has one mask for all prefixes; sampled prefixes have a mask each.
+        if self.prefixes == "all":
+            keep = gumbel_mask(mask_key, logits_BxR, temperature, self.straight_through)
+            keep = jnp.repeat(keep, count, axis=0)
+        else:
+            logits = jnp.repeat(logits_BxR, count, axis=0)
+            keep = gumbel_mask(mask_key, logits, temperature, self.straight_through)
+        losses = self.answerer.losses(
+            answerer_params, problems.repeat(count), keep, prefix_BxP.reshape(-1)
+        )
+        answer_loss = jnp.mean(jnp.sum(losses.reshape(share_BxP.shape) * share_BxP, axis=1))
+        weights = jax.nn.sigmoid(logits_BxR)
+        kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
+        return answer_loss + alpha * kept, {"answer_loss": answer_loss, "mean_weight": kept}
+
+    def _prefixes(self, key: jax.Array, n_B: jax.Array, r: int) -> tuple[jax.Array, jax.Array]:
+        """[B, P] the prefixes' lengths, and each one's share of its example's mean."""
+        if self.prefixes == "all":
+            prefix = jnp.broadcast_to(jnp.arange(1, r + 1), (len(n_B), r))
+            return prefix, (prefix <= n_B[:, None]) / n_B[:, None]
+        shape = (len(n_B), self.prefix_samples)
+        prefix = jax.random.randint(key, shape, 1, n_B[:, None] + 1)
+        return prefix, jnp.full(shape, 1 / self.prefix_samples)
+
+    def random_masks(
+        self, key: jax.Array, problems: Problems, masked: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Prefixes and masks for fitting the answerer: [B, R] m and [B] k.
+
+        Where `masked`, prefixes are uniform and tokens are kept at a rate uniform in (0, 1), but a
+        quarter of the rows has its whole rationale, and a quarter no mask.
+        """
+        n_B = problems.rationale_mask.sum(axis=1)
+        keys = jax.random.split(key, 5)
+        whole = ~masked | jax.random.bernoulli(keys[0], _WHOLE, n_B.shape)
+        prefix_B = jnp.where(whole, n_B, jax.random.randint(keys[1], n_B.shape, 1, n_B + 1))
+        clear = ~masked | jax.random.bernoulli(keys[2], _WHOLE, n_B.shape)
+        rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[3], n_B.shape))
+        keep = jax.random.bernoulli(keys[4], rate_B[:, None], problems.rationale_mask.shape)
+        return keep.astype(jnp.float32), prefix_B
+
+
+def batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Batches of indices without end, every pass in a new order; short rests join the next pass."""
+    rng = np.random.default_rng(seed)
+    rest = np.zeros(0, np.int64)
+    while True:
+        while len(rest) < size:
+            rest = np.concatenate([rest, rng.permutation(count)])
+        yield rest[:size]
+        rest = rest[size:]
+
+
+def fit_answerer(
+    learner: MaskLearner,
+    params: Params,
+    problems: Problems,
+    *,
+    reading_steps: int,
+    masking_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    log: Log,
+) -> Params:
+    """Fits θw: first on whole rationales, then on masked prefixes.
+
+    Returns:
+      New parameters; those given are not changed.
+    """
+    steps = reading_steps + masking_steps
+    if not steps:
+        return params
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(50, steps - 1), steps, learning_rate / 20
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def fit_step(params, state, problems, key, masked):
+        def loss(params):
+            keep, prefix = learner.random_masks(key, problems, masked)
+            return learner.answerer.losses(params, problems, keep, prefix).mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    params = jax.tree.map(jnp.copy, params)
+    state, root = optimizer.init(params), jax.random.key(seed)
+    indices = batches(len(problems.question), batch_size, seed)
+    for step in range(steps):
+        batch = take(problems, next(indices))
+        masked = jnp.array(step >= reading_steps)
+        params, state, loss = fit_step(params, state, batch, jax.random.fold_in(root, step), masked)
+        if step % 50 == 49 or step == steps - 1:
+            log("answerer", step + 1, {"answer_loss": float(loss)})
+    return params
+
+
+def measure_gap(
+    learner: MaskLearner, params: Params, problems: Problems, batch_size: int
+) -> dict[str, Any]:
+    """The answer's loss with nothing and with everything masked, averaged over prefixes.
+
+    Prefixes are taken at tenths of each rationale. Give it held-out examples.
+
+    Returns:
+      "none_masked" and "all_masked" in nats, their difference "gap", and "by_prefix": both for
+      each tenth.
+    """
+
+    @jax.jit
+    def losses(params, problems, share, keep):
+        n_B = problems.rationale_mask.sum(axis=1)
+        prefix_B = jnp.ceil(share * n_B).astype(jnp.int32)
+        keep = jnp.full(problems.rationale_mask.shape, keep, jnp.float32)
+        return learner.answerer.losses(params, problems, keep, prefix_B).sum()
+
+    count = len(problems.question)
+    table = np.zeros((10, 2))
+    for start in range(0, count, batch_size):
+        batch = take(problems, np.arange(start, min(start + batch_size, count)))
+        for tenth in range(10):
+            for kept in (0, 1):
+                value = losses(params, batch, (tenth + 1) / 10, float(kept))
+                table[tenth, kept] += float(value) / count
+    all_masked, none_masked = table.mean(axis=0)
+    return {
+        "none_masked": none_masked,
+        "all_masked": all_masked,
+        "gap": all_masked - none_masked,
+        "by_prefix": {"all_masked": table[:, 0].tolist(), "none_masked": table[:, 1].tolist()},
+    }
+
+
+def learn_masks(
+    learner: MaskLearner,
+    answerer_params: Params,
+    problems: Problems,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    alpha_warmup: float,
+    temperatures: tuple[float, float],
+    joint_learning_rate: float,
+    joint_problems: Problems,
+    seed: int,
+    log: Log,
+) -> Params:
+    """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_problems`.
+
+    Args:
+      learner: the parts.
+      answerer_params: of the fitted answerer.
+      problems: examples whose tokens are to be weighted.
+      steps: of training.
+      batch_size: examples a step.
+      learning_rate: of the generator.
+      alpha_warmup: share of the steps over which α rises from 0. Its gradient is steady from the
+        first step, the answer's is noisy: without the rise it can win before anything is learned.
+      temperatures: at the first and the last step.
+      joint_learning_rate: of the answerer; 0 freezes it.
+      joint_problems: what a following answerer is fit on.
+      seed: of everything random.
+      log: is told the parts of the objective.
+
+    Returns:
+      The generator's parameters.
+    """
+    root = jax.random.key(seed)
+    example = take(problems, np.arange(1))
+    params = learner.generator.init(
+        root, learner.embeddings[example.rationale], example.rationale_mask
+    )["params"]
+    rate = optax.linear_schedule(learning_rate, learning_rate / 10, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    joint_optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(joint_learning_rate or 0.0)
+    )
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def learn_step(params, state, answerer_params, problems, key, alpha, temperature):
+        (_, parts), gradient = jax.value_and_grad(learner.objective, has_aux=True)(
+            params, answerer_params, problems, key, alpha, temperature
+        )
+        updates, state = optimizer.update(gradient, state, params)
+        parts["gradient_norm"] = optax.global_norm(gradient)
+        return optax.apply_updates(params, updates), state, parts
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def follow_step(answerer_params, state, params, problems, key, temperature):
+        def loss(answerer_params):
+            return learner.objective(params, answerer_params, problems, key, 0.0, temperature)[0]
+
+        gradient = jax.grad(loss)(answerer_params)
+        updates, state = joint_optimizer.update(gradient, state, answerer_params)
+        return optax.apply_updates(answerer_params, updates), state
+
+    state = optimizer.init(params)
+    joint_state = None
+    if joint_learning_rate:
+        answerer_params = jax.tree.map(jnp.copy, answerer_params)
+        joint_state = joint_optimizer.init(answerer_params)
+    indices = batches(len(problems.question), batch_size, seed)
+    joint_indices = batches(len(joint_problems.question), batch_size, seed + 1)
+    first, last = temperatures
+    for step in range(steps):
+        temperature = first * (last / first) ** (step / steps)
+        alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, alpha_warmup * steps))
+        key = jax.random.fold_in(root, step)
+        batch = take(problems, next(indices))
+        params, state, parts = learn_step(
+            params, state, answerer_params, batch, key, alpha, temperature
+        )
+        if joint_state is not None:
+            batch = take(joint_problems, next(joint_indices))
+            key = jax.random.fold_in(key, 1)
+            answerer_params, joint_state = follow_step(
+                answerer_params, joint_state, params, batch, key, temperature
+            )
+        if step % 25 == 24 or step == steps - 1:
+            log("generator", step + 1, {k: float(v) for k, v in parts.items()})
+    return params
+
+
+def objective_of(
+    learner: MaskLearner,
+    generator_params: Params,
+    answerer_params: Params,
+    problems: Problems,
+    batch_size: int,
+    seed: int,
+) -> float:
+    """Eq. 7 divided by n on some examples, with sampled hard masks: nats, the mean over examples."""
+    step = jax.jit(lambda *arguments: learner.objective(*arguments)[0])
+    root, total, count = jax.random.key(seed), 0.0, len(problems.question)
+    for start in range(0, count, batch_size):
+        index = np.arange(start, min(start + batch_size, count))
+        value = step(
+            generator_params,
+            answerer_params,
+            take(problems, index),
+            jax.random.fold_in(root, start),
+            learner.alpha,
+            1.0,
+        )
+        total += float(value) * len(index)
+    return total / count
+
+
+def compute_weights(
+    learner: MaskLearner, generator_params: Params, problems: Problems, batch_size: int
+) -> Ragged:
+    """w_j of every rationale token, without noise (Eq. 3): N slices of float32 in (0, 1)."""
+
+    @jax.jit
+    def weights(params, problems):
+        return jax.nn.sigmoid(learner.logits(params, problems))
+
+    result = []
+    for start in range(0, len(problems.question), batch_size):
+        index = np.arange(start, min(start + batch_size, len(problems.question)))
+        batch = take(problems, index)
+        values = np.asarray(weights(generator_params, batch))
+        result += [values[i][np.asarray(batch.rationale_mask[i])] for i in range(len(index))]
+    return Ragged.from_list(result, np.float32)
+
+
+def _padded(
+    rows: list[np.ndarray], pad_id: int, right: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """[N, longest, up to a multiple of 8] int32 and bool; rows start, or end (right), together."""
+    width = -(-max(1, max(map(len, rows), default=1)) // 8) * 8
+    values = np.full((len(rows), width), pad_id, np.int32)
+    mask = np.zeros(values.shape, bool)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), None) if right else slice(len(row))
+        values[i, place], mask[i, place] = row, True
+    return values, mask

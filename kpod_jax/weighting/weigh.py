@@ -1,0 +1,308 @@
+"""The weighing stage: fit the answerer apart, check that it can teach, learn masks, weigh every token.
+
+With `fit="other_fold"` the training set is cut in two halves: each half's weights are learned from
+an answerer that was fit on the other half, so no answerer knows the answers that it is asked for.
+With `fit="fresh"` it is fit on new problems, and one pass does. `fit="same"` is the paper's plain
+way, which works while the answerer cannot memorise.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from sklearn.metrics import roc_auc_score
+
+from kpod_jax import sharding
+from kpod_jax.data.records import Ragged
+from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.errors import UserError
+from kpod_jax.metrics import MetricsWriter
+from kpod_jax.models.student import Student
+from kpod_jax.progress import Progress
+from kpod_jax.weighting import learn
+from kpod_jax.weighting.answerer import Answerer, Params, Problems
+from kpod_jax.weighting.generator import Generator
+
+STAGE = "weigh"
+# Held-out examples that the gap and the objectives are measured on.
+_HELD_OUT = 256
+_COLLAPSED = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Weights and how they came about.
+
+    Attributes:
+      weights: w_j of every training rationale token, N slices of float32.
+      summary: plain JSON: the gap, the objective beside keeping all and nothing, mean weight, AUC.
+    """
+
+    weights: Ragged
+    summary: dict[str, Any]
+
+
+def weigh(
+    train: TokenizedSet,
+    held_out: TokenizedSet,
+    student: Student,
+    answerer: Student,
+    mesh: Mesh,
+    config: ml_collections.ConfigDict,
+    *,
+    fresh: TokenizedSet | None,
+    seed: int,
+    workdir: pathlib.Path,
+) -> Result:
+    """Learns the weights of the training rationales (Eq. 2-7).
+
+    Args:
+      train: whose tokens are to be weighted.
+      held_out: examples of another split, on which gap and objectives are measured.
+      student: whose input embeddings the generator reads.
+      answerer: θw before it is fit; of the student's tokenizer.
+      mesh: of the devices.
+      config: `weighting` of the configuration.
+      fresh: new problems to fit the answerer on, for `fit="fresh"`.
+      seed: of everything random.
+      workdir: for the metrics.
+
+    Raises:
+      UserError: the answerer has another tokenizer, there is no gap for masks to be learned from, or
+        the weights collapsed.
+    """
+    _check_tokenizers(student, answerer)
+    pad_id = student.tokenizer.pad_token_id
+    embeddings = student.embeddings(mesh)
+    learner = learn.MaskLearner(
+        Answerer(answerer.module, _mask_id(student), answerer.config.decoder_start_token_id),
+        Generator(config.hidden, config.heads),
+        jax.device_put(embeddings, sharding.replicated(mesh)),
+        config.alpha,
+        config.prefixes,
+        config.prefix_samples,
+        config.straight_through,
+    )
+    problems, judged = learn.problems_of(train, pad_id), learn.problems_of(held_out, pad_id)
+    judged = jax.tree.map(lambda array: array[:_HELD_OUT], judged)
+    values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
+    folds, parts, judged_weights = _folds(len(train), config.fit, seed), [], []
+    steps = len(folds) * (config.reading_steps + config.masking_steps + config.steps)
+    with (
+        sharding.use(mesh),
+        MetricsWriter(workdir, STAGE) as writer,
+        Progress(steps, "Weighing") as progress,
+    ):
+        for number, (fit_on, weigh_on) in enumerate(folds):
+            fit = _rows(problems, fit_on) if fresh is None else learn.problems_of(fresh, pad_id)
+            fold = _Fold(learner, config, mesh, seed + number, steps // len(folds) * number)
+            params, part = fold.learn(
+                answerer.load(mesh), fit, _rows(problems, weigh_on), judged, writer, progress
+            )
+            weights = learn.compute_weights(
+                learner, params, _rows(problems, weigh_on), config.batch_size
+            )
+            for place, i in enumerate(weigh_on):
+                values[i] = weights[place]
+            parts.append(part)
+            judged_weights.append(
+                learn.compute_weights(learner, params, judged, config.batch_size).values
+            )
+    weights = Ragged.from_list(values, np.float32)
+    summary = {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+    summary["mean_weight"] = float(weights.values.mean())
+    summary["auc"] = keypoint_auc(np.mean(judged_weights, axis=0), held_out, len(judged.question))  # pyright: ignore
+    summary["folds"] = parts
+    summary["gap"] = {key: summary.pop(key) for key in ("none_masked", "all_masked")}
+    _check_health(summary, config)
+    return Result(weights, summary)
+
+
+def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> float | None:
+    """Probability that a keypoint's weight is above a filler token's; None where they are not known.
+
+    A token is a keypoint if it shares a character with a known keypoint.
+
+    Args:
+      weights_M: w_j of the rationale tokens of the first `count` examples.
+      tokenized: the examples.
+      count: how many of them.
+    """
+    labels = []
+    for i, record in enumerate(tokenized.records[:count]):
+        if record.keypoints is None:
+            return None
+        spans = tokenized.rationale_char_spans[i]
+        known = np.array(record.keypoints).reshape(-1, 2)
+        inside = (spans[:, None, 0] < known[None, :, 1]) & (spans[:, None, 1] > known[None, :, 0])
+        labels.append(inside.any(axis=1))
+    truth = np.concatenate(labels)
+    if truth.all() or not truth.any():
+        return None
+    return float(roc_auc_score(truth, weights_M))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fold:
+    """One pass: an answerer, fit on some examples, and a generator, trained on others."""
+
+    learner: learn.MaskLearner
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    seed: int
+    first_step: int
+
+    def learn(
+        self,
+        answerer_params: Params,
+        fit: Problems,
+        weigh: Problems,
+        judged: Problems,
+        writer: MetricsWriter,
+        progress: Progress,
+    ) -> tuple[Params, dict[str, float]]:
+        """The generator's parameters, and gap and objectives on the judged examples."""
+        config, learner = self.config, self.learner
+        last = {"answerer": 0, "generator": 0}
+
+        def log(what: str, step: int, values: dict[str, float]) -> None:
+            progress.update(step - last[what], **values)
+            last[what] = step
+            before = config.reading_steps + config.masking_steps if what == "generator" else 0
+            writer.write(self.first_step + before + step, {"part": what, **values})
+            if not all(map(math.isfinite, values.values())):
+                raise UserError(
+                    f"Token weighting: step {step} of the {what} gave {values}. Lower "
+                    "weighting.answerer_learning_rate or weighting.learning_rate."
+                )
+
+        answerer_params = learn.fit_answerer(
+            learner,
+            answerer_params,
+            fit,
+            reading_steps=config.reading_steps,
+            masking_steps=config.masking_steps,
+            batch_size=config.batch_size,
+            learning_rate=config.answerer_learning_rate,
+            seed=self.seed,
+            log=log,
+        )
+        gap = learn.measure_gap(learner, answerer_params, judged, config.batch_size)
+        by_prefix = ", ".join(
+            f"{a - n:.1f}"
+            for a, n in zip(
+                gap["by_prefix"]["all_masked"], gap["by_prefix"]["none_masked"], strict=True
+            )
+        )
+        writer.write(
+            self.first_step + config.reading_steps + config.masking_steps,
+            {"part": "gap", "gap_by_tenths": by_prefix}
+            | {key: gap[key] for key in ("none_masked", "all_masked", "gap")},
+        )
+        if gap["gap"] < config.min_gap:
+            raise UserError(_no_gap(gap, config))
+        params = learn.learn_masks(
+            learner,
+            answerer_params,
+            weigh,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            alpha_warmup=config.alpha_warmup,
+            temperatures=(config.temperature_start, config.temperature_end),
+            joint_learning_rate=config.joint_learning_rate,
+            joint_problems=fit,
+            seed=self.seed,
+            log=log,
+        )
+        objective = learn.objective_of(
+            learner, params, answerer_params, judged, config.batch_size, self.seed
+        )
+        return params, {
+            "none_masked": gap["none_masked"],
+            "all_masked": gap["all_masked"],
+            "objective": objective,
+            "keep_all": gap["none_masked"] + config.alpha,
+            "keep_none": gap["all_masked"],
+        }
+
+
+def _folds(count: int, fit: str, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of (examples the answerer is fit on, examples whose weights are learned)."""
+    everything = np.arange(count)
+    if fit != "other_fold":
+        return [(everything, everything)]
+    order = np.random.default_rng(seed).permutation(count)
+    first, second = np.sort(order[: count // 2]), np.sort(order[count // 2 :])
+    return [(first, second), (second, first)]
+
+
+def _rows(problems: Problems, index: np.ndarray) -> Problems:
+    return jax.tree.map(lambda array: array[index], problems)
+
+
+def _check_tokenizers(student: Student, answerer: Student) -> None:
+    if student.tokenizer.get_vocab() != answerer.tokenizer.get_vocab():
+        raise UserError(
+            "The answerer (weighting.answerer) has another tokenizer than the student; rationale "
+            "tokens are masked one by one, so both must have the same. Choose an answerer of the "
+            "student's family, or leave weighting.answerer empty to use the student."
+        )
+
+
+def _mask_id(student: Student) -> int:
+    """The token whose embedding stands for what is masked: T5's first sentinel, else padding."""
+    vocabulary = student.tokenizer.get_vocab()
+    return vocabulary.get("<extra_id_0>", student.tokenizer.pad_token_id)
+
+
+def _no_gap(gap: dict[str, Any], config: ml_collections.ConfigDict) -> str:
+    advice = (
+        "The answerer does not read rationales: raise weighting.reading_steps or "
+        "weighting.masking_steps, or start from a stronger weighting.answerer."
+        if gap["none_masked"] > 1.0
+        else "The answerer answers from the question alone; it may have memorised the answers: use "
+        "weighting.fit=other_fold (or fresh), fewer weighting.masking_steps, or more examples."
+    )
+    return (
+        "Token weights cannot be learned: on held-out examples the answer's loss is "
+        f"{gap['none_masked']:.2f} nats with nothing masked and {gap['all_masked']:.2f} with "
+        f"everything masked. The gap of {gap['gap']:.2f} is below weighting.min_gap="
+        f"{config.min_gap}, so keeping nothing would serve Eq. 7 best. {advice} Or train without "
+        "token weights: --config.weighting.weights=uniform."
+    )
+
+
+def _check_health(summary: dict[str, Any], config: ml_collections.ConfigDict) -> None:
+    """Stops at weights that say nothing.
+
+    Raises:
+      UserError: all are near 0 or 1, or keeping everything or nothing would be the better mask.
+    """
+    mean, objective = summary["mean_weight"], summary["objective"]
+    advice = {
+        mean < _COLLAPSED: "Lower weighting.alpha or weighting.learning_rate, or raise "
+        "weighting.alpha_warmup.",
+        mean > 1 - _COLLAPSED: "Raise weighting.alpha, weighting.masking_steps or weighting.steps.",
+    }.get(True)
+    if advice:
+        raise UserError(
+            f"The token weights have collapsed: their mean is {mean:.3f}. {advice} Or train without "
+            "token weights: --config.weighting.weights=uniform."
+        )
+    best = min(summary["keep_all"], summary["keep_none"])
+    if objective > best:
+        logging.warning(
+            "weigh: on held-out examples the learned masks' objective %.3f is above that of keeping "
+            "all tokens (%.3f) or none (%.3f): more weighting.steps, a lower weighting.alpha or a "
+            "better answerer may help",
+            objective,
+            summary["keep_all"],
+            summary["keep_none"],
+        )

@@ -1,0 +1,111 @@
+"""Stages of a work directory: which are done, with which inputs, and why one is done again.
+
+Each stage leaves `.stages/NAME.json`: the configuration keys and the digests of the files that it
+was made from. A stage is skipped while these are what they were; another run's outputs that were
+made from the very same may be taken over instead of made again.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kpod_jax import files
+from kpod_jax.errors import UserError
+
+
+class Workdir:
+    """One run's directory."""
+
+    def __init__(self, path: files.PathLike, siblings: Sequence[files.PathLike] = ()) -> None:
+        """Makes the directory if it is missing.
+
+        Args:
+          path: of the run.
+          siblings: other runs, whose outputs may be taken over.
+
+        Raises:
+          UserError: it cannot be made or written to.
+        """
+        self.path = pathlib.Path(path)
+        self._siblings = [pathlib.Path(sibling) for sibling in siblings]
+        try:
+            (self.path / ".stages").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Cannot make the work directory {self.path}: {error.strerror or error}. Choose "
+                "another --workdir, or mend its permissions."
+            ) from error
+
+    def __truediv__(self, name: str) -> pathlib.Path:
+        return self.path / name
+
+    def fingerprint(
+        self, settings: Mapping[str, object], inputs: Iterable[str], outside: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """What a stage depends on, as plain JSON.
+
+        Args:
+          settings: configuration keys and values.
+          inputs: files of this directory.
+          outside: files or directories elsewhere; names that are neither, such as a hub's, pass.
+        """
+        result: dict[str, Any] = dict(settings)
+        for name in inputs:
+            result[f"file {name}"] = files.digest(self.path / name)
+        for name in outside:
+            if name and os.path.exists(name):
+                result[f"file {name}"] = files.digest(name)
+        return result
+
+    def stored(self, stage: str) -> dict[str, Any] | None:
+        """The fingerprint that a stage was made with, or None."""
+        path = self._stage_file(stage)
+        return files.read_json(path)["fingerprint"] if path.is_file() else None
+
+    def done(self, stage: str, fingerprint: Mapping[str, Any], outputs: Iterable[str]) -> bool:
+        """Whether the outputs are there and were made from just this."""
+        path = self._stage_file(stage)
+        if not path.is_file() or not all((self.path / name).exists() for name in outputs):
+            return False
+        stored = files.read_json(path)
+        return bool(stored["complete"]) and stored["fingerprint"] == fingerprint
+
+    def difference(self, stage: str, fingerprint: Mapping[str, Any]) -> str:
+        """What changed since a stage was made: the first few keys, with both values."""
+        old = self.stored(stage) or {}
+        changes = [
+            f"{key} was {old.get(key)!r:.60} and is {fingerprint.get(key)!r:.60}"
+            if not key.startswith("file ")
+            else f"{key.removeprefix('file ')} changed"
+            for key in sorted(old.keys() | fingerprint.keys())
+            if old.get(key) != fingerprint.get(key)
+        ]
+        return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" * (len(changes) > 3))
+
+    def mark(self, stage: str, fingerprint: Mapping[str, Any], *, complete: bool = True) -> None:
+        """Notes what a stage was, or is being, made from."""
+        note = {"fingerprint": fingerprint, "complete": complete}
+        files.write_json(self._stage_file(stage), note)
+
+    def forget(self, stage: str) -> None:
+        """Makes a stage count as not made."""
+        self._stage_file(stage).unlink(missing_ok=True)
+
+    def take_over(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
+        """Copies the stage's outputs from a sibling that made them from the very same."""
+        for path in self._siblings:
+            sibling = Workdir(path)
+            if sibling.path != self.path and sibling.done(stage, fingerprint, outputs):
+                for name in outputs:
+                    (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                    with files.replacing(self.path / name) as target:
+                        with (sibling.path / name).open("rb") as source:
+                            shutil.copyfileobj(source, target)
+                self.mark(stage, fingerprint)
+                return True
+        return False
+
+    def _stage_file(self, stage: str) -> pathlib.Path:
+        return self.path / ".stages" / f"{stage}.json"

@@ -1,0 +1,247 @@
+import collections
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kpod_jax.data import batches, tokens
+from kpod_jax.data.buckets import batch_rows, length_buckets, padded
+from kpod_jax.data.records import Ragged, Record
+from kpod_jax.errors import UserError
+
+PAD, START = 0, 7
+
+
+@pytest.fixture(scope="module")
+def tokenized(byte_tokenizer):
+    records = [
+        Record(str(i), "q" * (1 + 5 * i), ("One. ", "Two" * (i % 5) + ". ", "End."), str(i))
+        for i in range(11)
+    ]
+    result, rejected = tokens.tokenize(
+        records, byte_tokenizer, max_question_tokens=500, max_target_tokens=500
+    )
+    assert not rejected
+    return result
+
+
+def make(tokenized, batch_size=4, seed=0, **options):
+    return batches.BatchSource(
+        tokenized, batch_size, seed, pad_id=PAD, decoder_start_id=START, **options
+    )
+
+
+def epoch_of(source, epoch):
+    steps = source.steps_per_epoch
+    return [source[step] for step in range(epoch * steps, (epoch + 1) * steps)]
+
+
+def indices(items):
+    return [int(i) for batch in items for i in batch["index"] if i >= 0]
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_batch_is_what_its_examples_say(tokenized):
+    generator = np.random.default_rng(0)
+    weights = Ragged.from_list(
+        [generator.random(n, np.float32) for n in tokenized.rationale_lengths]
+    )
+    start_steps = np.arange(len(tokenized)) % 4
+    source = make(tokenized, weights=weights, start_steps=lambda stage: start_steps)
+    for batch in epoch_of(source, 0):
+        for row, i in enumerate(batch["index"]):
+            length, target_length = int(batch["input_mask"][row].sum()), 0
+            if i >= 0:
+                question, target, n = (
+                    tokenized.questions[i],
+                    tokenized.targets[i],
+                    tokenized.rationale_lengths[i],
+                )
+                target_length = len(target)
+                assert batch["input_ids"][row, :length].tolist() == question.tolist()
+                assert batch["targets"][row, :target_length].tolist() == target.tolist()
+                shifted = [START, *target[:-1]]
+                assert batch["decoder_input_ids"][row, :target_length].tolist() == shifted
+                expected = [
+                    (step >= start_steps[i]) * (weights[i][j] if j < n else 1)
+                    for j, step in enumerate(tokenized.steps[i])
+                ]
+                assert batch["loss_weights"][row, :target_length].tolist() == expected
+                supervised = (tokenized.steps[i] >= start_steps[i]).tolist()
+                assert batch["supervised"][row, :target_length].tolist() == supervised
+                # The answer sentence and EOS are supervised whatever the schedule says.
+                assert batch["supervised"][row, n:target_length].all()
+            assert (batch["input_ids"][row, length:] == PAD).all()
+            assert not batch["input_mask"][row, length:].any()
+            assert (batch["targets"][row, target_length:] == PAD).all()
+            assert not batch["loss_weights"][row, target_length:].any()
+            assert not batch["supervised"][row, target_length:].any()
+        kinds = {key: value.dtype for key, value in batch.items()}
+        assert kinds == {
+            "input_ids": np.int32,
+            "input_mask": bool,
+            "decoder_input_ids": np.int32,
+            "targets": np.int32,
+            "loss_weights": np.float32,
+            "supervised": bool,
+            "index": np.int32,
+        }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
+@pytest.mark.parametrize("buckets", [1, 2, 4])
+def test_every_epoch_has_every_example_once_in_few_shapes(tokenized, batch_size, buckets):
+    source = make(tokenized, batch_size, buckets=buckets)
+    orders = []
+    for epoch in range(3):
+        items = epoch_of(source, epoch)
+        orders.append(indices(items))
+        assert sorted(orders[-1]) == list(range(len(tokenized)))
+        shapes = {
+            (item["input_ids"].shape[1], item["targets"].shape[1])
+            for item in items
+            if len(item["index"]) == batch_size
+        }
+        assert shapes == set(source.shapes)
+        assert len(shapes) <= buckets
+        assert all(size % 8 == 0 for shape in shapes for size in shape)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_batches_are_a_function_of_seed_and_step(tokenized):
+    source, again = make(tokenized), make(tokenized)
+    steps = [9, 0, 5, 9, 1000]
+    for step in steps:  # Whatever was asked before.
+        assert_same(source[step], again[step])
+    assert indices(epoch_of(source, 0)) != indices(epoch_of(make(tokenized, seed=1), 0))
+
+
+def test_iterator_resumes_exactly(tokenized):
+    source = make(tokenized)
+    expected = [source[step] for step in range(3, 12)]
+    iterator = source.iterate(3, 12, threads=2, prefetch=4)
+    for item in expected[:4]:
+        assert_same(next(iterator), item)
+    state = iterator.get_state()
+    rest = list(iterator)
+    assert len(rest) == 5
+    resumed = make(tokenized).iterate(3, 12)
+    resumed.set_state(state)
+    for one, other, item in zip(rest, resumed, expected[4:], strict=True):
+        assert_same(one, item)
+        assert_same(other, item)
+
+
+def test_stages_are_asked_by_step(tokenized):
+    asked = []
+
+    def start_steps(stage):
+        asked.append(stage)
+        return np.full(len(tokenized), 3 - stage)
+
+    source = make(tokenized, start_steps=start_steps, stage_of_step=lambda step: step // 2)
+    sizes = [source[step]["loss_weights"] for step in range(6)]
+    assert asked == [0, 0, 1, 1, 2, 2]
+    plain = make(tokenized)
+    for step, loss_weights in enumerate(sizes):  # The mask moves; the batches do not.
+        assert loss_weights.shape == plain[step]["loss_weights"].shape
+        assert ((loss_weights > 0) <= (plain[step]["loss_weights"] > 0)).all()
+
+
+def test_default_stage_is_the_epoch(tokenized):
+    asked = []
+    source = make(tokenized, start_steps=lambda t: asked.append(t) or np.zeros(len(tokenized)))
+    for step in range(2 * source.steps_per_epoch):
+        source[step]
+    assert asked == [0] * source.steps_per_epoch + [1] * source.steps_per_epoch
+
+
+def test_in_order_is_whole_and_once(tokenized):
+    source = make(tokenized, start_steps=lambda stage: tokenized.num_steps)
+    items = list(source.in_order(3))
+    assert sorted(indices(items)) == list(range(len(tokenized)))
+    total = sum(int(item["supervised"].sum()) for item in items)
+    assert total == len(tokenized.targets.values)
+    for one, other in zip(items, source.in_order(3), strict=True):
+        assert_same(one, other)
+
+
+def test_question_batches(tokenized):
+    seen = {}
+    for batch in batches.question_batches(tokenized.questions, 4, pad_id=PAD, buckets=3):
+        assert batch["input_ids"].shape == (4, batch["input_mask"].shape[1])
+        for ids, mask, i in zip(*(batch[k] for k in batch), strict=True):
+            if i < 0:
+                assert not mask.any()
+            else:
+                seen[int(i)] = ids[mask].tolist()
+    assert seen == {i: tokenized.questions[i].tolist() for i in range(len(tokenized))}
+
+
+def test_weights_of_other_records_are_refused(tokenized):
+    lengths = tokenized.rationale_lengths[::-1]
+    weights = Ragged.from_list([np.ones(n, np.float32) for n in lengths])
+    with pytest.raises(UserError, match="other records"):
+        make(tokenized, weights=weights)
+    with pytest.raises(UserError, match="other records"):
+        make(tokenized, start_steps=lambda stage: np.zeros(3))[0]
+
+
+@pytest.mark.parametrize("option", [{"batch_size": 0}, {"seed": -1}, {"buckets": 0}])
+def test_impossible_setting(tokenized, option):
+    with pytest.raises(UserError, match=next(iter(option))):
+        make(tokenized, **option)
+
+
+def test_no_examples(byte_tokenizer):
+    empty, _ = tokens.tokenize([], byte_tokenizer, max_question_tokens=9, max_target_tokens=9)
+    with pytest.raises(UserError, match=r"rejected\.jsonl"):
+        make(empty)
+
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=10)
+
+
+@given(lengths=LENGTHS, count=st.integers(1, 4), batch_size=st.integers(1, 4))
+@settings(max_examples=80, deadline=None)
+def test_buckets_are_the_best_cuts_of_the_sorted_row(lengths, count, batch_size):
+    lengths = np.array(lengths)
+    rounded = -(-np.maximum(lengths, 1) // 8) * 8
+
+    def cost(groups):
+        return sum(
+            -(-len(members) // batch_size) * batch_size * rounded[members].max(axis=0).sum()
+            for members in groups
+        )
+
+    found = length_buckets(lengths, count, batch_size)
+    members = [m.tolist() for m, _ in found]
+    assert sorted(itertools.chain(*members)) == list(range(len(lengths)))
+    for m, shape in found:
+        assert shape.tolist() == rounded[m].max(axis=0).tolist()
+
+    levels = collections.defaultdict(list)
+    for i, size in enumerate(rounded.max(axis=1)):
+        levels[int(size)].append(i)
+    row = [levels[size] for size in sorted(levels)]
+    best = min(
+        cost([sum(row[a:b], []) for a, b in itertools.pairwise((0, *cuts, len(row)))])
+        for k in range(min(count, len(row)))
+        for cuts in itertools.combinations(range(1, len(row)), k)
+    )
+    assert cost(members) == best
+
+
+def test_padded_and_rows():
+    ragged = Ragged.from_list([[1, 2], [], [3]], np.int32)
+    values, mask = padded(ragged, np.array([2, -1, 0, 1]), 2, 9)
+    assert values.tolist() == [[3, 9], [9, 9], [1, 2], [9, 9]]
+    assert mask.tolist() == [[True, False], [False, False], [True, True], [False, False]]
+    assert batch_rows(np.array([5, 6, 7]), 2).tolist() == [[5, 6], [7, -1]]

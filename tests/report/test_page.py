@@ -1,0 +1,153 @@
+import html.parser
+
+import numpy as np
+import pytest
+
+from kpod_jax import files, report
+from tests.report import workdirs
+
+VOID = {"meta", "br", "img", "hr", "input", "link", "path", "use"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks the nesting of elements and collects what a browser would act on."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.headings, self.ids, self.links, self.text = [], [], [], [], ""
+        self.elements, self.events = set(), []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self._see(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self._see(tag, attrs)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            assert "url(" not in data and "@import" not in data
+        elif self.open[-1:] == ["h2"]:
+            self.headings.append(data)
+        self.text += data
+
+    def _see(self, tag, attrs):
+        self.elements.add(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data", "action"):
+                self.links.append(value)
+            elif name == "id":
+                self.ids.append(value)
+            elif name.startswith("on"):
+                self.events.append((tag, name))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return workdirs.build(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    path = report.write(root)
+    assert path == root / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_every_section_is_there(page):
+    assert page.headings == [
+        "Results", "Training", "Progressive schedule", "Token weights", "What the weighting keeps",
+        "Step difficulty", "Generations", "Configuration",
+    ]  # fmt: skip
+
+
+def test_the_page_needs_nothing_else(page):
+    assert page.links and all(link.startswith(("#", "data:")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert not page.elements & {"script", "iframe", "object", "embed", "link", "img"}
+
+
+def test_records_generations_and_settings_are_shown_but_never_run(page):
+    assert page.events == []
+    # In a question, a rationale, a generation and a setting.
+    assert page.text.count(workdirs.HOSTILE) == 4
+    assert "test-<b>" in page.text
+
+
+def test_the_numbers_are_the_files(page):
+    text = page.text.replace("\u00a0", " ")
+    assert "KPOD: the student answers 31 of 50 test questions correctly, 62.0 %" in text
+    assert "0.930" in text and "0.31 → 2.40" in text
+    assert "Spearman's ρ" in text
+    assert "config.student.model" in text
+
+
+def test_a_heat_map_shows_whole_steps_with_their_keypoints(root):
+    text = (root / "report.html").read_text(encoding="utf-8")
+    assert text.count('key" title="weight') >= 4 * 9
+    assert 'aria-label="colour scale from 0 to 1"' in text
+
+
+def test_the_same_files_make_the_same_page(root):
+    first = report.write(root).read_bytes()
+    assert report.write(root).read_bytes() == first
+
+
+def test_comparison_of_methods(root):
+    metrics = str(root / "metrics.jsonl")
+    rows = [
+        workdirs.results("kpod", 0, 31, metrics=metrics),
+        workdirs.results("kpod", 1, 33, metrics=metrics),
+        workdirs.results("scotd", 0, 20, metrics=metrics),
+        workdirs.results("none", 0, 3),
+    ]
+    text = report.write(root, rows).read_text(encoding="utf-8")
+    assert "64.0 ± 2.8" in text and "No distillation" in text
+    assert text.count(">SCoTD</text>") == 3  # In the bars, the losses and the accuracies.
+    Page(text)
+
+
+@pytest.mark.parametrize(
+    ("missing", "heading"),
+    [
+        ("schedule.npz", "Progressive schedule"),
+        ("token_spans.npz", "What the weighting keeps"),
+        ("step_difficulty.npz", "Step difficulty"),
+        ("predictions/test.jsonl", "Generations"),
+        ("config.json", "Configuration"),
+        ("metrics.jsonl", "Training"),
+        ("results.json", "Results"),
+    ],
+)
+def test_a_section_without_its_file_is_left_out(tmp_path, missing, heading):
+    root = workdirs.build(tmp_path)
+    (root / missing).unlink()
+    headings = Page(report.write(root).read_text(encoding="utf-8")).headings
+    assert heading not in headings and len(headings) == 7
+
+
+def test_an_empty_work_directory(tmp_path):
+    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    assert page.headings == []
+    assert "not been evaluated yet" in page.text
+
+
+def test_a_run_with_uniform_weights_and_whole_rationales(tmp_path):
+    root = workdirs.build(tmp_path)
+    weights = files.read_npz(root / "token_weights.npz")
+    weights["values"] = np.ones_like(weights["values"])
+    files.write_npz(root / "token_weights.npz", **weights)
+    (root / "weighting.json").unlink()
+    schedule = files.read_npz(root / "schedule.npz")
+    schedule["start_steps"] = np.zeros_like(schedule["start_steps"])
+    files.write_npz(root / "schedule.npz", **schedule)
+    headings = Page(report.write(root).read_text(encoding="utf-8")).headings
+    assert headings == ["Results", "Training", "Step difficulty", "Generations", "Configuration"]

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from kpod_jax.data.records import Ragged, Record
+from kpod_jax.report import summary
+from kpod_jax.report.run import Run
+from tests.report import workdirs
+
+
+def test_runs_are_grouped_by_method_known_ones_first():
+    rows = [
+        workdirs.results("mine", 0, 10),
+        workdirs.results("scotd", 0, 20),
+        workdirs.results("kpod", 0, 30),
+        workdirs.results("kpod", 1, 40),
+    ]
+    kpod, scotd, mine = summary.methods(rows)
+    assert (kpod.name, scotd.name, mine.name) == ("KPOD", "SCoTD", "Mine")
+    assert kpod.seeds == (0, 1)
+    assert kpod.mean == pytest.approx(0.7)
+    assert kpod.spread == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    assert kpod.interval == pytest.approx((0.57, 0.83))
+    assert scotd.spread is None
+
+
+def test_splits_are_not_mixed():
+    rows = [workdirs.results("kpod", 0, 30), workdirs.results("kpod", 0, 40, split="validation")]
+    assert [(m.split, m.mean) for m in summary.methods(rows)] == [
+        ("test", 0.6),
+        ("validation", 0.8),
+    ]
+
+
+def test_the_rows_of_a_resumed_run_replace_the_earlier_ones():
+    rows = [
+        {"stage": "distill", "step": 10, "loss": 3.0},
+        {"stage": "distill", "step": 20, "loss": 2.0},
+        {"stage": "weigh", "step": 30, "loss": 9.0},
+        {"stage": "distill", "step": 20, "loss": 1.5},
+        {"stage": "distill", "step": 20, "validation_accuracy": 0.5},
+    ]
+    steps, losses = summary.series(rows, "distill", "loss")
+    assert steps.tolist() == [10, 20] and losses.tolist() == [3.0, 1.5]
+
+
+def test_running_mean_is_shorter_at_the_ends():
+    assert summary.running_mean(np.array([1.0, 2, 6, 3]), 3).tolist() == [1.5, 3, 11 / 3, 4.5]
+
+
+def test_words_are_ranked_with_numbers_as_one():
+    text = "Add 4 and 5. add"
+    record = Record("a", "q", (text,), "9")
+    spans = [(0, 3), (4, 5), (6, 9), (10, 11), (11, 12), (13, 16)]
+    weights = [0.8, 1.0, 0.1, 0.9, 0.0, 0.6]
+    heavy, light, fewest = summary.word_means(
+        [record], Ragged.from_list([spans]), Ragged.from_list([weights]), 2
+    )
+    assert [(m.word, round(m.weight, 3), m.count) for m in heavy] == [
+        (summary.NUMBER, 0.95, 2), ("add", 0.7, 2),
+    ]  # fmt: skip
+    assert [m.word for m in light] == [".", "and"]
+    assert fewest == 1
+
+
+def test_tokens_of_keypoints():
+    record = Record("a", "q", ("is 48 + 2",), "50", keypoints=((3, 5), (8, 9)))
+    spans = Ragged.from_list([[(0, 2), (3, 4), (4, 5), (6, 7), (8, 9)]])
+    inside = summary.keypoint_tokens([record], spans)
+    assert inside is not None and inside.tolist() == [False, True, True, False, True]
+    unknown = Record("b", "q", ("is 48 + 2",), "50")
+    assert summary.keypoint_tokens([unknown], spans) is None
+
+
+def test_hardest_steps_and_step_numbers():
+    records = [Record("a", "q", ("1 ", "2 "), "y"), Record("b", "q", ("1 ", "2 ", "3"), "y")]
+    difficulty = Ragged.from_list([[0.1, 2.0], [1.0, 0.2, 3.0]])
+    found = summary.hardest_steps(records, difficulty, 2)
+    assert [(s.record.id, s.number, s.difficulty) for s in found] == [("b", 3, 3.0), ("a", 2, 2.0)]
+    assert summary.step_numbers(difficulty).tolist() == [1, 2, 1, 2, 3]
+
+
+def test_groups_have_means_and_quartiles():
+    groups = summary.grouped(np.array([2, 1, 2, 2]), np.array([1.0, 7, 2, 6]))
+    assert groups.x.tolist() == [1, 2]
+    assert groups.mean.tolist() == [7, 3]
+    assert groups.low.tolist() == [7, 1.5] and groups.high.tolist() == [7, 4]
+
+
+def test_rank_correlation():
+    assert summary.rank_correlation(np.array([1, 2, 3.0]), np.array([1, 8, 9.0])) == pytest.approx(
+        1
+    )
+    assert summary.rank_correlation(np.ones(3), np.array([1, 2, 3.0])) is None
+
+
+def test_verdict_compares_with_the_baselines(tmp_path):
+    rows = [
+        workdirs.results("kpod", 0, 40),
+        workdirs.results("scotd", 0, 35),
+        workdirs.results("none", 0, 2),
+        workdirs.results("without_diversity", 0, 39),
+    ]
+    text = summary.verdict(Run(tmp_path), summary.methods(rows)).replace("\u00a0", " ")
+    assert text == (
+        "KPOD answers 80.0 % of 50 test questions correctly (95 % interval 67.0–93.0 %): "
+        "10.0 points more than SCoTD (70.0 %; the intervals overlap) and "
+        "76.0 points more than no distillation (4.0 %; the intervals are disjoint)."
+    )
