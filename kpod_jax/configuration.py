@@ -4,9 +4,14 @@ A configuration file makes the default tree, changes what it needs and returns i
 in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open.
 """
 
+from typing import Any, TypeAlias
+
 import ml_collections
 
 from kpod_jax.errors import UserError
+
+# A ConfigDict, whose values type checkers cannot know.
+Config: TypeAlias = Any
 
 METHODS = {
     # name: (what it is called in tables, the keys that make it)
@@ -23,7 +28,7 @@ METHODS = {
 }
 
 
-def default() -> ml_collections.ConfigDict:
+def default() -> Config:
     """The whole tree; a key that is not here does not exist."""
     config = ml_collections.ConfigDict()
     config.method = "kpod"  # A name of METHODS; set it with `apply_method`.
@@ -179,7 +184,7 @@ _RANGES = {
 }
 
 
-def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
+def apply_method(config: Config, method: str) -> Config:
     """Sets the keys that make a method of METHODS, in place.
 
     Raises:
@@ -192,7 +197,7 @@ def apply_method(config: ml_collections.ConfigDict, method: str) -> ml_collectio
     return config
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: Config) -> None:
     """Checks every value, before any work starts.
 
     Raises:
@@ -233,7 +238,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
 
 
-def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+def flatten(config: Config) -> dict[str, object]:
     """Dotted keys and their values, in order."""
     result: dict[str, object] = {}
     for key, value in config.items():

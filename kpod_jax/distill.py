@@ -15,7 +15,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from absl import logging
@@ -23,6 +22,7 @@ from jax.sharding import Mesh
 
 from kpod_jax import losses, sharding
 from kpod_jax.checkpoint import Checkpoints
+from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.difficulty import token_losses
 from kpod_jax.metrics import MetricsWriter, OneStepLate
@@ -51,13 +51,13 @@ class Plan:
         return -(-self.total_steps // self.steps_per_epoch)
 
 
-def plan(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Plan:
+def plan(config: Config, steps_per_epoch: int) -> Plan:
     """The training's length by `distill.epochs` and `distill.max_steps`."""
     total = config.epochs * steps_per_epoch
     return Plan(steps_per_epoch, min(total, config.max_steps) if config.max_steps else total)
 
 
-def learning_rate(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
+def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then constant, linear or cosine."""
     warmup = min(config.warmup_steps, max(0, total_steps - 1))
     rest = max(1, total_steps - warmup)
@@ -71,7 +71,7 @@ def learning_rate(config: ml_collections.ConfigDict, total_steps: int) -> optax.
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, total_steps: int, trainable: Callable[[Params], Any]
+    config: Config, total_steps: int, trainable: Callable[[Params], Any]
 ) -> optax.GradientTransformation:
     """The optimiser of the configuration.
 
@@ -170,7 +170,7 @@ def train(
     trainable: Callable[[Params], Any],
     source: BatchSource,
     start_steps: Callable[[int], np.ndarray],
-    config: ml_collections.ConfigDict,
+    config: Config,
     *,
     seed: int,
     mesh: Mesh,

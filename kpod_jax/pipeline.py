@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 
@@ -31,6 +30,7 @@ from kpod_jax import (
     sharding,
 )
 from kpod_jax.checkpoint import Checkpoints
+from kpod_jax.configuration import Config
 from kpod_jax.data import records as records_io
 from kpod_jax.data import sources, tokens
 from kpod_jax.data.batches import BatchSource
@@ -66,12 +66,12 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    needed: Callable[[ml_collections.ConfigDict], bool] = lambda config: True
+    needed: Callable[[Config], bool] = lambda config: True
     continues: bool = False
 
 
 def run(
-    config: ml_collections.ConfigDict,
+    config: Config,
     workdir: files.PathLike,
     mode: str = "all",
     siblings: Sequence[files.PathLike] = (),
@@ -106,7 +106,7 @@ def say(line: str) -> None:
 class Run:
     """A run's configuration and directory, and what several stages need, made when first asked for."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+    def __init__(self, config: Config, workdir: Workdir) -> None:
         """Starts nothing yet."""
         self.config = config
         self.workdir = workdir
@@ -144,9 +144,7 @@ class Run:
         self.workdir.mark(name, fingerprint, complete=False)
         message = stage.run(self)
         self.workdir.mark(name, fingerprint)
-        say(
-            f"{name}: {message} → {', '.join(stage.outputs)} ({time.monotonic() - began:.1f} s)"
-        )
+        say(f"{name}: {message} → {', '.join(stage.outputs)} ({time.monotonic() - began:.1f} s)")
 
     def fingerprint(self, name: str) -> dict[str, Any]:
         """What a stage's output depends on."""
@@ -171,7 +169,9 @@ class Run:
 
     def inputs(self, name: str) -> list[str]:
         """Files of the work directory that a stage reads."""
-        made = {file for stage in STAGES.values() if stage.needed(self.config) for file in stage.outputs}
+        made = {
+            file for stage in STAGES.values() if stage.needed(self.config) for file in stage.outputs
+        }
         stage = STAGES[name]
         return [*stage.inputs, *(file for file in stage.optional if file in made)]
 
@@ -260,6 +260,7 @@ class Run:
 def _rationales(run: Run) -> str:
     config, rejected, counts, questions = run.config, [], {}, {}
     for split in SPLITS:
+        # The built-in task is one data set, like any other: the run's seed does not change it.
         found, bad = sources.load_records(
             config.data.name,
             split,
@@ -270,7 +271,6 @@ def _rationales(run: Run) -> str:
             separator=config.data.step_separator,
             limit=config.data[f"{split}_examples"],
             max_bad_share=config.data.max_bad_share,
-            seed=config.seed if config.data.name == "arithmetic" else 0,
         )
         if split == "train":
             tokenized, too_long = run.tokenize(found)
@@ -362,7 +362,9 @@ def _score(run: Run) -> str:
         from scipy import stats
 
         known = np.concatenate([record.hardness or () for record in train.records])
-        message += f", rank correlation with the known ones {stats.spearmanr(result.values, known)[0]:.2f}"
+        message += (
+            f", rank correlation with the known ones {stats.spearmanr(result.values, known)[0]:.2f}"
+        )
     return message
 
 
@@ -372,10 +374,10 @@ def _schedule(run: Run) -> str:
     if config.schedule.vectors:
         vectors = clusters.question_vectors(questions, config.schedule.vectors)
     else:
-        plain = tokens.tokenize_questions(
-            train.records, run.student.tokenizer, prompt="{question}"
+        plain = tokens.tokenize_questions(train.records, run.student.tokenizer, prompt="{question}")
+        vectors = clusters.mean_token_vectors(
+            run.student.embeddings(run.student.load(run.mesh)), plain
         )
-        vectors = clusters.mean_token_vectors(run.student.embeddings(run.mesh), plain)
     found = clusters.cluster_questions(vectors, config.schedule.clusters, config.seed)
     if found.warning:
         logging.warning("%s", found.warning)
@@ -504,7 +506,7 @@ _RECORDS = ("records/train.jsonl",)
 STAGES: dict[str, Stage] = {
     "rationales": Stage(
         _rationales,
-        ("data", "student", "seed"),
+        ("data", "student"),
         (),
         (*(f"records/{split}.jsonl" for split in SPLITS), "records/rejected.jsonl"),
     ),
@@ -525,7 +527,14 @@ STAGES: dict[str, Stage] = {
     ),
     "schedule": Stage(
         _schedule,
-        ("student", "schedule", "distill.epochs", "distill.batch_size", "distill.max_steps", "seed"),
+        (
+            "student",
+            "schedule",
+            "distill.epochs",
+            "distill.batch_size",
+            "distill.max_steps",
+            "seed",
+        ),
         (*_RECORDS, "step_difficulty.npz"),
         ("schedule.npz",),
         needed=lambda config: config.schedule.curriculum == "kpod",

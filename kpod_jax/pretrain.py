@@ -1,10 +1,15 @@
-r"""Makes the built-in task's tiny T5: its tokenizer, and its weights pre-trained WITHOUT chains of thought.
+r"""Makes the two small models that the built-in task ships with.
 
-    python -m kpod_jax.pretrain --output=kpod_jax/assets/tiny_t5
+    python -m kpod_jax.pretrain --what=student --output=kpod_jax/assets/tiny_t5
+    python -m kpod_jax.pretrain --what=answerer --output=kpod_jax/assets/tiny_answerer
 
-The mixture is what a real student has seen, in small: single operations, in symbols and in single
-sentences, and running text of the task with spans to fill in (span corruption). It never sees a
-question followed by its rationale or by its answer, so it knows the words, not the reasoning.
+The student is pre-trained WITHOUT chains of thought, on what a real one has seen, in small: single
+operations, and running text of the task with spans to fill in. It never sees a question followed by
+its rationale or by its answer, so it knows the words, not the reasoning.
+
+The answerer of the token weighting learns the operations likewise, then to answer from a question
+and its rationale: short problems first, then masked prefixes of all. It has the student's tokenizer.
+
 Problems are of the task's "fresh" split, which shares no question with the others.
 """
 
@@ -13,26 +18,33 @@ import functools
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tokenizers
 import transformers
 from absl import app, flags, logging
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from kpod_jax import losses
-from kpod_jax.data import arithmetic
+from kpod_jax.data import arithmetic, tokens
+from kpod_jax.models import hub
 from kpod_jax.models.t5 import T5, T5Config
+from kpod_jax.weighting import answerer, learn
+from kpod_jax.weighting.generator import Generator
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write the student to.", required=True)
-_STEPS = flags.DEFINE_integer("steps", 3000, "Training steps.", lower_bound=1)
+_WHAT = flags.DEFINE_enum("what", "student", ["student", "answerer"], "What to make.")
+_SCALE = flags.DEFINE_float("scale", 1.0, "Scales the number of steps, for a quick try.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
 
 SENTINELS = 32
-_BATCH, _SOURCE, _TARGET = 64, 48, 40
+# Rows, source and target tokens of a batch.
+_OPERATIONS, _TEXT = (128, 8, 8), (48, 40, 32)
 _PROBLEMS = 20000
 _ARCHITECTURE = {
     "d_model": 128,
@@ -111,17 +123,27 @@ class Mixture:
         questions = [record.question for record in records]
         # Single steps, each torn from its rationale.
         steps = [record.steps[i % len(record.steps)] for i, record in enumerate(records)]
-        self._texts = tokenizer(questions + steps, add_special_tokens=False).input_ids
+        self._texts = tokenizer(questions + steps).input_ids
 
-    def batch(self, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Rows of (seed, step): source, source_mask, inputs, target, target_mask."""
+    def operations(self, seed: int, step: int) -> dict[str, np.ndarray]:
+        """A batch of single operations, a pure function of (seed, step)."""
         rng = np.random.default_rng([seed, step])
-        rows = [self._operations(rng) if i % 2 else self._running_text(rng) for i in range(_BATCH)]
-        source = np.zeros((_BATCH, _SOURCE), np.int32)
-        target = np.zeros((_BATCH, _TARGET), np.int32)
+        return self._batch([self._operation(rng) for _ in range(_OPERATIONS[0])], *_OPERATIONS)
+
+    def running_text(self, seed: int, step: int) -> dict[str, np.ndarray]:
+        """A batch of questions and single steps, likewise."""
+        rng = np.random.default_rng([seed, step])
+        return self._batch([self._text(rng) for _ in range(_TEXT[0])], *_TEXT)
+
+    def _batch(
+        self, rows: list[tuple[list[int], list[int]]], count: int, source_len: int, target_len: int
+    ) -> dict[str, np.ndarray]:
+        source = np.zeros((count, source_len), np.int32)
+        target = np.zeros((count, target_len), np.int32)
         for i, (left, right) in enumerate(rows):
-            left, right = left[: _SOURCE - 1] + [self._eos], right[: _TARGET - 1] + [self._eos]
-            source[i, : len(left)], target[i, : len(right)] = left, right
+            left, right = left[: source_len - 1], right[: target_len - 1]
+            source[i, : len(left) + 1] = [*left, self._eos]
+            target[i, : len(right) + 1] = [*right, self._eos]
         inputs = np.roll(target, 1, axis=1)
         inputs[:, 0] = 0
         return {
@@ -132,26 +154,18 @@ class Mixture:
             "target_mask": target > 0,
         }
 
-    def _operations(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """Single operations; of each, the result is missing, or the whole is to be written out."""
-        source, target = [], []
-        for i in range(6):
-            before, result = self._equations[
-                int(np.searchsorted(self._odds, rng.random() * self._odds[-1]))
-            ]
-            if rng.random() < 0.5:
-                source += [*before, self._sentinels[i]]
-                target += [self._sentinels[i], *result]
-            else:  # The equation is to be written out.
-                source += [self._sentinels[i], *before]
-                target += [self._sentinels[i], *before, *result]
-        return source, target
+    def _operation(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """One operation: its result is missing, or the whole is to be written out."""
+        place = int(np.searchsorted(self._odds, rng.random() * self._odds[-1]))
+        before, result = self._equations[place]
+        sentinel = self._sentinels[0]
+        if rng.random() < 0.5:
+            return [*before, sentinel], [sentinel, *result]
+        return [sentinel, *before], [sentinel, *before, *result]
 
-    def _running_text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """A question or a step with about a fifth of its tokens missing, in spans of one to three."""
+    def _text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """A text with about a fifth of its tokens missing, in spans of one to three."""
         text = self._texts[int(rng.integers(len(self._texts)))]
-        while len(text) < _SOURCE // 2:
-            text = text + self._texts[int(rng.integers(len(self._texts)))]
         source, target, place, span = [], [], 0, 0
         while place < len(text):
             if rng.random() < 0.1 and span < SENTINELS:
@@ -165,31 +179,31 @@ class Mixture:
         return source, target
 
 
-def train(
-    module: T5, mixture: Mixture, *, steps: int, learning_rate: float, seed: int
-) -> tuple[dict, list[float]]:
-    """Trains from random values; returns the parameters and the losses in nats a token."""
-    example = mixture.batch(seed, 0)
-    params = nn.unbox(
-        module.init(
-            jax.random.key(seed), example["source"], example["source_mask"], example["inputs"]
-        )["params"]
-    )
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(200, steps), steps + 1)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+def pretrain(
+    module: T5,
+    params: dict,
+    mixture: Mixture,
+    *,
+    operation_steps: int,
+    mixed_steps: int,
+    seed: int,
+    learning_rate: float = 2e-3,
+) -> dict:
+    """Trains on single operations, then on these and running text in turn."""
+    steps = operation_steps + mixed_steps
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps), steps + 1)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(params, state, batch):
         def loss(params):
-            hidden = module.apply(
-                {"params": params}, batch["source"], batch["source_mask"], batch["inputs"]
-            )
+            variables = {"params": params}
+            hidden = module.apply(variables, batch["source"], batch["source_mask"], batch["inputs"])
             nll = losses.token_losses(
                 hidden,
                 batch["target"],
                 batch["target_mask"],
-                lambda h: module.apply({"params": params}, h, method="logits"),
-                chunk=_TARGET,
+                functools.partial(module.apply, variables, method="logits"),
             )
             return nll.sum() / batch["target_mask"].sum()
 
@@ -197,27 +211,80 @@ def train(
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    state, history = optimizer.init(params), []
+    state = optimizer.init(params)
     for step in range(steps):
-        params, state, value = train_step(params, state, mixture.batch(seed, step))
-        if step % 100 == 0 or step == steps - 1:
-            history.append(float(value))
-            logging.info("step %d of %d, loss %.4f", step, steps, history[-1])
-    return params, history
+        text = step >= operation_steps and step % 2
+        batch = mixture.running_text(seed, step) if text else mixture.operations(seed, step)
+        params, state, value = train_step(params, state, batch)
+        if step % 100 < 2 or step == steps - 1:
+            kind = "text" if text else "operations"
+            logging.info("step %d of %d, %s, loss %.3f", step, steps, kind, float(value))
+    return params
+
+
+def train_answerer(
+    module: T5, params: dict, tokenizer: Any, *, steps: tuple[int, int], seed: int
+) -> dict:
+    """Trains to answer: from whole rationales of short problems, then from masked prefixes of all."""
+
+    def problems(count: int, operations: tuple[int, int]) -> answerer.Problems:
+        records = arithmetic.generate("fresh", count, seed, operations)
+        limits = {"max_question_tokens": 128, "max_target_tokens": 192}
+        return learn.problems_of(tokens.tokenize(records, tokenizer, **limits)[0], 0)
+
+    mask_id = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    learner = learn.MaskLearner(
+        answerer.Answerer(module, mask_id, start_id=0), Generator(8, 1), jnp.zeros((1, 1)), 0.0
+    )
+
+    def log(what: str, step: int, values: dict[str, float]) -> None:
+        logging.info("%s: step %d, %s", what, step, values)
+
+    fit = functools.partial(learn.fit_answerer, learner, batch_size=64, seed=seed, log=log)
+    params = fit(
+        params,
+        problems(_PROBLEMS // 2, (1, 2)),
+        reading_steps=steps[0],
+        masking_steps=0,
+        learning_rate=2e-3,
+    )
+    easy, hard = problems(_PROBLEMS, (1, 3)), problems(_PROBLEMS, (2, 4))
+    params = fit(params, easy, reading_steps=0, masking_steps=steps[1], learning_rate=2e-3)
+    params = fit(params, hard, reading_steps=0, masking_steps=steps[1], learning_rate=1e-3)
+    held_out = problems(_PROBLEMS + 256, (2, 4))
+    held_out = jax.tree.map(lambda array: array[-256:], held_out)
+    logging.info("held out: %s", learn.measure_gap(learner, params, held_out, 64))
+    return params
 
 
 def main(argv: list[str]) -> None:
-    """Makes tokenizer and weights and writes them in Hugging Face's format."""
+    """Makes a model and writes it, with its tokenizer, in Hugging Face's format."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    records = arithmetic.generate("fresh", 4000, _SEED.value)
+    logging.set_verbosity(logging.INFO)
+    seed = _SEED.value
+    records = arithmetic.generate("fresh", 4000, seed)
     template = "Q: {} A: Let's think step by step. {} Therefore, the answer is {}."
-    texts = [template.format(r.question, r.rationale, r.answer) for r in records]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(template.format(r.question, r.rationale, r.answer) for r in records)
     config = T5Config(vocab_size=-(-len(tokenizer) // 64) * 64, **_ARCHITECTURE)
     module = T5(config, scan_layers=False)
-    mixture = Mixture(tokenizer, _SEED.value)
-    params, _ = train(module, mixture, steps=_STEPS.value, learning_rate=3e-3, seed=_SEED.value)
+    ids = jnp.ones((1, 8), jnp.int32)
+    params = nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"])
+
+    def scaled(steps: int) -> int:
+        return max(1, round(steps * _SCALE.value))
+
+    params = pretrain(
+        module,
+        params,
+        Mixture(tokenizer, seed),
+        operation_steps=scaled(1500),
+        mixed_steps=scaled(1500) if _WHAT.value == "student" else 0,
+        seed=seed,
+    )
+    if _WHAT.value == "answerer":
+        steps = scaled(800), scaled(1000)
+        params = train_answerer(module, params, tokenizer, steps=steps, seed=seed)
     hub.save_pretrained(_OUTPUT.value, config, params, tokenizer, dtype="bfloat16")
 
 

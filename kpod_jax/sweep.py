@@ -12,9 +12,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
-
 from kpod_jax import configuration, files, pipeline, report
+from kpod_jax.configuration import Config
 from kpod_jax.errors import UserError
 from kpod_jax.pipeline import say
 
@@ -73,7 +72,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _shown(runs: Mapping[str, ml_collections.ConfigDict]) -> str:
+def _shown(runs: Mapping[str, Config]) -> str:
     """The run whose schedule and weights the report shows: the first KPOD, else the first."""
     kpod = [name for name, config in runs.items() if config.method == "kpod"]
     return (kpod or list(runs))[0]

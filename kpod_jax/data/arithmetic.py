@@ -3,7 +3,7 @@
 A problem is a story about one quantity that two to four operations change. The rationale explains
 one operation a step, in running text: the numbers, the operator and words that do arithmetic
 ("twice", "dozen") decide the answer; the rest is filler, and so are the numbers that only say
-where something is written ("on page 12"). All quantities are whole numbers from 1 to 99.
+where something is written ("on page 12"). All quantities are whole numbers from 1 to 50.
 
 Everything is a function of (split, seed). A question belongs to the split that its hash names, so
 splits share no question whatever the seeds and the sizes.
@@ -11,18 +11,19 @@ splits share no question whatever the seeds and the sizes.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from kpod_jax.data.records import Record
 
+_T = TypeVar("_T")
 # Sixteenths of all questions. "fresh" is for what must not know the training answers, such as the
 # pre-training of a student and the answerer of the token weighting.
 _SPLITS = {"train": range(6), "validation": range(6, 8), "test": range(8, 10)}
 _SPLITS["fresh"] = range(10, 16)
-LARGEST = 99
+LARGEST = 50
 
 NAMES = {
     "he": ("Tom", "Ben", "Omar", "Luis", "Ivan", "Paul", "Sam", "Karl"),
@@ -128,8 +129,8 @@ _STARTS = (
         _PLUS,
         lambda a, b: a + b,
         1.0,
-        (2, 60),
-        (2, 60),
+        (2, 30),
+        (2, 30),
     ),
 )
 _MIDDLES = (
@@ -139,7 +140,7 @@ _MIDDLES = (
         _PLUS,
         lambda a, b: a + b,
         1.0,
-        (2, 60),
+        (2, 30),
     ),
     _Operation(
         "A friend brings {b} {items}.",
@@ -147,7 +148,7 @@ _MIDDLES = (
         _PLUS,
         lambda a, b: a + b,
         1.0,
-        (2, 60),
+        (2, 30),
     ),
     _Operation(
         "Then {he} gives away {b} {items}.",
@@ -155,7 +156,7 @@ _MIDDLES = (
         _MINUS,
         lambda a, b: a - b,
         1.0,
-        (2, 60),
+        (2, 30),
     ),
     _Operation(
         "On the way home {he} loses {b} {items}.",
@@ -163,7 +164,7 @@ _MIDDLES = (
         _MINUS,
         lambda a, b: a - b,
         1.0,
-        (2, 60),
+        (2, 30),
     ),
     _Operation(
         "By now {his} sister has twice as many {items}.",
@@ -217,13 +218,16 @@ class _Text:
         self.text += piece
 
 
-def generate(split: str, count: int, seed: int = 0) -> list[Record]:
+def generate(
+    split: str, count: int, seed: int = 0, operations: tuple[int, int] = (2, 4)
+) -> list[Record]:
     """Makes the first `count` different problems of a split.
 
     Args:
       split: "train", "validation", "test" or "fresh"; no two share a question.
       count: how many, not below 0.
       seed: of the sequence of problems; a longer list starts with the shorter one.
+      operations: least and most operations of a problem; the task itself has 2 to 4.
 
     Raises:
       ValueError: the split is unknown.
@@ -232,7 +236,8 @@ def generate(split: str, count: int, seed: int = 0) -> list[Record]:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
     records: list[Record] = []
     questions = set()
-    for problem in _problems(np.random.default_rng([seed, list(_SPLITS).index(split)])):
+    rng = np.random.default_rng([seed, list(_SPLITS).index(split)])
+    for problem in _problems(rng, operations):
         if len(records) >= count:
             break
         question = problem.question
@@ -268,19 +273,19 @@ def equations() -> list[Equation]:
     return list(dict.fromkeys(result))
 
 
-def _problems(rng: np.random.Generator) -> Iterator[Record]:
+def _problems(rng: np.random.Generator, operations: tuple[int, int]) -> Iterator[Record]:
     """Problems without end."""
     while True:
-        problem = _problem(rng)
+        problem = _problem(rng, int(rng.integers(operations[0], operations[1] + 1)))
         if problem is not None:
             yield problem
 
 
-def _pick(rng: np.random.Generator, options: tuple | list) -> object:
+def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
     return options[int(rng.integers(len(options)))]
 
 
-def _problem(rng: np.random.Generator) -> Record | None:
+def _problem(rng: np.random.Generator, count: int) -> Record | None:
     """One problem, or None where a quantity would leave its range."""
     he = _pick(rng, ["he", "she"])
     words = {
@@ -290,10 +295,9 @@ def _problem(rng: np.random.Generator) -> Record | None:
         "items": _pick(rng, ITEMS),
         "box": _pick(rng, _BOXES),
     }
-    middles = [_pick(rng, _MIDDLES) for _ in range(int(rng.integers(1, 3)))]
-    operations = [_pick(rng, _STARTS), *middles]
-    if rng.random() < 0.35:
-        operations.append(_pick(rng, _ENDS))
+    operations = [_pick(rng, _STARTS), *(_pick(rng, _MIDDLES) for _ in range(count - 1))]
+    if count > 1 and rng.random() < 0.35:
+        operations[-1] = _pick(rng, _ENDS)
 
     events, steps, keypoints, hardness = [], [], [], []
     asked, end = "How many {items} does {name} have?", 0
@@ -307,7 +311,7 @@ def _problem(rng: np.random.Generator) -> Record | None:
         if result is None or not 1 <= result <= LARGEST:
             return None
         if rng.random() < 0.15:
-            steps.append(str(_pick(rng, _FILLER_STEPS)).format(int(rng.integers(1, 100))) + " ")
+            steps.append(_pick(rng, _FILLER_STEPS).format(int(rng.integers(1, LARGEST + 1))) + " ")
             hardness.append(0.0)
             end += len(steps[-1])
         numbers = {"a": quantity, "b": operand, "c": result}
@@ -321,8 +325,8 @@ def _problem(rng: np.random.Generator) -> Record | None:
         quantity = result
     if rng.random() < 0.5:
         place = int(rng.integers(len(events) + 1))
-        text = str(_pick(rng, _DISTRACTORS))
-        events.insert(place, text.format(int(rng.integers(2, 100)), Name=words["name"]))
+        text = _pick(rng, _DISTRACTORS)
+        events.insert(place, text.format(int(rng.integers(2, LARGEST + 1)), Name=words["name"]))
     return Record(
         id="",
         question=" ".join([*events, asked.format(**words)]),
@@ -343,16 +347,16 @@ def _explain(
 ) -> _Text:
     """One step of the rationale: an opener, perhaps an aside, a clause with the equation in it."""
     text = _Text()
-    text.add(str(_pick(rng, _OPENERS)) + ", ")
+    text.add(_pick(rng, _OPENERS) + ", ")
     chance = rng.random()
     if chance < 0.25:
-        text.add(str(_pick(rng, _ASIDES)) + ", ")
+        text.add(_pick(rng, _ASIDES) + ", ")
     elif chance < 0.5:
-        text.add(str(_pick(rng, _NUMBERED_ASIDES)).format(int(rng.integers(1, 100))) + ", ")
-    clause = str(_pick(rng, operation.clauses))
+        text.add(_pick(rng, _NUMBERED_ASIDES).format(int(rng.integers(1, LARGEST + 1))) + ", ")
+    clause = _pick(rng, operation.clauses)
     before, after = clause.split("{eq}")
     text.add(before.format(**words))
-    for place, piece in enumerate(_pick(rng, operation.equations)):  # type: ignore[arg-type]
+    for place, piece in enumerate(_pick(rng, operation.equations)):
         if place:
             text.add(" ")
         key = piece[0] in "{["

@@ -12,13 +12,13 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
 from kpod_jax import sharding
+from kpod_jax.configuration import Config
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.errors import UserError
@@ -54,7 +54,7 @@ def weigh(
     student: Student,
     answerer: Student,
     mesh: Mesh,
-    config: ml_collections.ConfigDict,
+    config: Config,
     *,
     fresh: TokenizedSet | None,
     seed: int,
@@ -79,7 +79,7 @@ def weigh(
     """
     _check_tokenizers(student, answerer)
     pad_id = student.tokenizer.pad_token_id
-    embeddings = student.embeddings(mesh)
+    embeddings = student.embeddings(student.load(mesh))
     learner = learn.MaskLearner(
         Answerer(answerer.module, _mask_id(student), answerer.config.decoder_start_token_id),
         Generator(config.hidden, config.heads),
@@ -153,7 +153,7 @@ class _Fold:
     """One pass: an answerer, fit on some examples, and a generator, trained on others."""
 
     learner: learn.MaskLearner
-    config: ml_collections.ConfigDict
+    config: Config
     mesh: Mesh
     seed: int
     first_step: int
@@ -262,7 +262,7 @@ def _mask_id(student: Student) -> int:
     return vocabulary.get("<extra_id_0>", student.tokenizer.pad_token_id)
 
 
-def _no_gap(gap: dict[str, Any], config: ml_collections.ConfigDict) -> str:
+def _no_gap(gap: dict[str, Any], config: Config) -> str:
     advice = (
         "The answerer does not read rationales: raise weighting.reading_steps or "
         "weighting.masking_steps, or start from a stronger weighting.answerer."
@@ -279,7 +279,7 @@ def _no_gap(gap: dict[str, Any], config: ml_collections.ConfigDict) -> str:
     )
 
 
-def _check_health(summary: dict[str, Any], config: ml_collections.ConfigDict) -> None:
+def _check_health(summary: dict[str, Any], config: Config) -> None:
     """Stops at weights that say nothing.
 
     Raises:

@@ -232,7 +232,9 @@ def test_buckets_are_the_best_cuts_of_the_sorted_row(lengths, count, batch_size)
         levels[int(size)].append(i)
     row = [levels[size] for size in sorted(levels)]
     best = min(
-        cost([sum(row[a:b], []) for a, b in itertools.pairwise((0, *cuts, len(row)))])
+        cost(
+            [list(itertools.chain(*row[a:b])) for a, b in itertools.pairwise((0, *cuts, len(row)))]
+        )
         for k in range(min(count, len(row)))
         for cuts in itertools.combinations(range(1, len(row)), k)
     )

@@ -99,9 +99,8 @@ def test_jsonl_bad_line_is_rejected_with_its_place(tmp_path, line, reason):
     assert len(records) == 9
     assert len(rejected) == 1
     assert rejected[0].reason.startswith(f"{path}:10 ")
-    pytest.raises(UserError, load_jsonl, tmp_path, max_bad_share=0.09).match(
-        rf"(?s)1 of 10 records.*train\.jsonl:10 .*{reason}"
-    )
+    with pytest.raises(UserError, match=rf"(?s)1 of 10 records.*train\.jsonl:10 .*{reason}"):
+        load_jsonl(tmp_path, max_bad_share=0.09)
 
 
 def test_jsonl_of_windows(tmp_path):

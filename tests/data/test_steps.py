@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from kpod_jax.data.steps import split_steps
 
 PIECES = st.sampled_from(
-    'Tom a . . ! ? … ... 3.5 $4.20 <<48/2=24>> 。 ！ " ) - ** 5! = No.'.split()
-    + [" ", " ", "\n", "\r\n", "\u00a0", "Mr. ", "e.g. ", "1. "]
+    [
+        *'Tom a . . ! ? … ... 3.5 $4.20 <<48/2=24>> 。 ！ " ) - ** 5! = No.'.split(),
+        *(" ", " ", "\n", "\r\n", "\u00a0", "Mr. ", "e.g. ", "1. "),
+    ]
 )
 TEXTS = st.lists(PIECES, max_size=25).map("".join) | st.text(max_size=40)
 
@@ -70,9 +72,8 @@ def test_never_cuts_a_number_or_an_annotation_and_always_after_a_line(text):
     for match in re.finditer(r"[0-9]+\.[0-9]+|<<[^<>\n]*>>|\.{3}", text):
         assert cuts.isdisjoint(range(match.start() + 1, match.end()))
     for step in steps:
-        # Within a step a line ends only after something that is no step of its own.
-        *heads, _ = step.rstrip().split("\n")
-        assert not any(re.search(r"[^\W\d_]{2}", head.replace("Step", "")) for head in heads)
+        # No step goes on with words after a line of words.
+        assert not re.search(r"[A-Za-z]{2}[^\n]*\n[^A-Za-z]*[A-Za-z]{2}", step)
 
 
 @given(text=TEXTS)

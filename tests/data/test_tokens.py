@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +16,8 @@ TWO_STEPS = Record(
 
 
 def tokenize(records, tokenizer, **options):
-    options = {"max_question_tokens": 1000, "max_target_tokens": 1000} | options
-    return tokens.tokenize(records, tokenizer, **options)
+    limits: dict[str, Any] = {"max_question_tokens": 1000, "max_target_tokens": 1000}
+    return tokens.tokenize(records, tokenizer, **(limits | options))
 
 
 def text_of(tokenizer, ids, skip=0):
