@@ -165,6 +165,7 @@ _RANGES = {
     "weighting.batch_size": (1, _INFINITY),
     "weighting.temperature_start": (1e-3, _INFINITY),
     "weighting.temperature_end": (1e-3, _INFINITY),
+    "weighting.min_gap": (-_INFINITY, _INFINITY),
     "weighting.hidden": (1, _INFINITY),
     "weighting.heads": (1, _INFINITY),
     "difficulty.batch_size": (1, _INFINITY),

@@ -1,8 +1,10 @@
-"""Command line: python -m kpod_jax.main --config=configs/quickstart.py --workdir=DIR [--mode=STAGE].
+"""The command line: python -m kpod_jax.main --config=FILE --workdir=DIR [--mode=STAGE].
 
 Single keys are changed with --config.KEY=VALUE, as in --config.distill.epochs=5.
 """
 
+import os
+import pathlib
 import sys
 
 import jax
@@ -41,8 +43,7 @@ def main(argv: list[str]) -> None:
     """Runs what the flags ask for; what a user can put right is said in one message."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)
-    # Our own lines; Orbax and others say much at the same level.
+    logging.set_verbosity(logging.WARNING)  # Orbax says much below it; our lines are printed.
     try:
         _run()
     except UserError as error:
@@ -54,7 +55,7 @@ def _run() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: the directory for everything that the run writes.")
     # Compiled steps outlive the process that compiled them.
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", _cache_directory())
     if _MODE.value == "sweep":
         from kpod_jax import sweep
@@ -72,13 +73,25 @@ def _run() -> None:
 
 
 def _cache_directory() -> str:
-    import os
-    import pathlib
-
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return str(pathlib.Path(root) / "kpod_jax" / "compiled")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a key or a method that does not exist is one line, not a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        message = str(error)
+    except (UserError, OSError) as error:
+        message = str(error)
+    except (KeyError, AttributeError, TypeError) as error:
+        message = f"no such configuration key: {error.args[0] if error.args else error}"
+    print(
+        f"error: {message}\nSee --help, or kpod_jax/configuration.py for the keys.", file=sys.stderr
+    )
+    sys.exit(2)
+
+
 if __name__ == "__main__":
-    # `app.run` would report flags that are wrong; a wrong key of the configuration is one of them.
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

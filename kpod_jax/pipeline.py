@@ -1,4 +1,4 @@
-"""Algorithm 1 from top to bottom: rationales → weights → difficulties → schedule → student → accuracy.
+"""Algorithm 1 from top to bottom: rationales → weights → difficulties → schedule → student.
 
 Each stage reads and writes files of the work directory and is skipped while its output is up to
 date. This is the only place that knows their order.
@@ -104,7 +104,7 @@ def say(line: str) -> None:
 
 
 class Run:
-    """A run's configuration and directory, and what several stages need, made when first asked for."""
+    """A run's configuration and directory, and what stages share, made when first asked for."""
 
     def __init__(self, config: Config, workdir: Workdir) -> None:
         """Starts nothing yet."""

@@ -8,7 +8,7 @@ operations, and running text of the task with spans to fill in. It never sees a 
 its rationale or by its answer, so it knows the words, not the reasoning.
 
 The answerer of the token weighting learns the operations likewise, then to answer from a question
-and its rationale: short problems first, then masked prefixes of all. It has the student's tokenizer.
+and its rationale: short problems first, then masked prefixes of all. Its tokenizer is the student's.
 
 Problems are of the task's "fresh" split, which shares no question with the others.
 """
@@ -108,13 +108,13 @@ class Mixture:
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, seed: int) -> None:
         records = arithmetic.generate("fresh", _PROBLEMS, seed)
-        self._sentinels = tokenizer.convert_tokens_to_ids(
+        self._sentinels: Any = tokenizer.convert_tokens_to_ids(
             [f"<extra_id_{i}>" for i in range(SENTINELS)]
         )
-        self._eos = tokenizer.eos_token_id
+        self._eos: Any = tokenizer.eos_token_id
         equations = arithmetic.equations()
-        before = tokenizer([e.before for e in equations]).input_ids
-        result = tokenizer([e.result for e in equations]).input_ids
+        before: Any = tokenizer([e.before for e in equations]).input_ids
+        result: Any = tokenizer([e.result for e in equations]).input_ids
         self._equations = list(zip(before, result, strict=True))
         # Rare kinds ("twice", "dozen") more often than their number of cases would have it.
         kinds = [re.sub(r"\d", "", e.before) for e in equations]
@@ -123,7 +123,7 @@ class Mixture:
         questions = [record.question for record in records]
         # Single steps, each torn from its rationale.
         steps = [record.steps[i % len(record.steps)] for i, record in enumerate(records)]
-        self._texts = tokenizer(questions + steps).input_ids
+        self._texts: Any = tokenizer(questions + steps).input_ids
 
     def operations(self, seed: int, step: int) -> dict[str, np.ndarray]:
         """A batch of single operations, a pure function of (seed, step)."""
@@ -198,12 +198,14 @@ def pretrain(
     def train_step(params, state, batch):
         def loss(params):
             variables = {"params": params}
-            hidden = module.apply(variables, batch["source"], batch["source_mask"], batch["inputs"])
+            hidden: Any = module.apply(
+                variables, batch["source"], batch["source_mask"], batch["inputs"]
+            )
             nll = losses.token_losses(
                 hidden,
                 batch["target"],
                 batch["target_mask"],
-                functools.partial(module.apply, variables, method="logits"),
+                lambda h: module.apply(variables, h, method="logits"),  # pyright: ignore
             )
             return nll.sum() / batch["target_mask"].sum()
 
@@ -225,12 +227,14 @@ def pretrain(
 def train_answerer(
     module: T5, params: dict, tokenizer: Any, *, steps: tuple[int, int], seed: int
 ) -> dict:
-    """Trains to answer: from whole rationales of short problems, then from masked prefixes of all."""
+    """Trains to answer: from whole rationales of short problems, then from masked prefixes."""
 
     def problems(count: int, operations: tuple[int, int]) -> answerer.Problems:
         records = arithmetic.generate("fresh", count, seed, operations)
-        limits = {"max_question_tokens": 128, "max_target_tokens": 192}
-        return learn.problems_of(tokens.tokenize(records, tokenizer, **limits)[0], 0)
+        tokenized, _ = tokens.tokenize(
+            records, tokenizer, max_question_tokens=128, max_target_tokens=192
+        )
+        return learn.problems_of(tokenized, 0)
 
     mask_id = tokenizer.convert_tokens_to_ids("<extra_id_0>")
     learner = learn.MaskLearner(

@@ -35,7 +35,7 @@ def run(sweep: str, workdir: files.PathLike) -> pathlib.Path:
     root = pathlib.Path(workdir)
     path, _, argument = sweep.partition(":")
     runs = _load(path).get_runs(argument)
-    for name, config in runs.items():
+    for config in runs.values():
         configuration.check(config)
     for number, (name, config) in enumerate(runs.items(), 1):
         say(f"\n[{number}/{len(runs)}] {name}")

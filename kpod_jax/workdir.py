@@ -100,9 +100,11 @@ class Workdir:
             if sibling.path != self.path and sibling.done(stage, fingerprint, outputs):
                 for name in outputs:
                     (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                    with files.replacing(self.path / name) as target:
-                        with (sibling.path / name).open("rb") as source:
-                            shutil.copyfileobj(source, target)
+                    with (
+                        files.replacing(self.path / name) as target,
+                        (sibling.path / name).open("rb") as source,
+                    ):
+                        shutil.copyfileobj(source, target)
                 self.mark(stage, fingerprint)
                 return True
         return False

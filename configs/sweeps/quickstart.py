@@ -1,6 +1,6 @@
-r"""KPOD, SCoTD and no distillation on the built-in task: the same student, steps and test questions.
+r"""KPOD, SCoTD and no distillation on the built-in task: the same student, steps and questions.
 
-    python -m kpod_jax.main --mode=sweep --sweep=configs/sweeps/quickstart.py --workdir=runs/quickstart
+    python -m kpod_jax.main --mode=sweep --sweep=configs/sweeps/quickstart.py --workdir=runs/qs
 
 `:short` after the file's name makes a form of a minute or two that shows that everything works.
 """

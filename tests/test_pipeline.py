@@ -1,0 +1,248 @@
+"""The main job from outside: its stages, resuming after a kill, and what a user may get wrong."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.conftest import ROOT
+
+CONFIG = "--config=configs/quickstart.py"
+SMALL = (
+    "--config.data.train_examples=40",
+    "--config.data.validation_examples=8",
+    "--config.data.test_examples=8",
+    "--config.distill.epochs=4",
+    "--config.distill.batch_size=8",
+    "--config.distill.checkpoint_every=2",
+    "--config.distill.log_every=1",
+    "--config.eval.max_new_tokens=8",
+    # These tests are about the machinery; token weights have tests of their own.
+    "--config.weighting.weights=uniform",
+)
+
+
+def command(workdir: pathlib.Path, *flags: str, config: str = CONFIG) -> list[str]:
+    return [sys.executable, "-m", "kpod_jax.main", config, f"--workdir={workdir}", *flags]
+
+
+def environment(tmp_path: pathlib.Path) -> dict[str, str]:
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "TFDS_DATA_DIR": str(tmp_path / "tfds"),
+        "XDG_CACHE_HOME": str(tmp_path.parent / "cache"),  # Compiled steps, for all tests here.
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def run(workdir: pathlib.Path, *flags: str, config: str = CONFIG) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(workdir, *flags, config=config),
+        cwd=ROOT,
+        env=environment(workdir.parent),
+        capture_output=True,
+        text=True,
+    )
+
+
+def parameters(workdir: pathlib.Path, step: int) -> dict:
+    path = (workdir / "checkpoints/student" / str(step) / "state").absolute()
+    return ocp.PyTreeCheckpointer().restore(path)["params"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
+    """A whole run."""
+    workdir = tmp_path_factory.mktemp("pipeline") / "whole"
+    return workdir, run(workdir, *SMALL)
+
+
+def test_all_stages_leave_their_files(finished):
+    workdir, done = finished
+    assert done.returncode == 0, done.stderr
+    for stage in ("rationales", "score", "schedule", "distill", "eval", "report"):
+        assert f"\n{stage}: " in "\n" + done.stdout
+    schedule = np.load(workdir / "schedule.npz")
+    assert schedule["start_steps"].shape == (4, 40)
+    assert (schedule["remaining"] <= schedule["target"]).all()
+    assert not schedule["start_steps"][2:].any()
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["total"] == 8
+    assert results["checkpoint_step"] == 20
+    rows = [json.loads(line) for line in (workdir / "predictions/test.jsonl").open()]
+    assert sum(row["correct"] for row in rows) == results["correct"]
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert [row["step"] for row in steps if "loss" in row] == list(range(1, 21))
+    assert "<html" in (workdir / "report.html").read_text()
+
+
+def test_a_second_run_does_nothing_again(finished):
+    workdir, _ = finished
+    before = (workdir / "checkpoints/student").stat().st_mtime_ns
+    done = run(workdir, *SMALL)
+    assert done.returncode == 0, done.stderr
+    for stage in ("rationales", "score", "schedule", "distill", "eval"):
+        assert f"{stage}: up to date" in done.stdout
+    assert (workdir / "checkpoints/student").stat().st_mtime_ns == before
+
+
+def test_the_checkpoint_of_a_step_is_evaluated_and_exported(finished, tmp_path):
+    workdir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    done = run(copy, *SMALL, "--mode=eval", "--config.eval.checkpoint=18")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((copy / "results.json").read_text())["checkpoint_step"] == 18
+    done = run(copy, *SMALL, "--mode=eval", "--config.eval.checkpoint=3")
+    assert done.returncode == 2
+    assert "no checkpoint of step 3" in done.stderr
+    done = run(copy, *SMALL, "--mode=export")
+    assert done.returncode == 0, done.stderr
+    assert (copy / "export/model.safetensors").is_file()
+    again = run(
+        tmp_path / "again", *SMALL, f"--config.student.model={copy}/export", "--mode=rationales"
+    )
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
+    """Kill -9 after the first checkpoints, then the same command again."""
+    workdir, _ = finished
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(killed, *SMALL),
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        saved = [
+            int(path.name)
+            for path in killed.glob("checkpoints/student/[0-9]*")
+            if path.name.isdecimal()
+        ]
+        if max(saved, default=0) >= 4:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (killed / "results.json").exists()
+    done = run(killed, *SMALL)
+    assert done.returncode == 0, done.stderr
+    expected, found = parameters(workdir, 20), parameters(killed, 20)
+    flat = ocp.tree.to_flat_dict(expected)
+    for path, value in ocp.tree.to_flat_dict(found).items():
+        np.testing.assert_array_equal(value, flat[path], err_msg=str(path))
+    lines = [
+        [json.loads(line) for line in (directory / "metrics.jsonl").open()]
+        for directory in (workdir, killed)
+    ]
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in lines]
+    assert losses[0] == losses[1]
+
+
+def test_a_directory_of_another_configuration_is_left_alone(finished):
+    workdir, _ = finished
+    before = sorted(path.name for path in (workdir / "checkpoints/student").iterdir())
+    done = run(workdir, *SMALL, "--config.distill.learning_rate=0.5", "--mode=distill")
+    assert done.returncode == 2
+    assert "another configuration" in done.stderr
+    assert "distill.learning_rate was 0.002 and is 0.5" in done.stderr
+    assert sorted(path.name for path in (workdir / "checkpoints/student").iterdir()) == before
+
+
+def jsonl(tmp_path: pathlib.Path, train: str) -> tuple[str, ...]:
+    good = json.dumps({"question": "1 + 1?", "rationale": "1 + 1 = 2.", "answer": "2"})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(train)
+    (folder / "validation.jsonl").write_text(good.replace("1 + 1", "2 + 1") + "\n")
+    (folder / "test.jsonl").write_text(good.replace("1 + 1", "3 + 1") + "\n")
+    return ("--config.data.name=jsonl", f"--config.data.path={folder}")
+
+
+GOOD = '{"question": "What is 1 + 1?", "rationale": "1 + 1 = 2.", "answer": "2"}\n'
+
+
+@pytest.mark.parametrize(
+    ("flags", "train", "said"),
+    [
+        (("--config.distil.epochs=3",), None, "distil"),
+        (("--config.distill.epochs=-3",), None, "distill.epochs=-3: expected at least 0"),
+        (("--config.schedule.initial_share=3.0",), None, "schedule.initial_share=3.0"),
+        (("--config.data.name=gsm9k",), None, "data.name='gsm9k': expected one of"),
+        (("--config.student.model=/nowhere",), None, "/nowhere"),
+        ((), GOOD + "{broken\n", "train.jsonl:2"),
+        ((), GOOD + GOOD.replace("1 + 1 = 2.", " "), "rationale"),
+        (("--config.student.max_target_tokens=10",), GOOD, "more than max_target_tokens=10"),
+        ((), GOOD.replace('"answer"', '"result"'), "answer"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(tmp_path, flags, train, said):
+    data = () if train is None else jsonl(tmp_path, train)
+    done = run(tmp_path / "run", "--mode=rationales", *data, *flags)
+    assert done.returncode != 0
+    assert said in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_student_without_weights_is_named(tmp_path):
+    student = tmp_path / "student"
+    shutil.copytree(ROOT / "kpod_jax/assets/tiny_t5", student)
+    (student / "model.safetensors").unlink()
+    done = run(tmp_path / "run", *SMALL, f"--config.student.model={student}")
+    assert done.returncode == 2
+    assert f"{student} has no weights" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stage_without_its_inputs_says_which(tmp_path):
+    done = run(tmp_path / "run", "--mode=distill")
+    assert done.returncode == 2
+    assert "records/train.jsonl, which is not there" in done.stderr
+
+
+def test_a_work_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(tmp_path / "file" / "run", "--mode=rationales")
+    assert done.returncode == 2
+    assert "Cannot make the work directory" in done.stderr
+
+
+def test_every_stage_runs_on_gsm8k_with_t5_base(tmp_path, shared_data):
+    """The architecture and the tokenizer of T5-base, shrunk in depth alone, on real text."""
+    architecture = json.loads((shared_data / "student_configs/flan_t5_base.json").read_text())
+    architecture |= {"num_layers": 1, "num_decoder_layers": 1, "d_ff": 64, "d_model": 64}
+    (tmp_path / "config.json").write_text(json.dumps(architecture))
+    done = run(
+        tmp_path / "run",
+        f"--config.data.path={shared_data / 'gsm8k'}",
+        f"--config.student.model={tmp_path / 'config.json'}",
+        f"--config.student.tokenizer={shared_data / 'tokenizers/t5_spiece.model'}",
+        "--config.student.init=random",
+        "--config.data.train_examples=12",
+        "--config.data.validation_examples=4",
+        "--config.data.test_examples=4",
+        "--config.weighting.min_gap=-100.0",
+        "--config.weighting.reading_steps=2",
+        "--config.weighting.masking_steps=2",
+        "--config.weighting.steps=2",
+        "--config.weighting.batch_size=4",
+        "--config.distill.epochs=2",
+        "--config.distill.batch_size=4",
+        "--config.eval.max_new_tokens=4",
+        f"--config.schedule.vectors={shared_data / 'glove/glove.6B.50d.subset.txt'}",
+        config="--config=configs/t5_base.py",
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("token_weights.npz", "step_difficulty.npz", "schedule.npz", "results.json"):
+        assert (tmp_path / "run" / name).is_file()
