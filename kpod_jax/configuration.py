@@ -105,6 +105,7 @@ def default() -> Config:
     distill = config.distill = ml_collections.ConfigDict()
     distill.epochs = 20  # An epoch is a stage. [paper: 20 to 100, see the configuration files]
     distill.batch_size = 32  # Examples a step, over all devices. [paper: 4]
+    distill.buckets = 4  # Shapes of batches at most; each is compiled once.
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
     distill.learning_rate = 1e-3  # Peak. [paper: 5e-5 for FlanT5, 1e-5 for LLaMA]
     distill.warmup_steps = 20  # Linear, from 0.
@@ -173,6 +174,7 @@ _RANGES = {
     "schedule.initial_share": (0, 1),
     "schedule.ramp_share": (0, 1),
     "schedule.clusters": (1, _INFINITY),
+    "distill.buckets": (1, _INFINITY),
     "distill.batch_size": (1, _INFINITY),
     "distill.micro_batches": (1, _INFINITY),
     "distill.log_every": (1, _INFINITY),

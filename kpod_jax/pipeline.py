@@ -413,7 +413,8 @@ def _difficulty(run: Run) -> Ragged:
 
 
 def _stages(run: Run) -> int:
-    return max(1, distill.plan(run.config.distill, run.batch_source().steps_per_epoch).stages)
+    source = run.batch_source(buckets=run.config.distill.buckets)
+    return max(1, distill.plan(run.config.distill, source.steps_per_epoch).stages)
 
 
 def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
@@ -426,7 +427,12 @@ def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
 def _distill(run: Run) -> str:
     config, student = run.config, run.student
     start_steps = _start_steps(run)
-    source = run.batch_source(weights=run.weights(), start_steps=start_steps)
+    source = run.batch_source(
+        weights=run.weights(),
+        start_steps=start_steps,
+        buckets=config.distill.buckets,
+        input_steps=config.distill.input_steps,
+    )
     evaluator = run.evaluator("validation")
     length = distill.plan(config.distill, source.steps_per_epoch)
     distill.train(
@@ -532,7 +538,7 @@ STAGES: dict[str, Stage] = {
             "schedule",
             "distill.epochs",
             "distill.batch_size",
-            "distill.max_steps",
+            "distill.max_steps", "distill.buckets",
             "seed",
         ),
         (*_RECORDS, "step_difficulty.npz"),

@@ -8,7 +8,7 @@ operations, and running text of the task with spans to fill in. It never sees a 
 its rationale or by its answer, so it knows the words, not the reasoning.
 
 The answerer of the token weighting learns the operations likewise, then to answer from a question
-and its rationale: short problems first, then masked prefixes of all. Its tokenizer is the student's.
+and its rationale: short problems first, then masked prefixes. Its tokenizer is the student's.
 
 Problems are of the task's "fresh" split, which shares no question with the others.
 """
@@ -44,7 +44,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
 
 SENTINELS = 32
 # Rows, source and target tokens of a batch.
-_OPERATIONS, _TEXT = (128, 8, 8), (48, 40, 32)
+_OPERATIONS, _TEXT = (128, 8, 8), (48, 40, 40)
 _PROBLEMS = 20000
 _ARCHITECTURE = {
     "d_model": 128,
@@ -164,7 +164,10 @@ class Mixture:
         return [sentinel, *before], [sentinel, *before, *result]
 
     def _text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """A text with about a fifth of its tokens missing, in spans of one to three."""
+        """A text with about a fifth of its tokens missing, in spans of one to three.
+
+        The target has the missing spans, as T5's, or, half the time, the whole text, as BART's.
+        """
         text = self._texts[int(rng.integers(len(self._texts)))]
         source, target, place, span = [], [], 0, 0
         while place < len(text):
@@ -176,7 +179,7 @@ class Mixture:
             else:
                 source.append(text[place])
                 place += 1
-        return source, target
+        return source, text if rng.random() < 0.5 else target
 
 
 def pretrain(
@@ -278,15 +281,16 @@ def main(argv: list[str]) -> None:
     def scaled(steps: int) -> int:
         return max(1, round(steps * _SCALE.value))
 
+    student = _WHAT.value == "student"
     params = pretrain(
         module,
         params,
         Mixture(tokenizer, seed),
-        operation_steps=scaled(1500),
-        mixed_steps=scaled(1500) if _WHAT.value == "student" else 0,
+        operation_steps=scaled(800 if student else 1500),
+        mixed_steps=scaled(3200) if student else 0,
         seed=seed,
     )
-    if _WHAT.value == "answerer":
+    if not student:
         steps = scaled(800), scaled(1000)
         params = train_answerer(module, params, tokenizer, steps=steps, seed=seed)
     hub.save_pretrained(_OUTPUT.value, config, params, tokenizer, dtype="bfloat16")

@@ -1,6 +1,6 @@
 """The built-in task: multi-step word problems whose keypoints and hard steps are known.
 
-A problem is a story about one quantity that two to four operations change. The rationale explains
+A problem is a story about one quantity that two or three operations change. The rationale explains
 one operation a step, in running text: the numbers, the operator and words that do arithmetic
 ("twice", "dozen") decide the answer; the rest is filler, and so are the numbers that only say
 where something is written ("on page 12"). All quantities are whole numbers from 1 to 50.
@@ -219,7 +219,7 @@ class _Text:
 
 
 def generate(
-    split: str, count: int, seed: int = 0, operations: tuple[int, int] = (2, 4)
+    split: str, count: int, seed: int = 0, operations: tuple[int, int] = (2, 3)
 ) -> list[Record]:
     """Makes the first `count` different problems of a split.
 
@@ -227,7 +227,7 @@ def generate(
       split: "train", "validation", "test" or "fresh"; no two share a question.
       count: how many, not below 0.
       seed: of the sequence of problems; a longer list starts with the shorter one.
-      operations: least and most operations of a problem; the task itself has 2 to 4.
+      operations: least and most operations of a problem; the task itself has 2 or 3.
 
     Raises:
       ValueError: the split is unknown.

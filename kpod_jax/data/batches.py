@@ -8,6 +8,7 @@ Letters: N examples, B rows of a batch, S tokens of a prompt, U of a target.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import grain
 import numpy as np
@@ -41,6 +42,7 @@ class BatchSource:
         weights: Ragged | None = None,
         start_steps: Callable[[int], np.ndarray] | None = None,
         stage_of_step: Callable[[int], int] | None = None,
+        input_steps: Literal["decoder", "encoder"] = "decoder",
     ) -> None:
         """Lays out the examples; batches are made when they are asked for.
 
@@ -54,6 +56,9 @@ class BatchSource:
           weights: w_j of every rationale token, N slices of `rationale_lengths`; None is 1.
           start_steps: from a stage to c_i of every example, [N] integers; None is 0.
           stage_of_step: from a training step to its stage; None is the step's epoch.
+          input_steps: where the steps before c_i stand: in the decoder, as context that is not
+            supervised, or at the end of the encoder's input, before its EOS, as the paper draws it.
+            The latter makes inputs U tokens longer, whatever c_i, so that shapes stay the same.
 
         Raises:
           UserError: no examples, a setting out of range, or weights of other examples.
@@ -76,6 +81,7 @@ class BatchSource:
         self._pad_id = pad_id
         self._decoder_start_id = decoder_start_id
         self._weights = _target_weights(tokenized, weights)
+        self._input_steps = input_steps
         self._start_steps = start_steps or (lambda stage: np.zeros(len(tokenized), np.int32))
         self._stage_of_step = stage_of_step or (lambda step: step // self.steps_per_epoch)
         lengths_Nx2 = np.stack([tokenized.questions.lengths, tokenized.targets.lengths], axis=1)
@@ -93,7 +99,8 @@ class BatchSource:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(S, U) of every bucket: the shapes that a train step is compiled for."""
-        return [(int(s), int(u)) for _, (s, u) in self._buckets]
+        longer = self._input_steps == "encoder"
+        return [(int(s + longer * u), int(u)) for _, (s, u) in self._buckets]
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a training step.
@@ -177,6 +184,13 @@ class BatchSource:
         steps, _ = padded(data.steps, rows_B, size_U, 0)
         weights, _ = padded(self._weights, rows_B, size_U, 0)
         supervised = target_mask & (steps >= start_steps_N[rows_B][:, None])
+        if self._input_steps == "encoder":
+            moved_B = (target_mask & ~supervised).sum(axis=1)
+            input_ids, input_mask = _with_steps(
+                input_ids, input_mask, targets, moved_B, self._pad_id
+            )
+            targets = _from(targets, moved_B, self._pad_id)
+            weights, supervised = _from(weights, moved_B, 0), _from(supervised, moved_B, False)
         decoder_input_ids = np.full_like(targets, self._decoder_start_id)
         decoder_input_ids[:, 1:] = targets[:, :-1]
         return {
@@ -188,6 +202,35 @@ class BatchSource:
             "supervised": supervised,
             "index": rows_B.astype(np.int32),
         }
+
+
+def _with_steps(
+    input_ids: np.ndarray,
+    input_mask: np.ndarray,
+    targets: np.ndarray,
+    moved_B: np.ndarray,
+    pad_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """[B, S + U] prompts with the first `moved_B` target tokens before their EOS, and the mask."""
+    size_S = input_ids.shape[1]
+    eos_B1 = np.maximum(input_mask.sum(axis=1) - 1, 0)[:, None]
+    place = np.arange(size_S + targets.shape[1])[None]
+    end_B1 = eos_B1 + moved_B[:, None]
+    source = np.where(place < eos_B1, place, size_S + place - eos_B1)
+    source = np.where(place == end_B1, eos_B1, source)
+    mask = (place <= end_B1) & input_mask.any(axis=1)[:, None]
+    values = np.take_along_axis(
+        np.concatenate([input_ids, targets], axis=1), np.where(mask, source, 0), axis=1
+    )
+    return np.where(mask, values, pad_id).astype(input_ids.dtype), mask
+
+
+def _from(array_BxU: np.ndarray, start_B: np.ndarray, fill: float) -> np.ndarray:
+    """Each row from its start on, filled up at its end."""
+    place = np.arange(array_BxU.shape[1])[None] + start_B[:, None]
+    inside = place < array_BxU.shape[1]
+    values = np.take_along_axis(array_BxU, np.where(inside, place, 0), axis=1)
+    return np.where(inside, values, np.asarray(fill, array_BxU.dtype))
 
 
 def question_batches(

@@ -247,3 +247,25 @@ def test_padded_and_rows():
     assert values.tolist() == [[3, 9], [9, 9], [1, 2], [9, 9]]
     assert mask.tolist() == [[True, False], [False, False], [True, True], [False, False]]
     assert batch_rows(np.array([5, 6, 7]), 2).tolist() == [[5, 6], [7, -1]]
+
+
+def test_input_steps_move_to_the_encoder(tokenized):
+    """Nothing is lost or doubled: prompt, input steps, EOS; the rest is the decoder's."""
+    start = np.minimum(1, tokenized.num_steps)
+    plain = make(tokenized, start_steps=lambda stage: start)
+    moved = make(tokenized, start_steps=lambda stage: start, input_steps="encoder")
+    for step in range(plain.steps_per_epoch):
+        a, b = plain[step], moved[step]
+        assert b["input_ids"].shape[1] == a["input_ids"].shape[1] + a["targets"].shape[1]
+        for row, i in enumerate(a["index"]):
+            if i < 0:
+                assert not b["input_mask"][row].any()
+                assert not b["supervised"][row].any()
+                continue
+            question, target = tokenized.questions[i], tokenized.targets[i]
+            count = int((tokenized.steps[i] < start[i]).sum())
+            expected = [*question[:-1], *target[:count], question[-1]]
+            assert b["input_ids"][row][b["input_mask"][row]].tolist() == expected
+            assert b["targets"][row][b["supervised"][row]].tolist() == target[count:].tolist()
+            assert b["decoder_input_ids"][row, 1] == b["targets"][row, 0]
+        assert a["loss_weights"].sum() == b["loss_weights"].sum()
