@@ -164,6 +164,36 @@ def make_train_step(
     return train_step
 
 
+def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """The state before the first step; the parameters are donated to it.
+
+    What the optimiser keeps for a parameter lies as the parameter does. Left to itself the compiler
+    would copy these zeros to every device.
+
+    Args:
+      params: on a mesh.
+      optimizer: from `make_optimizer`.
+    """
+
+    def start(params: Params) -> dict[str, Any]:
+        opt_state = optimizer.init(params)
+        return {"params": params, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32)}
+
+    keystr = jax.tree_util.keystr
+    by_path = {keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    whole = sharding.replicated(next(iter(by_path.values())).sharding.mesh)
+
+    def where(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        for start in range(len(path)):  # An entry of the state ends like its parameter's path.
+            param = by_path.get(keystr(path[start:]))
+            if param is not None and param.shape == leaf.shape:
+                return param.sharding
+        return whole
+
+    shardings = jax.tree_util.tree_map_with_path(where, jax.eval_shape(start, params))
+    return jax.jit(start, donate_argnums=0, out_shardings=shardings)(params)
+
+
 def train(
     module: nn.Module,
     params: Params,
@@ -210,7 +240,7 @@ def train(
             workdir / "checkpoints" / "student", keep=config.keep, best_metric="accuracy"
         ) as checkpoints,
     ):
-        state = jax.jit(_start, static_argnums=1, donate_argnums=0)(params, optimizer)
+        state = start_state(params, optimizer)
         first, iterator_state = 0, None
         if checkpoints.latest_step() is not None:
             abstract = jax.tree.map(
@@ -269,8 +299,3 @@ def train(
                         extra={"iterator": iterator.get_state()},
                         metrics=None if accuracy is None else {"accuracy": accuracy},
                     )
-
-
-def _start(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """The state before the first step; optimiser state is laid out like the parameters."""
-    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}

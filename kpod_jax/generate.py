@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kpod_jax import sharding
-from kpod_jax.models import hub
+from kpod_jax.models import layout
 from kpod_jax.models.student import Student
 
 
 class Generator:
     """Greedy generations of a student, with keys and values kept in preallocated arrays.
 
-    It is compiled once for each shape of prompts, not for each batch, and stops when the last row of
-    a batch has ended.
+    It is compiled once for each shape of prompts, not for each batch, and stops when the last row
+    of a batch has ended.
     """
 
     def __init__(self, student: Student, mesh: Mesh, max_new_tokens: int) -> None:
@@ -38,7 +38,7 @@ class Generator:
 
         @jax.jit
         def generate(params: Any, input_ids_BxS: jax.Array, input_mask_BxS: jax.Array) -> jax.Array:
-            params = hub.unroll(params)
+            params = layout.unroll(params)
             return _greedy(
                 module,
                 params,

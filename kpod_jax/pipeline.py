@@ -323,9 +323,10 @@ def _weigh(run: Run) -> str:
         values=result.weights.values,
         offsets=result.weights.offsets,
     )
+    gap = result.summary["gap"]
     message = (
         f"{len(result.weights.values)} token weights, mean {result.summary['mean_weight']:.2f}, "
-        f"held-out gap {result.summary['gap']:.2f} nats"
+        f"held-out gap {gap['all_masked'] - gap['none_masked']:.2f} nats"
     )
     if result.summary["auc"] is not None:
         message += f", AUC of keypoints over filler {result.summary['auc']:.3f} (held out)"
@@ -503,7 +504,9 @@ def _export(run: Run) -> str:
     directory = run.workdir / "export"
     shutil.rmtree(directory, ignore_errors=True)
     student = run.student
-    hub.save_pretrained(directory, student.config, params, student.tokenizer)
+    hub.save_pretrained(
+        directory, student.config, params, student.tokenizer, lora=student.module.lora
+    )
     return f"the student of step {step} in Hugging Face format"
 
 
@@ -538,7 +541,8 @@ STAGES: dict[str, Stage] = {
             "schedule",
             "distill.epochs",
             "distill.batch_size",
-            "distill.max_steps", "distill.buckets",
+            "distill.max_steps",
+            "distill.buckets",
             "seed",
         ),
         (*_RECORDS, "step_difficulty.npz"),

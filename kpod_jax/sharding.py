@@ -164,5 +164,5 @@ def _spec(
             entries.append(None)
         else:
             taken.update(over)
-            entries.append(over if len(over) > 1 else over[0])
+            entries.append(over[0] if len(over) == 1 else over)  # pyright: ignore
     return PartitionSpec(*entries)

@@ -96,6 +96,8 @@ class Workdir:
     def take_over(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
         """Copies the stage's outputs from a sibling that made them from the very same."""
         for path in self._siblings:
+            if not path.is_dir():  # It was not run yet.
+                continue
             sibling = Workdir(path)
             if sibling.path != self.path and sibling.done(stage, fingerprint, outputs):
                 for name in outputs:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from kpod_jax import sharding
 from kpod_jax.data.tokens import load_tokenizer
 from kpod_jax.errors import UserError
-from kpod_jax.models import hub
+from kpod_jax.models import hub, layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.t5 import T5, T5Config
 
@@ -25,7 +25,7 @@ class Student:
 
     Attributes:
       module: a Flax module.
-      config: its architecture.
+      config: its architecture, with the tokenizer's ids of EOS and padding.
       tokenizer: of transformers; its ids are rows of the model's embedding table.
       model: directory, or id on the hub.
       random: whether parameters start from random values.
@@ -61,32 +61,33 @@ class Student:
         params = hub.load_params(self.model, abstract, self.config)
         if self.module.lora is None:
             return params
-        # Adapters are in no checkpoint of a base model; the other random values are dropped.
-        born = flax.traverse_util.flatten_dict(self._born(mesh), sep="/")
-        flat = flax.traverse_util.flatten_dict(params, sep="/")
-        return flax.traverse_util.unflatten_dict(
-            {path: born[path] if _is_adapter(path) else value for path, value in flat.items()},
-            sep="/",
-        )
+        # Adapters are in no checkpoint of a base model; nothing else is initialised beside them.
+        adapters = self._born(mesh, layout.is_adapter)
+        return layout.unflatten(layout.flatten(params) | layout.flatten(adapters))
 
     def trainable(self, params: Any) -> Any:
         """A tree of bool: with LoRA the adapters alone, else everything."""
-        flat = flax.traverse_util.flatten_dict(params, sep="/")
         everything = self.module.lora is None
-        return flax.traverse_util.unflatten_dict(
-            {path: everything or _is_adapter(path) for path in flat}, sep="/"
+        return layout.unflatten(
+            {path: everything or layout.is_adapter(path) for path in layout.flatten(params)}
         )
 
     def embeddings(self, params: Any) -> np.ndarray:
         """[V, D] float32, the input embedding table among the parameters."""
         return np.asarray(jax.device_get(params["shared"]["embedding"]), np.float32)
 
-    def _born(self, mesh: Mesh) -> Any:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
+    def _born(self, mesh: Mesh, wanted: Callable[[str], bool] = lambda path: True) -> Any:
+        """Random values, made where they live, of the parameters that are wanted."""
+
+        def chosen(params: Any) -> Any:
+            flat = layout.flatten(params)
+            return layout.unflatten({path: flat[path] for path in flat if wanted(path)})
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, chosen(self.abstract(mesh)))
 
         @functools.partial(jax.jit, out_shardings=shardings)
         def init(key: jax.Array) -> Any:
-            return nn.unbox(self._init(key))
+            return chosen(nn.unbox(self._init(key)))
 
         return init(jax.random.key(self.seed))
 
@@ -123,13 +124,23 @@ def load_student(
       UserError: something cannot be loaded, or the tokenizer has more tokens than the model rows.
     """
     config = hub.load_config(model)
+    if init != "random":
+        hub.check_weights(model)
     loaded = load_tokenizer(tokenizer or model)
     if len(loaded) > config.vocab_size:
         raise UserError(
-            f"The tokenizer {tokenizer or model!r} has {len(loaded)} tokens, but the model {model!r} "
-            f"has {config.vocab_size} rows (vocab_size in its config.json). Give the tokenizer that "
-            "the model was trained with (student.tokenizer)."
+            f"The tokenizer {tokenizer or model!r} has {len(loaded)} tokens, but the model "
+            f"{model!r} has {config.vocab_size} rows (vocab_size in its config.json). Give the "
+            "tokenizer that the model was trained with (student.tokenizer)."
         )
+    pad = loaded.pad_token_id
+    start = pad if init == "random" else config.decoder_start_token_id
+    config = dataclasses.replace(
+        config,
+        pad_token_id=pad,
+        eos_token_id=loaded.eos_token_id,
+        decoder_start_token_id=start,
+    )
     module = T5(
         config,
         dtype=jnp.dtype(dtype),
@@ -138,7 +149,3 @@ def load_student(
         lora=lora,
     )
     return Student(module, config, loaded, model, init == "random", seed)
-
-
-def _is_adapter(path: str) -> bool:
-    return path.rpartition("/")[2].startswith("lora_")

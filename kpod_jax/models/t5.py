@@ -109,7 +109,7 @@ class T5(nn.Module):
         """An empty cache for `length` positions, with the encoder's keys and values.
 
         Needs `scan_layers=False`: while decoding there is one array a layer, which is updated in
-        place. `unroll` in `models/hub.py` makes the parameters for it.
+        place. `unroll` in `models/layout.py` makes the parameters for it.
         """
         return self.decoder.start_cache(encoded_BxSxD, length)
 

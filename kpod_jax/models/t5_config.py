@@ -88,7 +88,7 @@ class T5Config:
         """
         if value.get("model_type") != "t5":
             raise UserError(
-                f"model_type is {value.get('model_type')!r}; expected 't5' (T5 v1.0, v1.1 and Flan)."
+                f"model_type is {value.get('model_type')!r}; expected 't5' (v1.0, v1.1, Flan)."
             )
         known = {
             field.name: value[field.name]

@@ -1,4 +1,4 @@
-"""The answerer θw: the answer's loss, given a question and a masked prefix of its rationale (Eq. 5).
+"""The answerer θw: the answer's loss, given question and masked prefix of the rationale (Eq. 5).
 
 Letters: B rows (an example with one prefix and one mask), S question tokens, R rationale tokens,
 A answer tokens, D width.
@@ -19,7 +19,7 @@ Params = Any
 
 @flax.struct.dataclass
 class Problems:
-    """Rows for the answerer; question tokens are at the right end of theirs, the others at the left.
+    """Rows for the answerer; questions are padded on their left, the others on their right.
 
     T5 knows relative positions alone, so padding must not come between question and rationale.
 

@@ -345,7 +345,7 @@ def objective_of(
     batch_size: int,
     seed: int,
 ) -> float:
-    """Eq. 7 divided by n on some examples, with sampled hard masks: nats, the mean over examples."""
+    """Eq. 7 divided by n with sampled masks, in nats: the mean over some examples."""
     step = jax.jit(lambda *arguments: learner.objective(*arguments)[0])
     root, total, count = jax.random.key(seed), 0.0, len(problems.question)
     for start in range(0, count, batch_size):

@@ -1,4 +1,4 @@
-"""The weighing stage: fit the answerer apart, check that it can teach, learn masks, weigh every token.
+"""The weighing stage: fit the answerer apart, check that it can teach, learn masks, weigh tokens.
 
 With `fit="other_fold"` the training set is cut in two halves: each half's weights are learned from
 an answerer that was fit on the other half, so no answerer knows the answers that it is asked for.
@@ -74,8 +74,8 @@ def weigh(
       workdir: for the metrics.
 
     Raises:
-      UserError: the answerer has another tokenizer, there is no gap for masks to be learned from, or
-        the weights collapsed.
+      UserError: the answerer has another tokenizer, there is no gap for masks to be learned from,
+        or the weights collapsed.
     """
     _check_tokenizers(student, answerer)
     pad_id = student.tokenizer.pad_token_id
@@ -115,9 +115,12 @@ def weigh(
                 learn.compute_weights(learner, params, judged, config.batch_size).values
             )
     weights = Ragged.from_list(values, np.float32)
-    summary = {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+    summary: dict[str, Any] = {
+        key: float(np.mean([part[key] for part in parts])) for key in parts[0]
+    }
     summary["mean_weight"] = float(weights.values.mean())
-    summary["auc"] = keypoint_auc(np.mean(judged_weights, axis=0), held_out, len(judged.question))  # pyright: ignore
+    judged_M = np.mean(judged_weights, axis=0)
+    summary["auc"] = keypoint_auc(judged_M, held_out, len(judged.question))
     summary["folds"] = parts
     summary["gap"] = {key: summary.pop(key) for key in ("none_masked", "all_masked")}
     _check_health(summary, config)
@@ -125,7 +128,7 @@ def weigh(
 
 
 def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> float | None:
-    """Probability that a keypoint's weight is above a filler token's; None where they are not known.
+    """Probability that a keypoint's weight is above a filler token's; None where unknown.
 
     A token is a keypoint if it shares a character with a known keypoint.
 
@@ -293,14 +296,14 @@ def _check_health(summary: dict[str, Any], config: Config) -> None:
     }.get(True)
     if advice:
         raise UserError(
-            f"The token weights have collapsed: their mean is {mean:.3f}. {advice} Or train without "
-            "token weights: --config.weighting.weights=uniform."
+            f"The token weights have collapsed: their mean is {mean:.3f}. {advice} Or train "
+            "without token weights: --config.weighting.weights=uniform."
         )
     best = min(summary["keep_all"], summary["keep_none"])
     if objective > best:
         logging.warning(
-            "weigh: on held-out examples the learned masks' objective %.3f is above that of keeping "
-            "all tokens (%.3f) or none (%.3f): more weighting.steps, a lower weighting.alpha or a "
+            "weigh: on held-out examples the learned masks' objective %.3f is above that of "
+            "keeping all tokens (%.3f) or none (%.3f): more weighting.steps, a lower weighting.alpha or a "
             "better answerer may help",
             objective,
             summary["keep_all"],

@@ -1,0 +1,63 @@
+"""How Hugging Face names T5's weights, and which sizes of the configuration shape them.
+
+In parameter paths, `layers_3` is a layer written out and `layers` all of them stacked.
+"""
+
+import math
+
+from kpod_jax.models.t5_config import T5Config
+
+_SUBLAYERS = {
+    "encoder": {"self_attention": "0.SelfAttention", "mlp": "1.DenseReluDense"},
+    "decoder": {
+        "self_attention": "0.SelfAttention",
+        "cross_attention": "1.EncDecAttention",
+        "mlp": "2.DenseReluDense",
+    },
+}
+_HEADS = "num_heads x d_kv"
+# The keys of config.json that make the dimensions of a weight, as Hugging Face stores it.
+_KEYS = {
+    "embedding": ("vocab_size", "d_model"),
+    "lm_head": ("vocab_size", "d_model"),
+    "relative_bias": ("relative_attention_num_buckets", "num_heads"),
+    "scale": ("d_model",),
+    **dict.fromkeys("qkv", (_HEADS, "d_model")),
+    "o": ("d_model", _HEADS),
+    **dict.fromkeys(("wi", "wi_0", "wi_1"), ("d_ff", "d_model")),
+    "wo": ("d_model", "d_ff"),
+}
+# Weights that some files hold besides: copies of `shared.weight`, and one that was never used.
+COPIES = frozenset({"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"})
+UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
+
+
+def hf_name(path: str, layer: int = 0) -> str:
+    """Hugging Face's name of a parameter; of a stacked one, that of its layer `layer`."""
+    if path == "shared/embedding":
+        return "shared.weight"
+    if path == "lm_head/kernel":
+        return "lm_head.weight"
+    stack, part, *rest = path.split("/")
+    if part == "relative_bias":
+        return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    if part == "final_norm":
+        return f"{stack}.final_layer_norm.weight"
+    number = int(part.removeprefix("layers_")) if part != "layers" else layer
+    sublayer = _SUBLAYERS[stack][rest[0].removesuffix("_norm")]
+    if rest[0].endswith("_norm"):
+        return f"{stack}.block.{number}.layer.{sublayer[0]}.layer_norm.weight"
+    return f"{stack}.block.{number}.layer.{sublayer}.{rest[1]}.weight"
+
+
+def hf_keys(path: str) -> tuple[str, ...]:
+    """The configuration's key of each dimension, as Hugging Face stores the weight."""
+    parts = path.split("/")
+    return _KEYS[parts[-2] if parts[-1] == "kernel" else parts[-1]]
+
+
+def hf_shape(path: str, config: T5Config) -> tuple[int, ...]:
+    """The shape of a weight (of one layer), as Hugging Face stores it: outputs first."""
+    return tuple(
+        math.prod(getattr(config, factor) for factor in key.split(" x ")) for key in hf_keys(path)
+    )

@@ -1,0 +1,126 @@
+"""Students: where their parameters come from, and whether their tokenizer fits."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from kpod_jax import sharding
+from kpod_jax.errors import UserError
+from kpod_jax.models import hub, layout
+from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.student import load_student
+from kpod_jax.models.t5 import T5
+from tests.models import tiny
+
+
+def tokenizer(words=60):
+    vocabulary = {"<unk>": 0, "</s>": 1, "<pad>": 2} | {f"w{i}": i + 3 for i in range(words)}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(model),
+        unk_token="<unk>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+
+
+@pytest.fixture
+def directory(tmp_path):
+    module = T5(tiny.config("v1.1"))
+    hub.save_pretrained(tmp_path / "model", module.config, tiny.init(module), tokenizer())
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(2, 2, 2)
+
+
+def test_a_pretrained_student_has_the_saved_parameters(directory, mesh):
+    student = load_student(str(directory), scan_layers=False)
+    params = layout.stack(jax.device_get(student.load(mesh)))
+    jax.tree.map(np.testing.assert_array_equal, params, tiny.init(T5(tiny.config("v1.1"))))
+    np.testing.assert_array_equal(student.embeddings(params), params["shared"]["embedding"])
+
+
+def test_the_tokenizer_says_what_ends_and_what_pads(directory):
+    student = load_student(str(directory))
+    assert (student.config.eos_token_id, student.config.pad_token_id) == (1, 2)
+    assert student.config.decoder_start_token_id == 0  # As it was trained.
+    assert load_student(str(directory), init="random").config.decoder_start_token_id == 2
+
+
+def test_random_parameters_are_born_sharded_and_the_same_on_every_mesh(tmp_path, directory, mesh):
+    path = tmp_path / "architecture.json"
+    path.write_text((directory / "config.json").read_text())
+    student = load_student(str(path), init="random", tokenizer=str(directory), seed=3)
+    params = student.load(mesh)
+    kernel = params["decoder"]["layers"]["self_attention"]["q"]["kernel"]
+    assert kernel.shape == (2, 32, 4, 12)
+    assert {s.data.shape for s in kernel.addressable_shards} == {(2, 16, 2, 12)}
+    alone = student.load(sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, alone)
+    assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(
+        lambda x: x.sharding, student.abstract(mesh)
+    )
+    # The scales that T5 starts with: no 1 / sqrt(d_kv) in its attention, so it is in q.
+    assert np.std(kernel) == pytest.approx((32 * 12) ** -0.5, rel=0.1)
+    assert np.std(params["shared"]["embedding"]) == pytest.approx(1.0, rel=0.1)
+
+
+def test_with_lora_the_adapters_alone_are_trained(directory, mesh):
+    student = load_student(str(directory), lora=LoRAConfig(rank=2, targets=("q", "wo")))
+    params = student.load(mesh)
+    flat = layout.flatten(params)
+    trained = layout.flatten(student.trainable(params))
+    assert {path for path in flat if trained[path]} == {p for p in flat if layout.is_adapter(p)}
+    base = load_student(str(directory))
+    plain = layout.flatten(base.load(mesh))
+    for path, value in plain.items():
+        np.testing.assert_array_equal(flat[path], value, err_msg=path)
+    assert np.abs(flat["encoder/layers/mlp/wo/lora_a"]).max() > 0
+    assert not np.any(flat["encoder/layers/mlp/wo/lora_b"])
+    assert all(jax.tree.leaves(base.trainable(plain)))
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(directory, tmp_path):
+    large = tmp_path / "large"
+    tokenizer(words=200).save_pretrained(large)
+    with pytest.raises(UserError, match=r"203 tokens.*96 rows.*vocab_size"):
+        load_student(str(directory), tokenizer=str(large))
+
+
+def test_t5s_own_vocabulary_has_spare_rows(shared_data):
+    student = load_student(
+        str(shared_data / "student_configs/flan_t5_base.json"),
+        init="random",
+        tokenizer=str(shared_data / "tokenizers/t5_spiece.model"),
+    )
+    assert (len(student.tokenizer), student.config.vocab_size) == (32100, 32128)
+
+
+def test_missing_weights_are_noticed_before_any_work(directory):
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        load_student(str(directory))
+    assert load_student(str(directory), init="random").random
+
+
+def test_what_is_nowhere_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="no such directory"):
+        load_student(str(tmp_path / "nothing"))
+
+
+def test_the_compute_type_leaves_parameters_in_float32(directory, mesh):
+    student = load_student(str(directory), dtype="bfloat16")
+    params = student.load(mesh)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    ids = np.ones((8, 4), np.int32)
+    assert student.module.apply({"params": params}, ids, ids > 0, ids).dtype == jnp.bfloat16
+    assert json.loads((directory / "config.json").read_text())["dtype"] == "float32"

@@ -1,0 +1,120 @@
+"""Tiny T5s, of transformers and of ours."""
+
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from kpod_jax import sharding
+from kpod_jax.models import hub
+from kpod_jax.models.t5 import T5, T5Config
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "d_kv": 12,  # Heads do not add up to the width.
+    "d_ff": 48,
+    "num_layers": 1,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+    "v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
+
+
+def torch_t5(directory: pathlib.Path, kind: str, seed: int = 0, **sizes: int) -> Any:
+    """A random T5 of transformers, saved to `directory`; v1.1 with a head of its own."""
+    torch.manual_seed(seed)
+    config = transformers.T5Config(**(SIZES | KINDS[kind] | sizes), pad_token_id=0, eos_token_id=1)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    if kind == "v1.1":
+        head = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model) * 0.3)
+        model.lm_head.weight = head
+    # Norms and biases of random models are all alike; make mistakes in them visible.
+    for name, weight in model.named_parameters():
+        if "layer_norm" in name:
+            weight.data.add_(torch.randn_like(weight) * 0.2)
+        if "relative_attention_bias" in name:
+            weight.data.mul_(5)
+    model.save_pretrained(directory)
+    return model
+
+
+def load(directory: Any, **fields: Any) -> tuple[T5, Any]:
+    """Our module and its parameters, of a directory of Hugging Face's format."""
+    config = hub.load_config(str(directory))
+    module = T5(config, **fields)
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    return module, hub.load_params(str(directory), abstract(module, mesh), config)
+
+
+def abstract(module: T5, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and shardings of a module's parameters."""
+    ids = np.zeros((1, 4), np.int32)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), ids, ids == 0, ids)["params"]
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        nn.unbox(boxed),
+        sharding.param_shardings(boxed, mesh),
+    )
+
+
+def init(module: T5, seed: int = 0) -> Any:
+    """Random parameters, without the compilation of `module.init`."""
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        std = 1.0 if "embedding" in name or "bias" in name else 0.2
+        mean = 1.0 if "scale" in name else 0.0
+        return jnp.asarray(mean + std * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract(module, mesh))
+
+
+def batch(seed: int = 0, rows: int = 4, source: int = 40, target: int = 21) -> dict[str, Any]:
+    """Random ids, with padding at the end of each question but the first."""
+    rng = np.random.default_rng(seed)
+    lengths = np.append(source, rng.integers(3, source, rows - 1))
+    mask = np.arange(source) < lengths[:, None]
+    return {
+        "input_ids": np.where(mask, rng.integers(2, 96, (rows, source)), 0).astype(np.int32),
+        "input_mask": mask,
+        "decoder_input_ids": rng.integers(2, 96, (rows, target)).astype(np.int32),
+    }
+
+
+def logits(module: T5, params: Any, arrays: dict[str, Any]) -> np.ndarray:
+    """[B, U, V]."""
+
+    @jax.jit
+    def run(params: Any, arrays: dict[str, Any]) -> Any:
+        ids, mask = arrays["input_ids"], arrays["input_mask"]
+        hidden = module.apply({"params": params}, ids, mask, arrays["decoder_input_ids"])
+        return module.apply({"params": params}, hidden, method="logits")
+
+    return np.asarray(run(params, arrays))
+
+
+def torch_logits(model: Any, arrays: dict[str, Any]) -> np.ndarray:
+    """The same of transformers."""
+    with torch.no_grad():
+        result = model(
+            input_ids=torch.tensor(arrays["input_ids"]).long(),
+            attention_mask=torch.tensor(arrays["input_mask"]).long(),
+            decoder_input_ids=torch.tensor(arrays["decoder_input_ids"]).long(),
+        )
+    return result.logits.numpy()
+
+
+def config(kind: str, **sizes: Any) -> T5Config:
+    """Our configuration of the tiny T5."""
+    return T5Config(**(SIZES | KINDS[kind] | sizes))

@@ -1,0 +1,102 @@
+import importlib
+import pathlib
+
+import pytest
+
+from kpod_jax import configuration
+from kpod_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+def faults(**changes):
+    config = configuration.default()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    with pytest.raises(UserError) as error:
+        configuration.check(config)
+    return str(error.value)
+
+
+def test_the_default_is_sound():
+    configuration.check(configuration.default())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule__solver": "greed"}, "schedule.solver='greed': expected one of greedy, ftgp"),
+        ({"method": "kpot"}, "method='kpot': expected one of kpod, scotd"),
+        ({"distill__learning_rate": -1.0}, "distill.learning_rate=-1.0: expected at least 0"),
+        ({"distill__batch_size": 0}, "distill.batch_size=0: expected at least 1"),
+        ({"schedule__initial_share": 1.5}, "schedule.initial_share=1.5: expected 0 to 1"),
+        ({"weighting__alpha": float("nan")}, "weighting.alpha=nan: expected at least 0"),
+        ({"student__prompt": "Q:"}, "student.prompt='Q:': expected {question} once in it"),
+        ({"student__answer_template": "{answer}{answer}"}, "expected {answer} once in it"),
+        ({"distill__micro_batches": 3}, "distill.micro_batches=3: expected a divisor of"),
+        ({"mesh__fsdp": -1}, "mesh: expected at most one axis of -1"),
+        (
+            {"weighting__fit": "fresh", "data__name": "gsm8k"},
+            "weighting.fit='fresh': data set gsm8k has no fresh problems",
+        ),
+        ({"data__name": "jsonl"}, "data.path='': expected the folder"),
+        ({"eval__checkpoint": "last"}, "eval.checkpoint='last': expected best, latest or"),
+    ],
+)
+def test_each_fault_is_named_with_what_was_expected(changes, expected):
+    message = faults(**changes)
+    assert expected in message
+    assert message.count("\n") == 1  # No other fault is seen.
+
+
+def test_all_faults_are_in_one_message():
+    message = faults(
+        student__dtype="float16", distill__epochs=-1, eval__split="dev", student__prompt="{}"
+    )
+    for key in ("student.dtype", "distill.epochs", "eval.split", "student.prompt"):
+        assert f"\n  {key}=" in message
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "latest", "120"])
+def test_checkpoints_by_name_or_step(checkpoint):
+    config = configuration.default()
+    config.eval.checkpoint = checkpoint
+    configuration.check(config)
+
+
+def test_methods_set_their_keys_and_no_others():
+    plain = configuration.flatten(configuration.default())
+    for method, (_, keys) in configuration.METHODS.items():
+        config = configuration.apply_method(configuration.default(), method)
+        assert configuration.flatten(config) == plain | keys | {"method": method}
+    with pytest.raises(UserError, match="Unknown method 'kpot'; expected one of kpod, scotd"):
+        configuration.apply_method(configuration.default(), "kpot")
+
+
+def test_every_key_that_is_checked_exists():
+    keys = configuration.flatten(configuration.default()).keys()
+    assert configuration._CHOICES.keys() <= keys
+    assert configuration._RANGES.keys() <= keys
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("method", ["", *configuration.METHODS])
+def test_every_file_makes_a_sound_configuration_of_every_method(file, method):
+    config = importlib.import_module(f"configs.{file}").get_config(*[method] * bool(method))
+    configuration.check(config)
+    assert config.method == (method or "kpod")
+    # No file brings a key that the default tree does not have.
+    assert (
+        configuration.flatten(config).keys()
+        == configuration.flatten(configuration.default()).keys()
+    )
+    flat = configuration.flatten(config)
+    # What a method sets no file sets again.
+    for key, value in configuration.METHODS[method or "kpod"][1].items():
+        assert flat[key] == value
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_says_how_to_run_it(file):
+    module = importlib.import_module(f"configs.{file}")
+    assert f"python -m kpod_jax.main --config=configs/{file}.py" in (module.__doc__ or "")

@@ -1,0 +1,245 @@
+import json
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kpod_jax import configuration, distill, sharding
+from kpod_jax.data.batches import BatchSource
+from kpod_jax.data.records import Ragged
+from tests.weighting import tiny
+
+DATA = tiny.random_set(20, seed=0)
+KEY = jax.random.key(0)
+
+
+def everything(params):
+    return jax.tree.map(lambda _: True, params)
+
+
+def settings(**changes):
+    config = configuration.default().distill
+    config.update({"epochs": 3, "batch_size": 8, "warmup_steps": 2, "log_every": 1} | changes)
+    return config
+
+
+def start_steps(stage):
+    """All but the answer is input at first, then ever less."""
+    return np.maximum(0, DATA.num_steps - stage)
+
+
+def source(buckets=1, weights=None):
+    return BatchSource(
+        DATA,
+        8,
+        0,
+        pad_id=tiny.PAD,
+        decoder_start_id=tiny.PAD,
+        buckets=buckets,
+        weights=weights,
+        start_steps=start_steps,
+    )
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    return Ragged.from_list([rng.random(n) for n in DATA.rationale_lengths], np.float32)
+
+
+def updates(mesh, batches, micro_batches=1):
+    """Parameters, each step's metrics, and how often the step was compiled."""
+    module, config, compiled = tiny.t5(), settings(), []
+    optimizer = distill.make_optimizer(config, 10, everything)
+    step = distill.make_train_step(
+        module, optimizer, distill.learning_rate(config, 10), micro_batches=micro_batches
+    )
+
+    def listen(event, duration, **details):
+        if "backend_compile" in event and "train_step" in details.get("fun_name", ""):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    metrics = []
+    with sharding.use(mesh):
+        state = distill.start_state(tiny.student().load(mesh), optimizer)
+        for batch in batches:
+            batch = {key: value for key, value in batch.items() if key != "index"}
+            state, values = step(state, sharding.place_batch(batch, mesh), KEY)
+            metrics.append(jax.device_get(values))
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return jax.tree.map(np.asarray, state["params"]), metrics, len(compiled)
+
+
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def stage_batches():
+    """The first batch of each of three stages: start steps move, shapes do not."""
+    batches = source(weights=weights())
+    assert len(batches.shapes) == 1
+    found = [batches[stage * batches.steps_per_epoch] for stage in range(3)]
+    counts = [int(batch["supervised"].sum()) for batch in found]
+    assert counts[0] < counts[1] < counts[2]
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return updates(one_device(), stage_batches())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "micro_batches"), [(None, 2), (None, 4), ((8, 1, 1), 1), ((2, 2, 2), 2)]
+)
+def test_micro_batches_and_meshes_give_the_same_update(expected, sizes, micro_batches):
+    mesh = sharding.make_mesh(*sizes) if sizes else one_device()
+    params, metrics, compiled = updates(mesh, stage_batches(), micro_batches)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params, expected[0])
+    for found, wanted in zip(metrics, expected[1], strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+    assert compiled == 1
+
+
+def test_nothing_is_compiled_anew_when_start_steps_move(expected):
+    assert expected[2] == 1
+
+
+def test_the_optimizers_state_is_split_like_the_parameters():
+    mesh = sharding.make_mesh(2, 2, 2)
+    optimizer = distill.make_optimizer(settings(), 10, everything)
+    params = tiny.student().load(mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    state = distill.start_state(params, optimizer)
+    moments = state["opt_state"].inner_states["train"].inner_state[1][0]
+    for tree in (moments.mu, moments.nu, state["params"]):
+        jax.tree.map(lambda leaf, there: leaf.sharding == there or pytest.fail(), tree, where)
+    assert any(not there.is_fully_replicated for there in jax.tree.leaves(where))
+
+
+def test_the_loss_is_by_hand_the_weighted_sum_over_the_count(expected):
+    batch, metrics = stage_batches()[0], expected[1][0]
+    module, start = tiny.t5(), tiny.student().load(one_device())
+
+    @jax.jit
+    def log_probs(ids, mask, decoder_ids):
+        hidden = module.apply({"params": start}, ids, mask, decoder_ids)
+        return jax.nn.log_softmax(module.apply({"params": start}, hidden, method="logits"))
+
+    found = log_probs(batch["input_ids"], batch["input_mask"], batch["decoder_input_ids"])
+    nll = -np.take_along_axis(np.asarray(found), batch["targets"][..., None], -1)[..., 0]
+    on = batch["supervised"]
+    loss = (nll * batch["loss_weights"]).sum() / on.sum()
+    assert metrics["supervised_tokens"] == on.sum()
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["token_loss"], nll[on].mean(), rtol=1e-4)
+
+
+def test_frozen_parameters_stay_and_have_no_state():
+    params = {"a": jnp.ones(3), "b": jnp.ones(5)}
+    optimizer = distill.make_optimizer(
+        settings(warmup_steps=0), 10, lambda p: {"a": True, "b": False}
+    )
+    state = optimizer.init(params)
+    assert all(leaf.size != 5 for leaf in jax.tree.leaves(state))
+    for _ in range(2):
+        gradient = {"a": jnp.ones(3), "b": jnp.full(5, 100.0)}
+        change, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, change)
+    np.testing.assert_array_equal(params["b"], 1)  # pyright: ignore
+    assert (params["a"] < 1).all()  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("decay", "middle", "end"), [("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0)]
+)
+def test_learning_rates(decay, middle, end):
+    config = settings(learning_rate=1.0, warmup_steps=4, decay=decay)
+    rate = distill.learning_rate(config, 24)
+    np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 3, 4)], [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose([rate(14), rate(24)], [middle, end], atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adafactor"])
+def test_every_optimizer_lowers_a_loss(optimizer):
+    config = settings(optimizer=optimizer, learning_rate=0.1, warmup_steps=0, weight_decay=1e-3)
+    update = distill.make_optimizer(config, 20, everything)
+    params = {"a": jnp.full((4, 4), 2.0)}
+    state = update.init(params)
+    for _ in range(20):
+        gradient = jax.grad(lambda p: jnp.sum(p["a"] ** 2))(params)
+        change, state = update.update(gradient, state, params)
+        params = optax.apply_updates(params, change)
+    assert (jnp.abs(params["a"]) < 2).all()  # pyright: ignore
+
+
+def test_plan():
+    assert distill.plan(settings(epochs=3), 5) == distill.Plan(5, 15)
+    assert distill.plan(settings(epochs=3, max_steps=7), 5) == distill.Plan(5, 7)
+    assert distill.plan(settings(epochs=3, max_steps=7), 5).stages == 2
+    assert distill.plan(settings(epochs=1, max_steps=70), 5).total_steps == 5
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(workdir, validate):
+    mesh = one_device()
+    distill.train(
+        tiny.t5(),
+        tiny.student().load(mesh),
+        everything,
+        source(),
+        start_steps,
+        settings(checkpoint_every=2, validate_every=1),
+        seed=0,
+        mesh=mesh,
+        workdir=workdir,
+        validate=validate,
+    )
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path):
+    seen, resumed = [], []
+
+    def validate(params, into):
+        into.append(jax.tree.map(np.array, params))
+        return 0.25 * len(into)
+
+    run(tmp_path / "whole", lambda params: validate(params, seen))
+    assert len(seen) == 3
+
+    class Killed(Exception):
+        pass
+
+    def killed(params):
+        raise Killed
+
+    with pytest.raises(Killed):  # In step 3; the checkpoint of step 2 stays.
+        run(tmp_path / "killed", killed)
+    assert (tmp_path / "killed/checkpoints/student/2").is_dir()
+    run(tmp_path / "killed", lambda params: validate(params, resumed))
+    jax.tree.map(np.testing.assert_array_equal, seen, resumed)
+
+    whole, again = rows(tmp_path / "whole"), rows(tmp_path / "killed")
+    for row in whole + again:
+        row.pop("tokens_per_second", None)
+    order = lambda row: (row["step"], "loss" in row)  # noqa: E731
+    assert sorted(whole, key=order) == sorted(again, key=order)
+    training = [row for row in whole if "loss" in row]
+    assert [row["step"] for row in training] == list(range(1, 10))
+    for row in training:
+        stage = (row["step"] - 1) // 3
+        assert row["stage"] == "distill"
+        assert row["stage_number"] == stage
+        assert row["mean_start_step"] == pytest.approx(start_steps(stage).mean())
+    accuracies = {r["step"]: r["validation_accuracy"] for r in whole if "loss" not in r}
+    assert accuracies == {3: 0.25, 6: 0.5, 9: 0.75}
+
+    # A run that is done does nothing.
+    run(tmp_path / "killed", killed)

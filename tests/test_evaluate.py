@@ -1,0 +1,68 @@
+import types
+
+import numpy as np
+import pytest
+
+from kpod_jax import evaluate, sharding
+from kpod_jax.data.records import Ragged, Record
+
+RECORDS = [Record(f"r{i}", f"question {i}", ("a step.",), str(i)) for i in range(5)]
+
+
+class Echo:
+    """Generates the question's first token, but a wrong one for question 3."""
+
+    def __init__(self, student, mesh, max_new_tokens):
+        self.size = max_new_tokens
+
+    def __call__(self, params, input_ids, input_mask):
+        first = np.asarray(input_ids)[:, :1]
+        return np.where(first == 3, 77, first) + np.zeros((1, self.size), int)
+
+
+@pytest.fixture
+def evaluator(monkeypatch):
+    # Questions of different lengths, so that batches take them out of their order.
+    lengths = [20, 3, 12, 30, 5]
+    questions = Ragged.from_list([[i] * n for i, n in enumerate(lengths)], np.int32)
+    monkeypatch.setattr(evaluate, "Generator", Echo)
+    monkeypatch.setattr(evaluate.tokens, "tokenize_questions", lambda *a, **k: questions)
+    tokenizer = types.SimpleNamespace(
+        pad_token_id=99,
+        batch_decode=lambda rows, skip_special_tokens: [
+            f" Step 1. Therefore, the answer is {row[0]}." for row in rows
+        ],
+    )
+    student = types.SimpleNamespace(tokenizer=tokenizer)
+    mesh = sharding.make_mesh(8)
+    return evaluate.Evaluator(
+        student,  # pyright: ignore[reportArgumentType]
+        RECORDS,
+        mesh,
+        prompt="Q: {question}",
+        answer_kind="number",
+        batch_size=8,
+        max_new_tokens=4,
+    )
+
+
+def test_predictions_are_in_the_order_of_the_records(evaluator):
+    done = []
+    rows = evaluator.predictions(None, done.append)
+    assert [row["id"] for row in rows] == [record.id for record in RECORDS]
+    assert [row["extracted"] for row in rows] == ["0", "1", "2", "77", "4"]
+    assert [row["gold"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["correct"] for row in rows] == [True, True, True, False, True]
+    assert rows[1]["prediction"] == "Step 1. Therefore, the answer is 1."
+    assert sum(done) == 5
+    assert evaluator.accuracy(None) == 0.8
+
+
+def test_summary():
+    rows = [{"correct": i < 3} for i in range(4)]
+    found = evaluate.summary(rows)
+    assert (found["accuracy"], found["correct"], found["total"]) == (0.75, 3, 4)
+    low, high = found["interval"]
+    assert low == pytest.approx(0.30064, abs=1e-4)
+    assert high == pytest.approx(0.95441, abs=1e-4)
+    assert evaluate.summary([])["accuracy"] == 0

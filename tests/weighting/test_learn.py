@@ -1,0 +1,280 @@
+"""Mask learning, and the failure that it is built against.
+
+Where masked tokens are replaced by id, or the mask is otherwise cut off from the gradient of the
+answer's loss, the generator is trained by the price of its masks alone and keeps nothing.
+"""
+
+import dataclasses
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kpod_jax.weighting import learn, weigh
+from kpod_jax.weighting.answerer import Answerer
+from kpod_jax.weighting.generator import Generator
+from tests.weighting import tiny
+
+ALPHA = 0.5
+
+
+class CutAnswerer(Answerer):
+    """An answerer whose loss has no gradient with respect to the mask, as with replaced ids."""
+
+    def losses(self, params, problems, keep_BxR, prefix_B, *, dropout_key=None):
+        keep_BxR = jax.lax.stop_gradient(keep_BxR)
+        return super().losses(params, problems, keep_BxR, prefix_B, dropout_key=dropout_key)
+
+
+def learner(answerer_class=Answerer, **changes) -> learn.MaskLearner:
+    table = jax.random.normal(jax.random.key(5), (tiny.CONFIG.vocab_size, 16))
+    settings = {"alpha": ALPHA} | changes
+    return learn.MaskLearner(
+        answerer_class(tiny.t5(), tiny.MASK, tiny.PAD), Generator(16, 2), table, **settings
+    )
+
+
+def generator_params(of: learn.MaskLearner, problems, seed=0, spread=0.3):
+    """Random parameters whose weights differ from token to token."""
+    params = of.generator.init(
+        jax.random.key(seed), of.embeddings[problems.rationale], problems.rationale_mask
+    )["params"]
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return unravel(flat + spread * jax.random.normal(jax.random.key(seed + 1), flat.shape))
+
+
+@pytest.fixture(scope="module")
+def random_answerer():
+    return tiny.params(tiny.t5(), seed=3)
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return jax.tree.map(jnp.asarray, learn.problems_of(tiny.copying(3, 0), tiny.PAD))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """An answerer that was fit to read the key token of a rationale."""
+    fit = learn.problems_of(tiny.copying(512, 1), tiny.PAD)
+    lines = []
+    params = learn.fit_answerer(
+        learner(),
+        tiny.params(tiny.t5(), seed=3),
+        fit,
+        reading_steps=100,
+        masking_steps=300,
+        batch_size=32,
+        learning_rate=1e-2,
+        seed=0,
+        log=lambda *line: lines.append(line),
+    )
+    assert [step for _, step, _ in lines] == list(range(50, 401, 50))
+    return params
+
+
+def learned_weights(of, answerer_params, data, steps, **changes):
+    rows = learn.problems_of(data, tiny.PAD)
+    settings = {"joint_learning_rate": 0.0, "alpha_warmup": 0.25, "learning_rate": 1e-2} | changes
+    params = learn.learn_masks(
+        of,
+        answerer_params,
+        rows,
+        steps=steps,
+        batch_size=32,
+        temperatures=(1.0, 0.5),
+        joint_problems=rows,
+        seed=0,
+        log=lambda *_: None,
+        **settings,
+    )
+    return learn.compute_weights(of, params, rows, 32)
+
+
+def test_a_fitted_answerer_has_a_gap_and_its_masks_find_the_keypoints(fitted):
+    held_out = learn.problems_of(tiny.copying(64, 2), tiny.PAD)
+    gap = learn.measure_gap(learner(), fitted, held_out, 32)
+    assert gap["none_masked"] < 0.7
+    assert gap["gap"] > 1.0
+    assert gap["gap"] == pytest.approx(gap["all_masked"] - gap["none_masked"])
+    assert len(gap["by_prefix"]["none_masked"]) == 10
+    data = tiny.copying(128, 4)
+    weights = learned_weights(learner(prefix_samples=2), fitted, data, 200)
+    auc = weigh.keypoint_auc(weights.values, data, len(data))
+    assert auc is not None
+    assert auc > 0.9
+    keys = np.concatenate(
+        [
+            np.isin(data.targets[i][:n], tiny.KEYS)
+            for i, n in enumerate(data.rationale_lengths.tolist())
+        ]
+    )
+    assert weights.values[keys].mean() > 10 * weights.values[~keys].mean()
+
+
+def test_masks_that_are_cut_off_from_the_answer_collapse(fitted):
+    data = tiny.copying(128, 4)
+    weights = learned_weights(learner(CutAnswerer), fitted, data, 100)
+    assert weights.values.max() < 0.05
+
+
+def test_cut_off_masks_are_trained_by_their_price_alone(random_answerer, problems):
+    cut, ours = learner(CutAnswerer), learner()
+    params = generator_params(ours, problems)
+
+    def gradient(of, alpha):
+        value = lambda params: of.objective(  # noqa: E731
+            params, random_answerer, problems, jax.random.key(0), alpha, 1.0
+        )[0]
+        return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(value))(params))[0]
+
+    def price(params):
+        w = jax.nn.sigmoid(ours.logits(params, problems))
+        return ALPHA * jnp.mean(jnp.mean(w, axis=1, where=problems.rationale_mask))
+
+    of_price = jax.flatten_util.ravel_pytree(jax.jit(jax.grad(price))(params))[0]
+    np.testing.assert_allclose(gradient(cut, ALPHA), of_price, atol=1e-7)
+    np.testing.assert_array_equal(gradient(cut, 0.0), 0)
+    assert jnp.linalg.norm(gradient(ours, 0.0)) > 1e-3
+    np.testing.assert_allclose(gradient(ours, ALPHA), gradient(ours, 0.0) + of_price, atol=1e-6)
+
+
+def test_the_gradient_for_soft_masks_is_that_of_finite_differences(random_answerer, problems):
+    of = learner(straight_through=False, prefixes="all")
+    flat, unravel = jax.flatten_util.ravel_pytree(generator_params(of, problems))
+
+    @jax.jit
+    def value(flat):
+        return of.objective(unravel(flat), random_answerer, problems, jax.random.key(1), 0.0, 1.0)[
+            0
+        ]
+
+    gradient = jax.jit(jax.grad(value))(flat)
+    directions = [gradient / jnp.linalg.norm(gradient)]
+    directions += list(0.2 * jax.random.normal(jax.random.key(2), (3, len(flat))))
+    for direction in directions:
+        step = 1e-2
+        difference = (value(flat + step * direction) - value(flat - step * direction)) / (2 * step)
+        np.testing.assert_allclose(direction @ gradient, difference, rtol=0.03, atol=1e-3)
+
+
+def test_all_prefixes_is_the_mean_over_a_loop_of_single_ones(random_answerer, problems):
+    of = learner(straight_through=False, prefixes="all")
+    params, key = generator_params(of, problems), jax.random.key(3)
+    objective = jax.jit(of.objective)
+    value, parts = objective(params, random_answerer, problems, key, ALPHA, 0.8)
+    logits = of.logits(params, problems)
+    keep = learn.gumbel_mask(jax.random.split(key)[1], logits, 0.8, False)
+    n = np.asarray(problems.rationale_mask.sum(axis=1))
+    assert len(set(n.tolist())) > 1
+    sums, answer_losses = np.zeros(len(n)), jax.jit(of.answerer.losses)
+    for k in range(1, n.max() + 1):
+        losses = answer_losses(random_answerer, problems, keep, jnp.full(len(n), k))
+        sums += np.where(k <= n, losses, 0)
+    answer_loss = (sums / n).mean()
+    weights = np.asarray(jax.nn.sigmoid(logits))
+    price = np.mean([weights[i, :m].mean() for i, m in enumerate(n)])
+    np.testing.assert_allclose(parts["answer_loss"], answer_loss, rtol=1e-5)
+    np.testing.assert_allclose(parts["mean_weight"], price, rtol=1e-5)
+    np.testing.assert_allclose(value, answer_loss + ALPHA * price, rtol=1e-5)
+
+
+def test_sampled_prefixes_agree_with_all_of_them_in_expectation(random_answerer, problems):
+    every, sampled = learner(prefixes="all"), learner(prefix_samples=2)
+    params = generator_params(every, problems)
+
+    def samples(of, count, seed):
+        """[count, 1 + parameters] objectives and gradients, each with its own noise."""
+
+        def one(key):
+            value, gradient = jax.value_and_grad(
+                lambda p: of.objective(p, random_answerer, problems, key, ALPHA, 1.0)[0]
+            )(params)
+            return jnp.append(jax.flatten_util.ravel_pytree(gradient)[0], value)
+
+        keys = jax.random.split(jax.random.key(seed), count)
+        return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys))
+
+    a, b = samples(every, 400, 0), samples(sampled, 1200, 1)
+    error = a.var(axis=0) / len(a) + b.var(axis=0) / len(b)  # Of the difference of two means.
+    difference = a.mean(axis=0) - b.mean(axis=0)
+    assert abs(difference[-1]) < 4 * np.sqrt(error[-1])
+    assert (difference**2).sum() < 3 * error.sum()
+    # The bound is no empty one: it is well below the gradient itself.
+    assert 3 * error[:-1].sum() < 0.1 * (a.mean(axis=0)[:-1] ** 2).sum()
+
+
+def test_batches_of_prefixes_and_masks_for_fitting(problems):
+    of, masked = learner(), jnp.array(True)
+    n = np.asarray(problems.rationale_mask.sum(axis=1))
+    keep, prefix = of.random_masks(jax.random.key(0), problems, jnp.array(False))
+    np.testing.assert_array_equal(prefix, n)
+    np.testing.assert_array_equal(keep, 1)
+    many = problems.repeat(300)
+    keep, prefix = map(np.asarray, of.random_masks(jax.random.key(0), many, masked))
+    n = np.repeat(n, 300)
+    assert ((prefix >= 1) & (prefix <= n)).all()
+    assert set(np.unique(keep)) == {0.0, 1.0}
+    assert 0.2 < (keep.min(axis=1) == 1).mean() < 0.4
+    assert set(prefix[n == n.max()].tolist()) == set(range(1, n.max() + 1))
+
+
+def test_problems_and_rows_of_them():
+    data = tiny.tokenized_set([[5, 6], [7]], [[[20, 21], [22]], [[23] * 20]], [[30], [31, 32]])
+    rows = learn.problems_of(data, tiny.PAD)
+    assert rows.question.shape == (2, 8)
+    assert rows.rationale.shape == (2, 24)
+    # Questions end together, without EOS; the others start together.
+    assert rows.question[0, -2:].tolist() == [5, 6]
+    assert rows.question_mask.sum(axis=1).tolist() == [2, 1]
+    assert rows.rationale[0, :3].tolist() == [20, 21, 22]
+    assert rows.answer[1, :3].tolist() == [31, 32, tiny.EOS]
+    short = learn.take(rows, np.array([0]))
+    assert short.rationale.shape == (1, 16)
+    assert short.rationale[0, :3].tolist() == [20, 21, 22]
+    assert short.question[0, -2:].tolist() == [5, 6]
+    assert short.answer.shape == rows.answer[:1].shape
+
+
+def test_batches_have_every_example_once_a_pass():
+    drawn = learn.batches(5, 3, seed=0)
+    indices = np.concatenate([next(drawn) for _ in range(10)])
+    assert len(indices) == 30
+    for start in range(0, 30, 5):
+        assert sorted(indices[start : start + 5].tolist()) == list(range(5))
+    again = learn.batches(5, 3, seed=0)
+    np.testing.assert_array_equal(np.concatenate([next(again) for _ in range(10)]), indices)
+
+
+def test_a_following_answerer_leaves_the_given_parameters_alone(fitted):
+    before = jax.tree.map(np.array, fitted)
+    data = tiny.copying(16, 6)
+    weights = learned_weights(learner(), fitted, data, 2, joint_learning_rate=1e-3)
+    np.testing.assert_array_equal(weights.lengths, data.rationale_lengths)
+    jax.tree.map(np.testing.assert_array_equal, before, fitted)
+
+
+def test_weights_do_not_depend_on_the_batch(problems):
+    of, data = learner(), tiny.random_set(7, 8)
+    rows = learn.problems_of(data, tiny.PAD)
+    params = generator_params(of, problems)
+    whole, single = (learn.compute_weights(of, params, rows, size) for size in (7, 1))
+    np.testing.assert_array_equal(whole.lengths, data.rationale_lengths)
+    np.testing.assert_allclose(whole.values, single.values, atol=1e-6)
+    assert ((whole.values > 0) & (whole.values < 1)).all()
+
+
+def test_objective_of_is_the_mean_over_examples(random_answerer, problems):
+    # With weights next to 1 there is nothing random but the prefixes, and these are all taken.
+    of = dataclasses.replace(learner(), prefixes="all")
+    params = generator_params(of, problems, spread=0.0)
+    params["mlp_out"]["bias"] += 100.0
+    rows = learn.problems_of(tiny.random_set(3, 9), tiny.PAD)
+    found = learn.objective_of(of, params, random_answerer, rows, 2, seed=0)
+    single = [
+        learn.objective_of(of, params, random_answerer, learn.take(rows, np.array([i])), 1, seed=0)
+        for i in range(3)
+    ]
+    assert found == pytest.approx(np.mean(single), rel=1e-5)

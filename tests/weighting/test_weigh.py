@@ -1,0 +1,163 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from kpod_jax import configuration, sharding
+from kpod_jax.data.records import Record
+from kpod_jax.errors import UserError
+from kpod_jax.weighting import learn, weigh
+from tests.weighting import tiny
+
+TRAIN, HELD_OUT = tiny.copying(21, 0), tiny.copying(10, 1)
+
+
+def settings(**changes):
+    config = configuration.default().weighting
+    small = {"steps": 2, "reading_steps": 0, "masking_steps": 0, "batch_size": 8, "hidden": 8}
+    config.update(small | {"heads": 2, "min_gap": 0.0} | changes)
+    return config
+
+
+def run(workdir, config, train=TRAIN, answerer=None, fresh=None):
+    return weigh.weigh(
+        train,
+        HELD_OUT,
+        tiny.student(),
+        answerer or tiny.student(),
+        sharding.make_mesh(devices=jax.devices()[:1]),
+        config,
+        fresh=fresh,
+        seed=0,
+        workdir=workdir,
+    )
+
+
+def gap(none_masked, all_masked):
+    return {
+        "none_masked": none_masked,
+        "all_masked": all_masked,
+        "gap": all_masked - none_masked,
+        "by_prefix": {"none_masked": [none_masked] * 10, "all_masked": [all_masked] * 10},
+    }
+
+
+def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkeypatch):
+    fits, weighed = [], []
+
+    def fit_answerer(learner, params, problems, **options):
+        fits.append(problems)
+        return params
+
+    def learn_masks(learner, params, problems, *, joint_problems, log, **options):
+        assert joint_problems is fits[-1]
+        weighed.append(problems)
+        log("generator", 2, {"answer_loss": 1.0})
+        row = learn.take(problems, np.arange(1))
+        embeddings = learner.embeddings[row.rationale]
+        return learner.generator.init(jax.random.key(0), embeddings, row.rationale_mask)["params"]
+
+    monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
+    monkeypatch.setattr(learn, "learn_masks", learn_masks)
+    monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.5, 2.0))
+    monkeypatch.setattr(learn, "objective_of", lambda *_: 0.75)
+    result = run(tmp_path, settings(fit="other_fold"))
+    np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
+    everything = learn.problems_of(TRAIN, tiny.PAD).rationale.tolist()
+    for fit, other in zip(fits, weighed, strict=True):
+        assert sorted(fit.rationale.tolist() + other.rationale.tolist()) == sorted(everything)
+    np.testing.assert_array_equal(fits[0].rationale, weighed[1].rationale)
+    # Every example has the weights of its own tokens: the generator is the same in both folds.
+    whole = run(tmp_path, settings(fit="same"))
+    np.testing.assert_allclose(whole.weights.values, result.weights.values, atol=1e-6)
+
+    summary = json.loads(json.dumps(result.summary))
+    assert summary["gap"] == {"none_masked": 0.5, "all_masked": 2.0}
+    assert summary["keep_all"] == 0.5 + settings().alpha
+    assert summary["keep_none"] == 2.0
+    assert summary["objective"] == 0.75
+    assert summary["mean_weight"] == pytest.approx(result.weights.values.mean())
+    assert 0 <= summary["auc"] <= 1
+    assert len(summary["folds"]) == 2
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"weigh"}
+    assert {"gap", "generator"} <= {line["part"] for line in lines}
+
+
+def test_folds_are_disjoint_and_cover_everything():
+    folds = weigh._folds(7, "other_fold", seed=3)
+    assert len(folds) == 2
+    for fit, weighed in folds:
+        assert sorted([*fit, *weighed]) == list(range(7))
+    assert sorted([*folds[0][1], *folds[1][1]]) == list(range(7))
+    for fit in ("fresh", "same"):
+        ((first, second),) = weigh._folds(7, fit, seed=3)
+        assert first.tolist() == second.tolist() == list(range(7))
+
+
+def test_it_refuses_to_go_on_with_an_answerer_that_does_not_read(tmp_path):
+    with pytest.raises(UserError) as error:
+        run(tmp_path, settings(fit="same", min_gap=0.5))
+    message = str(error.value)
+    for part in ("cannot be learned", "min_gap=0.5", "reading_steps", "weights=uniform"):
+        assert part in message
+
+
+def test_it_refuses_to_go_on_with_an_answerer_that_knows_the_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.1, 0.2))
+    with pytest.raises(UserError, match=r"0\.10 nats .* 0\.20 .*memorised.*weighting.fit"):
+        run(tmp_path, settings(fit="same", min_gap=0.5))
+
+
+def test_it_refuses_another_tokenizer(tmp_path):
+    with pytest.raises(UserError, match=r"another tokenizer.*leave weighting.answerer empty"):
+        run(tmp_path, settings(), answerer=tiny.student(("<pad>", "other")))
+
+
+def test_losses_that_are_not_finite_stop_it(tmp_path, monkeypatch):
+    def fit_answerer(*args, log, **options):
+        log("answerer", 50, {"answer_loss": float("nan")})
+
+    monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
+    with pytest.raises(UserError, match=r"step 50 of the answerer .*nan.* Lower"):
+        run(tmp_path, settings(fit="same", reading_steps=50))
+
+
+def summary(mean, objective=0.7):
+    return {"mean_weight": mean, "objective": objective, "keep_all": 0.8, "keep_none": 2.0}
+
+
+def test_collapsed_weights_stop_it_with_advice(caplog):
+    with pytest.raises(UserError, match=r"collapsed: their mean is 0\.010\. Lower weighting.alpha"):
+        weigh._check_health(summary(0.01), settings())
+    with pytest.raises(UserError, match=r"collapsed: their mean is 0\.990\. Raise weighting.alpha"):
+        weigh._check_health(summary(0.99), settings())
+    weigh._check_health(summary(0.3), settings())
+    assert not caplog.records
+    weigh._check_health(summary(0.3, objective=0.9), settings())
+    assert "0.900 is above that of keeping all tokens (0.800)" in caplog.text
+
+
+def labelled(keypoints, count=2):
+    """Examples of 3 tokens at characters 0, 2 and 4."""
+    records = tuple(Record(f"{i}", "", ("",), "", keypoints=keypoints) for i in range(count))
+    return tiny.tokenized_set([[5]] * count, [[[10, 11, 12]]] * count, [[4]] * count, records)
+
+
+def test_keypoint_auc_by_hand():
+    data = labelled(((2, 3),))  # The token in the middle.
+    assert weigh.keypoint_auc(np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.4]), data, 2) == 1
+    # Of 2 x 4 pairs the key token wins 4 (0.9) and 1 (0.2 against 0.1), and ties one (0.2).
+    weights = np.array([0.1, 0.9, 0.2, 0.3, 0.2, 0.4])
+    assert weigh.keypoint_auc(weights, data, 2) == pytest.approx((4 + 1 + 0.5) / 8)
+    assert weigh.keypoint_auc(weights[:3], data, 1) == 1
+    # A token counts as soon as it shares one character, and not where it only touches.
+    assert weigh.keypoint_auc(np.array([0.1, 0.9, 0.2]), labelled(((1, 3),), 1), 1) == 1
+
+
+def test_there_is_no_auc_where_keypoints_are_unknown_or_everything():
+    weights = np.array([0.1, 0.9, 0.2])
+    assert weigh.keypoint_auc(weights, labelled(None, 1), 1) is None
+    assert weigh.keypoint_auc(weights, labelled((), 1), 1) is None
+    assert weigh.keypoint_auc(weights, labelled(((0, 9),), 1), 1) is None
