@@ -12,7 +12,7 @@ from kpod_jax import configuration
 def get_config(method: str = "kpod"):
     config = configuration.default()
     config.data.name = "arithmetic"
-    config.data.train_examples = 1000
+    config.data.train_examples = 640
     config.data.validation_examples = 200
     config.data.test_examples = 400
     config.student.model = "kpod_jax/assets/tiny_t5"
@@ -21,7 +21,8 @@ def get_config(method: str = "kpod"):
     config.weighting.fit = "fresh"
     config.weighting.reading_steps = 0
     config.weighting.masking_steps = 0
-    config.distill.epochs = 10
+    config.weighting.steps = 150
+    config.distill.epochs = 12
     config.distill.learning_rate = 2e-3
-    config.eval.max_new_tokens = 112
+    config.eval.max_new_tokens = 96
     return configuration.apply_method(config, method or "kpod")

@@ -1,12 +1,13 @@
-"""Meshes, rules and placement: the same numbers on any mesh of the 8 simulated devices."""
+"""The same numbers on every mesh, and where the parts of arrays lie."""
 
-import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 
 from kpod_jax import sharding
 from kpod_jax.errors import UserError
@@ -14,105 +15,105 @@ from kpod_jax.models import layout
 from kpod_jax.models.t5 import T5, LoRAConfig
 from tests.models import tiny
 
-PROJECTIONS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 
-def boxed(module):
-    ids = np.zeros((1, 4), np.int32)
-    return jax.eval_shape(module.init, jax.random.key(0), ids, ids == 0, ids)["params"]
+def loss_and_gradient(module, params, arrays, mesh):
+    """On a mesh, as a train step computes it."""
+    arrays = sharding.place_batch(arrays, mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, tiny.abstract(module, mesh))
+    params = jax.device_put(params, where)
 
+    @functools.partial(jax.jit, out_shardings=(None, where))
+    @jax.value_and_grad
+    def step(params):
+        ids, mask = arrays["input_ids"], arrays["input_mask"]
+        hidden = module.apply({"params": params}, ids, mask, arrays["decoder_input_ids"])
+        logits = module.apply({"params": params}, hidden, method="logits")
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1))
 
-@pytest.fixture(scope="module")
-def unsharded():
-    """A module, its parameters, a batch, and the logits of one device."""
-    module = T5(tiny.config("v1.1"))
-    params, arrays = tiny.init(module), tiny.batch(rows=8, source=12, target=6)
-    return module, params, arrays, tiny.logits(module, params, arrays)
-
-
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_logits_are_the_same_on_every_mesh(unsharded, sizes):
-    module, params, arrays, expected = unsharded
-    mesh = sharding.make_mesh(*sizes)
-    placed = jax.device_put(params, sharding.param_shardings(boxed(module), mesh))
     with sharding.use(mesh):
-        found = tiny.logits(module, placed, sharding.place_batch(arrays, mesh))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+        return jax.device_get(step(params)), step.lower(params).compile().as_text()
 
 
-def test_parameters_are_split_over_fsdp_and_tensor():
-    mesh = sharding.make_mesh(2, 2, 2)
-    module = T5(tiny.config("v1.1"), lora=LoRAConfig(rank=2))
-    found = layout.flatten(sharding.param_shardings(boxed(module), mesh))
-    specs = {path: where.spec for path, where in found.items()}
-    assert specs["shared/embedding"] == PartitionSpec("tensor", "fsdp")
-    attention = "encoder/layers/self_attention"
-    assert specs[f"{attention}/q/kernel"] == PartitionSpec(None, "fsdp", "tensor", None)
-    assert specs[f"{attention}/o/kernel"] == PartitionSpec(None, "tensor", None, "fsdp")
-    assert specs[f"{attention}/q/lora_b"] == PartitionSpec(None, None, "tensor", None)
-    assert specs["encoder/layers/mlp/wi_0/kernel"] == PartitionSpec(None, "fsdp", "tensor")
-    assert specs["encoder/final_norm/scale"] == PartitionSpec("fsdp")
-
-
-@pytest.mark.parametrize("kind", ["v1.0", "v1.1"])
 @pytest.mark.parametrize("scan_layers", [True, False])
-def test_every_logical_axis_has_a_rule(kind, scan_layers):
-    lora = LoRAConfig(rank=2, targets=PROJECTIONS)
-    tree = boxed(T5(tiny.config(kind), scan_layers=scan_layers, lora=lora))
-    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
-    assert all(isinstance(leaf, nn.Partitioned) for leaf in leaves)
-    assert all(len(leaf.names) == leaf.value.ndim for leaf in leaves)
-    names = {name for leaf in leaves for name in leaf.names}
-    assert {"vocab", "embed", "heads", "kv", "mlp", "lora"} <= names
-    assert names <= {field.name for field in dataclasses.fields(sharding.Rules)}
+def test_every_mesh_computes_what_one_device_does(scan_layers):
+    lora = LoRAConfig(rank=2)
+    # Neither 6 heads nor 100 rows are divided by 8 devices.
+    module = T5(tiny.config("v1.1", vocab_size=100), scan_layers=scan_layers, lora=lora)
+    params, arrays = tiny.init(module), tiny.batch(rows=8, source=12, target=8)
+    alone = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    (expected, expected_grads), _ = loss_and_gradient(module, params, arrays, alone)
+    expected_grads = layout.flatten(expected_grads)
+    for sizes in MESHES if scan_layers else MESHES[-1:]:
+        mesh = sharding.make_mesh(*sizes)
+        (loss, grads), _ = loss_and_gradient(module, params, arrays, mesh)
+        assert loss == pytest.approx(expected, rel=1e-6)
+        for path, value in layout.flatten(grads).items():
+            bound = 1e-4 * np.abs(expected_grads[path]).max()
+            np.testing.assert_allclose(value, expected_grads[path], atol=bound, err_msg=path)
 
 
-def test_a_dimension_that_does_not_divide_is_kept_whole():
-    mesh = sharding.make_mesh(1, 1, 8)
-    module = T5(tiny.config("v1.0"))  # 4 heads, 48 hidden units
-    specs = layout.flatten(sharding.param_shardings(boxed(module), mesh))
-    assert "tensor" not in specs["encoder/layers/self_attention/q/kernel"].spec
-    assert "tensor" in specs["encoder/layers/mlp/wi/kernel"].spec
+def test_no_device_holds_the_activations_of_the_whole_batch():
+    """24 rows over 8 devices are 3 rows: no array of 24 rows is in the compiled program."""
+    module = T5(tiny.config("v1.1"))
+    arrays = tiny.batch(rows=24, source=12, target=10)
+    mesh = sharding.make_mesh(2, 4, 1)
+    _, text = loss_and_gradient(module, tiny.init(module), arrays, mesh)
+    assert "f32[3,12,32]" in text
+    assert "f32[24,12,32]" not in text
+    assert "f32[24,10,32]" not in text
 
 
-def test_activations_are_pinned_inside_use_alone():
+def test_parameters_lie_where_the_rules_say():
     mesh = sharding.make_mesh(2, 2, 2)
-
-    def pin(x):
-        return sharding.constrain(x * 2, "batch", "length", "heads", "kv")
-
-    x = np.ones((8, 3, 4, 5), np.float32)
-    with sharding.use(mesh):
-        pinned = jax.jit(pin)(x)
-    assert pinned.sharding.is_equivalent_to(
-        jax.NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor", None)), 4
-    )
-    assert len(jax.jit(pin)(x).devices()) == 1
-
-
-def test_rules_can_be_changed():
-    mesh = sharding.make_mesh(2, 2, 2)
-    rules = sharding.Rules(embed=None, vocab=("fsdp", "tensor"))
-    specs = layout.flatten(sharding.param_shardings(boxed(T5(tiny.config("v1.0"))), mesh, rules))
-    assert specs["shared/embedding"].spec == PartitionSpec(("fsdp", "tensor"), None)
+    module = T5(tiny.config("v1.1", vocab_size=97, num_heads=3), lora=LoRAConfig(2, targets=("q",)))
+    leaves = layout.flatten(tiny.abstract(module, mesh))
+    specs = {path: leaf.sharding.spec for path, leaf in leaves.items()}
+    assert specs["encoder/layers/mlp/wo/kernel"] == P(None, "tensor", "fsdp")
+    # What the mesh does not divide stays whole.
+    assert specs["shared/embedding"] == P(None, "fsdp")
+    assert specs["encoder/layers/self_attention/q/kernel"] == P(None, "fsdp", None, None)
+    assert specs["encoder/layers/self_attention/q/lora_a"] == P(None, "fsdp", None)
+    rules = sharding.Rules(mlp=("fsdp", "tensor"), embed=None)
+    ids = np.zeros((1, 4), np.int32)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), ids, ids == 0, ids)["params"]
+    found = layout.flatten(sharding.param_shardings(boxed, mesh, rules))
+    assert found["encoder/layers/mlp/wi_0/kernel"].spec == P(None, None, ("fsdp", "tensor"))
 
 
-def test_mesh_takes_all_devices():
+def test_leaves_without_names_are_whole_on_every_device():
+    mesh = sharding.make_mesh()
+    found = sharding.param_shardings({"step": jax.ShapeDtypeStruct((), jnp.int32)}, mesh)
+    assert found["step"].is_fully_replicated
+    assert sharding.replicated(mesh).is_fully_replicated
+
+
+def test_the_mesh_takes_what_is_left():
     assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert dict(sharding.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, 16, 1), (-1, -1, 1), (0, 1, 1)])
-def test_mesh_of_other_sizes_is_refused(sizes):
-    with pytest.raises(UserError, match=f"mesh.data={sizes[0]}, mesh.fsdp={sizes[1]}"):
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1), (-1, 16, 1)])
+def test_a_mesh_that_cannot_be_names_keys_and_devices(sizes):
+    with pytest.raises(UserError, match=rf"mesh\.data={sizes[0]}, mesh\.fsdp={sizes[1]}"):
         sharding.make_mesh(*sizes)
 
 
 def test_batches_are_split_by_rows():
     mesh = sharding.make_mesh(2, 2, 2)
-    batch = {"ids": np.arange(24, dtype=np.int32).reshape(8, 3)}
+    batch = {"ids": np.arange(24).reshape(8, 3), "index": np.arange(8)}
     placed = sharding.place_batch(batch, mesh)
-    np.testing.assert_array_equal(placed["ids"], batch["ids"])
     assert {shard.data.shape for shard in placed["ids"].addressable_shards} == {(2, 3)}
-    with pytest.raises(UserError, match="batch of 6 rows cannot be split over 4 devices"):
-        sharding.place_batch({"ids": batch["ids"][:6]}, mesh)
+    np.testing.assert_array_equal(placed["ids"], batch["ids"])
+    with pytest.raises(UserError, match="6 rows cannot be split over 4 devices"):
+        sharding.place_batch({"ids": np.zeros((6, 3))}, mesh)
+
+
+def test_outside_of_a_mesh_nothing_is_pinned():
+    array = jnp.ones((3, 5))
+    assert sharding.constrain(array, "batch", "length") is array
+    with sharding.use(sharding.make_mesh()):
+        pinned = jax.jit(lambda x: sharding.constrain(x, "batch", "length"))(jnp.ones((8, 5)))
+    assert pinned.sharding.spec == P(("data", "fsdp"), None) or len(pinned.addressable_shards) == 8
+    assert nn.get_logical_axis_rules() == ()
