@@ -7,11 +7,12 @@ yet measured here.
 """
 
 from configs import t5_base
+from kpod_jax import configuration
 
 
 def get_config(method: str = "kpod"):
-    config = t5_base.get_config(method)
+    config = t5_base.get_config()
     config.student.model = "google/flan-t5-large"
     config.student.remat = "dots"
     config.distill.batch_size = 4  # [paper]
-    return config
+    return configuration.apply_method(config, method or "kpod")

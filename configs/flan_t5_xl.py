@@ -7,12 +7,13 @@ yet measured here.
 """
 
 from configs import flan_t5_large
+from kpod_jax import configuration
 
 
 def get_config(method: str = "kpod"):
-    config = flan_t5_large.get_config(method)
+    config = flan_t5_large.get_config()
     config.student.model = "google/flan-t5-xl"
     config.student.lora.rank = 128  # [paper]
     config.student.lora.alpha = 128.0
     config.weighting.answerer = "google/flan-t5-large"  # [paper]
-    return config
+    return configuration.apply_method(config, method or "kpod")

@@ -8,10 +8,11 @@ says so.
 """
 
 from configs import t5_base
+from kpod_jax import configuration
 
 
 def get_config(method: str = "kpod"):
-    config = t5_base.get_config(method)
+    config = t5_base.get_config()
     config.student.model = "huggyllama/llama-7b"
     config.student.lora.rank = 64  # [paper]
     config.student.lora.alpha = 64.0
@@ -20,4 +21,4 @@ def get_config(method: str = "kpod"):
     config.distill.batch_size = 4  # [paper]
     config.distill.learning_rate = 1e-5  # [paper]
     config.distill.dropout = False
-    return config
+    return configuration.apply_method(config, method or "kpod")

@@ -57,14 +57,14 @@ def updates(mesh, batches, micro_batches=1):
         module, optimizer, distill.learning_rate(config, 10), micro_batches=micro_batches
     )
 
-    def listen(event, duration, **details):
+    def listen(event, duration_secs, **details):
         if "backend_compile" in event and "train_step" in details.get("fun_name", ""):
             compiled.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    metrics = []
+    params, metrics = tiny.student().load(mesh), []
     with sharding.use(mesh):
-        state = distill.start_state(tiny.student().load(mesh), optimizer)
+        state = distill.start_state(params, optimizer)
         for batch in batches:
             batch = {key: value for key, value in batch.items() if key != "index"}
             state, values = step(state, sharding.place_batch(batch, mesh), KEY)
@@ -128,7 +128,8 @@ def test_the_loss_is_by_hand_the_weighted_sum_over_the_count(expected):
     @jax.jit
     def log_probs(ids, mask, decoder_ids):
         hidden = module.apply({"params": start}, ids, mask, decoder_ids)
-        return jax.nn.log_softmax(module.apply({"params": start}, hidden, method="logits"))
+        logits = module.apply({"params": start}, hidden, method="logits")
+        return jax.nn.log_softmax(jnp.asarray(logits))
 
     found = log_probs(batch["input_ids"], batch["input_mask"], batch["decoder_input_ids"])
     nll = -np.take_along_axis(np.asarray(found), batch["targets"][..., None], -1)[..., 0]
@@ -159,7 +160,11 @@ def test_frozen_parameters_stay_and_have_no_state():
 )
 def test_learning_rates(decay, middle, end):
     config = settings(learning_rate=1.0, warmup_steps=4, decay=decay)
-    rate = distill.learning_rate(config, 24)
+    schedule = distill.learning_rate(config, 24)
+
+    def rate(step):
+        return float(jnp.asarray(schedule(step)))
+
     np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 3, 4)], [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose([rate(14), rate(24)], [middle, end], atol=1e-6)
 

@@ -65,7 +65,7 @@ def test_files_from_outside_count_and_names_of_a_hub_pass(tmp_path):
     (model / "config.json").write_text("{ }")
     assert workdir.fingerprint({}, [], [str(model)]) != before
     assert json.loads(json.dumps(before)) == before
-    with pytest.raises(UserError, match="missing.txt"):
+    with pytest.raises(UserError, match=r"missing\.txt"):
         workdir.fingerprint({}, ["missing.txt"])
 
 

@@ -198,11 +198,11 @@ class _Layer(nn.Module):
         return add(x, self.mlp(self.mlp_norm(x), deterministic)), None
 
     def start_cache(self, encoded: jax.Array, length: int) -> LayerCache:
+        c = self.config
+        empty = jnp.zeros((encoded.shape[0], c.num_heads, length, c.d_kv), self.dtype)
         key, value = self.cross_attention.keys_values(encoded, True)
-        empty = jnp.zeros(
-            (encoded.shape[0], self.config.num_heads, length, self.config.d_kv), self.dtype
-        )
-        return LayerCache(empty, empty, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
+        arrays = (empty, empty, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
+        return LayerCache(*(constrain(x, "batch", "heads", "length", "kv") for x in arrays))
 
     def step(
         self,

@@ -79,7 +79,7 @@ def weigh(
     """
     _check_tokenizers(student, answerer)
     pad_id = student.tokenizer.pad_token_id
-    embeddings = student.embeddings(student.load(mesh))
+    embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     learner = learn.MaskLearner(
         Answerer(answerer.module, _mask_id(student), answerer.config.decoder_start_token_id),
         Generator(config.hidden, config.heads),
@@ -103,7 +103,7 @@ def weigh(
             fit = _rows(problems, fit_on) if fresh is None else learn.problems_of(fresh, pad_id)
             fold = _Fold(learner, config, mesh, seed + number, steps // len(folds) * number)
             params, part = fold.learn(
-                answerer.load(mesh), fit, _rows(problems, weigh_on), judged, writer, progress
+                answerer_params, fit, _rows(problems, weigh_on), judged, writer, progress
             )
             weights = learn.compute_weights(
                 learner, params, _rows(problems, weigh_on), config.batch_size
@@ -303,8 +303,8 @@ def _check_health(summary: dict[str, Any], config: Config) -> None:
     if objective > best:
         logging.warning(
             "weigh: on held-out examples the learned masks' objective %.3f is above that of "
-            "keeping all tokens (%.3f) or none (%.3f): more weighting.steps, a lower weighting.alpha or a "
-            "better answerer may help",
+            "keeping all tokens (%.3f) or none (%.3f): more weighting.steps, a lower "
+            "weighting.alpha or a better answerer may help",
             objective,
             summary["keep_all"],
             summary["keep_none"],

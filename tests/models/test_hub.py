@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +55,10 @@ def test_transformers_computes_the_same_from_an_export(tmp_path, kind):
     module = T5(tiny.config(kind))
     params, arrays = tiny.init(module), tiny.batch()
     hub.save_pretrained(tmp_path, module.config, params)
-    model, info = transformers.T5ForConditionalGeneration.from_pretrained(
+    loaded: Any = transformers.T5ForConditionalGeneration.from_pretrained(
         tmp_path, output_loading_info=True
     )
+    model, info = loaded
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     expected = tiny.torch_logits(model.eval(), arrays)
@@ -111,7 +113,7 @@ def test_adapters_are_merged_into_an_export(tmp_path):
 
 def test_a_head_that_transformers_left_out_is_the_embedding_table(tmp_path):
     """transformers 5 ties the head of a new v1.1, and yet does not scale what it is given."""
-    config = transformers.T5Config(**tiny.SIZES, **tiny.KINDS["v1.1"])
+    config = transformers.T5Config.from_dict(tiny.SIZES | tiny.KINDS["v1.1"])
     model = transformers.T5ForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path)
     module, params = tiny.load(tmp_path)

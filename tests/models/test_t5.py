@@ -46,7 +46,8 @@ def test_gradients_are_those_of_transformers(tmp_path):
     def loss(params):
         variables = {"params": params}
         hidden = module.apply(variables, *arrays.values())
-        scores = jax.nn.log_softmax(module.apply(variables, hidden, method="logits"))
+        scores = jnp.asarray(module.apply(variables, hidden, method="logits"))
+        scores = jax.nn.log_softmax(scores)
         return -jnp.take_along_axis(scores, targets[..., None], -1).mean()
 
     grads = jax.jit(jax.grad(loss))(params)

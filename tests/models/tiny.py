@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def torch_t5(directory: pathlib.Path, kind: str, seed: int = 0, **sizes: int) -> Any:
     """A random T5 of transformers, saved to `directory`; v1.1 with a head of its own."""
     torch.manual_seed(seed)
-    config = transformers.T5Config(**(SIZES | KINDS[kind] | sizes), pad_token_id=0, eos_token_id=1)
+    config = transformers.T5Config.from_dict(SIZES | KINDS[kind] | sizes)
     model = transformers.T5ForConditionalGeneration(config).eval()
     if kind == "v1.1":
         head = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model) * 0.3)
@@ -43,6 +43,9 @@ def torch_t5(directory: pathlib.Path, kind: str, seed: int = 0, **sizes: int) ->
             weight.data.add_(torch.randn_like(weight) * 0.2)
         if "relative_attention_bias" in name:
             weight.data.mul_(5)
+        # Else the token that goes in outweighs all that layers add to it, and comes out again.
+        if name.endswith(("o.weight", "wo.weight")):
+            weight.data.mul_(6)
     model.save_pretrained(directory)
     return model
 
@@ -112,7 +115,7 @@ def torch_logits(model: Any, arrays: dict[str, Any]) -> np.ndarray:
             attention_mask=torch.tensor(arrays["input_mask"]).long(),
             decoder_input_ids=torch.tensor(arrays["decoder_input_ids"]).long(),
         )
-    return result.logits.numpy()
+    return result.logits.float().numpy()
 
 
 def config(kind: str, **sizes: Any) -> T5Config:

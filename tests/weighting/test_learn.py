@@ -30,9 +30,8 @@ class CutAnswerer(Answerer):
 
 def learner(answerer_class=Answerer, **changes) -> learn.MaskLearner:
     table = jax.random.normal(jax.random.key(5), (tiny.CONFIG.vocab_size, 16))
-    settings = {"alpha": ALPHA} | changes
     return learn.MaskLearner(
-        answerer_class(tiny.t5(), tiny.MASK, tiny.PAD), Generator(16, 2), table, **settings
+        answerer_class(tiny.t5(), tiny.MASK, tiny.PAD), Generator(16, 2), table, ALPHA, **changes
     )
 
 
@@ -124,21 +123,28 @@ def test_cut_off_masks_are_trained_by_their_price_alone(random_answerer, problem
     cut, ours = learner(CutAnswerer), learner()
     params = generator_params(ours, problems)
 
-    def gradient(of, alpha):
-        value = lambda params: of.objective(  # noqa: E731
-            params, random_answerer, problems, jax.random.key(0), alpha, 1.0
-        )[0]
-        return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(value))(params))[0]
+    def gradients(of):
+        """Of the objective with the price of ALPHA, and without a price."""
+
+        @jax.jit
+        def gradient(alpha):
+            arguments = random_answerer, problems, jax.random.key(0), alpha, 1.0
+            tree = jax.grad(lambda params: of.objective(params, *arguments)[0])(params)
+            return jax.flatten_util.ravel_pytree(tree)[0]
+
+        return gradient(ALPHA), gradient(0.0)
 
     def price(params):
         w = jax.nn.sigmoid(ours.logits(params, problems))
         return ALPHA * jnp.mean(jnp.mean(w, axis=1, where=problems.rationale_mask))
 
     of_price = jax.flatten_util.ravel_pytree(jax.jit(jax.grad(price))(params))[0]
-    np.testing.assert_allclose(gradient(cut, ALPHA), of_price, atol=1e-7)
-    np.testing.assert_array_equal(gradient(cut, 0.0), 0)
-    assert jnp.linalg.norm(gradient(ours, 0.0)) > 1e-3
-    np.testing.assert_allclose(gradient(ours, ALPHA), gradient(ours, 0.0) + of_price, atol=1e-6)
+    with_price, without = gradients(cut)
+    np.testing.assert_allclose(with_price, of_price, atol=1e-7)
+    np.testing.assert_array_equal(without, 0)
+    with_price, without = gradients(ours)
+    assert jnp.linalg.norm(without) > 1e-3
+    np.testing.assert_allclose(with_price, without + of_price, atol=1e-6)
 
 
 def test_the_gradient_for_soft_masks_is_that_of_finite_differences(random_answerer, problems):
@@ -155,7 +161,7 @@ def test_the_gradient_for_soft_masks_is_that_of_finite_differences(random_answer
     directions = [gradient / jnp.linalg.norm(gradient)]
     directions += list(0.2 * jax.random.normal(jax.random.key(2), (3, len(flat))))
     for direction in directions:
-        step = 1e-2
+        step = 2e-3
         difference = (value(flat + step * direction) - value(flat - step * direction)) / (2 * step)
         np.testing.assert_allclose(direction @ gradient, difference, rtol=0.03, atol=1e-3)
 
@@ -197,13 +203,13 @@ def test_sampled_prefixes_agree_with_all_of_them_in_expectation(random_answerer,
         keys = jax.random.split(jax.random.key(seed), count)
         return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys))
 
-    a, b = samples(every, 400, 0), samples(sampled, 1200, 1)
+    a, b = samples(every, 1500, 0), samples(sampled, 3000, 1)
     error = a.var(axis=0) / len(a) + b.var(axis=0) / len(b)  # Of the difference of two means.
     difference = a.mean(axis=0) - b.mean(axis=0)
     assert abs(difference[-1]) < 4 * np.sqrt(error[-1])
-    assert (difference**2).sum() < 3 * error.sum()
+    assert (difference**2).sum() < 6 * error.sum()
     # The bound is no empty one: it is well below the gradient itself.
-    assert 3 * error[:-1].sum() < 0.1 * (a.mean(axis=0)[:-1] ** 2).sum()
+    assert 6 * error[:-1].sum() < 0.1 * (a.mean(axis=0)[:-1] ** 2).sum()
 
 
 def test_batches_of_prefixes_and_masks_for_fitting(problems):

@@ -70,7 +70,7 @@ def tokenized_set(questions, rationales, answers, records=None) -> TokenizedSet:
       answers: lists of tokens without EOS; the answer sentence is the same.
       records: default empty ones.
     """
-    flat = [sum(steps, []) for steps in rationales]
+    flat = [[token for step in steps for token in step] for steps in rationales]
     counts = [len(steps) for steps in rationales]
     step_ids = [
         [k for k, step in enumerate(steps) for _ in step] + [len(steps)] * (len(answer) + 1)
