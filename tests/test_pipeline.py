@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from configs import quickstart
+from kpod_jax import pipeline, sharding
+from kpod_jax.errors import UserError
+from kpod_jax.models.student import load_student
 from tests.conftest import ROOT
 
 CONFIG = "--config=configs/quickstart.py"
@@ -22,6 +27,7 @@ SMALL = (
     "--config.data.test_examples=8",
     "--config.distill.epochs=4",
     "--config.distill.batch_size=8",
+    "--config.distill.buckets=1",
     "--config.distill.checkpoint_every=2",
     "--config.distill.log_every=1",
     "--config.eval.max_new_tokens=8",
@@ -107,10 +113,8 @@ def test_the_checkpoint_of_a_step_is_evaluated_and_exported(finished, tmp_path):
     done = run(copy, *SMALL, "--mode=export")
     assert done.returncode == 0, done.stderr
     assert (copy / "export/model.safetensors").is_file()
-    again = run(
-        tmp_path / "again", *SMALL, f"--config.student.model={copy}/export", "--mode=rationales"
-    )
-    assert again.returncode == 0, again.stderr
+    student = load_student(str(copy / "export"), scan_layers=False)
+    assert student.load(sharding.make_mesh())["shared"]["embedding"].shape[1] == 128
 
 
 def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
@@ -160,62 +164,71 @@ def test_a_directory_of_another_configuration_is_left_alone(finished):
     assert sorted(path.name for path in (workdir / "checkpoints/student").iterdir()) == before
 
 
-def jsonl(tmp_path: pathlib.Path, train: str) -> tuple[str, ...]:
+def jsonl(tmp_path: pathlib.Path, train: str) -> dict[str, str]:
     good = json.dumps({"question": "1 + 1?", "rationale": "1 + 1 = 2.", "answer": "2"})
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "train.jsonl").write_text(train)
     (folder / "validation.jsonl").write_text(good.replace("1 + 1", "2 + 1") + "\n")
     (folder / "test.jsonl").write_text(good.replace("1 + 1", "3 + 1") + "\n")
-    return ("--config.data.name=jsonl", f"--config.data.path={folder}")
+    return {"data.name": "jsonl", "data.path": str(folder)}
 
 
 GOOD = '{"question": "What is 1 + 1?", "rationale": "1 + 1 = 2.", "answer": "2"}\n'
 
 
 @pytest.mark.parametrize(
-    ("flags", "train", "said"),
+    ("flag", "said"),
     [
-        (("--config.distil.epochs=3",), None, "distil"),
-        (("--config.distill.epochs=-3",), None, "distill.epochs=-3: expected at least 0"),
-        (("--config.schedule.initial_share=3.0",), None, "schedule.initial_share=3.0"),
-        (("--config.data.name=gsm9k",), None, "data.name='gsm9k': expected one of"),
-        (("--config.student.model=/nowhere",), None, "/nowhere"),
-        ((), GOOD + "{broken\n", "train.jsonl:2"),
-        ((), GOOD + GOOD.replace("1 + 1 = 2.", " "), "rationale"),
-        (("--config.student.max_target_tokens=10",), GOOD, "more than max_target_tokens=10"),
-        ((), GOOD.replace('"answer"', '"result"'), "answer"),
+        ("--config.distil.epochs=3", 'Did you mean "distill"'),
+        ("--config.distill.epochs=-3", "distill.epochs=-3: expected at least 0"),
     ],
 )
-def test_bad_input_is_named_before_any_work(tmp_path, flags, train, said):
-    data = () if train is None else jsonl(tmp_path, train)
-    done = run(tmp_path / "run", "--mode=rationales", *data, *flags)
-    assert done.returncode != 0
-    assert said in done.stderr + done.stdout
+def test_a_wrong_flag_is_one_message(tmp_path, flag, said):
+    done = run(tmp_path / "run", "--mode=rationales", flag)
+    assert done.returncode == 2
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "train", "said"),
+    [
+        ({"student.model": "/nowhere"}, GOOD, "/nowhere"),
+        ({}, GOOD + "{broken\n", "train.jsonl:2"),
+        ({}, GOOD + GOOD.replace("1 + 1 = 2.", " "), "rationale"),
+        ({"student.max_target_tokens": 10}, GOOD, "more than max_target_tokens=10"),
+        ({}, GOOD.replace('"answer"', '"result"'), "answer"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, monkeypatch, keys, train, said):
+    monkeypatch.chdir(ROOT)
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(jsonl(tmp_path, train) | keys)
+    with pytest.raises(UserError, match=re.escape(said)):
+        pipeline.run(config, tmp_path / "run", "rationales")
 
 
 def test_a_student_without_weights_is_named(tmp_path):
     student = tmp_path / "student"
     shutil.copytree(ROOT / "kpod_jax/assets/tiny_t5", student)
     (student / "model.safetensors").unlink()
-    done = run(tmp_path / "run", *SMALL, f"--config.student.model={student}")
-    assert done.returncode == 2
-    assert f"{student} has no weights" in done.stderr
-    assert "Traceback" not in done.stderr
+    loaded = load_student(str(student))
+    with pytest.raises(UserError, match=f"{student} has no weights"):
+        loaded.load(sharding.make_mesh())
 
 
-def test_a_stage_without_its_inputs_says_which(tmp_path):
-    done = run(tmp_path / "run", "--mode=distill")
-    assert done.returncode == 2
-    assert "records/train.jsonl, which is not there" in done.stderr
+def test_a_stage_without_its_inputs_says_which(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"train\.jsonl, which is not there"):
+        pipeline.run(quickstart.get_config(), tmp_path / "run", "distill")
 
 
 def test_a_work_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    done = run(tmp_path / "file" / "run", "--mode=rationales")
-    assert done.returncode == 2
-    assert "Cannot make the work directory" in done.stderr
+    with pytest.raises(UserError, match="Cannot make the work directory"):
+        pipeline.run(quickstart.get_config(), tmp_path / "file" / "run")
 
 
 def test_every_stage_runs_on_gsm8k_with_t5_base(tmp_path, shared_data):
