@@ -127,7 +127,7 @@ class Run:
         if name != "report" and self.workdir.done(name, fingerprint, stage.outputs):
             say(f"{name}: up to date")
             return
-        if self.workdir.take_over(name, fingerprint, stage.outputs):
+        if name != "report" and self.workdir.take_over(name, fingerprint, stage.outputs):
             say(f"{name}: taken over from another run that made it from the same")
             return
         stored = self.workdir.stored(name)

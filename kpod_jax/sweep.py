@@ -40,11 +40,11 @@ def run(sweep: str, workdir: files.PathLike) -> pathlib.Path:
     for number, (name, config) in enumerate(runs.items(), 1):
         say(f"\n[{number}/{len(runs)}] {name}")
         pipeline.run(config, root / name, siblings=[root / other for other in runs])
-    results = [
-        files.read_json(root / name / "results.json")
-        | {"metrics": str(root / name / "metrics.jsonl")}
-        for name in runs
-    ]
+    results = []
+    for name in runs:
+        result = files.read_json(root / name / "results.json")
+        metrics = root / name / "metrics.jsonl"  # Nothing was trained without distillation.
+        results.append(result | ({"metrics": str(metrics)} if metrics.is_file() else {}))
     files.write_json(root / "comparison.json", results)
     shown = root / _shown(runs)
     written = report.write(shown, results)

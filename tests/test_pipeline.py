@@ -214,9 +214,8 @@ def test_a_student_without_weights_is_named(tmp_path):
     student = tmp_path / "student"
     shutil.copytree(ROOT / "kpod_jax/assets/tiny_t5", student)
     (student / "model.safetensors").unlink()
-    loaded = load_student(str(student))
-    with pytest.raises(UserError, match=f"{student} has no weights"):
-        loaded.load(sharding.make_mesh())
+    with pytest.raises(UserError, match="has no weights"):
+        load_student(str(student))
 
 
 def test_a_stage_without_its_inputs_says_which(tmp_path, monkeypatch):
