@@ -218,7 +218,7 @@ def _with_steps(
     end_B1 = eos_B1 + moved_B[:, None]
     source = np.where(place < eos_B1, place, size_S + place - eos_B1)
     source = np.where(place == end_B1, eos_B1, source)
-    mask = (place <= end_B1) & input_mask.any(axis=1)[:, None]
+    mask = (place <= end_B1) & input_mask.any(axis=1, keepdims=True)
     values = np.take_along_axis(
         np.concatenate([input_ids, targets], axis=1), np.where(mask, source, 0), axis=1
     )
