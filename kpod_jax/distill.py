@@ -279,13 +279,13 @@ def train(
                 writer.write(step, values)
                 window, began = 0.0, now
 
+            every = config.validate_every * length.steps_per_epoch
             for step in range(first + 1, length.total_steps + 1):
                 batch = next(iterator)
                 del batch["index"]
                 state, metrics = train_step(state, sharding.place_batch(batch, mesh), key)
                 record(late.push(step, metrics))
                 last = step == length.total_steps
-                every = config.validate_every * length.steps_per_epoch
                 accuracy = None
                 if last or (every and step % every == 0):
                     accuracy = validate(state["params"])

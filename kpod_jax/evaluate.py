@@ -84,8 +84,7 @@ class Evaluator:
 
     def accuracy(self, params: Any) -> float:
         """Share of right answers, in [0, 1]."""
-        rows = self.predictions(params)
-        return sum(row["correct"] for row in rows) / max(1, len(rows))
+        return summary(self.predictions(params))["accuracy"]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -258,7 +258,7 @@ class Run:
 
 
 def _rationales(run: Run) -> str:
-    config, rejected, counts, questions = run.config, [], {}, {}
+    config, rejected, too_long, counts, questions = run.config, [], [], {}, {}
     for split in SPLITS:
         # The built-in task is one data set, like any other: the run's seed does not change it.
         found, bad = sources.load_records(
@@ -285,16 +285,8 @@ def _rationales(run: Run) -> str:
         counts[split], questions[split] = len(found), {r.question for r in found}
         records_io.write_records(run.workdir / f"records/{split}.jsonl", found)
     files.write_jsonl(run.workdir / "records/rejected.jsonl", rejected)
-    bad_share = sum(row["split"] == "train" for row in rejected) / max(
-        1, counts["train"] + len(rejected)
-    )
-    if bad_share > config.data.max_bad_share:
-        raise UserError(
-            f"{bad_share:.1%} of the training records are unusable, more than "
-            f"data.max_bad_share={config.data.max_bad_share:.1%}. The first: "
-            + "; ".join(f"{row['id']}: {row['reason']}" for row in rejected[:3])
-            + f". All are in {run.workdir / 'records/rejected.jsonl'}."
-        )
+    # `load_records` has judged the data set's own faults; these are the student's limits.
+    records_io.check_bad_share(too_long, counts["train"] + len(too_long), config.data.max_bad_share)
     overlap = len(questions["train"] & (questions["validation"] | questions["test"]))
     if overlap:
         logging.warning("%d training questions are also in validation or test", overlap)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kpod_jax.data.buckets import padded
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.weighting.answerer import Answerer, Params, Problems
@@ -33,15 +34,17 @@ _WHOLE = 0.25
 
 def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
     """Lays a tokenised set out as NumPy arrays: questions to the right, without their EOS."""
-    questions = [tokenized.questions[i][:-1] for i in range(len(tokenized))]
-    rationales = [
-        tokenized.targets[i][:n] for i, n in enumerate(tokenized.rationale_lengths.tolist())
-    ]
-    question, question_mask = _padded(questions, pad_id, right=True)
-    rationale, rationale_mask = _padded(rationales, pad_id)
-    answers = [tokenized.answers[i] for i in range(len(tokenized))]
-    answer, answer_mask = _padded(answers, pad_id)
-    return Problems(question, question_mask, rationale, rationale_mask, answer, answer_mask)  # pyright: ignore[reportArgumentType]
+    count, lengths = len(tokenized), tokenized.rationale_lengths.tolist()
+    questions = Ragged.from_list([tokenized.questions[i][:-1] for i in range(count)], np.int32)
+    rationales = Ragged.from_list([tokenized.targets[i][:n] for i, n in enumerate(lengths)])
+    # From right to left and back again, questions end together.
+    question, question_mask = (array[:, ::-1] for array in _rows(_reversed(questions), pad_id))
+    return Problems(
+        question,  # pyright: ignore[reportArgumentType]
+        question_mask,  # pyright: ignore[reportArgumentType]
+        *_rows(rationales, pad_id),  # pyright: ignore[reportArgumentType]
+        *_rows(tokenized.answers, pad_id),  # pyright: ignore[reportArgumentType]
+    )
 
 
 def take(problems: Problems, index: np.ndarray) -> Problems:
@@ -380,14 +383,12 @@ def compute_weights(
     return Ragged.from_list(result, np.float32)
 
 
-def _padded(
-    rows: list[np.ndarray], pad_id: int, right: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """[N, longest, up to a multiple of 8] int32 and bool; rows start, or end (right), together."""
-    width = -(-max(1, max(map(len, rows), default=1)) // 8) * 8
-    values = np.full((len(rows), width), pad_id, np.int32)
-    mask = np.zeros(values.shape, bool)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), None) if right else slice(len(row))
-        values[i, place], mask[i, place] = row, True
-    return values, mask
+def _rows(ragged: Ragged, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """[N, longest, up to a multiple of 8] int32 and bool."""
+    width = -(-max(1, int(ragged.lengths.max(initial=1))) // 8) * 8
+    return padded(ragged, np.arange(len(ragged)), width, pad_id)
+
+
+def _reversed(ragged: Ragged) -> Ragged:
+    """Each slice from its end to its start."""
+    return Ragged.from_list([ragged[i][::-1] for i in range(len(ragged))], ragged.values.dtype)

@@ -289,12 +289,12 @@ def _check_health(summary: dict[str, Any], config: Config) -> None:
       UserError: all are near 0 or 1, or keeping everything or nothing would be the better mask.
     """
     mean, objective = summary["mean_weight"], summary["objective"]
-    advice = {
-        mean < _COLLAPSED: "Lower weighting.alpha or weighting.learning_rate, or raise "
-        "weighting.alpha_warmup.",
-        mean > 1 - _COLLAPSED: "Raise weighting.alpha, weighting.masking_steps or weighting.steps.",
-    }.get(True)
-    if advice:
+    if not _COLLAPSED <= mean <= 1 - _COLLAPSED:
+        advice = (
+            "Lower weighting.alpha or weighting.learning_rate, or raise weighting.alpha_warmup."
+            if mean < _COLLAPSED
+            else "Raise weighting.alpha, weighting.masking_steps or weighting.steps."
+        )
         raise UserError(
             f"The token weights have collapsed: their mean is {mean:.3f}. {advice} Or train "
             "without token weights: --config.weighting.weights=uniform."
