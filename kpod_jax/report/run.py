@@ -4,14 +4,14 @@ Letters: N training records, T + 1 stages.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from kpod_jax import files
-from kpod_jax.data.records import Ragged, Record
+from kpod_jax.data import jsonl
+from kpod_jax.data.records import Ragged, Record, read_records
 from kpod_jax.errors import UserError
 
 
@@ -89,26 +89,13 @@ def read_jsonl(path: files.PathLike) -> tuple[dict[str, Any], ...]:
     Raises:
       UserError: the file cannot be read, or another line is not a JSON object.
     """
-    path = pathlib.Path(path)
-    try:
-        # Not splitlines(), which also splits at U+2028 and the like inside a JSON string.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}, is not valid JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, found {line[:40]!r}.")
-        rows.append(row)
-    return tuple(rows)
+    lines = list(jsonl.read_rows(path))
+    if lines and lines[-1][1] is None and not pathlib.Path(path).read_bytes().endswith(b"\n"):
+        del lines[-1]
+    for number, row, problem in lines:
+        if row is None:
+            raise UserError(f"{path}:{number} {problem}.")
+    return tuple(row for _, row, _ in lines if row is not None)
 
 
 def _optional(read: Any, path: pathlib.Path) -> Any:
@@ -116,18 +103,7 @@ def _optional(read: Any, path: pathlib.Path) -> Any:
 
 
 def _read_records(path: pathlib.Path) -> tuple[Record, ...]:
-    if not path.exists():
-        return ()
-    records = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        try:
-            records.append(Record.from_json(row))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}, record {number}, is no record ({type(error).__name__}: {error}). "
-                "Expected id, question, steps and answer; run --mode=rationales again."
-            ) from error
-    return tuple(records)
+    return tuple(read_records(path)) if path.exists() else ()
 
 
 def _read_ragged(path: pathlib.Path) -> Ragged:
