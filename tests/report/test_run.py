@@ -14,7 +14,7 @@ def test_a_line_cut_by_a_kill_is_left_out_and_others_are_not(tmp_path):
     path.write_text('{"step": 1}\n{"text": "a\u2028b"}\n\n{"step":', encoding="utf-8")
     assert run_files.read_jsonl(path) == ({"step": 1}, {"text": "a\u2028b"})
     path.write_text('{"step": 1}\n{"step":\n{"step": 3}\n')
-    with pytest.raises(UserError, match="metrics.jsonl:2 is not valid JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is not valid JSON"):
         run_files.read_jsonl(path)
     path.write_text("[1]\n")
     with pytest.raises(UserError, match="line 1: expected a JSON object"):
