@@ -17,9 +17,20 @@ def get_config(method: str = "kpod"):
     config.data.test_examples = 400
     config.student.model = "kpod_jax/assets/tiny_t5"
     config.student.scan_layers = False
+    # The answerer was fit beforehand, on problems of the "fresh" split (kpod_jax/pretrain.py).
+    config.weighting.answerer = "kpod_jax/assets/tiny_answerer"
     config.weighting.fit = "fresh"
-    config.weighting.reading_steps = 800
-    config.weighting.masking_steps = 300
+    config.weighting.fresh_examples = 64
+    config.weighting.reading_steps = 0
+    config.weighting.masking_steps = 0
+    # It cannot go on inside a step, and hard masks collapse: their gradient is too noisy for a
+    # batch of this size.
+    config.weighting.prefixes = "step_ends"
+    config.weighting.straight_through = False
+    config.weighting.temperature_start = 0.7
+    config.weighting.temperature_end = 0.4
+    config.weighting.alpha_warmup = 0.5
+    config.weighting.learning_rate = 6e-3
     config.weighting.steps = 150
     config.distill.epochs = 12
     config.distill.learning_rate = 2e-3

@@ -68,7 +68,8 @@ def default() -> Config:
     weighting.answerer = ""  # Directory or hub id; empty: the student. [paper: FlanT5-Large]
     weighting.alpha = 0.5  # Price of a kept token (Eq. 7). [paper: 0.5; 0.3 to 0.9 shown]
     weighting.alpha_warmup = 0.25  # Share of the steps over which alpha rises from 0. [ours]
-    weighting.prefixes = "sampled"  # sampled prefixes of each rationale, or all (Eq. 5). [ours]
+    weighting.prefixes = "sampled"  # sampled of each rationale, all (Eq. 5), or step_ends: sampled
+    # of those that end with a step, which suits answerers too weak to go on inside one. [ours]
     weighting.prefix_samples = 2  # Prefixes, each with its own mask, per example and step. [ours]
     weighting.steps = 300  # Steps of mask learning. [ours]
     weighting.batch_size = 32  # Examples a step. [ours]
@@ -143,7 +144,7 @@ _CHOICES = {
     "student.dtype": ("float32", "bfloat16"),
     "student.remat": ("none", "dots", "full"),
     "weighting.weights": ("learned", "uniform"),
-    "weighting.prefixes": ("sampled", "all"),
+    "weighting.prefixes": ("sampled", "all", "step_ends"),
     "weighting.fit": ("other_fold", "fresh", "same"),
     "difficulty.weights": ("learned", "uniform"),
     "schedule.curriculum": ("kpod", "full"),

@@ -7,8 +7,8 @@ The student is pre-trained WITHOUT chains of thought, on what a real one has see
 operations, and running text of the task with spans to fill in. It never sees a question followed by
 its rationale or by its answer, so it knows the words, not the reasoning.
 
-The answerer of the token weighting learns the operations likewise, then to answer from a question
-and its rationale: short problems first, then masked prefixes. Its tokenizer is the student's.
+The answerer of the token weighting starts from the student and learns to answer from a question and
+its rationale: short problems first, longer ones, then masked prefixes.
 
 Problems are of the task's "fresh" split, which shares no question with the others.
 """
@@ -17,7 +17,7 @@ import collections
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -30,28 +30,39 @@ import transformers
 from absl import app, flags, logging
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from kpod_jax import losses
+from kpod_jax import losses, sharding
 from kpod_jax.data import arithmetic, tokens
+from kpod_jax.data.records import Record
 from kpod_jax.models import hub
+from kpod_jax.models.student import Student, load_student
 from kpod_jax.models.t5 import T5, T5Config
 from kpod_jax.weighting import answerer, learn
 from kpod_jax.weighting.generator import Generator
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write the student to.", required=True)
 _WHAT = flags.DEFINE_enum("what", "student", ["student", "answerer"], "What to make.")
+_STUDENT = flags.DEFINE_string(
+    "student", "kpod_jax/assets/tiny_t5", "Directory that the answerer starts from."
+)
 _SCALE = flags.DEFINE_float("scale", 1.0, "Scales the number of steps, for a quick try.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
 
 SENTINELS = 32
 # Rows, source and target tokens of a batch.
-_OPERATIONS, _TEXT = (128, 8, 8), (48, 40, 32)
+_SHAPES = {"operations": (128, 8, 8), "text": (40, 64, 48), "word_problems": (80, 40, 8)}
 _PROBLEMS = 20000
+# Operations of the problems, steps of reading, steps under masks, learning rate.
+_ANSWERER_PHASES = (
+    ((1, 2), 250, 0, 1e-3),
+    ((1, 3), 700, 0, 1e-3),
+    ((1, 3), 0, 700, 7e-4),
+)
 _ARCHITECTURE = {
     "d_model": 128,
     "d_kv": 32,
     "d_ff": 384,
     "num_layers": 2,
-    "num_decoder_layers": 3,
+    "num_decoder_layers": 2,
     "num_heads": 4,
     "relative_attention_max_distance": 64,
     "dropout_rate": 0.0,
@@ -103,44 +114,70 @@ def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFas
     )
 
 
+# Tokens of a source and of its target.
+Row = tuple[list[int], list[int]]
+
+
 class Mixture:
-    """Rows of span corruption: parts of a text are replaced by sentinels, the target holds them."""
+    """Batches of rows (source and target) of each kind, as functions of (seed, step).
+
+    Texts are questions and single steps, each torn from its rationale: a question never meets its
+    steps, and its answer only where one operation gives it.
+    """
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, seed: int) -> None:
-        records = arithmetic.generate("fresh", _PROBLEMS, seed, (2, 4))
         self._sentinels: Any = tokenizer.convert_tokens_to_ids(
             [f"<extra_id_{i}>" for i in range(SENTINELS)]
         )
         self._eos: Any = tokenizer.eos_token_id
+
+        def encode(texts: Iterable[str]) -> Any:
+            return tokenizer(list(texts)).input_ids
+
         equations = arithmetic.equations()
-        before: Any = tokenizer([e.before for e in equations]).input_ids
-        result: Any = tokenizer([e.result for e in equations]).input_ids
-        self._equations = list(zip(before, result, strict=True))
+        self._equations = list(
+            zip(
+                encode(e.before for e in equations),
+                encode(e.result for e in equations),
+                strict=True,
+            )
+        )
         # Rare kinds ("twice", "dozen") more often than their number of cases would have it.
         kinds = [re.sub(r"\d", "", e.before) for e in equations]
         counts = collections.Counter(kinds)
         self._odds = np.cumsum([counts[kind] ** -0.5 for kind in kinds])
-        questions = [record.question for record in records]
-        # Single steps, each torn from its rationale.
-        steps = [record.steps[i % len(record.steps)] for i, record in enumerate(records)]
-        self._texts: Any = tokenizer(questions + steps).input_ids
+        records = arithmetic.generate("fresh", _PROBLEMS, seed)
+        # Of different problems, so that no question meets its own steps.
+        self._questions = encode(record.question for record in records[::2])
+        pieces = [
+            piece
+            for i, record in enumerate(records[1::2])
+            if (piece := _around_a_result(record, i))
+        ]
+        self._steps = list(zip(*(encode(part) for part in zip(*pieces, strict=True)), strict=True))
+        simple = arithmetic.generate("fresh", _PROBLEMS // 2, seed, operations=(1, 1))
+        self._word_problems = list(
+            zip(
+                encode(record.question for record in simple),
+                encode(record.answer for record in simple),
+                encode(map(_operation_of, simple)),
+                strict=True,
+            )
+        )
 
-    def operations(self, seed: int, step: int) -> dict[str, np.ndarray]:
-        """A batch of single operations, a pure function of (seed, step)."""
+    def batch(self, kind: str, seed: int, step: int) -> dict[str, np.ndarray]:
+        """Rows of a kind of `_SHAPES`: source, inputs and target int32, their masks bool."""
         rng = np.random.default_rng([seed, step])
-        return self._batch([self._operation(rng) for _ in range(_OPERATIONS[0])], *_OPERATIONS)
-
-    def running_text(self, seed: int, step: int) -> dict[str, np.ndarray]:
-        """A batch of questions and single steps, likewise."""
-        rng = np.random.default_rng([seed, step])
-        return self._batch([self._text(rng) for _ in range(_TEXT[0])], *_TEXT)
-
-    def _batch(
-        self, rows: list[tuple[list[int], list[int]]], count: int, source_len: int, target_len: int
-    ) -> dict[str, np.ndarray]:
+        make: Callable[[np.random.Generator], Row] = {
+            "operations": self._operation,
+            "text": self._text,
+            "word_problems": self._word_problem,
+        }[kind]
+        count, source_len, target_len = _SHAPES[kind]
         source = np.zeros((count, source_len), np.int32)
         target = np.zeros((count, target_len), np.int32)
-        for i, (left, right) in enumerate(rows):
+        for i in range(count):
+            left, right = make(rng)
             left, right = left[: source_len - 1], right[: target_len - 1]
             source[i, : len(left) + 1] = [*left, self._eos]
             target[i, : len(right) + 1] = [*right, self._eos]
@@ -154,29 +191,81 @@ class Mixture:
             "target_mask": target > 0,
         }
 
-    def _operation(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """One operation: its result is missing, or the whole is to be written out."""
+    def _operation(self, rng: np.random.Generator) -> Row:
+        """One operation: its result is missing, or all from some place on."""
         place = int(np.searchsorted(self._odds, rng.random() * self._odds[-1]))
         before, result = self._equations[place]
-        sentinel = self._sentinels[0]
-        if rng.random() < 0.5:
-            return [*before, sentinel], [sentinel, *result]
-        return [sentinel, *before], [sentinel, *before, *result]
+        if rng.random() < 0.4:
+            return [*before, self._sentinels[0]], [self._sentinels[0], *result]
+        return self._continued(rng, before, result)
 
-    def _text(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """A text with about a fifth of its tokens missing, in spans of one to three."""
-        text = self._texts[int(rng.integers(len(self._texts)))]
-        source, target, place, span = [], [], 0, 0
+    def _word_problem(self, rng: np.random.Generator) -> Row:
+        """A question that one operation answers, and the answer or the operation alone."""
+        question, *targets = self._word_problems[int(rng.integers(len(self._word_problems)))]
+        return question, targets[int(rng.integers(2))]
+
+    def _text(self, rng: np.random.Generator) -> Row:
+        """A step without its result or its end, or a question without a fifth of it or its end.
+
+        The target holds what is missing (T5's way), or the whole text (BART's, which teaches to
+        copy).
+        """
+        chance = rng.random()
+        if rng.random() < 0.5:
+            before, result, after = self._steps[int(rng.integers(len(self._steps)))]
+            if chance < 0.5:
+                source, target = self._continued(rng, before, [*result, *after])
+                # Behind a text that has nothing to do with it, as texts are packed.
+                question = self._questions[int(rng.integers(len(self._questions)))]
+                return [*question, *source] if chance < 0.35 else source, target
+            source = [*before, self._sentinels[0], *after]
+            if chance < 0.75:
+                return source, [self._sentinels[0], *result]
+            return source, [*before, *result, *after]
+        text = self._questions[int(rng.integers(len(self._questions)))]
+        if chance < 0.2:
+            return self._continued(rng, text[:-1], text[-1:])
+        source, missing, place, span = [], [], 0, 0
         while place < len(text):
             if rng.random() < 0.1 and span < SENTINELS:
                 length = int(rng.integers(1, 4))
                 source.append(self._sentinels[span])
-                target += [self._sentinels[span], *text[place : place + length]]
+                missing += [self._sentinels[span], *text[place : place + length]]
                 place, span = place + length, span + 1
             else:
                 source.append(text[place])
                 place += 1
-        return source, target
+        return source, missing if chance < 0.7 else text
+
+    def _continued(self, rng: np.random.Generator, before: list[int], after: list[int]) -> Row:
+        """A text to be continued from a place before `after`.
+
+        What an operation's operands are is then known to the decoder alone, so it is there that
+        the result has to be found, as it is in a chain of thought.
+        """
+        cut = int(rng.integers(len(before) + 1))
+        return [*before[:cut], self._sentinels[0]], [self._sentinels[0], *before[cut:], *after]
+
+
+def _operation_of(record: Record) -> str:
+    """The operation of a problem with one, as its rationale writes it: "15 + 8 = 23"."""
+    assert record.keypoints
+    return record.rationale[record.keypoints[0][0] : record.keypoints[-1][1]]
+
+
+def _around_a_result(record: Record, number: int) -> tuple[str, str, str] | None:
+    """One of a record's steps: what is before its result, the result, and what is after it.
+
+    The last keypoint of a step is its result. None for a step without keypoints.
+    """
+    number %= len(record.steps)
+    start = sum(map(len, record.steps[:number]))
+    step = record.steps[number].rstrip()
+    inside = [key for key in record.keypoints or () if start <= key[0] < start + len(step)]
+    if not inside:
+        return None
+    left, right = inside[-1][0] - start, inside[-1][1] - start
+    return step[:left].rstrip(), step[left:right], step[right:]
 
 
 def pretrain(
@@ -189,9 +278,10 @@ def pretrain(
     seed: int,
     learning_rate: float = 2e-3,
 ) -> dict:
-    """Trains on single operations, then on these and running text in turn."""
+    """Trains on single operations, then on all kinds of rows, half of them text."""
     steps = operation_steps + mixed_steps
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps), steps + 1)
+    kinds = ("operations", "text", "word_problems", "text")
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -214,43 +304,57 @@ def pretrain(
         return optax.apply_updates(params, updates), state, value
 
     state = optimizer.init(params)
+    recent: dict[str, list[jax.Array]] = collections.defaultdict(list)
     for step in range(steps):
-        text = step >= operation_steps and step % 2
-        batch = mixture.running_text(seed, step) if text else mixture.operations(seed, step)
-        params, state, value = train_step(params, state, batch)
-        if step % 100 < 2 or step == steps - 1:
-            kind = "text" if text else "operations"
-            logging.info("step %d of %d, %s, loss %.3f", step, steps, kind, float(value))
+        kind = "operations" if step < operation_steps else kinds[step % len(kinds)]
+        params, state, loss = train_step(params, state, mixture.batch(kind, seed, step))
+        recent[kind].append(loss)
+        if step % 200 == 199 or step == steps - 1:
+            means = {
+                kind: round(float(jnp.stack(values).mean()), 3) for kind, values in recent.items()
+            }
+            logging.info("step %d of %d, nats a token: %s", step + 1, steps, means)
+            recent.clear()
     return params
 
 
-def train_answerer(
-    module: T5, params: dict, tokenizer: Any, *, steps: tuple[int, int], seed: int
-) -> dict:
-    """Trains to answer: from whole rationales of short problems, then from masked prefixes."""
+def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -> dict:
+    """Trains the student to answer: from whole rationales, short ones first, then from masked ones.
+
+    Reading has to be learned first, and for long: most masked prefixes say nothing of the answer,
+    and where nothing can be read, reading is not learned.
+    """
 
     def problems(count: int, operations: tuple[int, int]) -> answerer.Problems:
         records = arithmetic.generate("fresh", count, seed, operations)
         tokenized, _ = tokens.tokenize(
-            records, tokenizer, max_question_tokens=128, max_target_tokens=192
+            records, student.tokenizer, max_question_tokens=128, max_target_tokens=192
         )
-        return learn.problems_of(tokenized, 0)
+        return learn.problems_of(tokenized, student.config.pad_token_id)
 
-    mask_id = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    config = student.config
+    mask_id = student.tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    parts = student.module, mask_id, config.decoder_start_token_id, config.eos_token_id
     learner = learn.MaskLearner(
-        answerer.Answerer(module, mask_id, start_id=0), Generator(8, 1), jnp.zeros((1, 1)), 0.0
+        answerer.Answerer(*parts), Generator(8, 1), jnp.zeros((1, 1)), 0.0, "step_ends"
     )
 
     def log(what: str, step: int, values: dict[str, float]) -> None:
         logging.info("%s: step %d, %s", what, step, values)
 
-    fit = functools.partial(
-        learn.fit_answerer, learner, batch_size=32, learning_rate=2e-3, seed=seed, log=log
-    )
-    short, masked = problems(_PROBLEMS // 2, (1, 2)), problems(_PROBLEMS, (1, 3))
-    params = fit(params, short, reading_steps=steps[0], masking_steps=0)
-    params = fit(params, masked, reading_steps=0, masking_steps=steps[1])
-    held_out = problems(_PROBLEMS + 256, (1, 3))
+    for operations, reading, masking, learning_rate in _ANSWERER_PHASES:
+        params = learn.fit_answerer(
+            learner,
+            params,
+            problems(_PROBLEMS, operations),
+            reading_steps=round(reading * scale),
+            masking_steps=round(masking * scale),
+            batch_size=32,
+            learning_rate=learning_rate,
+            seed=seed,
+            log=log,
+        )
+    held_out = problems(_PROBLEMS + 256, (2, 3))  # More than were fit on.
     held_out = jax.tree.map(lambda array: array[-256:], held_out)
     logging.info("held out: %s", learn.measure_gap(learner, params, held_out, 64))
     return params
@@ -261,30 +365,31 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
-    seed = _SEED.value
-    records = arithmetic.generate("fresh", 4000, seed, (2, 4))
-    template = "Q: {} A: Let's think step by step. {} Therefore, the answer is {}."
-    tokenizer = train_tokenizer(template.format(r.question, r.rationale, r.answer) for r in records)
-    config = T5Config(vocab_size=-(-len(tokenizer) // 64) * 64, **_ARCHITECTURE)
-    module = T5(config, scan_layers=False)
-    ids = jnp.ones((1, 8), jnp.int32)
-    params = nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"])
-
-    def scaled(steps: int) -> int:
-        return max(1, round(steps * _SCALE.value))
-
-    student = _WHAT.value == "student"
-    params = pretrain(
-        module,
-        params,
-        Mixture(tokenizer, seed),
-        operation_steps=scaled(1500 if student else 800),
-        mixed_steps=scaled(1500) if student else 0,
-        seed=seed,
-    )
-    if not student:
-        steps = scaled(1000), scaled(1200)
-        params = train_answerer(module, params, tokenizer, steps=steps, seed=seed)
+    seed, scale = _SEED.value, _SCALE.value
+    if _WHAT.value == "answerer":
+        student = load_student(_STUDENT.value, scan_layers=False)
+        start = student.load(
+            sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+        )
+        params = train_answerer(student, start, scale=scale, seed=seed)
+        config, tokenizer = student.config, student.tokenizer
+    else:
+        records = arithmetic.generate("fresh", 4000, seed)
+        template = "Q: {} A: Let's think step by step. {} Therefore, the answer is {}."
+        tokenizer = train_tokenizer(
+            template.format(record.question, record.rationale, record.answer) for record in records
+        )
+        config = T5Config(vocab_size=-(-len(tokenizer) // 64) * 64, **_ARCHITECTURE)
+        module = T5(config, scan_layers=False)
+        ids = jnp.ones((1, 8), jnp.int32)
+        params = pretrain(
+            module,
+            nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"]),
+            Mixture(tokenizer, seed),
+            operation_steps=max(1, round(1000 * scale)),
+            mixed_steps=round(3000 * scale),
+            seed=seed,
+        )
     hub.save_pretrained(_OUTPUT.value, config, params, tokenizer, dtype="bfloat16")
 
 

@@ -3,7 +3,7 @@
 A problem is a story about one quantity that two or three operations change. The rationale explains
 one operation a step, in running text: the numbers, the operator and words that do arithmetic
 ("twice", "dozen") decide the answer; the rest is filler, and so are the numbers that only say
-where something is written ("on page 12"). All quantities are whole numbers from 1 to 50.
+where something is written ("on page 12"). All quantities are whole numbers from 1 to 40.
 
 Everything is a function of (split, seed). A question belongs to the split that its hash names, so
 splits share no question whatever the seeds and the sizes.
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 # pre-training of a student and the answerer of the token weighting.
 _SPLITS = {"train": range(6), "validation": range(6, 8), "test": range(8, 10)}
 _SPLITS["fresh"] = range(10, 16)
-LARGEST = 50
+LARGEST = 40
 
 NAMES = {
     "he": ("Tom", "Ben", "Omar", "Luis", "Ivan", "Paul", "Sam", "Karl"),
@@ -129,8 +129,8 @@ _STARTS = (
         _PLUS,
         lambda a, b: a + b,
         1.0,
-        (2, 30),
-        (2, 30),
+        (2, 20),
+        (2, 20),
     ),
 )
 _MIDDLES = (
@@ -140,7 +140,7 @@ _MIDDLES = (
         _PLUS,
         lambda a, b: a + b,
         1.0,
-        (2, 30),
+        (2, 20),
     ),
     _Operation(
         "A friend brings {b} {items}.",
@@ -148,7 +148,7 @@ _MIDDLES = (
         _PLUS,
         lambda a, b: a + b,
         1.0,
-        (2, 30),
+        (2, 20),
     ),
     _Operation(
         "Then {he} gives away {b} {items}.",
@@ -156,7 +156,7 @@ _MIDDLES = (
         _MINUS,
         lambda a, b: a - b,
         1.0,
-        (2, 30),
+        (2, 20),
     ),
     _Operation(
         "On the way home {he} loses {b} {items}.",
@@ -164,7 +164,7 @@ _MIDDLES = (
         _MINUS,
         lambda a, b: a - b,
         1.0,
-        (2, 30),
+        (2, 20),
     ),
     _Operation(
         "By now {his} sister has twice as many {items}.",
@@ -227,7 +227,8 @@ def generate(
       split: "train", "validation", "test" or "fresh"; no two share a question.
       count: how many, not below 0.
       seed: of the sequence of problems; a longer list starts with the shorter one.
-      operations: least and most operations of a problem; the task itself has 2 or 3.
+      operations: least and most operations of a problem; the task itself has 2 or 3. Problems of
+        one operation may state the quantity that it changes.
 
     Raises:
       ValueError: the split is unknown.
@@ -298,10 +299,16 @@ def _problem(rng: np.random.Generator, count: int) -> Record | None:
     operations = [_pick(rng, _STARTS), *(_pick(rng, _MIDDLES) for _ in range(count - 1))]
     if count > 1 and rng.random() < 0.35:
         operations[-1] = _pick(rng, _ENDS)
+    low, high = operations[0].start
+    given = count == 1 and rng.random() < 0.75
+    if given:  # The quantity is known from the start, so that one operation can be any.
+        operations, low, high = [_pick(rng, _MIDDLES + _ENDS)], 2, LARGEST
 
     events, steps, keypoints, hardness = [], [], [], []
     asked, end = "How many {items} does {name} have?", 0
-    quantity = int(rng.integers(operations[0].start[0], operations[0].start[1] + 1))
+    quantity = int(rng.integers(low, high + 1))
+    if given:
+        events.append("{name} has {} {items}.".format(quantity, **words))
     for operation in operations:
         if operation.operand is None:
             operand = 0

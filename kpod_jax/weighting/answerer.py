@@ -28,6 +28,7 @@ class Problems:
       question_mask: [B, S] bool.
       rationale: [B, R] int32.
       rationale_mask: [B, R] bool.
+      step_ends: [B, R] bool, True at the last token of every step.
       answer: [B, A] int32, with EOS.
       answer_mask: [B, A] bool.
     """
@@ -36,6 +37,7 @@ class Problems:
     question_mask: jax.Array
     rationale: jax.Array
     rationale_mask: jax.Array
+    step_ends: jax.Array
     answer: jax.Array
     answer_mask: jax.Array
 
@@ -52,11 +54,14 @@ class Answerer:
       module: `models.t5.T5`.
       mask_id: token whose embedding stands for a masked token.
       start_id: what the decoder begins with.
+      eos_id: what follows the prefix, as it ends every input that the model was trained on. It also
+        tells where the prefix ends, which relative positions alone do not.
     """
 
     module: nn.Module
     mask_id: int
     start_id: int
+    eos_id: int
 
     def losses(
         self,
@@ -91,11 +96,14 @@ class Answerer:
         rationale_BxRxD = run("embed", problems.rationale)
         keep = keep_BxR[..., None].astype(rationale_BxRxD.dtype)
         rationale_BxRxD = keep * rationale_BxRxD + (1 - keep) * mask_embedding_D
+        # The end stands right behind the prefix, so there is one place more than rationale tokens.
+        places = jnp.arange(keep_BxR.shape[1] + 1)
+        prefix_B = jnp.minimum(prefix_B, problems.rationale_mask.sum(axis=1))
+        rationale_BxRxD = jnp.pad(rationale_BxRxD, [(0, 0), (0, 1), (0, 0)])
+        ends = (places == prefix_B[:, None])[..., None]
+        rationale_BxRxD = jnp.where(ends, run("embed", jnp.array(self.eos_id)), rationale_BxRxD)
         embeddings = jnp.concatenate([run("embed", problems.question), rationale_BxRxD], axis=1)
-        visible_BxR = jnp.arange(keep_BxR.shape[1]) < prefix_B[:, None]
-        visible = jnp.concatenate(
-            [problems.question_mask, problems.rationale_mask & visible_BxR], axis=1
-        )
+        visible = jnp.concatenate([problems.question_mask, places <= prefix_B[:, None]], axis=1)
         options: dict[str, Any] = {"deterministic": dropout_key is None}
         if dropout_key is not None:
             options["rngs"] = {"dropout": dropout_key}

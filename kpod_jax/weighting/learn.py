@@ -28,8 +28,8 @@ from kpod_jax.weighting.generator import Generator, gumbel_mask
 Log = Callable[[str, int, dict[str, float]], None]
 # Lengths are rounded up to a multiple of this: few shapes, few compilations.
 _ROUND = 16
-# A quarter of the answerer's rows see the whole prefix range or no mask, whatever is drawn.
-_WHOLE = 0.25
+# So many of the answerer's rows see the whole rationale, and so many no mask, whatever is drawn.
+_WHOLE = 0.5
 
 
 def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
@@ -37,12 +37,19 @@ def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
     count, lengths = len(tokenized), tokenized.rationale_lengths.tolist()
     questions = Ragged.from_list([tokenized.questions[i][:-1] for i in range(count)], np.int32)
     rationales = Ragged.from_list([tokenized.targets[i][:n] for i, n in enumerate(lengths)])
+    # The step of the next token is another one, be it that of the answer sentence.
+    ends = Ragged.from_list(
+        [np.diff(tokenized.steps[i][: n + 1]) > 0 for i, n in enumerate(lengths)]
+    )
+    rationale, rationale_mask = _rows(rationales, pad_id)
     # From right to left and back again, questions end together.
     question, question_mask = (array[:, ::-1] for array in _rows(_reversed(questions), pad_id))
     return Problems(
         question,  # pyright: ignore[reportArgumentType]
         question_mask,  # pyright: ignore[reportArgumentType]
-        *_rows(rationales, pad_id),  # pyright: ignore[reportArgumentType]
+        rationale,  # pyright: ignore[reportArgumentType]
+        rationale_mask,  # pyright: ignore[reportArgumentType]
+        padded(ends, np.arange(len(ends)), rationale.shape[1], False)[0],  # pyright: ignore
         *_rows(tokenized.answers, pad_id),  # pyright: ignore[reportArgumentType]
     )
 
@@ -60,6 +67,7 @@ def take(problems: Problems, index: np.ndarray) -> Problems:
         question_mask=rows.question_mask[:, -s:],
         rationale=rows.rationale[:, :r],
         rationale_mask=rows.rationale_mask[:, :r],
+        step_ends=rows.step_ends[:, :r],
     )
 
 
@@ -72,7 +80,9 @@ class MaskLearner:
       generator: of masks.
       embeddings: [V, D], the pre-trained student's input embeddings.
       alpha: of Eq. 7.
-      prefixes: "sampled" or "all".
+      prefixes: "all"; "sampled", P of them, uniformly; or "step_ends", likewise, but of those that
+        end with a step. The last is no estimate of Eq. 5: it looks where answers are decided, and
+        leaves out prefixes cut inside a step, of which most decide nothing.
       prefix_samples: P, where sampled.
       straight_through: see `gumbel_mask`.
     """
@@ -109,9 +119,8 @@ class MaskLearner:
           The objective, averaged over examples, and its parts.
         """
         logits_BxR = self.logits(generator_params, problems)
-        n_B = problems.rationale_mask.sum(axis=1)
         prefix_key, mask_key = jax.random.split(key)
-        prefix_BxP, share_BxP = self._prefixes(prefix_key, n_B, logits_BxR.shape[1])
+        prefix_BxP, share_BxP = self._prefixes(prefix_key, problems)
         count = prefix_BxP.shape[1]
         # Eq. 5 has one mask for all prefixes; sampled prefixes have a mask each.
         if self.prefixes == "all":
@@ -128,27 +137,37 @@ class MaskLearner:
         kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
         return answer_loss + alpha * kept, {"answer_loss": answer_loss, "mean_weight": kept}
 
-    def _prefixes(self, key: jax.Array, n_B: jax.Array, r: int) -> tuple[jax.Array, jax.Array]:
+    def _prefixes(self, key: jax.Array, problems: Problems) -> tuple[jax.Array, jax.Array]:
         """[B, P] the prefixes' lengths, and each one's share of its example's mean."""
+        rows, r = problems.rationale_mask.shape
         if self.prefixes == "all":
-            prefix = jnp.broadcast_to(jnp.arange(1, r + 1), (len(n_B), r))
+            n_B = problems.rationale_mask.sum(axis=1)
+            prefix = jnp.broadcast_to(jnp.arange(1, r + 1), (rows, r))
             return prefix, (prefix <= n_B[:, None]) / n_B[:, None]
-        shape = (len(n_B), self.prefix_samples)
-        prefix = jax.random.randint(key, shape, 1, n_B[:, None] + 1)
+        shape = (rows, self.prefix_samples)
+        prefix = self.nth_prefix(problems, jax.random.uniform(key, shape))
         return prefix, jnp.full(shape, 1 / self.prefix_samples)
+
+    def nth_prefix(self, problems: Problems, place_BxP: jax.Array) -> jax.Array:
+        """[B, P] the length of the prefix at a place in [0, 1) of those that are looked at."""
+        ends = problems.step_ends if self.prefixes == "step_ends" else problems.rationale_mask
+        count_BxR = jnp.cumsum(ends, axis=1)
+        wanted_BxP = jnp.floor(place_BxP * count_BxR[:, -1:]) + 1
+        return 1 + jnp.sum(count_BxR[:, None, :] < wanted_BxP[:, :, None], axis=-1)
 
     def random_masks(
         self, key: jax.Array, problems: Problems, masked: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Prefixes and masks for fitting the answerer: [B, R] m and [B] k.
 
-        Where `masked`, prefixes are uniform and tokens are kept at a rate uniform in (0, 1), but a
-        quarter of the rows has its whole rationale, and a quarter no mask.
+        Where `masked`, prefixes are drawn and tokens are kept at a rate uniform in (0, 1), but half
+        of the rows has its whole rationale, and half no mask, lest reading be unlearned.
         """
         n_B = problems.rationale_mask.sum(axis=1)
         keys = jax.random.split(key, 5)
         whole = ~masked | jax.random.bernoulli(keys[0], _WHOLE, n_B.shape)
-        prefix_B = jnp.where(whole, n_B, jax.random.randint(keys[1], n_B.shape, 1, n_B + 1))
+        drawn_B = self.nth_prefix(problems, jax.random.uniform(keys[1], (*n_B.shape, 1)))[:, 0]
+        prefix_B = jnp.where(whole, n_B, drawn_B)
         clear = ~masked | jax.random.bernoulli(keys[2], _WHOLE, n_B.shape)
         rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[3], n_B.shape))
         keep = jax.random.bernoulli(keys[4], rate_B[:, None], problems.rationale_mask.shape)
@@ -218,17 +237,18 @@ def measure_gap(
 ) -> dict[str, Any]:
     """The answer's loss with nothing and with everything masked, averaged over prefixes.
 
-    Prefixes are taken at tenths of each rationale. Give it held-out examples.
+    Ten prefixes are taken of each rationale, evenly among those that are looked at. Give it
+    held-out examples.
 
     Returns:
       "none_masked" and "all_masked" in nats, their difference "gap", and "by_prefix": both for
-      each tenth.
+      each of the ten.
     """
 
     @jax.jit
     def losses(params, problems, share, keep):
-        n_B = problems.rationale_mask.sum(axis=1)
-        prefix_B = jnp.ceil(share * n_B).astype(jnp.int32)
+        places = jnp.full((len(problems.question), 1), share)
+        prefix_B = learner.nth_prefix(problems, places)[:, 0]
         keep = jnp.full(problems.rationale_mask.shape, keep, jnp.float32)
         return learner.answerer.losses(params, problems, keep, prefix_B).sum()
 
@@ -238,7 +258,7 @@ def measure_gap(
         batch = take(problems, np.arange(start, min(start + batch_size, count)))
         for tenth in range(10):
             for kept in (0, 1):
-                value = losses(params, batch, (tenth + 1) / 10, float(kept))
+                value = losses(params, batch, (tenth + 0.999) / 10, float(kept))
                 table[tenth, kept] += float(value) / count
     all_masked, none_masked = table.mean(axis=0)
     return {

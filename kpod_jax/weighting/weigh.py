@@ -81,7 +81,12 @@ def weigh(
     pad_id = student.tokenizer.pad_token_id
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     learner = learn.MaskLearner(
-        Answerer(answerer.module, _mask_id(student), answerer.config.decoder_start_token_id),
+        Answerer(
+            answerer.module,
+            _mask_id(student),
+            answerer.config.decoder_start_token_id,
+            answerer.config.eos_token_id,
+        ),
         Generator(config.hidden, config.heads),
         jax.device_put(embeddings, sharding.replicated(mesh)),
         config.alpha,

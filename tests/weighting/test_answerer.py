@@ -17,7 +17,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def answerer():
-    return Answerer(tiny.t5(), tiny.MASK, tiny.PAD)
+    return Answerer(tiny.t5(), tiny.MASK, tiny.PAD, tiny.EOS)
 
 
 def problems(count=3, seed=0) -> Problems:
@@ -38,8 +38,8 @@ def test_the_loss_is_that_of_the_answer_after_question_and_masked_prefix(answere
     keep[0, [0, 2, 3]] = 1
     loss = run(answerer, params, rows, keep, [4])
 
-    # The same with ids: the question without EOS, then r_1 ... r_4 with r_2 masked.
-    ids = jnp.array([[5, 6, 7, 20, tiny.MASK, 22, 23]])
+    # The same with ids: the question, then r_1 ... r_4 with r_2 masked, and EOS at the end of both.
+    ids = jnp.array([[5, 6, 7, 20, tiny.MASK, 22, 23, tiny.EOS]])
     inputs, answer = jnp.array([[tiny.PAD, 30, 31]]), jnp.array([30, 31, tiny.EOS])
     variables = {"params": params}
 
@@ -66,6 +66,7 @@ def test_padding_on_either_side_changes_nothing(answerer, params):
         question_mask=pad(rows.question_mask, 5, 0, False),
         rationale=pad(rows.rationale, 0, 6, 9),
         rationale_mask=pad(rows.rationale_mask, 0, 6, False),
+        step_ends=pad(rows.step_ends, 0, 6, False),
         answer=pad(rows.answer, 0, 3, 9),
         answer_mask=pad(rows.answer_mask, 0, 3, False),
     )

@@ -31,7 +31,11 @@ class CutAnswerer(Answerer):
 def learner(answerer_class=Answerer, **changes) -> learn.MaskLearner:
     table = jax.random.normal(jax.random.key(5), (tiny.CONFIG.vocab_size, 16))
     return learn.MaskLearner(
-        answerer_class(tiny.t5(), tiny.MASK, tiny.PAD), Generator(16, 2), table, ALPHA, **changes
+        answerer_class(tiny.t5(), tiny.MASK, tiny.PAD, tiny.EOS),
+        Generator(16, 2),
+        table,
+        ALPHA,
+        **changes,
     )
 
 
@@ -223,7 +227,7 @@ def test_batches_of_prefixes_and_masks_for_fitting(problems):
     n = np.repeat(n, 300)
     assert ((prefix >= 1) & (prefix <= n)).all()
     assert set(np.unique(keep)) == {0.0, 1.0}
-    assert 0.2 < (keep.min(axis=1) == 1).mean() < 0.4
+    assert 0.45 < (keep.min(axis=1) == 1).mean() < 0.65
     assert set(prefix[n == n.max()].tolist()) == set(range(1, n.max() + 1))
 
 
@@ -284,3 +288,18 @@ def test_objective_of_is_the_mean_over_examples(random_answerer, problems):
         for i in range(3)
     ]
     assert found == pytest.approx(np.mean(single), rel=1e-5)
+
+
+def test_step_ends_are_the_only_prefixes_looked_at_where_asked_for(random_answerer):
+    data = tiny.tokenized_set([[5, 6]], [[[20, 21], [22, 23, 24], [25]]], [[30]])
+    rows = jax.tree.map(jnp.asarray, learn.problems_of(data, tiny.PAD))
+    places = jnp.array([[0.0, 0.3, 0.34, 0.6, 0.67, 0.99]])
+    ends = learner(prefixes="step_ends").nth_prefix(rows, places)
+    assert ends.tolist() == [[2, 2, 5, 5, 6, 6]]
+    assert learner().nth_prefix(rows, places).tolist() == [[1, 2, 3, 4, 5, 6]]
+    masked = jnp.array(True)
+    many = rows.repeat(200)
+    _, prefix = learner(prefixes="step_ends").random_masks(jax.random.key(0), many, masked)
+    assert set(prefix.tolist()) == {2, 5, 6}
+    gap = learn.measure_gap(learner(prefixes="step_ends"), random_answerer, rows, 1)
+    assert len(set(gap["by_prefix"]["none_masked"])) == 3

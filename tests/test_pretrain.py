@@ -1,0 +1,94 @@
+"""The script that makes the small models: its tokenizer, and rows without chains of thought."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+from kpod_jax import pretrain
+from kpod_jax.data import arithmetic
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained("kpod_jax/assets/tiny_t5")
+
+
+@pytest.fixture(scope="module")
+def mixture(tokenizer) -> pretrain.Mixture:
+    pretrain_problems, pretrain._PROBLEMS = pretrain._PROBLEMS, 300
+    try:
+        return pretrain.Mixture(tokenizer, 0)
+    finally:
+        pretrain._PROBLEMS = pretrain_problems
+
+
+def texts(tokenizer, batch: dict[str, np.ndarray]) -> list[tuple[str, str]]:
+    """(source, target) of every row, sentinels left out."""
+    decode = tokenizer.batch_decode
+    sides = [decode(batch[side], skip_special_tokens=True) for side in ("source", "target")]
+    return list(zip(*sides, strict=True))
+
+
+def test_numbers_and_words_of_the_task_are_single_tokens(tokenizer):
+    for word in [str(n) for n in range(1, arithmetic.LARGEST + 1)] + ["twice", "dozen", "pens"]:
+        assert len(tokenizer.tokenize(word)) == 1, word
+
+
+def test_any_text_survives_the_tokenizer(tokenizer):
+    text = "Zoë paid 1,234.5 € – naïve? 数学 + x²."
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.mark.parametrize("kind", ["operations", "text", "word_problems"])
+def test_a_batch_is_a_function_of_seed_and_step(mixture, kind):
+    first, again, other = (mixture.batch(kind, 0, step) for step in (3, 3, 4))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name])
+    assert (first["source"] != other["source"]).any()
+
+
+def test_inputs_are_the_target_moved_by_one(mixture):
+    batch = mixture.batch("text", 0, 0)
+    np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["target"][:, :-1])
+    assert not batch["inputs"][:, 0].any()
+    np.testing.assert_array_equal(batch["target_mask"], batch["target"] != 0)
+
+
+def test_no_row_shows_a_chain_of_thought(mixture, tokenizer):
+    """A question never meets a rationale; an answer follows only one operation."""
+    one_step = {r.question: r.answer for r in arithmetic.generate("fresh", 150, 0, (1, 1))}
+    several = {r.question: r for r in arithmetic.generate("fresh", 300)}
+    seen = 0
+    for step in range(5):
+        for source, target in texts(tokenizer, mixture.batch("word_problems", 0, step)):
+            assert target == one_step[source] or target.endswith(" " + one_step[source])
+        for row in texts(tokenizer, mixture.batch("text", 0, step)):
+            text = " ".join(row)
+            assert "Therefore" not in text
+            for question, record in several.items():
+                if question in text:
+                    assert not any(step.strip() in text for step in record.steps)
+                    seen += 1
+    assert seen
+
+
+def test_a_step_is_cut_around_its_result():
+    for record in arithmetic.generate("fresh", 50):
+        for number, step in enumerate(record.steps):
+            parts = pretrain._around_a_result(record, number)
+            if parts is None:
+                assert record.hardness and record.hardness[number] == 0
+                continue
+            before, result, after = parts
+            assert f"{before} {result}{after}" == step.rstrip()
+            assert result.isdigit() and before.split()[-1] in ("=", "is", "or")
+
+
+def test_operations_are_right(mixture, tokenizer):
+    """Every row that is a whole equation is one of the task's."""
+    known = {f"{e.before} {e.result}" for e in arithmetic.equations()}
+    whole = [t for _, t in texts(tokenizer, mixture.batch("operations", 0, 0)) if " " in t.strip()]
+    assert len(whole) > 20
+    assert {text.strip() for text in whole} <= known
