@@ -285,17 +285,17 @@ def train(
                 del batch["index"]
                 state, metrics = train_step(state, sharding.place_batch(batch, mesh), key)
                 record(late.push(step, metrics))
-                last = step == length.total_steps
-                accuracy = None
-                if last or (every and step % every == 0):
-                    accuracy = validate(state["params"])
-                    writer.write(step, {"validation_accuracy": accuracy})
-                    began = time.monotonic()
-                if last or accuracy is not None or step % config.checkpoint_every == 0:
+                validates = step == length.total_steps or (every and step % every == 0)
+                if validates or step % config.checkpoint_every == 0:
                     record(late.flush())  # A run that goes on from here finds the line written.
+                    accuracy, paused = None, time.monotonic()
+                    if validates:
+                        accuracy = validate(state["params"])
+                        writer.write(step, {"validation_accuracy": accuracy})
                     checkpoints.save(
                         step,
                         state,
                         extra={"iterator": iterator.get_state()},
                         metrics=None if accuracy is None else {"accuracy": accuracy},
                     )
+                    began += time.monotonic() - paused

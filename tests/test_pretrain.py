@@ -1,5 +1,7 @@
 """The script that makes the small models: its tokenizer, and rows without chains of thought."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import transformers
 
 from kpod_jax import pretrain
 from kpod_jax.data import arithmetic
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,24 @@ def test_operations_are_right(mixture, tokenizer):
     whole = [t for _, t in texts(tokenizer, mixture.batch("operations", 0, 0)) if " " in t.strip()]
     assert len(whole) > 20
     assert {text.strip() for text in whole} <= known
+
+
+@pytest.mark.slow
+def test_the_command_makes_a_student_and_an_answerer_of_it(tmp_path):
+    def make(*flags: str) -> str:
+        command = [sys.executable, "-m", "kpod_jax.pretrain", "--scale=0.002", *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    student, answerer = tmp_path / "student", tmp_path / "answerer"
+    make("--what=student", f"--output={student}")
+    said = make("--what=answerer", f"--student={student}", f"--output={answerer}")
+    assert "held out: {'none_masked'" in said
+    tokenizer = "tokenizer.json"
+    assert (student / tokenizer).read_bytes() == (answerer / tokenizer).read_bytes()
+    # The committed student's tokenizer is the one that the script makes.
+    committed = ROOT / "kpod_jax/assets/tiny_t5" / tokenizer
+    assert (student / tokenizer).read_bytes() == committed.read_bytes()
+    weights = "model.safetensors"
+    assert (student / weights).read_bytes() != (answerer / weights).read_bytes()
