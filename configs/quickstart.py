@@ -12,7 +12,7 @@ from kpod_jax import configuration
 def get_config(method: str = "kpod"):
     config = configuration.default()
     config.data.name = "arithmetic"
-    config.data.train_examples = 640
+    config.data.train_examples = 1500
     config.data.validation_examples = 200
     config.data.test_examples = 400
     config.student.model = "kpod_jax/assets/tiny_t5"
@@ -31,8 +31,8 @@ def get_config(method: str = "kpod"):
     config.weighting.temperature_end = 0.4
     config.weighting.alpha_warmup = 0.5
     config.weighting.learning_rate = 6e-3
-    config.weighting.steps = 150
-    config.distill.epochs = 12
+    config.weighting.steps = 120
+    config.distill.epochs = 8
     config.distill.learning_rate = 2e-3
     config.eval.max_new_tokens = 96
     return configuration.apply_method(config, method or "kpod")

@@ -49,7 +49,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
 
 SENTINELS = 32
 # Rows, source and target tokens of a batch.
-_SHAPES = {"operations": (128, 8, 8), "text": (40, 64, 48), "word_problems": (80, 40, 8)}
+_SHAPES = {"operations": (128, 8, 8), "text": (48, 48, 48), "word_problems": (96, 32, 4)}
 _PROBLEMS = 20000
 # Operations of the problems, steps of reading, steps under masks, learning rate.
 _ANSWERER_PHASES = (
@@ -147,22 +147,15 @@ class Mixture:
         counts = collections.Counter(kinds)
         self._odds = np.cumsum([counts[kind] ** -0.5 for kind in kinds])
         records = arithmetic.generate("fresh", _PROBLEMS, seed)
-        # Of different problems, so that no question meets its own steps.
-        self._questions = encode(record.question for record in records[::2])
+        self._questions = encode(record.question for record in records)
+        # Single steps, around the result of each.
         pieces = [
-            piece
-            for i, record in enumerate(records[1::2])
-            if (piece := _around_a_result(record, i))
+            piece for i, record in enumerate(records) if (piece := _around_a_result(record, i))
         ]
         self._steps = list(zip(*(encode(part) for part in zip(*pieces, strict=True)), strict=True))
         simple = arithmetic.generate("fresh", _PROBLEMS // 2, seed, operations=(1, 1))
         self._word_problems = list(
-            zip(
-                encode(record.question for record in simple),
-                encode(record.answer for record in simple),
-                encode(map(_operation_of, simple)),
-                strict=True,
-            )
+            zip(encode(r.question for r in simple), encode(r.answer for r in simple), strict=True)
         )
 
     def batch(self, kind: str, seed: int, step: int) -> dict[str, np.ndarray]:
@@ -192,39 +185,31 @@ class Mixture:
         }
 
     def _operation(self, rng: np.random.Generator) -> Row:
-        """One operation: its result is missing, or all from some place on."""
+        """One operation: its result is missing, or the whole is to be written out."""
         place = int(np.searchsorted(self._odds, rng.random() * self._odds[-1]))
         before, result = self._equations[place]
-        if rng.random() < 0.4:
-            return [*before, self._sentinels[0]], [self._sentinels[0], *result]
-        return self._continued(rng, before, result)
+        sentinel = self._sentinels[0]
+        if rng.random() < 0.5:
+            return [*before, sentinel], [sentinel, *result]
+        return [sentinel, *before], [sentinel, *before, *result]
 
     def _word_problem(self, rng: np.random.Generator) -> Row:
-        """A question that one operation answers, and the answer or the operation alone."""
-        question, *targets = self._word_problems[int(rng.integers(len(self._word_problems)))]
-        return question, targets[int(rng.integers(2))]
+        """A question that one operation answers, and the answer alone."""
+        return self._word_problems[int(rng.integers(len(self._word_problems)))]
 
     def _text(self, rng: np.random.Generator) -> Row:
-        """A step without its result or its end, or a question without a fifth of it or its end.
+        """A text with parts missing: a fifth of a question, or the result of a step.
 
-        The target holds what is missing (T5's way), or the whole text (BART's, which teaches to
-        copy).
+        The target holds what is missing (T5's way) or the whole text (BART's, which teaches to
+        copy), as often one as the other.
         """
-        chance = rng.random()
+        whole = rng.random() < 0.5
         if rng.random() < 0.5:
             before, result, after = self._steps[int(rng.integers(len(self._steps)))]
-            if chance < 0.5:
-                source, target = self._continued(rng, before, [*result, *after])
-                # Behind a text that has nothing to do with it, as texts are packed.
-                question = self._questions[int(rng.integers(len(self._questions)))]
-                return [*question, *source] if chance < 0.35 else source, target
             source = [*before, self._sentinels[0], *after]
-            if chance < 0.75:
-                return source, [self._sentinels[0], *result]
-            return source, [*before, *result, *after]
+            missing = [self._sentinels[0], *result]
+            return source, [*before, *result, *after] if whole else missing
         text = self._questions[int(rng.integers(len(self._questions)))]
-        if chance < 0.2:
-            return self._continued(rng, text[:-1], text[-1:])
         source, missing, place, span = [], [], 0, 0
         while place < len(text):
             if rng.random() < 0.1 and span < SENTINELS:
@@ -235,22 +220,7 @@ class Mixture:
             else:
                 source.append(text[place])
                 place += 1
-        return source, missing if chance < 0.7 else text
-
-    def _continued(self, rng: np.random.Generator, before: list[int], after: list[int]) -> Row:
-        """A text to be continued from a place before `after`.
-
-        What an operation's operands are is then known to the decoder alone, so it is there that
-        the result has to be found, as it is in a chain of thought.
-        """
-        cut = int(rng.integers(len(before) + 1))
-        return [*before[:cut], self._sentinels[0]], [self._sentinels[0], *before[cut:], *after]
-
-
-def _operation_of(record: Record) -> str:
-    """The operation of a problem with one, as its rationale writes it: "15 + 8 = 23"."""
-    assert record.keypoints
-    return record.rationale[record.keypoints[0][0] : record.keypoints[-1][1]]
+        return source, text if whole else missing
 
 
 def _around_a_result(record: Record, number: int) -> tuple[str, str, str] | None:
@@ -387,7 +357,7 @@ def main(argv: list[str]) -> None:
             nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"]),
             Mixture(tokenizer, seed),
             operation_steps=max(1, round(1000 * scale)),
-            mixed_steps=round(3000 * scale),
+            mixed_steps=round(4000 * scale),
             seed=seed,
         )
     hub.save_pretrained(_OUTPUT.value, config, params, tokenizer, dtype="bfloat16")

@@ -227,8 +227,7 @@ def generate(
       split: "train", "validation", "test" or "fresh"; no two share a question.
       count: how many, not below 0.
       seed: of the sequence of problems; a longer list starts with the shorter one.
-      operations: least and most operations of a problem; the task itself has 2 or 3. Problems of
-        one operation may state the quantity that it changes.
+      operations: least and most operations of a problem; the task itself has 2 or 3.
 
     Raises:
       ValueError: the split is unknown.
@@ -299,16 +298,10 @@ def _problem(rng: np.random.Generator, count: int) -> Record | None:
     operations = [_pick(rng, _STARTS), *(_pick(rng, _MIDDLES) for _ in range(count - 1))]
     if count > 1 and rng.random() < 0.35:
         operations[-1] = _pick(rng, _ENDS)
-    low, high = operations[0].start
-    given = count == 1 and rng.random() < 0.75
-    if given:  # The quantity is known from the start, so that one operation can be any.
-        operations, low, high = [_pick(rng, _MIDDLES + _ENDS)], 2, LARGEST
 
     events, steps, keypoints, hardness = [], [], [], []
     asked, end = "How many {items} does {name} have?", 0
-    quantity = int(rng.integers(low, high + 1))
-    if given:
-        events.append("{name} has {} {items}.".format(quantity, **words))
+    quantity = int(rng.integers(operations[0].start[0], operations[0].start[1] + 1))
     for operation in operations:
         if operation.operand is None:
             operand = 0
