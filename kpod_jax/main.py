@@ -57,6 +57,8 @@ def _run() -> None:
     # Compiled steps outlive the process that compiled them.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", _cache_directory())
+    # Models are ours; of transformers only tokenizers are used, and it need not say so each time.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if _MODE.value == "sweep":
         from kpod_jax import sweep
 

@@ -326,7 +326,8 @@ def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -
         )
     held_out = problems(_PROBLEMS + 256, (2, 3))  # More than were fit on.
     held_out = jax.tree.map(lambda array: array[-256:], held_out)
-    logging.info("held out: %s", learn.measure_gap(learner, params, held_out, 64))
+    gap = learn.measure_gap(learner, params, held_out, 64)
+    logging.info("held out, nats: %s", {key: gap[key] for key in ("none_masked", "all_masked")})
     return params
 
 

@@ -111,7 +111,7 @@ def test_the_command_makes_a_student_and_an_answerer_of_it(tmp_path):
     student, answerer = tmp_path / "student", tmp_path / "answerer"
     make("--what=student", f"--output={student}")
     said = make("--what=answerer", f"--student={student}", f"--output={answerer}")
-    assert "held out: {'none_masked'" in said
+    assert "held out, nats: {'none_masked'" in said
     tokenizer = "tokenizer.json"
     assert (student / tokenizer).read_bytes() == (answerer / tokenizer).read_bytes()
     # The committed student's tokenizer is the one that the script makes.

@@ -17,7 +17,7 @@ def test_a_line_cut_by_a_kill_is_left_out_and_others_are_not(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl:2 is not valid JSON"):
         run_files.read_jsonl(path)
     path.write_text("[1]\n")
-    with pytest.raises(UserError, match="line 1: expected a JSON object"):
+    with pytest.raises(UserError, match="is not a JSON object but list"):
         run_files.read_jsonl(path)
 
 
