@@ -20,7 +20,7 @@ def get_config(method: str = "kpod"):
     # The answerer was fit beforehand, on problems of the "fresh" split (kpod_jax/pretrain.py).
     config.weighting.answerer = "kpod_jax/assets/tiny_answerer"
     config.weighting.fit = "fresh"
-    config.weighting.fresh_examples = 64
+    config.weighting.fresh_examples = 64  # No step uses them.
     config.weighting.reading_steps = 0
     config.weighting.masking_steps = 0
     # It cannot go on inside a step, and hard masks collapse: their gradient is too noisy for a

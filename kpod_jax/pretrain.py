@@ -4,13 +4,14 @@ r"""Makes the two small models that the built-in task ships with.
     python -m kpod_jax.pretrain --what=answerer --output=kpod_jax/assets/tiny_answerer
 
 The student is pre-trained WITHOUT chains of thought, on what a real one has seen, in small: single
-operations, and running text of the task with spans to fill in. It never sees a question followed by
-its rationale or by its answer, so it knows the words, not the reasoning.
+operations, word problems of one operation with their answers, and running text of the task with
+parts to fill in. It never sees a question of several operations followed by its rationale or by its
+answer, so it knows the words, not the reasoning.
 
 The answerer of the token weighting starts from the student and learns to answer from a question and
 its rationale: short problems first, longer ones, then masked prefixes.
 
-Problems are of the task's "fresh" split, which shares no question with the others.
+They learn from problems of the task's "fresh" split, which shares no question with the others.
 """
 
 import collections
@@ -36,10 +37,11 @@ from kpod_jax.data.records import Record
 from kpod_jax.models import hub
 from kpod_jax.models.student import Student, load_student
 from kpod_jax.models.t5 import T5, T5Config
-from kpod_jax.weighting import answerer, learn
+from kpod_jax.weighting import learn, weigh
+from kpod_jax.weighting.answerer import Problems
 from kpod_jax.weighting.generator import Generator
 
-_OUTPUT = flags.DEFINE_string("output", None, "Directory to write the student to.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to write the model to.", required=True)
 _WHAT = flags.DEFINE_enum("what", "student", ["student", "answerer"], "What to make.")
 _STUDENT = flags.DEFINE_string(
     "student", "kpod_jax/assets/tiny_t5", "Directory that the answerer starts from."
@@ -134,14 +136,13 @@ class Mixture:
         def encode(texts: Iterable[str]) -> Any:
             return tokenizer(list(texts)).input_ids
 
+        def encode_parts(rows: Iterable[tuple[str, ...]]) -> list[tuple[list[int], ...]]:
+            """Each text of each row as ids of its own."""
+            columns = zip(*rows, strict=True)
+            return list(zip(*map(encode, columns), strict=True))
+
         equations = arithmetic.equations()
-        self._equations = list(
-            zip(
-                encode(e.before for e in equations),
-                encode(e.result for e in equations),
-                strict=True,
-            )
-        )
+        self._equations = encode_parts(equations)
         # Rare kinds ("twice", "dozen") more often than their number of cases would have it.
         kinds = [re.sub(r"\d", "", e.before) for e in equations]
         counts = collections.Counter(kinds)
@@ -149,14 +150,11 @@ class Mixture:
         records = arithmetic.generate("fresh", _PROBLEMS, seed)
         self._questions = encode(record.question for record in records)
         # Single steps, around the result of each.
-        pieces = [
+        self._steps = encode_parts(
             piece for i, record in enumerate(records) if (piece := _around_a_result(record, i))
-        ]
-        self._steps = list(zip(*(encode(part) for part in zip(*pieces, strict=True)), strict=True))
-        simple = arithmetic.generate("fresh", _PROBLEMS // 2, seed, operations=(1, 1))
-        self._word_problems = list(
-            zip(encode(r.question for r in simple), encode(r.answer for r in simple), strict=True)
         )
+        simple = arithmetic.generate("fresh", _PROBLEMS // 2, seed, operations=(1, 1))
+        self._word_problems = encode_parts((r.question, r.answer) for r in simple)
 
     def batch(self, kind: str, seed: int, step: int) -> dict[str, np.ndarray]:
         """Rows of a kind of `_SHAPES`: source, inputs and target int32, their masks bool."""
@@ -195,7 +193,8 @@ class Mixture:
 
     def _word_problem(self, rng: np.random.Generator) -> Row:
         """A question that one operation answers, and the answer alone."""
-        return self._word_problems[int(rng.integers(len(self._word_problems)))]
+        question, answer = self._word_problems[int(rng.integers(len(self._word_problems)))]
+        return question, answer
 
     def _text(self, rng: np.random.Generator) -> Row:
         """A text with parts missing: a fifth of a question, or the result of a step.
@@ -295,18 +294,16 @@ def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -
     and where nothing can be read, reading is not learned.
     """
 
-    def problems(count: int, operations: tuple[int, int]) -> answerer.Problems:
-        records = arithmetic.generate("fresh", count, seed, operations)
+    @functools.cache
+    def problems(split: str, count: int, operations: tuple[int, int]) -> Problems:
+        records = arithmetic.generate(split, count, seed, operations)
         tokenized, _ = tokens.tokenize(
             records, student.tokenizer, max_question_tokens=128, max_target_tokens=192
         )
         return learn.problems_of(tokenized, student.config.pad_token_id)
 
-    config = student.config
-    mask_id = student.tokenizer.convert_tokens_to_ids("<extra_id_0>")
-    parts = student.module, mask_id, config.decoder_start_token_id, config.eos_token_id
     learner = learn.MaskLearner(
-        answerer.Answerer(*parts), Generator(8, 1), jnp.zeros((1, 1)), 0.0, "step_ends"
+        weigh.make_answerer(student), Generator(8, 1), jnp.zeros((1, 1)), 0.0, "step_ends"
     )
 
     def log(what: str, step: int, values: dict[str, float]) -> None:
@@ -316,7 +313,7 @@ def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -
         params = learn.fit_answerer(
             learner,
             params,
-            problems(_PROBLEMS, operations),
+            problems("fresh", _PROBLEMS, operations),
             reading_steps=round(reading * scale),
             masking_steps=round(masking * scale),
             batch_size=32,
@@ -324,10 +321,10 @@ def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -
             seed=seed,
             log=log,
         )
-    held_out = problems(_PROBLEMS + 256, (2, 3))  # More than were fit on.
-    held_out = jax.tree.map(lambda array: array[-256:], held_out)
-    gap = learn.measure_gap(learner, params, held_out, 64)
-    logging.info("held out, nats: %s", {key: gap[key] for key in ("none_masked", "all_masked")})
+    gap = learn.measure_gap(learner, params, problems("validation", 256, (2, 3)), 64)
+    means = {kind: round(float(gap[kind]), 2) for kind in ("none_masked", "all_masked")}
+    whole = {kind: round(gap["by_prefix"][kind][-1], 2) for kind in means}
+    logging.info("held out, nats: %s, at the whole rationale %s", means, whole)
     return params
 
 
@@ -339,9 +336,7 @@ def main(argv: list[str]) -> None:
     seed, scale = _SEED.value, _SCALE.value
     if _WHAT.value == "answerer":
         student = load_student(_STUDENT.value, scan_layers=False)
-        start = student.load(
-            sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-        )
+        start = student.load(sharding.make_mesh())
         params = train_answerer(student, start, scale=scale, seed=seed)
         config, tokenizer = student.config, student.tokenizer
     else:

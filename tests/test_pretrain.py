@@ -20,11 +20,9 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def mixture(tokenizer) -> pretrain.Mixture:
-    pretrain_problems, pretrain._PROBLEMS = pretrain._PROBLEMS, 300
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "_PROBLEMS", 300)
         return pretrain.Mixture(tokenizer, 0)
-    finally:
-        pretrain._PROBLEMS = pretrain_problems
 
 
 def texts(tokenizer, batch: dict[str, np.ndarray]) -> list[tuple[str, str]]:

@@ -23,7 +23,6 @@ def get_runs(argument: str = ""):
                 config.data.validation_examples = 32
                 config.data.test_examples = 48
                 config.weighting.steps = 10
-                config.weighting.learning_rate = 1e-3
                 if config.distill.epochs:
                     config.distill.epochs = 4
             runs[f"{method}-seed{seed}"] = config

@@ -200,8 +200,8 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
     axes.set_ylim(len(methods) - 0.4, -0.6)
     top = max(method.interval[1] for method in methods)
     axes.set_xlim(0, min(1.22, 1.3 * top + 0.03))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xticks([t for t in axes.get_xticks() if 0 <= t <= 1])
-    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
 

@@ -258,7 +258,8 @@ def measure_gap(
         batch = take(problems, np.arange(start, min(start + batch_size, count)))
         for tenth in range(10):
             for kept in (0, 1):
-                value = losses(params, batch, (tenth + 0.999) / 10, float(kept))
+                place = (tenth + 0.999) / 10  # The last one of each tenth.
+                value = losses(params, batch, place, float(kept))
                 table[tenth, kept] += float(value) / count
     all_masked, none_masked = table.mean(axis=0)
     return {

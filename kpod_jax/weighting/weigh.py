@@ -81,12 +81,7 @@ def weigh(
     pad_id = student.tokenizer.pad_token_id
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     learner = learn.MaskLearner(
-        Answerer(
-            answerer.module,
-            _mask_id(student),
-            answerer.config.decoder_start_token_id,
-            answerer.config.eos_token_id,
-        ),
+        make_answerer(answerer),
         Generator(config.hidden, config.heads),
         jax.device_put(embeddings, sharding.replicated(mesh)),
         config.alpha,
@@ -264,10 +259,11 @@ def _check_tokenizers(student: Student, answerer: Student) -> None:
         )
 
 
-def _mask_id(student: Student) -> int:
-    """The token whose embedding stands for what is masked: T5's first sentinel, else padding."""
-    vocabulary = student.tokenizer.get_vocab()
-    return vocabulary.get("<extra_id_0>", student.tokenizer.pad_token_id)
+def make_answerer(model: Student) -> Answerer:
+    """The answerer that a model is; masked tokens are T5's first sentinel, else padding."""
+    tokenizer, config = model.tokenizer, model.config
+    mask_id = tokenizer.get_vocab().get("<extra_id_0>", tokenizer.pad_token_id)
+    return Answerer(model.module, mask_id, config.decoder_start_token_id, config.eos_token_id)
 
 
 def _no_gap(gap: dict[str, Any], config: Config) -> str:
