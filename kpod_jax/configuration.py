@@ -54,7 +54,9 @@ def default() -> Config:
     student.dtype = "float32"  # Of activations and matrix products: float32 or bfloat16.
     student.scan_layers = True  # One compiled layer; False unrolls, faster for few layers on CPU.
     student.remat = "none"  # What is computed anew in the backward pass: none, dots, full.
+    student.attention = "xla"  # xla, or cudnn: flash attention on a GPU, in bfloat16.
     student.prompt = "Q: {question} A: Let's think step by step."  # [paper]
+    student.chat = False  # The prompt is a user's turn in the tokenizer's chat template (Instruct).
     student.answer_template = "Therefore, the answer is {answer}."  # Ends a rationale. [paper]
     student.max_question_tokens = 256  # Longest prompt; a longer record is rejected by name.
     student.max_target_tokens = 384  # Longest rationale and answer; likewise.
@@ -62,6 +64,9 @@ def default() -> Config:
     lora.rank = 0  # 0 trains all parameters. [paper: 64 for LLaMA-7B, 128 for FlanT5-XL]
     lora.alpha = 16.0  # Scale of the adapters is alpha / rank. [ours]
     lora.dropout = 0.0  # On the adapters' input. [0, 1)
+    lora.targets = ("q", "v")  # Projections with an adapter (T5: q k v o wi wi_0 wi_1 wo; LLaMA:
+    # q k v o gate up down), or ("all-linear",).
+    lora.base_dtype = "float32"  # Of the frozen weights: float32, bfloat16 or int8.
 
     weighting = config.weighting = ml_collections.ConfigDict()
     weighting.weights = "learned"  # learned (Eq. 2-7), or uniform: every w_j = 1.
@@ -77,6 +82,7 @@ def default() -> Config:
     weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
     weighting.temperature_end = 0.5  # Reached at the last step. [ours]
     weighting.straight_through = True  # Hard masks with the soft gradient; False: soft masks.
+    weighting.initial_weight = 0.88  # w_j before training: a mask of less may let nothing through.
     weighting.hidden = 64  # Width of the generator's MLP (Eq. 3). [ours]
     weighting.heads = 4  # Of the generator's attention (Eq. 2). [ours]
     weighting.fit = "other_fold"  # What the answerer is fit on: examples whose weights are not
@@ -85,6 +91,7 @@ def default() -> Config:
     weighting.fresh_examples = 4000  # New problems made for fit=fresh.
     weighting.reading_steps = 300  # Steps on whole, unmasked rationales. [ours]
     weighting.masking_steps = 600  # Then steps on masked prefixes. [ours]
+    weighting.clear_share = 0.5  # Of their rows, see the whole rationale, and likewise no mask.
     weighting.answerer_learning_rate = 1e-3  # For both of these.
     weighting.joint_learning_rate = 0.0  # Of the answerer while masks are learned; 0: frozen.
     weighting.min_gap = 0.5  # Least held-out gap of L_p, nats, between all and nothing masked.
@@ -115,7 +122,7 @@ def default() -> Config:
     distill.clip_norm = 1.0  # Of the global gradient; 0: none.
     distill.dropout = False  # The model's own dropout rates, in training.
     distill.micro_batches = 1  # A batch is worked off in so many parts; the result is the same.
-    distill.input_steps = "decoder"  # Where input steps stand: decoder [ours] or encoder [paper].
+    distill.input_steps = "decoder"  # Where input steps are: decoder [ours], encoder [paper; T5].
     distill.log_every = 10  # Steps between lines of metrics.jsonl.
     distill.checkpoint_every = 200  # Steps between checkpoints; the last step is always saved.
     distill.keep = 2  # Latest checkpoints kept, besides the best.
@@ -132,6 +139,13 @@ def default() -> Config:
     evaluation.checkpoint = "best"  # best (by validation accuracy), latest, or a step's number.
     evaluation.batch_size = 64
     evaluation.max_new_tokens = 0  # 0: student.max_target_tokens.
+    evaluation.temperature = 0.0  # 0: greedy [ours]; else tokens are drawn.
+    evaluation.top_p = 1.0  # Drawn from the likeliest tokens with this probability. (0, 1]
+    evaluation.samples = 1  # Generations a question; the answer that most of them give counts.
+
+    export = config.export = ml_collections.ConfigDict()
+    export.lora = "merged"  # merged into the weights, or adapter: a directory that PEFT loads.
+    export.dtype = "float32"  # Of the exported weights: float32 or bfloat16.
     return config
 
 
@@ -143,6 +157,10 @@ _CHOICES = {
     "student.init": ("pretrained", "random"),
     "student.dtype": ("float32", "bfloat16"),
     "student.remat": ("none", "dots", "full"),
+    "student.attention": ("xla", "cudnn"),
+    "student.lora.base_dtype": ("float32", "bfloat16", "int8"),
+    "export.lora": ("merged", "adapter"),
+    "export.dtype": ("float32", "bfloat16"),
     "weighting.weights": ("learned", "uniform"),
     "weighting.prefixes": ("sampled", "all", "step_ends"),
     "weighting.fit": ("other_fold", "fresh", "same"),
@@ -163,6 +181,8 @@ _RANGES = {
     "student.max_target_tokens": (8, _INFINITY),
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
+    "weighting.initial_weight": (0.01, 0.99),
+    "weighting.clear_share": (0, 1),
     "weighting.steps": (1, _INFINITY),
     "weighting.batch_size": (1, _INFINITY),
     "weighting.temperature_start": (1e-3, _INFINITY),
@@ -185,6 +205,8 @@ _RANGES = {
     "mesh.fsdp": (-1, _INFINITY),
     "mesh.tensor": (-1, _INFINITY),
     "eval.batch_size": (1, _INFINITY),
+    "eval.top_p": (1e-6, 1),
+    "eval.samples": (1, _INFINITY),
 }
 
 
@@ -225,6 +247,11 @@ def check(config: Config) -> None:
         faults.append(
             f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
             f"distill.batch_size={config.distill.batch_size}"
+        )
+    if config.eval.samples > 1 and not config.eval.temperature:
+        faults.append(
+            f"eval.samples={config.eval.samples}: expected eval.temperature above 0, as greedy "
+            "generations are all the same"
         )
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         faults.append("mesh: expected at most one axis of -1")

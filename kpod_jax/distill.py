@@ -26,6 +26,7 @@ from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.difficulty import token_losses
 from kpod_jax.metrics import MetricsWriter, OneStepLate
+from kpod_jax.models import layout
 from kpod_jax.progress import Progress
 
 STAGE = "distill"
@@ -70,15 +71,12 @@ def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([start, after], [warmup])
 
 
-def make_optimizer(
-    config: Config, total_steps: int, trainable: Callable[[Params], Any]
-) -> optax.GradientTransformation:
+def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
     """The optimiser of the configuration.
 
     Args:
       config: `distill` of the configuration.
       total_steps: for the learning rate's decay.
-      trainable: from parameters to a tree of bool; the others are frozen and have no state.
     """
     rate = learning_rate(config, total_steps)
     if config.optimizer == "adafactor":
@@ -89,11 +87,7 @@ def make_optimizer(
         update = optax.adam(rate)
     if config.clip_norm:
         update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
-
-    def labels(params: Params) -> Any:
-        return jax.tree.map(lambda on: "train" if on else "freeze", trainable(params))
-
-    return optax.multi_transform({"train": update, "freeze": optax.set_to_zero()}, labels)
+    return update
 
 
 def make_train_step(
@@ -103,11 +97,13 @@ def make_train_step(
     *,
     micro_batches: int = 1,
     dropout: bool = False,
-) -> Callable[[dict[str, Any], Batch, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]]:
-    """Makes the step: (state, batch, key) -> (state, metrics); the state is donated.
+) -> Callable[
+    [dict[str, Any], Params, Batch, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]
+]:
+    """Makes the step: (state, frozen, batch, key) -> (state, metrics); the state is donated.
 
     The loss is Σ weight · nll over the number of supervised tokens of the whole batch (Eq. 15),
-    whatever the micro-batches and the mesh.
+    whatever the micro-batches and the mesh. Frozen parameters have neither gradient nor state.
 
     Args:
       module: the student.
@@ -117,17 +113,22 @@ def make_train_step(
       dropout: with the module's own rates, seeded by `key` and the step.
     """
 
-    def weighted(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def weighted(
+        trained: Params, frozen: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        params = layout.combine(trained, frozen)
         nll = token_losses(module, params, batch, dropout_key=key if dropout else None)
         total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
         return total, jnp.sum(nll)
 
     gradient = jax.value_and_grad(weighted, has_aux=True)
 
-    def sums(params: Params, batch: Batch, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    def sums(
+        params: Params, frozen: Params, batch: Batch, key: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
         """Gradient and value of Σ weight · nll, and Σ nll."""
         if micro_batches == 1:
-            (total, plain), grads = gradient(params, batch, key)
+            (total, plain), grads = gradient(params, frozen, batch, key)
             return grads, total, plain
         # Rows are dealt out in turn, so that every device keeps its share of each part.
         parts = jax.tree.map(
@@ -136,7 +137,8 @@ def make_train_step(
 
         def add(carry, part):
             number, batch = part
-            (total, plain), grads = gradient(params, batch, jax.random.fold_in(key, number))
+            key_of_part = jax.random.fold_in(key, number)
+            (total, plain), grads = gradient(params, frozen, batch, key_of_part)
             return jax.tree.map(jnp.add, carry, (grads, total, plain)), None
 
         zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(())
@@ -144,11 +146,11 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
-        state: dict[str, Any], batch: Batch, key: jax.Array
+        state: dict[str, Any], frozen: Params, batch: Batch, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         step, params = state["step"], state["params"]
         count = jnp.maximum(1.0, jnp.sum(batch["supervised"]).astype(jnp.float32))
-        grads, total, plain = sums(params, batch, jax.random.fold_in(key, step))
+        grads, total, plain = sums(params, frozen, batch, jax.random.fold_in(key, step))
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         metrics = {
@@ -171,7 +173,7 @@ def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict
     would copy these zeros to every device.
 
     Args:
-      params: on a mesh.
+      params: those that are trained, on a mesh.
       optimizer: from `make_optimizer`.
     """
 
@@ -197,7 +199,7 @@ def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict
 def train(
     module: nn.Module,
     params: Params,
-    trainable: Callable[[Params], Any],
+    frozen: Params,
     source: BatchSource,
     start_steps: Callable[[int], np.ndarray],
     config: Config,
@@ -214,8 +216,8 @@ def train(
 
     Args:
       module: the student.
-      params: where training starts; donated.
-      trainable: from parameters to a tree of bool.
+      params: those that are trained, where training starts; donated. Checkpoints hold these alone.
+      frozen: the others, or {}.
       source: of batches, which ask `start_steps` for c_i.
       start_steps: c_i by stage, for the metrics.
       config: `distill` of the configuration.
@@ -225,7 +227,7 @@ def train(
       validate: from parameters to the accuracy on the validation split.
     """
     length = plan(config, source.steps_per_epoch)
-    optimizer = make_optimizer(config, length.total_steps, trainable)
+    optimizer = make_optimizer(config, length.total_steps)
     train_step = make_train_step(
         module,
         optimizer,
@@ -283,14 +285,15 @@ def train(
             for step in range(first + 1, length.total_steps + 1):
                 batch = next(iterator)
                 del batch["index"]
-                state, metrics = train_step(state, sharding.place_batch(batch, mesh), key)
+                placed = sharding.place_batch(batch, mesh)
+                state, metrics = train_step(state, frozen, placed, key)
                 record(late.push(step, metrics))
                 validates = step == length.total_steps or (every and step % every == 0)
                 if validates or step % config.checkpoint_every == 0:
                     record(late.flush())  # A run that goes on from here finds the line written.
                     accuracy, paused = None, time.monotonic()
                     if validates:
-                        accuracy = validate(state["params"])
+                        accuracy = validate(layout.combine(state["params"], frozen))
                         writer.write(step, {"validation_accuracy": accuracy})
                     checkpoints.save(
                         step,

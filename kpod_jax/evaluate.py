@@ -1,20 +1,20 @@
 """Generations, their answers and the accuracy, with its 95 % interval."""
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
-from kpod_jax import answers, sharding
-from kpod_jax.data import batches, tokens
+from kpod_jax import answers
+from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
-from kpod_jax.generate import Generator
+from kpod_jax.generate import Generator, Sampling
 from kpod_jax.models.student import Student
 
 
 class Evaluator:
-    """Greedy generations for the questions of some records; compiled once, used for any parameters.
+    """Generations for the questions of some records; compiled once, used for any parameters.
 
     Attributes:
       records: whose questions are asked.
@@ -30,6 +30,8 @@ class Evaluator:
         answer_kind: str,
         batch_size: int,
         max_new_tokens: int,
+        samples: int = 1,
+        sampling: Sampling | None = None,
     ) -> None:
         """Tokenises the questions.
 
@@ -41,46 +43,58 @@ class Evaluator:
           answer_kind: of `answers.KINDS`.
           batch_size: questions at a time.
           max_new_tokens: bound of a generation.
+          samples: generations of each question; the answer that most of them give counts.
+          sampling: default greedy.
         """
         self.records = list(records)
-        self._student, self._mesh, self._kind = student, mesh, answer_kind
-        self._questions = tokens.tokenize_questions(records, student.tokenizer, prompt=prompt)
-        self._batch_size = batch_size
-        self._generator = Generator(student, mesh, max_new_tokens)
+        self._student, self._kind, self._samples = student, answer_kind, samples
+        self._questions = tokens.tokenize_questions(
+            records, student.tokenizer, prompt=prompt, decoder_only=student.decoder_only
+        )
+        self._generator = Generator(
+            student,
+            mesh,
+            student.decoder_start(prompt),
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        )
 
     def predictions(
-        self, params: Any, progress: Callable[[int], None] = lambda questions: None
+        self, params: Any, progress: Callable[[int], None] = lambda generations: None
     ) -> list[dict[str, Any]]:
-        """One row a record: id, question, prediction, extracted, gold and correct."""
-        texts = [""] * len(self.records)
-        source = batches.question_batches(
-            self._questions, self._batch_size, pad_id=self._student.tokenizer.pad_token_id
+        """One row a record: id, question, prediction, extracted, gold and correct.
+
+        With several samples `extracted` is the most frequent answer, `prediction` the first sample
+        that gives it, and "samples" holds the prediction and the answer of each.
+        """
+        generated = self._generator(
+            params, self._questions, samples=self._samples, progress=progress
         )
-        for batch in source:
-            index = batch.pop("index")
-            placed = sharding.place_batch(batch, self._mesh)
-            generated = np.asarray(
-                self._generator(params, placed["input_ids"], placed["input_mask"])
-            )
-            decoded = self._student.tokenizer.batch_decode(generated, skip_special_tokens=True)
-            for i, text in zip(index, decoded, strict=True):
-                if i >= 0:
-                    texts[i] = text.strip()
-            progress(int((index >= 0).sum()))
-        rows = []
-        for record, text in zip(self.records, texts, strict=True):
-            extracted = answers.extract_answer(text, self._kind)
-            rows.append(
-                {
-                    "id": record.id,
-                    "question": record.question,
-                    "prediction": text,
-                    "extracted": extracted,
-                    "gold": record.answer,
-                    "correct": answers.answers_equal(extracted, record.answer, self._kind),
-                }
-            )
-        return rows
+        tokenizer = self._student.tokenizer
+        return [
+            self._row(record, tokenizer.batch_decode(ids, skip_special_tokens=True))
+            for record, ids in zip(self.records, generated, strict=True)
+        ]
+
+    def _row(self, record: Record, texts: Sequence[str]) -> dict[str, Any]:
+        texts = [text.strip() for text in texts]
+        found = [answers.extract_answer(text, self._kind) for text in texts]
+        # The first of those that are equally frequent; no answer is none.
+        given = collections.Counter(answer for answer in found if answer is not None)
+        extracted = max(given, key=lambda answer: given[answer], default=None)
+        row = {
+            "id": record.id,
+            "question": record.question,
+            "prediction": texts[found.index(extracted)],
+            "extracted": extracted,
+            "gold": record.answer,
+            "correct": answers.answers_equal(extracted, record.answer, self._kind),
+        }
+        if len(texts) > 1:
+            samples = zip(texts, found, strict=True)
+            row["samples"] = [{"prediction": text, "extracted": answer} for text, answer in samples]
+        return row
 
     def accuracy(self, params: Any) -> float:
         """Share of right answers, in [0, 1]."""

@@ -4,6 +4,7 @@ Only open formats are written: text, JSON, JSON lines and NPZ without pickle.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -114,8 +115,10 @@ def digest(path: PathLike) -> str:
     path = pathlib.Path(path)
     try:
         if not path.is_dir():
-            with path.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+            state = path.stat()
+            if state.st_size < _LARGE:
+                return _digest(path)
+            return _digest_once(path, state.st_size, state.st_mtime_ns)
         lines = [
             f"{digest(file)}  {file.relative_to(path).as_posix()}\n"
             for file in path.rglob("*")
@@ -124,3 +127,19 @@ def digest(path: PathLike) -> str:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# Weights of many gigabytes are read through once a process, not once a stage.
+_LARGE = 64 << 20
+
+
+@functools.cache
+def _digest_once(path: pathlib.Path, size: int, modified: int) -> str:
+    """Of one file, whose versions are told apart by their size and time of change."""
+    del size, modified
+    return _digest(path)

@@ -3,6 +3,7 @@
 Single keys are changed with --config.KEY=VALUE, as in --config.distill.epochs=5.
 """
 
+import logging as standard_logging
 import os
 import pathlib
 import sys
@@ -37,6 +38,11 @@ _MODE = flags.DEFINE_enum(
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
 )
+_MEMORY_ADVICE = (
+    "A device's memory is full. Lower the batch size of the stage at work (weighting.batch_size, "
+    "difficulty.batch_size, distill.batch_size or eval.batch_size), split the steps "
+    "(distill.micro_batches), or recompute activations (student.remat=full)."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -49,6 +55,11 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        print(f"\nerror: {error}\n{_MEMORY_ADVICE}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run() -> None:
@@ -57,6 +68,8 @@ def _run() -> None:
     # Compiled steps outlive the process that compiled them.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", _cache_directory())
+    # What a checkpoint that cannot be written leaves behind; its error is told once, by ours.
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # Models are ours; of transformers only tokenizers are used, and it need not say so each time.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if _MODE.value == "sweep":

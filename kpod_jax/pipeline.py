@@ -26,6 +26,7 @@ from kpod_jax import (
     distill,
     evaluate,
     files,
+    model_card,
     report,
     sharding,
 )
@@ -36,7 +37,8 @@ from kpod_jax.data import sources, tokens
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.errors import UserError
-from kpod_jax.models import hub
+from kpod_jax.generate import Sampling
+from kpod_jax.models import adapters, hub, layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
 from kpod_jax.progress import Progress
@@ -183,14 +185,20 @@ class Run:
     @functools.cached_property
     def student(self) -> Student:
         """Model and tokenizer, without parameters."""
-        return self.load_student(self.config.student.model)
+        student = self.load_student(self.config.student.model)
+        if student.decoder_only and self.config.distill.input_steps == "encoder":
+            raise UserError(
+                f"distill.input_steps='encoder': the student {student.model!r} has no encoder; "
+                "expected decoder."
+            )
+        return student
 
-    def load_student(self, model: str) -> Student:
-        """A model under the student's settings."""
+    def load_student(self, model: str, *, adapters: bool = True) -> Student:
+        """A model under the student's settings, perhaps without its adapters."""
         config = self.config.student
         lora = None
-        if config.lora.rank:
-            lora = LoRAConfig(config.lora.rank, config.lora.alpha, config.lora.dropout)
+        if config.lora.rank and adapters:
+            lora = LoRAConfig(**(config.lora.to_dict() | {"targets": tuple(config.lora.targets)}))
         return load_student(
             model,
             init=config.init,
@@ -198,6 +206,7 @@ class Run:
             dtype=config.dtype,
             scan_layers=config.scan_layers,
             remat=config.remat,
+            attention=config.attention,
             lora=lora,
             seed=self.config.seed,
         )
@@ -211,6 +220,16 @@ class Run:
         """The training examples as tokens."""
         return self.tokenize(self.records("train"))[0]
 
+    @functools.cached_property
+    def prompt(self) -> str:
+        """The template of prompts, in the student's form."""
+        return tokens.resolve_prompt(
+            self.student.tokenizer,
+            self.config.student.prompt,
+            decoder_only=self.student.decoder_only,
+            chat=self.config.student.chat,
+        )
+
     def tokenize(
         self, examples: Sequence[Record]
     ) -> tuple[tokens.TokenizedSet, list[records_io.Rejected]]:
@@ -219,10 +238,11 @@ class Run:
         return tokens.tokenize(
             examples,
             self.student.tokenizer,
-            prompt=config.prompt,
+            prompt=self.prompt,
             answer_template=config.answer_template,
             max_question_tokens=config.max_question_tokens,
             max_target_tokens=config.max_target_tokens,
+            decoder_only=self.student.decoder_only,
         )
 
     def batch_source(self, **options: Any) -> BatchSource:
@@ -232,7 +252,7 @@ class Run:
             self.config.distill.batch_size,
             self.config.seed,
             pad_id=self.student.tokenizer.pad_token_id,
-            decoder_start_id=self.student.config.decoder_start_token_id,
+            decoder_start_id=self.student.decoder_start(self.prompt),
             **options,
         )
 
@@ -243,17 +263,18 @@ class Run:
         arrays = files.read_npz(self.workdir / "token_weights.npz")
         return Ragged(arrays["values"], arrays["offsets"])
 
-    def evaluator(self, split: str) -> evaluate.Evaluator:
-        """For the questions of a split."""
+    def evaluator(self, split: str, **options: Any) -> evaluate.Evaluator:
+        """For the questions of a split, greedy by default."""
         config = self.config
         return evaluate.Evaluator(
             self.student,
             self.records(split),
             self.mesh,
-            prompt=config.student.prompt,
+            prompt=self.prompt,
             answer_kind=config.data.answer_kind,
             batch_size=config.eval.batch_size,
             max_new_tokens=config.eval.max_new_tokens or config.student.max_target_tokens,
+            **options,
         )
 
 
@@ -295,12 +316,17 @@ def _rationales(run: Run) -> str:
 
 def _weigh(run: Run) -> str:
     config = run.config
+    # All of the answerer's weights are fit.
     answerer = config.weighting.answerer
+    if answerer or config.student.lora.rank:
+        model = run.load_student(answerer or config.student.model, adapters=False)
+    else:
+        model = run.student
     result = weigh.weigh(
         run.train_set,
         run.tokenize(run.records("validation"))[0],
         run.student,
-        run.load_student(answerer) if answerer else run.student,
+        model,
         run.mesh,
         config.weighting,
         fresh=_fresh(run) if config.weighting.fit == "fresh" else None,
@@ -430,8 +456,7 @@ def _distill(run: Run) -> str:
     length = distill.plan(config.distill, source.steps_per_epoch)
     distill.train(
         student.module,
-        student.load(run.mesh),
-        student.trainable,
+        *student.split(student.load(run.mesh)),
         source,
         start_steps,
         config.distill,
@@ -454,17 +479,26 @@ def _trained_params(run: Run) -> tuple[Any, int]:
     directory = run.workdir / "checkpoints/student"
     with Checkpoints(directory, best_metric="accuracy", read_only=True) as checkpoints:
         restored = checkpoints.restore_params(
-            run.student.abstract(run.mesh),
+            run.student.split(run.student.abstract(run.mesh))[0],
             int(which) if which.isdecimal() else which,  # pyright: ignore[reportArgumentType]
         )
-    return restored.state, restored.step
+    if run.student.module.lora is None:
+        return restored.state, restored.step
+    _, frozen = run.student.split(run.student.load(run.mesh))
+    return layout.combine(restored.state, frozen), restored.step
 
 
 def _eval(run: Run) -> str:
     config = run.config
     params, step = _trained_params(run)
-    evaluator = run.evaluator(config.eval.split)
-    with Progress(len(evaluator.records), "Evaluating", unit="questions") as progress:
+    samples = config.eval.samples
+    evaluator = run.evaluator(
+        config.eval.split,
+        samples=samples,
+        sampling=Sampling(config.eval.temperature, config.eval.top_p, config.seed),
+    )
+    total = len(evaluator.records) * samples
+    with Progress(total, "Evaluating", unit="generations") as progress:
         rows = evaluator.predictions(params, progress.update)
     files.write_jsonl(run.workdir / f"predictions/{config.eval.split}.jsonl", rows)
     result = evaluate.summary(rows)
@@ -492,14 +526,41 @@ def _report(run: Run) -> str:
 
 
 def _export(run: Run) -> str:
+    config, student = run.config, run.student
     params, step = _trained_params(run)
+    lora, tokenizer = student.module.lora, student.tokenizer
     directory = run.workdir / "export"
     shutil.rmtree(directory, ignore_errors=True)
-    student = run.student
-    hub.save_pretrained(
-        directory, student.config, params, student.tokenizer, lora=student.module.lora
+    is_adapter = lora is not None and config.export.lora == "adapter"
+    if is_adapter:
+        assert lora is not None
+        base = config.student.model
+        adapters.save_adapter(
+            directory, student.config, params, lora, base_model=base, tokenizer=tokenizer
+        )
+    else:
+        dtype = config.export.dtype
+        hub.save_pretrained(directory, student.config, params, tokenizer, dtype, lora=lora)
+        generation = {
+            "do_sample": False,
+            "max_new_tokens": config.eval.max_new_tokens or config.student.max_target_tokens,
+        }
+        ids = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "bos_token_id")
+        values = student.config.to_json()
+        generation |= {name: values[name] for name in ids if name in values}
+        files.write_json(directory / "generation_config.json", generation)
+    results = run.workdir / "results.json"
+    card = model_card.model_card(
+        config,
+        prompt=run.prompt,
+        step=step,
+        decoder_only=student.decoder_only,
+        is_adapter=is_adapter,
+        results=files.read_json(results) if results.exists() else None,
     )
-    return f"the student of step {step} in Hugging Face format"
+    files.write_text(directory / "README.md", card)
+    what = "its adapter, for PEFT" if is_adapter else "in Hugging Face format"
+    return f"the student of step {step}, {what}"
 
 
 _RECORDS = ("records/train.jsonl",)
@@ -557,7 +618,7 @@ STAGES: dict[str, Stage] = {
         ("results.json",),
     ),
     "report": Stage(_report, (), (), ("report.html",)),
-    "export": Stage(_export, ("student", "eval.checkpoint"), (), ("export",)),
+    "export": Stage(_export, ("student", "eval.checkpoint", "export"), (), ("export",)),
 }
 
 

@@ -15,6 +15,7 @@ They learn from problems of the task's "fresh" split, which shares no question w
 """
 
 import collections
+import dataclasses
 import functools
 import json
 import re
@@ -53,11 +54,12 @@ SENTINELS = 32
 # Rows, source and target tokens of a batch.
 _SHAPES = {"operations": (128, 8, 8), "text": (48, 48, 48), "word_problems": (96, 32, 4)}
 _PROBLEMS = 20000
-# Operations of the problems, steps of reading, steps under masks, learning rate.
+# Operations of the problems, steps of reading, steps under masks, learning rate, clear share.
 _ANSWERER_PHASES = (
-    ((1, 2), 250, 0, 1e-3),
-    ((1, 3), 700, 0, 1e-3),
-    ((1, 3), 0, 700, 7e-4),
+    ((1, 2), 250, 0, 1e-3, 0.5),
+    ((1, 3), 700, 0, 1e-3, 0.5),
+    ((1, 3), 0, 700, 7e-4, 0.5),
+    ((1, 3), 0, 1200, 7e-4, 0.3),
 )
 _ARCHITECTURE = {
     "d_model": 128,
@@ -291,7 +293,8 @@ def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -
     """Trains the student to answer: from whole rationales, short ones first, then from masked ones.
 
     Reading has to be learned first, and for long: most masked prefixes say nothing of the answer,
-    and where nothing can be read, reading is not learned.
+    and where nothing can be read, reading is not learned. Masks have to be seen for long, too:
+    only then is an answer found among masked filler, and no intermediate result taken for it.
     """
 
     @functools.cache
@@ -309,9 +312,9 @@ def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -
     def log(what: str, step: int, values: dict[str, float]) -> None:
         logging.info("%s: step %d, %s", what, step, values)
 
-    for operations, reading, masking, learning_rate in _ANSWERER_PHASES:
+    for operations, reading, masking, learning_rate, clear_share in _ANSWERER_PHASES:
         params = learn.fit_answerer(
-            learner,
+            dataclasses.replace(learner, clear_share=clear_share),
             params,
             problems("fresh", _PROBLEMS, operations),
             reading_steps=round(reading * scale),

@@ -5,6 +5,7 @@ was made from. A stage is skipped while these are what they were; another run's 
 made from the very same may be taken over instead of made again.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -57,7 +58,7 @@ class Workdir:
         for name in outside:
             if name and os.path.exists(name):
                 result[f"file {name}"] = files.digest(name)
-        return result
+        return json.loads(json.dumps(result))  # As it will be read again, with lists for tuples.
 
     def stored(self, stage: str) -> dict[str, Any] | None:
         """The fingerprint that a stage was made with, or None."""

@@ -12,16 +12,19 @@ RECORDS = [Record(f"r{i}", f"question {i}", ("a step.",), str(i)) for i in range
 class Echo:
     """Generates the question's first token, but a wrong one for question 3."""
 
-    def __init__(self, student, mesh, max_new_tokens):
+    def __init__(self, student, mesh, start_id, *, max_new_tokens, **options):
         self.size = max_new_tokens
 
-    def __call__(self, params, input_ids, input_mask):
-        first = np.asarray(input_ids)[:, :1]
-        return np.where(first == 3, 77, first) + np.zeros((1, self.size), int)
+    def __call__(self, params, prompts, *, samples, progress):
+        progress(len(prompts) * samples)
+        first = np.array([77 if prompt[0] == 3 else prompt[0] for prompt in prompts])
+        # Of several samples the first is wrong.
+        found = first[:, None] + np.where(np.arange(samples) < samples - 2, 50, 0)
+        return np.broadcast_to(found[:, :, None], (*found.shape, self.size))
 
 
 @pytest.fixture
-def evaluator(monkeypatch):
+def make_evaluator(monkeypatch):
     # Questions of different lengths, so that batches take them out of their order.
     lengths = [20, 3, 12, 30, 5]
     questions = Ragged.from_list([[i] * n for i, n in enumerate(lengths)], np.int32)
@@ -33,21 +36,27 @@ def evaluator(monkeypatch):
             f" Step 1. Therefore, the answer is {row[0]}." for row in rows
         ],
     )
-    student = types.SimpleNamespace(tokenizer=tokenizer)
-    mesh = sharding.make_mesh(8)
-    return evaluate.Evaluator(
-        student,  # pyright: ignore[reportArgumentType]
-        RECORDS,
-        mesh,
-        prompt="Q: {question}",
-        answer_kind="number",
-        batch_size=8,
-        max_new_tokens=4,
+    student = types.SimpleNamespace(
+        tokenizer=tokenizer, decoder_only=False, decoder_start=lambda prompt: 0
     )
 
+    def make(**options):
+        return evaluate.Evaluator(
+            student,  # pyright: ignore[reportArgumentType]
+            RECORDS,
+            sharding.make_mesh(8),
+            prompt="Q: {question}",
+            answer_kind="number",
+            batch_size=8,
+            max_new_tokens=4,
+            **options,
+        )
 
-def test_predictions_are_in_the_order_of_the_records(evaluator):
-    done = []
+    return make
+
+
+def test_predictions_are_in_the_order_of_the_records(make_evaluator):
+    evaluator, done = make_evaluator(), []
     rows = evaluator.predictions(None, done.append)
     assert [row["id"] for row in rows] == [record.id for record in RECORDS]
     assert [row["extracted"] for row in rows] == ["0", "1", "2", "77", "4"]
@@ -56,6 +65,13 @@ def test_predictions_are_in_the_order_of_the_records(evaluator):
     assert rows[1]["prediction"] == "Step 1. Therefore, the answer is 1."
     assert sum(done) == 5
     assert evaluator.accuracy(None) == 0.8
+
+
+def test_the_answer_of_most_samples_counts(make_evaluator):
+    rows = make_evaluator(samples=3).predictions(None)
+    assert [row["extracted"] for row in rows] == ["0", "1", "2", "77", "4"]
+    assert rows[1]["prediction"] == "Step 1. Therefore, the answer is 1."
+    assert [sample["extracted"] for sample in rows[1]["samples"]] == ["51", "1", "1"]
 
 
 def test_summary():

@@ -198,3 +198,16 @@ def test_equal_arrays_make_equal_files(tmp_path):
     for name in ("one.npz", "two.npz"):
         files.write_npz(tmp_path / name, a=np.arange(9), b=np.ones(2))
     assert files.digest(tmp_path / "one.npz") == files.digest(tmp_path / "two.npz")
+
+
+def test_large_files_are_read_once_while_they_stay_as_they_are(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    monkeypatch.setattr(files, "_LARGE", 2)
+    read, digest = [], files._digest
+    monkeypatch.setattr(files, "_digest", lambda path: read.append(path) or digest(path))
+    first = files.digest(path)
+    assert files.digest(path) == first
+    assert len(read) == 1
+    path.write_bytes(b"other")
+    assert files.digest(path) != first

@@ -10,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from kpod_jax import sharding
-from kpod_jax.generate import Generator, make_generate
+from kpod_jax.data.records import Ragged
+from kpod_jax.generate import Generator, Sampling, make_steps, nucleus
 from kpod_jax.models import layout
 from kpod_jax.models.t5 import T5, LoRAConfig
-from tests.models import tiny
+from tests.models import test_llama, tiny
 
 LENGTH = 32
 
 
-def student(module: T5, eos: int = 1) -> Any:
+def student(module: Any, eos: int = 1) -> Any:
     """As much of a student as a generation needs."""
     tokenizer = types.SimpleNamespace(eos_token_id=eos, pad_token_id=0)
     return types.SimpleNamespace(module=module, config=module.config, tokenizer=tokenizer)
@@ -37,11 +39,22 @@ class Reference(NamedTuple):
     def load(self, **fields: Any) -> tuple[T5, Any]:
         return tiny.load(self.directory, **fields)
 
-    def generate(self, module, params, arrays=None, sizes=(1, 1, 1), length=LENGTH):
+    @property
+    def prompts(self) -> Ragged:
+        return prompts_of(self.arrays)
+
+    def generator(self, module, sizes=(1, 1, 1), length=LENGTH, rows=8, **options):
         mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-        placed = sharding.place_batch(arrays or self.arrays, mesh)
-        generator = Generator(student(module, self.eos), mesh, length)
-        return np.asarray(generator(params, placed["input_ids"], placed["input_mask"]))
+        ours = student(module, self.eos)
+        return Generator(ours, mesh, 0, batch_size=rows, max_new_tokens=length, **options)
+
+    def generate(self, module, params, **options):
+        return self.generator(module, **options)(params, self.prompts)[:, 0]
+
+
+def prompts_of(arrays: dict[str, Any]) -> Ragged:
+    rows = zip(arrays["input_ids"], arrays["input_mask"], strict=True)
+    return Ragged.from_list([ids[mask] for ids, mask in rows], np.int32)
 
 
 @pytest.fixture(scope="module", params=["v1.0", "v1.1"])
@@ -95,22 +108,96 @@ def test_steps_have_the_logits_of_the_whole_sequence():
     cache = module.apply(variables, encoded, 30, method="start_cache")
 
     @jax.jit
-    def step(ids, position, cache):
-        return module.apply(variables, ids, position, mask, cache, method="decode_step")
+    def step(ids, time, ages, cache):
+        return module.apply(variables, ids, time, ages, mask, cache, method="decode_step")
 
     for position in range(24):
-        hidden, cache = step(arrays["decoder_input_ids"][:, position], position, cache)
+        ids, ages = arrays["decoder_input_ids"][:, position], np.full(len(mask), position)
+        hidden, cache = step(ids, position, ages, cache)
         np.testing.assert_allclose(hidden, jnp.asarray(expected)[:, position], atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_rows_that_are_refilled_generate_the_same(reference, rows):
+    """Rows are fewer than prompts, begin at different times, and go round their rings."""
+    module, params = reference.load()
+    generator, done = reference.generator(module, rows=rows), []
+    again = [i for _ in range(4) for i in range(len(reference.prompts))]
+    prompts = Ragged.from_list([reference.prompts[i] for i in again], np.int32)
+    found = generator(params, prompts, progress=done.append)[:, 0]
+    np.testing.assert_array_equal(found, reference.expected[again])
+    assert sum(done) == len(again)
+    assert len(done) > 1 or rows == 20
+
+
+def test_nothing_is_compiled_from_batch_to_batch(reference, caplog):
+    module, params = reference.load()
+    generator = reference.generator(module, rows=3, buckets=1)
+    short = Ragged.from_list([reference.prompts[i] for i in (0, 1)], np.int32)
+    generator(params, short)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        generator(params, reference.prompts)
+        generator(jax.tree.map(jnp.negative, params), reference.prompts)
+    compiled = [r.message for r in caplog.records if "Compiling" in r.message]
+    assert not [m for m in compiled if any(name in m for name in generator._steps._fields)]
 
 
 def test_rows_without_a_question_end_at_once(reference):
     module, params = reference.load()
-    arrays = reference.arrays | {"input_mask": reference.arrays["input_mask"].copy()}
-    arrays["input_mask"][3] = False
-    found = reference.generate(module, params, arrays)
+    prompts = [reference.prompts[i] for i in range(8)]
+    prompts[3] = prompts[3][:0]
+    found = reference.generator(module)(params, Ragged.from_list(prompts, np.int32))[:, 0]
     assert not found[3].any()
     expected = np.delete(reference.expected, 3, 0)
     np.testing.assert_array_equal(np.delete(found, 3, 0), expected)
+
+
+def test_samples_depend_on_their_number_alone(reference):
+    module, params = reference.load()
+    sampling = Sampling(temperature=1.0, seed=3)
+    found = reference.generator(module, rows=8, sampling=sampling)(
+        params, reference.prompts, samples=3
+    )
+    again = reference.generator(module, rows=3, sampling=sampling)(
+        params, reference.prompts, samples=3
+    )
+    np.testing.assert_array_equal(found, again)
+    assert found.shape == (8, 3, LENGTH)
+    assert all(len({tuple(row) for row in of_one}) > 1 for of_one in found)
+    other = Sampling(temperature=1.0, seed=4)
+    other = reference.generator(module, sampling=other)(params, reference.prompts, samples=3)
+    assert (found != other).any()
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-6}, {"temperature": 1.0, "top_p": 1e-6}])
+def test_cold_or_narrow_samples_are_greedy(reference, options):
+    module, params = reference.load()
+    found = reference.generate(module, params, sampling=Sampling(**options))
+    np.testing.assert_array_equal(found, reference.expected)
+
+
+def test_samples_follow_the_models_distribution(reference):
+    """The first token of many samples of one prompt."""
+    module, params = reference.load()
+    one = Ragged.from_list([reference.prompts[0]], np.int32)
+    temperature, count = 2.0, 4000
+    generator = reference.generator(
+        module, rows=256, length=1, sampling=Sampling(temperature=temperature)
+    )
+    found = np.bincount(generator(params, one, samples=count).reshape(-1), minlength=96)
+    arrays = {k: v[:1] for k, v in reference.arrays.items()}
+    arrays["decoder_input_ids"] = np.zeros((1, 1), np.int32)
+    logits = tiny.logits(module, params, arrays)[0, 0] / temperature
+    expected = np.asarray(jax.nn.softmax(logits)) * count
+    error = np.sqrt(expected) + 1
+    assert (np.abs(found - expected) < 5 * error).all()
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+def test_the_nucleus_is_that_of_transformers(top_p):
+    logits = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32) * 2
+    expected = transformers.TopPLogitsWarper(top_p)(torch.zeros(6, 0), torch.tensor(logits))  # pyright: ignore
+    np.testing.assert_array_equal(nucleus(jnp.asarray(logits), top_p), expected)
 
 
 def test_bounds_cut_generations_and_leave_their_beginnings(reference):
@@ -136,8 +223,11 @@ def test_the_loop_copies_neither_caches_nor_the_head():
     """Caches are updated in place; the compiled loop has no copy of one, nor of the table."""
     module = T5(tiny.config("v1.0"))
     params, arrays = tiny.init(module), tiny.batch(rows=8)
-    generation = make_generate(student(module), LENGTH)
-    text = generation.lower(params, arrays["input_ids"], arrays["input_mask"]).compile().as_text()
+    steps = make_steps(student(module), tiny.one_device(), 0, 8, LENGTH, Sampling())
+    prepared = steps.prepare(params)
+    rows = steps.start(prepared, arrays["input_ids"].shape[1])
+    compiled = steps.decode.lower(prepared, rows, jax.random.key(0), np.int32(8)).compile()
+    text = compiled.as_text()
     body = re.search(r"\bwhile\(.*?body=%?([\w.\-]+)", text)
     assert body is not None
     lines = text[re.search(rf"^%?{re.escape(body[1])} ", text, re.M).start() :]  # pyright: ignore
@@ -146,3 +236,23 @@ def test_the_loop_copies_neither_caches_nor_the_head():
     assert any(cache in line for line in lines)
     moved = [line for line in lines if re.search(r"= \S+ (copy|transpose)\(", line)]
     assert not [line for line in moved if cache in line or table in line or "f32[32,96]" in line]
+
+
+@pytest.mark.parametrize("kind", ["llama3", "mistral", "qwen3"])
+def test_decoder_only_generations_are_those_of_transformers(tmp_path, kind):
+    model = test_llama.torch_model(tmp_path, kind)
+    module, params = test_llama.load(tmp_path)
+    prompts = prompts_of(test_llama.batch(rows=8))
+    start = 5  # The last token of every prompt.
+    generator = Generator(
+        student(module), tiny.one_device(), start, batch_size=3, max_new_tokens=LENGTH
+    )
+    for i, row in enumerate(generator(params, prompts)[:, 0]):
+        prompt = torch.tensor([[*prompts[i], start]]).long()
+        with torch.no_grad():
+            expected = model.generate(
+                prompt, do_sample=False, max_new_tokens=LENGTH, eos_token_id=1, pad_token_id=0
+            )
+        expected = expected[0, prompt.shape[1] :].numpy()
+        np.testing.assert_array_equal(row[: len(expected)], expected)
+        assert not row[len(expected) :].any()

@@ -258,3 +258,51 @@ def test_every_stage_runs_on_gsm8k_with_t5_base(tmp_path, shared_data):
     assert done.returncode == 0, done.stderr
     for name in ("token_weights.npz", "step_difficulty.npz", "schedule.npz", "results.json"):
         assert (tmp_path / "run" / name).is_file()
+
+
+def test_every_stage_runs_with_a_decoder_only_student_and_int8_adapters(tmp_path):
+    """Random weights of SmolLM2's architecture, made small; all stages, samples, and the export."""
+    architecture = {
+        "model_type": "llama",
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(architecture))
+    flags = (
+        *SMALL,
+        f"--config.student.model={tmp_path / 'config.json'}",
+        "--config.student.tokenizer=kpod_jax/assets/tiny_t5",
+        "--config.student.init=random",
+        "--config.student.lora.rank=2",
+        "--config.student.lora.targets=('all-linear',)",
+        "--config.student.lora.base_dtype=int8",
+        "--config.weighting.weights=learned",
+        "--config.weighting.answerer=",
+        "--config.weighting.fit=other_fold",
+        "--config.weighting.min_gap=-100.0",
+        "--config.weighting.reading_steps=2",
+        "--config.weighting.masking_steps=2",
+        "--config.weighting.steps=2",
+        "--config.eval.temperature=1.0",
+        "--config.eval.samples=2",
+        "--config.export.lora=adapter",
+    )
+    done = run(tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run/predictions/test.jsonl").open()]
+    assert all(len(row["samples"]) == 2 for row in rows)
+    done = run(tmp_path / "run", *flags, "--mode=export")
+    assert done.returncode == 0, done.stderr
+    export = tmp_path / "run/export"
+    names = {path.name for path in export.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= names
+    assert "AutoModelForCausalLM" in (export / "README.md").read_text()
+    done = run(tmp_path / "run", *flags, "--mode=export", "--config.export.lora=merged")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in export.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "README.md"} <= names

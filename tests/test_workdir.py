@@ -28,6 +28,12 @@ def test_a_stage_is_done_while_inputs_settings_and_outputs_are_what_they_were(tm
     assert not workdir.done("weigh", workdir.fingerprint({"alpha": 0.5}, ["in.txt"]), ["out.txt"])
 
 
+def test_tuples_are_what_they_are_when_read_again(tmp_path):
+    workdir = made(tmp_path, {"targets": ("q", "v")})
+    assert workdir.done("weigh", workdir.fingerprint({"targets": ("q", "v")}, ["in.txt"]), [])
+    assert workdir.difference("weigh", workdir.fingerprint({"targets": ("q",)}, ["in.txt"]))
+
+
 def test_a_stage_that_was_not_completed_is_not_done(tmp_path):
     workdir = made(tmp_path, {})
     fingerprint = workdir.fingerprint({}, ["in.txt"])

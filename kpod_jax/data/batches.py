@@ -233,24 +233,6 @@ def _from(array_BxU: np.ndarray, start_B: np.ndarray, fill: float) -> np.ndarray
     return np.where(inside, values, np.asarray(fill, array_BxU.dtype))
 
 
-def question_batches(
-    questions: Ragged, batch_size: int, *, pad_id: int, buckets: int = 4
-) -> Iterator[Batch]:
-    """Prompts alone, every one exactly once, in batches of like lengths: for generation.
-
-    Yields:
-      input_ids [B, S] int32, input_mask [B, S] bool and index [B] int32, -1 in padding rows.
-    """
-    for members, (size,) in length_buckets(questions.lengths[:, None], buckets, batch_size):
-        for rows_B in batch_rows(members, batch_size):
-            input_ids, input_mask = padded(questions, rows_B, size, pad_id)
-            yield {
-                "input_ids": input_ids,
-                "input_mask": input_mask,
-                "index": rows_B.astype(np.int32),
-            }
-
-
 def _target_weights(tokenized: TokenizedSet, weights: Ragged | None) -> Ragged:
     """float32 weights parallel to the targets: w_j, then 1 for the answer sentence and EOS."""
     targets = tokenized.targets

@@ -22,8 +22,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     is.
 
     Args:
-      name: a directory with `tokenizer.json` or a SentencePiece model, one of these files, or the
-        id of a model on the Hugging Face hub (whose cached copy is used first).
+      name: a directory with `tokenizer.json` or a SentencePiece model, one of these files, a GGUF
+        file, or the id of a model on the Hugging Face hub (whose cached copy is used first).
 
     Raises:
       UserError: nothing of that name can be loaded, or it has no end token.
@@ -66,10 +66,12 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
         # T5's models have a padding piece, LLaMA's have none.
         family = transformers.T5Tokenizer if model.pad_id() >= 0 else transformers.LlamaTokenizer
         return family.from_pretrained(str(path))
+    if path.is_file() and path.suffix == ".gguf":
+        return transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     if path.is_dir():
         return transformers.AutoTokenizer.from_pretrained(str(path))
     if path.is_file():
-        raise ValueError("it is a file, but neither .json nor .model.")
+        raise ValueError("it is a file, but not .json, .model or .gguf.")
     if path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".model", ".json"):
         raise OSError("there is no such file or directory.")
     try:

@@ -32,7 +32,8 @@ class TokenizedSet:
     Attributes:
       records: the N records. A step that has no token of its own (a tokenizer may join "..." or a
         run of unknown characters over its end) is joined to the step before it.
-      questions: int32, the encoder's input: the prompt with the question, then EOS.
+      questions: int32, what is read: the prompt with the question, then EOS; for a decoder-only
+        student without its last token, which is the first that the decoder is given.
       targets: int32, the rationale's tokens, those of the answer sentence, then EOS.
       steps: int32 parallel to `targets`: 0-based step of each rationale token, n_i from the
         answer sentence on; never falling, and every step 0 ... n_i - 1 occurs.
@@ -65,6 +66,7 @@ def tokenize(
     answer_template: str = ANSWER_TEMPLATE,
     max_question_tokens: int,
     max_target_tokens: int,
+    decoder_only: bool = False,
 ) -> tuple[TokenizedSet, list[Rejected]]:
     """Tokenises records; what cannot be used whole is rejected with its reason, never cut.
 
@@ -78,6 +80,7 @@ def tokenize(
       answer_template: the answer sentence, with `{answer}` in it.
       max_question_tokens: bound of a prompt's tokens, EOS counted.
       max_target_tokens: bound of a target's tokens, EOS counted.
+      decoder_only: see `TokenizedSet.questions`.
 
     Raises:
       UserError: a template lacks its placeholder.
@@ -87,14 +90,13 @@ def tokenize(
     rejected = {i: reason for i, r in enumerate(records) if (reason := _missing(r))}
     kept = [i for i in range(len(records)) if i not in rejected]
 
-    questions = _encode(
-        tokenizer, [prompt.replace("{question}", records[i].question) for i in kept]
-    )
+    questions = _prompts(tokenizer, [records[i].question for i in kept], prompt, decoder_only)
     answers = _encode(tokenizer, [records[i].answer for i in kept])
     texts = [_target_text(records[i], answer_template) for i in kept]
     encoded = _call(tokenizer, texts, offsets=True)
     eos_id = _eos_id(tokenizer)
     special = {eos_id, cast(int, tokenizer.pad_token_id)}
+    controls = {token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token}
     for i, question, answer, target, spans in zip(
         kept, questions, answers, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
@@ -111,10 +113,12 @@ def tokenize(
                 f"its rationale and answer have {len(target)} tokens, more than "
                 f"max_target_tokens={max_target_tokens}"
             )
-        elif not special.isdisjoint(question[:-1] + answer[:-1] + target[:-1]):
+        elif not special.isdisjoint(answer[:-1] + target[:-1]) or any(
+            token in records[i].question for token in controls
+        ):
             rejected[i] = (
-                f"its text holds the tokenizer's own {tokenizer.eos_token} or "
-                f"{tokenizer.pad_token}, which would end it or count as padding"
+                f"its text holds a token of the tokenizer's own, such as {tokenizer.eos_token} or "
+                f"{tokenizer.pad_token}, which would end it, count as padding or begin a turn"
             )
     good = [place for place, i in enumerate(kept) if i not in rejected]
     aligned = _align(
@@ -132,9 +136,13 @@ def tokenize(
 
 
 def tokenize_questions(
-    records: Sequence[Record], tokenizer: "PreTrainedTokenizerFast", *, prompt: str = PROMPT
+    records: Sequence[Record],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    prompt: str = PROMPT,
+    decoder_only: bool = False,
 ) -> Ragged:
-    """Prompts alone, EOS at their ends, of every record, however long: for generation.
+    """Prompts alone, of every record, however long, as `TokenizedSet.questions`: for generation.
 
     Returns:
       N slices of int32.
@@ -143,8 +151,72 @@ def tokenize_questions(
       UserError: the prompt lacks its placeholder.
     """
     _check_template("prompt", prompt, "{question}")
-    texts = [prompt.replace("{question}", record.question) for record in records]
-    return Ragged.from_list(_encode(tokenizer, texts), np.int32)
+    questions = [record.question for record in records]
+    return Ragged.from_list(_prompts(tokenizer, questions, prompt, decoder_only), np.int32)
+
+
+def resolve_prompt(
+    tokenizer: "PreTrainedTokenizerFast", prompt: str, *, decoder_only: bool, chat: bool
+) -> str:
+    """The template that prompts are made by: `prompt` itself, or set in a conversation.
+
+    A decoder-only student's rationale stands right behind the prompt. Where the tokenizer would
+    join them without a space ("step.Tom has"), the template gets a line's end.
+
+    Args:
+      tokenizer: from `load_tokenizer`.
+      prompt: with `{question}` in it.
+      decoder_only: whether prompt and target are one sequence.
+      chat: whether the prompt is a user's turn in the tokenizer's chat template, and the target
+        the assistant's.
+
+    Raises:
+      UserError: the tokenizer has no chat template.
+    """
+    if chat:
+        try:
+            turns = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # Jinja has its own errors, and templates raise theirs.
+            raise UserError(
+                "student.chat=True, but the tokenizer's chat template cannot be used: "
+                f"{str(error).splitlines()[0]} Set student.chat=False for a base model."
+            ) from error
+        prompt = cast(str, text)
+    elif decoder_only and not prompt[-1].isspace():
+        one = _call(tokenizer, ["a"])["input_ids"][0]
+        if tokenizer.decode([*one, *one]) == "aa":
+            prompt += "\n"
+    return prompt
+
+
+def decoder_start(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> int:
+    """The first token that a decoder-only student's decoder is given: the last of every prompt.
+
+    Raises:
+      UserError: prompts end with their questions, so with tokens of all kinds.
+    """
+    ends = {_call(tokenizer, [prompt.replace("{question}", q)])["input_ids"][0][-1] for q in "7.a"}
+    if len(ends) > 1:
+        raise UserError(
+            f"student.prompt={prompt!r} ends with the question. A decoder-only student needs words "
+            'after it, such as "A: Let\'s think step by step.".'
+        )
+    return ends.pop()
+
+
+def _prompts(
+    tokenizer: "PreTrainedTokenizerFast", questions: list[str], prompt: str, decoder_only: bool
+) -> list[list[int]]:
+    texts = [prompt.replace("{question}", question) for question in questions]
+    if not decoder_only:
+        return _encode(tokenizer, texts)
+    # What the tokenizer puts before every text, such as LLaMA's <s>.
+    alone, plain = tokenizer("a").input_ids, _call(tokenizer, ["a"])["input_ids"][0]
+    begin = alone[: len(alone) - len(plain)] if alone[-len(plain) :] == plain else []
+    if tokenizer.bos_token is not None and prompt.startswith(str(tokenizer.bos_token)):
+        begin = []  # A chat template brings it along.
+    return [[*begin, *ids[:-1]] for ids in _call(tokenizer, texts)["input_ids"]]
 
 
 def _check_template(name: str, template: str, placeholder: str) -> None:

@@ -4,6 +4,7 @@ A parameter is one tensor there, or, where layers are stacked for `nn.scan`, one
 are transposed, and their heads folded. Only safetensors are read and written.
 """
 
+import functools
 import math
 import pathlib
 from typing import Any
@@ -17,9 +18,9 @@ from jax.experimental import multihost_utils
 from kpod_jax import files
 from kpod_jax.errors import UserError
 from kpod_jax.models import layout
+from kpod_jax.models.families import NAMED, ModelConfig, config_from_json, family_of, hf_shape
+from kpod_jax.models.gguf_file import GGUFFile
 from kpod_jax.models.layers import LoRAConfig
-from kpod_jax.models.t5_config import NAMED, T5Config
-from kpod_jax.models.t5_names import hf_name, hf_shape
 from kpod_jax.models.tensors import INDEX, WEIGHTS, Tensors
 
 _SHARD_BYTES = 4 << 30
@@ -52,8 +53,8 @@ def find(model: str, names: tuple[str, ...] = _EVERYTHING) -> pathlib.Path:
         ) from error
 
 
-def load_config(model: str) -> T5Config:
-    """The architecture of a directory, a config.json, a name in `NAMED`, or a model on the hub.
+def load_config(model: str) -> ModelConfig:
+    """The architecture of a directory, config.json or GGUF file, a name in `NAMED`, or on the hub.
 
     Raises:
       UserError: it cannot be found, or it is of a family that is not supported.
@@ -61,16 +62,11 @@ def load_config(model: str) -> T5Config:
     if model in NAMED and not pathlib.Path(model).exists():
         return NAMED[model]
     path = find(model, ("config.json",))
+    if path.suffix == ".gguf":
+        return GGUFFile(path).config
     path = path / "config.json" if path.is_dir() else path
-    value = files.read_json(path)
-    if not isinstance(value, dict) or value.get("model_type") != "t5":
-        family = value.get("model_type") if isinstance(value, dict) else None
-        raise UserError(
-            f"{path}: students of the family {family!r} are not supported. Supported is model_type "
-            "'t5': T5 v1.0, T5 v1.1 and Flan-T5."
-        )
     try:
-        return T5Config.from_json(value)
+        return config_from_json(files.read_json(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -84,7 +80,7 @@ def check_weights(model: str) -> None:
     Tensors(find(model))
 
 
-def load_params(model: str, abstract: Any, config: T5Config) -> Any:
+def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
     """Reads parameters tensor by tensor, each straight onto its sharding.
 
     Args:
@@ -99,27 +95,65 @@ def load_params(model: str, abstract: Any, config: T5Config) -> Any:
       UserError: no weights, or a weight is missing, unexpected or of another shape.
     """
     tensors = Tensors(find(model))
-    leaves = {k: v for k, v in layout.flatten(abstract).items() if not layout.is_adapter(k)}
-    names = {path: _names(path, leaf) for path, leaf in leaves.items()}
+    flat = layout.flatten(abstract)
+    leaves = {k: v for k, v in flat.items() if not k.endswith(layout.BESIDE_KERNEL)}
+    names = {path: _names(path, leaf, config) for path, leaf in leaves.items()}
     if "lm_head.weight" not in tensors.names and "lm_head/kernel" in names:
         # transformers 5 writes a head that equals the embedding table only once.
-        names["lm_head/kernel"] = ["shared.weight"]
+        names["lm_head/kernel"] = [family_of(config).names.EMBEDDING]
     tensors.check_names({name for found in names.values() for name in found}, config)
     result = {}
     for path, leaf in leaves.items():
-        value = np.empty(leaf.shape, leaf.dtype)
-        rows = value if layout.is_stacked(path) else value[None]
+        scale_path = layout.beside(path, "kernel_scale")
+        wanted = {key: flat[key] for key in (path, scale_path) if key in flat}
+        stacked = layout.is_stacked(path)
+        # Of stacked layers one at a time is on the host.
+        found = {key: _zeros(of) for key, of in wanted.items()} if stacked else {}
         for i, name in enumerate(names[path]):
-            rows[i] = _from_hf(path, tensors.read(name, path, config), rows.shape[1:])
-        result[path] = jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda index, value=value: value[index]
-        )
+            shape = leaf.shape[1:] if stacked else leaf.shape
+            values = [_from_hf(path, tensors.read(name, path, config), shape)]
+            if scale_path in flat:
+                values = _quantize(values[0], _inputs(path))
+            for (key, of), value in zip(wanted.items(), values, strict=True):
+                where, value = of.sharding, value.astype(of.dtype)
+                if stacked:
+                    spec = jax.sharding.PartitionSpec(*where.spec[1:])
+                    layer = _placed(value, jax.sharding.NamedSharding(where.mesh, spec))
+                    found[key] = _put(found[key], layer, i)
+                else:
+                    found[key] = _placed(value, where)
+        result |= found
     return layout.unflatten(result)
+
+
+def _placed(value: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+
+
+def _zeros(leaf: Any) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, layer: jax.Array, place: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, place, 0)
+
+
+def _inputs(path: str) -> int:
+    """How many of a kernel's dimensions are inputs: of an attention's output heads and width."""
+    return 2 if path.endswith("/o/kernel") else 1
+
+
+def _quantize(kernel: np.ndarray, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """[*inputs, *outputs] -> int8 of that shape, and float32 [*outputs] that it is scaled by."""
+    kernel = kernel.astype(np.float32)
+    scale = np.abs(kernel).max(axis=tuple(range(inputs))) / 127
+    return np.rint(kernel / np.where(scale, scale, 1)).astype(np.int8), scale
 
 
 def save_pretrained(
     directory: files.PathLike,
-    config: T5Config,
+    config: ModelConfig,
     params: Any,
     tokenizer: Any = None,
     dtype: str = "float32",
@@ -150,8 +184,8 @@ def save_pretrained(
     sources = {
         name: (path, i if layout.is_stacked(path) else None)
         for path, leaf in flat.items()
-        if not layout.is_adapter(path)
-        for i, name in enumerate(_names(path, leaf))
+        if not path.endswith(layout.BESIDE_KERNEL)
+        for i, name in enumerate(_names(path, leaf, config))
     }
     size = jnp.dtype(dtype).itemsize
     bytes_of = {name: math.prod(hf_shape(p, config)) * size for name, (p, _) in sources.items()}
@@ -175,8 +209,9 @@ def save_pretrained(
         tokenizer.save_pretrained(directory)
 
 
-def _names(path: str, leaf: Any) -> list[str]:
+def _names(path: str, leaf: Any, config: ModelConfig) -> list[str]:
     """The tensors that make a parameter, one a layer if it is stacked."""
+    hf_name = family_of(config).names.hf_name
     return [hf_name(path, i) for i in range(leaf.shape[0] if layout.is_stacked(path) else 1)]
 
 
@@ -188,22 +223,27 @@ def _to_hf(
     flat: dict[str, Any], path: str, layer: int | None, lora: LoRAConfig | None
 ) -> np.ndarray:
     """A weight as Hugging Face stores it, float32, with its adapter merged in."""
-
-    def fetch(path: str) -> np.ndarray:
-        value = flat[path] if layer is None else flat[path][layer]
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            value = multihost_utils.process_allgather(value, tiled=True)
-        return np.asarray(value, np.float32)
-
-    array = fetch(path)
+    array = fetch(flat, path, layer)
+    assert array is not None
     if not path.endswith("/kernel"):
-        return array
-    prefix = path.removesuffix("kernel")
-    if lora is not None and prefix + "lora_a" in flat:
-        low, high = fetch(prefix + "lora_a"), fetch(prefix + "lora_b")
-        array = array + lora.scale * np.tensordot(low, high, 1)
-    outputs = math.prod(array.shape[2 if prefix.endswith("/o/") else 1 :])
+        return array.reshape(-1) if path.endswith("/bias") else array
+    parts = {name: fetch(flat, layout.beside(path, name), layer) for name in layout.BESIDE_KERNEL}
+    array = np.asarray(layout.merged_kernel(array, parts, lora))  # pyright: ignore
+    outputs = math.prod(array.shape[_inputs(path) :])
     return np.ascontiguousarray(array.reshape(-1, outputs).T)
+
+
+def fetch(flat: dict[str, Any], path: str, layer: int | None) -> np.ndarray | None:
+    """A parameter (of a stacked one, a layer) on this host as float32; None: there is none.
+
+    With several processes all must call it.
+    """
+    if path not in flat:
+        return None
+    value = flat[path] if layer is None else flat[path][layer]
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value, np.float32)
 
 
 def _shards(bytes_of: dict[str, int], limit: int) -> dict[str, list[str]]:

@@ -17,23 +17,31 @@ from kpod_jax.sharding import constrain
 
 Dtype = Any
 DROPOUT = "dropout"  # The rng collection.
+# What `remat` keeps of the forward pass.
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters inside the projections.
+    """Low-rank adapters inside the projections, beside base weights that are frozen.
 
     Attributes:
       rank: R, at least 1.
       alpha: an adapter's product is scaled by alpha / rank.
       dropout: on the adapters' input, in training.
       targets: names of the projections that get one.
+      base_dtype: of the base weights, "float32", "bfloat16" or "int8". With int8 the kernels are
+        integers with a scale for each output, and the rest is bfloat16. Adapters are float32.
     """
 
     rank: int
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q", "v")
+    base_dtype: str = "float32"
 
     @property
     def scale(self) -> float:
@@ -47,10 +55,12 @@ def partitioned(initializer: Callable[..., Any], *axes: str) -> Callable[..., An
 
 
 class Projection(nn.Module):
-    """x @ kernel without bias, over one or more dimensions, with a LoRA adapter where asked for.
+    """x @ kernel over one or more dimensions, with a bias and a LoRA adapter where asked for.
 
-    The parameters are `kernel` [*inputs, *outputs] and, with an adapter, `lora_a` [*inputs, R] and
-    `lora_b` [R, *outputs]. `lora_b` starts as zeros, so that an adapter changes nothing at first.
+    The parameters are `kernel` [*inputs, *outputs], perhaps `bias` [*outputs], with an int8 kernel
+    `kernel_scale` [*outputs] that its sums are multiplied by, and, with an adapter, `lora_a`
+    [*inputs, R] and `lora_b` [R, *outputs]. `lora_b` starts as zeros, so that an adapter changes
+    nothing at first.
 
     Attributes:
       inputs: sizes of the last dimensions of x, which are summed over.
@@ -66,15 +76,28 @@ class Projection(nn.Module):
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     lora: LoRAConfig | None = None
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         """[..., *inputs] -> [..., *outputs] of `dtype`."""
         inputs, outputs, n = tuple(self.inputs), tuple(self.outputs), len(self.inputs)
-        kernel_init = partitioned(nn.initializers.normal(self.std), *self.axes)
-        kernel = self.param("kernel", kernel_init, inputs + outputs, self.param_dtype)
+        integers = self.lora is not None and self.lora.base_dtype == "int8"
+        kernel_init = _integers if integers else nn.initializers.normal(self.std)
+        kernel_dtype = jnp.int8 if integers else self.param_dtype
+        kernel_init = partitioned(kernel_init, *self.axes)
+        kernel = self.param("kernel", kernel_init, inputs + outputs, kernel_dtype)
         x = x.astype(self.dtype)
         result = jnp.tensordot(x, kernel.astype(self.dtype), n)
+        if integers:
+            scale_init = nn.initializers.constant(self.std / _INTEGERS_STD)
+            scale_init = partitioned(scale_init, *self.axes[n:])
+            scale = self.param("kernel_scale", scale_init, outputs, jnp.float32)
+            result *= scale.astype(self.dtype)
+        if self.use_bias:
+            bias_init = partitioned(nn.initializers.zeros, *self.axes[n:])
+            bias = self.param("bias", bias_init, outputs, self.param_dtype)
+            result += bias.astype(self.dtype)
         if self.lora is None or self.name not in self.lora.targets:
             return result
         rank = self.lora.rank
@@ -85,25 +108,34 @@ class Projection(nn.Module):
 
         a_init = partitioned(uniform, *self.axes[:n], "lora")
         b_init = partitioned(nn.initializers.zeros, "lora", *self.axes[n:])
-        lora_a = self.param("lora_a", a_init, (*inputs, rank), self.param_dtype)
-        lora_b = self.param("lora_b", b_init, (rank, *outputs), self.param_dtype)
+        lora_a = self.param("lora_a", a_init, (*inputs, rank), jnp.float32)
+        lora_b = self.param("lora_b", b_init, (rank, *outputs), jnp.float32)
         x = dropout(self, x, self.lora.dropout, deterministic)
         low = jnp.tensordot(x, lora_a.astype(self.dtype), n)
         return result + self.lora.scale * jnp.tensordot(low, lora_b.astype(self.dtype), 1)
 
 
+_INTEGERS_STD = (127**2 / 3) ** 0.5
+
+
+def _integers(key: jax.Array, shape: Sequence[int], dtype: Dtype) -> jax.Array:
+    """Initial values of an int8 kernel: uniform, of standard deviation `_INTEGERS_STD`."""
+    return jax.random.randint(key, shape, -127, 128, dtype)
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32: T5's layer norm, without mean and bias."""
+    """x / rms(x) * scale, computed in float32: without mean and bias."""
 
     size: int
     epsilon: float
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    axis: str = "embed"  # Logical name.
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D] of `dtype`."""
-        ones = partitioned(nn.initializers.ones, "embed")
+        ones = partitioned(nn.initializers.ones, self.axis)
         scale = self.param("scale", ones, (self.size,), self.param_dtype)
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
@@ -117,9 +149,10 @@ class Embedding(nn.Module):
     size: int
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    std: float = 1.0
 
     def setup(self) -> None:
-        init = partitioned(nn.initializers.normal(1.0), "vocab", "embed")
+        init = partitioned(nn.initializers.normal(self.std), "vocab", "embed")
         self.embedding = self.param("embedding", init, (self.rows, self.size), self.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
@@ -129,6 +162,22 @@ class Embedding(nn.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., V] float32, the products with every row."""
         return head_product(x, self.embedding.T, self.dtype)
+
+
+class Head(nn.Module):
+    """A head of its own: [..., D] -> [..., V] float32."""
+
+    size: int
+    rows: int
+    std: float
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        init = partitioned(nn.initializers.normal(self.std), "embed", "vocab")
+        kernel = self.param("kernel", init, (self.size, self.rows), self.param_dtype)
+        return head_product(hidden, kernel, self.dtype)
 
 
 def head_product(x: jax.Array, kernel_DxV: jax.Array, dtype: Dtype) -> jax.Array:
@@ -152,27 +201,39 @@ def attend(
     mask: jax.Array | None,
     *,
     is_causal: bool = False,
+    scale: float = 1.0,
     drop: Callable[[jax.Array], jax.Array] | None = None,
+    implementation: str = "xla",
 ) -> jax.Array:
-    """Attention without the 1 / sqrt(H), softmax in float32.
+    """Attention, softmax in float32.
 
     Args:
       query_BxQxNxH: as are key and value, of the compute type.
-      key_BxKxNxH: see there.
+      key_BxKxNxH: see there; may have fewer heads, each shared by queries of a group (not where
+        `drop` is given).
       value_BxKxNxH: see there.
       bias: added to the scores; broadcasts to [B, N, Q, K].
       mask: bool, True where a key is seen; broadcasts to [B, N, Q, K].
       is_causal: query q sees keys 0 ... q alone.
-      drop: applied to the attention weights.
+      scale: of the scores; T5 has none.
+      drop: applied to the attention weights, which are then made whole.
+      implementation: "xla", or "cudnn", flash attention on a GPU.
 
     Returns:
       [B, Q, N, H].
     """
     if drop is None:
         return jax.nn.dot_product_attention(
-            query_BxQxNxH, key_BxKxNxH, value_BxKxNxH, bias, mask, scale=1.0, is_causal=is_causal
+            query_BxQxNxH,
+            key_BxKxNxH,
+            value_BxKxNxH,
+            bias,
+            mask,
+            scale=scale,
+            is_causal=is_causal,
+            implementation=implementation,  # pyright: ignore[reportArgumentType]
         )
-    scores = jnp.einsum(
+    scores = scale * jnp.einsum(
         "BQNH,BKNH->BNQK", query_BxQxNxH, key_BxKxNxH, preferred_element_type=jnp.float32
     )
     scores = scores if bias is None else scores + bias

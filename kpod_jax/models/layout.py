@@ -3,12 +3,15 @@
 In paths, `layers_3` is a layer written out and `layers` all of them stacked on the first axis.
 """
 
+import functools
 import re
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+
+from kpod_jax.models.layers import LoRAConfig
 
 
 def flatten(params: Any) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def unflatten(flat: dict[str, Any]) -> Any:
 
 def is_stacked(path: str) -> bool:
     """Whether a parameter holds all layers of a stack."""
-    return "/layers/" in path
+    return "layers" in path.split("/")
 
 
 def is_adapter(path: str) -> bool:
@@ -31,16 +34,62 @@ def is_adapter(path: str) -> bool:
     return path.endswith(("/lora_a", "/lora_b"))
 
 
+def combine(*parts: Any) -> Any:
+    """One tree of parameters that are in several."""
+    flat: dict[str, Any] = {}
+    for part in parts:
+        flat |= flatten(part)
+    return unflatten(flat)
+
+
+def merge(params: Any, lora: LoRAConfig | None) -> Any:
+    """What the module without adapters needs to compute the same.
+
+    Adapters are added to their kernels; int8 kernels become float32.
+    """
+    flat = flatten(params)
+    result = {}
+    for path, leaf in flat.items():
+        if path.endswith("/kernel"):
+            parts = {name: flat.get(beside(path, name)) for name in BESIDE_KERNEL}
+            if is_stacked(path):
+                merge_all = functools.partial(merged_kernel, lora=lora)
+                leaf = jax.vmap(merge_all)(leaf, parts)
+            else:
+                leaf = merged_kernel(leaf, parts, lora)
+        if not path.endswith(BESIDE_KERNEL):
+            result[path] = leaf
+    return unflatten(result)
+
+
+# What may stand beside a kernel and becomes part of it when it is merged.
+BESIDE_KERNEL = ("kernel_scale", "lora_a", "lora_b")
+
+
+def beside(path: str, name: str) -> str:
+    """The path of `name` beside a kernel."""
+    return path.removesuffix("kernel") + name
+
+
+def merged_kernel(kernel: jax.Array, parts: dict[str, Any], lora: LoRAConfig | None) -> jax.Array:
+    """[*inputs, *outputs] of one layer, from what stands beside it (None: nothing)."""
+    if parts["kernel_scale"] is not None:
+        kernel = kernel * parts["kernel_scale"]
+    if lora is None or parts["lora_a"] is None:
+        return kernel
+    return kernel + lora.scale * jnp.tensordot(parts["lora_a"], parts["lora_b"], 1)
+
+
 def stack(params: Any) -> Any:
     """Layers written out -> stacked, for `scan_layers=True`; what is stacked stays as it is."""
     result: dict[str, Any] = {}
     layers: dict[str, dict[int, jax.Array]] = {}
     for path, value in flatten(params).items():
-        match = re.search(r"/layers_(\d+)/", path)
+        match = re.search(r"\blayers_(\d+)/", path)
         if match is None:
             result[path] = value
         else:
-            layers.setdefault(path.replace(match[0], "/layers/"), {})[int(match[1])] = value
+            layers.setdefault(path.replace(match[0], "layers/"), {})[int(match[1])] = value
     for path, found in layers.items():
         result[path] = jnp.stack([found[i] for i in range(len(found))])
     return unflatten(result)
@@ -54,5 +103,5 @@ def unroll(params: Any) -> Any:
             result[path] = value
             continue
         for i in range(value.shape[0]):
-            result[path.replace("/layers/", f"/layers_{i}/")] = value[i]
+            result[path.replace("layers/", f"layers_{i}/")] = value[i]
     return unflatten(result)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kpod_jax import sharding
+from kpod_jax.data import tokens
 from kpod_jax.data.tokens import load_tokenizer
 from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
+from kpod_jax.models.families import Family, Model, ModelConfig, family_of
 from kpod_jax.models.layers import LoRAConfig
-from kpod_jax.models.t5 import T5, T5Config
+from kpod_jax.models.t5_config import T5Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,23 @@ class Student:
       seed: of random values, adapters' among them.
     """
 
-    module: T5
-    config: T5Config
+    module: Model
+    config: ModelConfig
     tokenizer: Any
     model: str
     random: bool
     seed: int
+
+    @property
+    def decoder_only(self) -> bool:
+        """Whether prompt and target are one sequence."""
+        return not isinstance(self.config, T5Config)
+
+    def decoder_start(self, prompt: str) -> int:
+        """The decoder's first input; a decoder-only student's depends on the prompt template."""
+        if isinstance(self.config, T5Config):
+            return self.config.decoder_start_token_id
+        return tokens.decoder_start(self.tokenizer, prompt)
 
     def abstract(self, mesh: Mesh) -> Any:
         """Shapes, dtypes and shardings of the parameters: a tree of jax.ShapeDtypeStruct."""
@@ -62,15 +75,16 @@ class Student:
         if self.module.lora is None:
             return params
         # Adapters are in no checkpoint of a base model; nothing else is initialised beside them.
-        adapters = self._born(mesh, layout.is_adapter)
-        return layout.unflatten(layout.flatten(params) | layout.flatten(adapters))
+        return layout.combine(params, self._born(mesh, layout.is_adapter))
 
-    def trainable(self, params: Any) -> Any:
-        """A tree of bool: with LoRA the adapters alone, else everything."""
-        everything = self.module.lora is None
-        return layout.unflatten(
-            {path: everything or layout.is_adapter(path) for path in layout.flatten(params)}
-        )
+    def split(self, params: Any) -> tuple[Any, Any]:
+        """The parameters that are trained (with LoRA the adapters alone), and those frozen."""
+        if self.module.lora is None:
+            return params, {}
+        trained, frozen = {}, {}
+        for path, leaf in layout.flatten(params).items():
+            (trained if layout.is_adapter(path) else frozen)[path] = leaf
+        return layout.unflatten(trained), layout.unflatten(frozen)
 
     def embeddings(self, params: Any) -> np.ndarray:
         """[V, D] float32, the input embedding table among the parameters."""
@@ -104,6 +118,7 @@ def load_student(
     dtype: str = "float32",
     scan_layers: bool = True,
     remat: str = "none",
+    attention: str = "xla",
     lora: LoRAConfig | None = None,
     seed: int = 0,
 ) -> Student:
@@ -117,12 +132,18 @@ def load_student(
       dtype: of activations and matrix products.
       scan_layers: see `T5`.
       remat: see `T5`.
+      attention: see `T5`.
       lora: adapters, or None.
       seed: of random values.
 
     Raises:
       UserError: something cannot be loaded, or the tokenizer has more tokens than the model rows.
     """
+    if attention == "cudnn" and (jax.default_backend() != "gpu" or dtype != "bfloat16"):
+        raise UserError(
+            f"student.attention='cudnn' with student.dtype={dtype!r} on {jax.default_backend()}: "
+            "flash attention wants bfloat16 on an NVIDIA GPU; expected xla."
+        )
     config = hub.load_config(model)
     if init != "random":
         hub.check_weights(model)
@@ -134,18 +155,34 @@ def load_student(
             "tokenizer that the model was trained with (student.tokenizer)."
         )
     pad = loaded.pad_token_id
-    start = pad if init == "random" else config.decoder_start_token_id
-    config = dataclasses.replace(
-        config,
-        pad_token_id=pad,
-        eos_token_id=loaded.eos_token_id,
-        decoder_start_token_id=start,
-    )
-    module = T5(
-        config,
+    own = {"pad_token_id": pad, "eos_token_id": loaded.eos_token_id}
+    if init == "random" and isinstance(config, T5Config):
+        own["decoder_start_token_id"] = pad
+    config = dataclasses.replace(config, **own)
+    family = family_of(config)
+    if lora is not None:
+        lora = dataclasses.replace(lora, targets=_targets(lora.targets, family))
+    whole = lora is None or lora.base_dtype == "float32"
+    module = family.module(
+        config,  # pyright: ignore[reportArgumentType]
         dtype=jnp.dtype(dtype),
+        param_dtype=jnp.float32 if whole else jnp.bfloat16,
         remat=remat,
         scan_layers=scan_layers,
         lora=lora,
+        attention=attention,
     )
     return Student(module, config, loaded, model, init == "random", seed)
+
+
+def _targets(asked: Sequence[str], family: Family) -> tuple[str, ...]:
+    """The projections that get adapters; "all-linear", as in PEFT, is all of them."""
+    known = family.names.PROJECTIONS
+    if tuple(asked) == ("all-linear",):
+        return tuple(known)
+    if unknown := [name for name in asked if name not in known]:
+        raise UserError(
+            f"student.lora.targets={tuple(asked)!r}: the student has no projection {unknown[0]!r}; "
+            f"expected some of {', '.join(known)}, or all-linear."
+        )
+    return tuple(asked)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kpod_jax.models.layers import Dtype, Embedding, LoRAConfig, head_product, partitioned
+from kpod_jax.models.layers import Dtype, Embedding, Head, LoRAConfig
 from kpod_jax.models.t5_config import NAMED, T5Config
 from kpod_jax.models.t5_layers import Cache, Stack
 
@@ -26,6 +26,7 @@ class T5(nn.Module):
       scan_layers: one compiled layer with stacked parameters (`layers`), which compiles fast;
         False writes the layers out (`layers_0`, ...), which runs faster where there are few.
       lora: adapters, or None.
+      attention: "xla", or "cudnn", flash attention on a GPU, in bfloat16.
     """
 
     config: T5Config
@@ -34,15 +35,17 @@ class T5(nn.Module):
     remat: str = "none"
     scan_layers: bool = True
     lora: LoRAConfig | None = None
+    attention: str = "xla"
 
     def setup(self) -> None:
         c = self.config
         self.shared = Embedding(c.vocab_size, c.d_model, self.dtype, self.param_dtype)
         shared = (c, self.dtype, self.param_dtype, self.remat, self.scan_layers, self.lora)
-        self.encoder = Stack(*shared, is_decoder=False)
-        self.decoder = Stack(*shared, is_decoder=True)
+        self.encoder = Stack(*shared, self.attention, is_decoder=False)
+        self.decoder = Stack(*shared, self.attention, is_decoder=True)
         if not c.tie_word_embeddings:
-            self.lm_head = _Head(c, self.dtype, self.param_dtype)
+            std = c.d_model**-0.5
+            self.lm_head = Head(c.d_model, c.vocab_size, std, self.dtype, self.param_dtype)
 
     def __call__(
         self,
@@ -106,43 +109,47 @@ class T5(nn.Module):
         return self.lm_head(hidden)
 
     def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
-        """An empty cache for `length` positions, with the encoder's keys and values.
+        """An empty cache for `length` steps, with the encoder's keys and values.
 
         Needs `scan_layers=False`: while decoding there is one array a layer, which is updated in
         place. `unroll` in `models/layout.py` makes the parameters for it.
         """
         return self.decoder.start_cache(encoded_BxSxD, length)
 
-    def decode_step(
-        self, ids_B: jax.Array, position: jax.Array, input_mask_BxS: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """One token a row.
+    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded_RxSxD: jax.Array) -> Cache:
+        """The cache with other questions in some rows; `decode_step` hides what these rows held.
 
         Args:
-          ids_B: int, the decoder's input at `position`.
-          position: scalar int, from 0, below the cache's length.
+          cache: of B rows.
+          slots_R: int, the rows; B or more leaves a question out.
+          encoded_RxSxD: from `encode`, of the cache's S.
+        """
+        return self.decoder.fill_cache(cache, slots_R, encoded_RxSxD)
+
+    def decode_step(
+        self,
+        ids_B: jax.Array,
+        time: jax.Array,
+        age_B: jax.Array,
+        input_mask_BxS: jax.Array,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """One token a row. Rows may have begun at different times.
+
+        Args:
+          ids_B: int, the decoder's input at the row's position `age_B`.
+          time: scalar int, the number of the step: one more at every call with the same cache.
+          age_B: int, the row's position, from 0, below the cache's length.
           input_mask_BxS: as in `encode`.
-          cache: from `start_cache`, or the step before.
+          cache: from `start_cache`, `fill_cache`, or the step before.
 
         Returns:
-          [B, D], what `decode` has at `position`, and the cache for the next step.
+          [B, D], what `decode` has at the rows' positions, and the cache for the next step.
         """
-        x, cache = self.decoder.step(self.embed(ids_B)[:, None], position, input_mask_BxS, cache)
+        x = self.embed(ids_B)[:, None]
+        x, cache = self.decoder.step(x, time, age_B, input_mask_BxS, cache)
         return self._scaled(x)[:, 0], cache
 
     def _scaled(self, hidden: jax.Array) -> jax.Array:
         scale = self.config.d_model**-0.5 if self.config.tie_word_embeddings else 1.0
         return hidden * scale
-
-
-class _Head(nn.Module):
-    config: T5Config
-    dtype: Dtype
-    param_dtype: Dtype
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        c = self.config
-        init = partitioned(nn.initializers.normal(c.d_model**-0.5), "embed", "vocab")
-        kernel = self.param("kernel", init, (c.d_model, c.vocab_size), self.param_dtype)
-        return head_product(hidden, kernel, self.dtype)

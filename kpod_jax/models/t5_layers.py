@@ -5,7 +5,7 @@ cache, D width of the model, N heads, H width of a head.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpod_jax.models.layers import (
+    POLICIES,
     Dtype,
     LoRAConfig,
     Projection,
@@ -32,10 +33,6 @@ _ACTIVATION = {
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
-_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class LayerCache(NamedTuple):
@@ -44,7 +41,7 @@ class LayerCache(NamedTuple):
     Heads come before positions, so that attention reads the arrays as they lie.
 
     Attributes:
-      key: [B, N, L, H], the keys of the positions decoded so far; the rest is zeros.
+      key: [B, N, L, H], the keys of the last L steps: those of step t in place t mod L.
       value: [B, N, L, H].
       cross_key: [B, N, S, H], of the encoder's output.
       cross_value: [B, N, S, H].
@@ -56,16 +53,8 @@ class LayerCache(NamedTuple):
     cross_value: jax.Array
 
 
-class Cache(NamedTuple):
-    """What the decoder keeps: one `LayerCache` a layer, and the bias by distance.
-
-    Attributes:
-      layers: one a decoder layer.
-      bias_NxL: entry l is the bias of a key l positions before the query.
-    """
-
-    layers: tuple[LayerCache, ...]
-    bias_NxL: jax.Array
+# One a decoder layer.
+Cache: TypeAlias = tuple[LayerCache, ...]
 
 
 class Stack(nn.Module):
@@ -77,6 +66,7 @@ class Stack(nn.Module):
     remat: str
     scan_layers: bool
     lora: LoRAConfig | None
+    attention: str
     is_decoder: bool
 
     def setup(self) -> None:
@@ -86,11 +76,12 @@ class Stack(nn.Module):
         if self.remat != "none":
             layer = nn.remat(
                 layer,
-                policy=_POLICIES[self.remat],
+                policy=POLICIES[self.remat],
                 prevent_cse=not self.scan_layers,
                 static_argnums=(6,),
             )
-        arguments = (c, self.dtype, self.param_dtype, self.lora, self.is_decoder)
+        types = (self.dtype, self.param_dtype, self.lora)
+        arguments = (c, *types, self.attention, self.is_decoder)
         if self.scan_layers:
             layer = nn.scan(
                 layer,
@@ -134,23 +125,36 @@ class Stack(nn.Module):
         return pin_residual(dropout(self, self.final_norm(x), c.dropout_rate, deterministic))
 
     def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
-        distance = self.config.relative_attention_max_distance
-        bucket_L = buckets(-np.arange(length), self.relative_bias.shape[0], False, distance)
-        layers = tuple(layer.start_cache(encoded_BxSxD, length) for layer in self.layers)  # pyright: ignore[reportGeneralTypeIssues]
-        return Cache(layers, self.relative_bias[bucket_L].T)
+        return tuple(layer.start_cache(encoded_BxSxD, length) for layer in self.layers)  # pyright: ignore[reportGeneralTypeIssues]
+
+    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded_RxSxD: jax.Array) -> Cache:
+        return tuple(
+            layer.fill_cache(layer_cache, slots_R, encoded_RxSxD)
+            for layer, layer_cache in zip(self.layers, cache, strict=True)  # pyright: ignore[reportArgumentType]
+        )
 
     def step(
-        self, x_Bx1xD: jax.Array, position: jax.Array, input_mask_BxS: jax.Array, cache: Cache
+        self,
+        x_Bx1xD: jax.Array,
+        time: jax.Array,
+        age_B: jax.Array,
+        input_mask_BxS: jax.Array,
+        cache: Cache,
     ) -> tuple[jax.Array, Cache]:
-        distance_L = position - jnp.arange(cache.bias_NxL.shape[1])
-        bias = jnp.take(cache.bias_NxL, jnp.maximum(distance_L, 0), axis=1)[None, :, None]
-        seen = (distance_L >= 0)[None, None, None]
+        length, table = cache[0].key.shape[2], self.relative_bias
+        most = self.config.relative_attention_max_distance
+        # Biases by distance, then by place of the key.
+        bias_LxN = table[buckets(-np.arange(length), table.shape[0], False, most)]
+        distance_L = (time - jnp.arange(length)) % length
+        bias = bias_LxN[distance_L].T[None, :, None]
+        seen = (distance_L <= age_B[:, None])[:, None, None]
+        place = time % length
         encoded_mask = input_mask_BxS[:, None, None, :]
         x, layers = x_Bx1xD, []
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):  # pyright: ignore[reportArgumentType]
-            x, layer_cache = layer.step(x, position, bias, seen, encoded_mask, layer_cache)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):  # pyright: ignore[reportArgumentType]
+            x, layer_cache = layer.step(x, place, bias, seen, encoded_mask, layer_cache)
             layers.append(layer_cache)
-        return self.final_norm(x), Cache(tuple(layers), cache.bias_NxL)
+        return self.final_norm(x), tuple(layers)
 
 
 class _Layer(nn.Module):
@@ -160,6 +164,7 @@ class _Layer(nn.Module):
     dtype: Dtype
     param_dtype: Dtype
     lora: LoRAConfig | None
+    attention: str
     is_decoder: bool
 
     def setup(self) -> None:
@@ -167,10 +172,10 @@ class _Layer(nn.Module):
         types = (self.dtype, self.param_dtype)
         norm = functools.partial(RMSNorm, c.d_model, c.layer_norm_epsilon, *types)
         self.self_attention_norm = norm()
-        self.self_attention = _Attention(c, *types, self.lora)
+        self.self_attention = _Attention(c, *types, self.lora, self.attention)
         if self.is_decoder:
             self.cross_attention_norm = norm()
-            self.cross_attention = _Attention(c, *types, self.lora)
+            self.cross_attention = _Attention(c, *types, self.lora, self.attention)
         self.mlp_norm = norm()
         self.mlp = _FeedForward(c, *types, self.lora)
 
@@ -200,14 +205,25 @@ class _Layer(nn.Module):
     def start_cache(self, encoded: jax.Array, length: int) -> LayerCache:
         c = self.config
         empty = jnp.zeros((encoded.shape[0], c.num_heads, length, c.d_kv), self.dtype)
-        key, value = self.cross_attention.keys_values(encoded, True)
-        arrays = (empty, empty, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
+        arrays = (empty, empty, *self._cross_keys_values(encoded))
         return LayerCache(*(constrain(x, "batch", "heads", "length", "kv") for x in arrays))
+
+    def fill_cache(self, cache: LayerCache, slots: jax.Array, encoded: jax.Array) -> LayerCache:
+        key, value = self._cross_keys_values(encoded)
+        return cache._replace(
+            cross_key=cache.cross_key.at[slots].set(key, mode="drop"),
+            cross_value=cache.cross_value.at[slots].set(value, mode="drop"),
+        )
+
+    def _cross_keys_values(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, S, D] -> two of [B, N, S, H]."""
+        key, value = self.cross_attention.keys_values(encoded, True)
+        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
 
     def step(
         self,
         x: jax.Array,
-        position: jax.Array,
+        place: jax.Array,
         bias: jax.Array,
         seen: jax.Array,
         encoded_mask: jax.Array,
@@ -226,7 +242,7 @@ class _Layer(nn.Module):
 
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
             new = jnp.swapaxes(new, 1, 2)
-            return jax.lax.dynamic_update_slice_in_dim(cached, new, position, axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(cached, new, place, axis=2)
 
         normed = self.self_attention_norm(x)
         new_key, new_value = self.self_attention.keys_values(normed, True)
@@ -244,6 +260,7 @@ class _Attention(nn.Module):
     dtype: Dtype
     param_dtype: Dtype
     lora: LoRAConfig | None
+    attention: str
 
     def setup(self) -> None:
         c = self.config
@@ -276,7 +293,18 @@ class _Attention(nn.Module):
         if not deterministic and rate > 0:
             drop = functools.partial(dropout, self, rate=rate, deterministic=False)
         query = pin_heads(self.q(x, deterministic))
-        result = attend(query, key, value, bias, mask, is_causal=is_causal, drop=drop)
+        # A single query, of a step of decoding, is no work for flash attention.
+        implementation = self.attention if query.shape[1] > 1 else "xla"
+        result = attend(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            is_causal=is_causal,
+            drop=drop,
+            implementation=implementation,
+        )
         return self.o(pin_heads(result), deterministic)
 
 

@@ -3,8 +3,6 @@
 In parameter paths, `layers_3` is a layer written out and `layers` all of them stacked.
 """
 
-import math
-
 from kpod_jax.models.t5_config import T5Config
 
 _SUBLAYERS = {
@@ -27,15 +25,25 @@ _KEYS = {
     **dict.fromkeys(("wi", "wi_0", "wi_1"), ("d_ff", "d_model")),
     "wo": ("d_model", "d_ff"),
 }
-# Weights that some files hold besides: copies of `shared.weight`, and one that was never used.
+# What Hugging Face calls the projections, which adapters can be put on.
+PROJECTIONS = {name: name for name in ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")}
+# Copies of the embedding table that some files hold besides.
+EMBEDDING = "shared.weight"
+# The keys of config.json that decide which weights there are.
+DECIDING = "num_layers, num_decoder_layers, feed_forward_proj or tie_word_embeddings"
 COPIES = frozenset({"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"})
-UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def unused(names: set[str]) -> set[str]:
+    """Weights that some files hold and no T5 reads."""
+    return names & {_UNUSED}
 
 
 def hf_name(path: str, layer: int = 0) -> str:
     """Hugging Face's name of a parameter; of a stacked one, that of its layer `layer`."""
     if path == "shared/embedding":
-        return "shared.weight"
+        return EMBEDDING
     if path == "lm_head/kernel":
         return "lm_head.weight"
     stack, part, *rest = path.split("/")
@@ -50,14 +58,7 @@ def hf_name(path: str, layer: int = 0) -> str:
     return f"{stack}.block.{number}.layer.{sublayer}.{rest[1]}.weight"
 
 
-def hf_keys(path: str) -> tuple[str, ...]:
+def hf_keys(path: str, config: T5Config) -> tuple[str, ...]:
     """The configuration's key of each dimension, as Hugging Face stores the weight."""
     parts = path.split("/")
     return _KEYS[parts[-2] if parts[-1] == "kernel" else parts[-1]]
-
-
-def hf_shape(path: str, config: T5Config) -> tuple[int, ...]:
-    """The shape of a weight (of one layer), as Hugging Face stores it: outputs first."""
-    return tuple(
-        math.prod(getattr(config, factor) for factor in key.split(" x ")) for key in hf_keys(path)
-    )

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory, and what is said when they do not fit."""
+"""The tensors of a Hugging Face directory or a GGUF file, and what is said if they do not fit."""
 
 import json
 import pathlib
@@ -9,8 +9,8 @@ import safetensors
 
 from kpod_jax import files
 from kpod_jax.errors import UserError
-from kpod_jax.models.t5_config import T5Config
-from kpod_jax.models.t5_names import COPIES, UNUSED, hf_keys, hf_shape
+from kpod_jax.models.families import ModelConfig, family_of, hf_shape
+from kpod_jax.models.gguf_file import GGUFFile
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -19,11 +19,14 @@ _RANDOM = "set student.init=random to start from random values"
 
 
 class Tensors:
-    """The tensors of a directory, in one file or several, read one at a time."""
+    """The tensors of a directory, in one file or several, or of a GGUF file, one at a time."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
-        if (directory / WEIGHTS).is_file():
+        self._gguf = GGUFFile(directory) if directory.suffix == ".gguf" else None
+        if self._gguf is not None:
+            where = dict.fromkeys(self._gguf.names, directory.name)
+        elif (directory / WEIGHTS).is_file():
             with self._open(WEIGHTS) as file:
                 where = dict.fromkeys(file.keys(), WEIGHTS)
         elif (directory / INDEX).is_file():
@@ -40,20 +43,21 @@ class Tensors:
         self._where = {name: pathlib.PurePath(file).name for name, file in where.items()}
         self.names = set(self._where)
 
-    def check_names(self, expected: set[str], config: T5Config) -> None:
+    def check_names(self, expected: set[str], config: ModelConfig) -> None:
         """Refuses directories that have weights too few or too many."""
-        keys = "num_layers, num_decoder_layers, feed_forward_proj or tie_word_embeddings"
+        names = family_of(config).names
+        keys = names.DECIDING
         if missing := sorted(expected - self.names):
             raise UserError(
                 f"{self.directory} lacks {_some(missing)}, which its config.json wants ({keys}). "
                 f"{_FITTING[:-1]}, or {_RANDOM}."
             )
-        extra = self.names - expected - UNUSED
-        copies = COPIES | {"lm_head.weight"} if config.tie_word_embeddings else COPIES
+        extra = self.names - expected - names.unused(self.names)
+        copies = names.COPIES | ({"lm_head.weight"} if config.tie_word_embeddings else set())
         for name in sorted(extra & copies):
-            if not np.array_equal(self._get(name), self._get("shared.weight")):
+            if not np.array_equal(self._get(name), self._get(names.EMBEDDING)):
                 raise UserError(
-                    f"{self.directory}: {name} differs from shared.weight, but its config.json "
+                    f"{self.directory}: {name} differs from {names.EMBEDDING}, but its config.json "
                     f"says that they are one (tie_word_embeddings). {_FITTING}"
                 )
         if unexpected := sorted(extra - copies):
@@ -62,13 +66,15 @@ class Tensors:
                 f"for ({keys}). {_FITTING}"
             )
 
-    def read(self, name: str, path: str, config: T5Config) -> np.ndarray:
+    def read(self, name: str, path: str, config: ModelConfig) -> np.ndarray:
         """The tensor `name` of the parameter `path`, whose shape is checked."""
+        names = family_of(config).names
         tensor, shape = self._get(name), hf_shape(path, config)
+        of_dimensions = names.hf_keys(path, config)
         if tensor.shape != shape:
             keys = [
                 f"{key}={size}"
-                for key, size, found in zip(hf_keys(path), shape, tensor.shape, strict=False)
+                for key, size, found in zip(of_dimensions, shape, tensor.shape, strict=False)
                 if size != found
             ]
             raise UserError(
@@ -79,6 +85,8 @@ class Tensors:
         return tensor
 
     def _get(self, name: str) -> np.ndarray:
+        if self._gguf is not None:
+            return self._gguf.get(name)
         with self._open(self._where[name]) as file:
             return file.get_tensor(name)
 

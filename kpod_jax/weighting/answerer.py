@@ -48,20 +48,20 @@ class Problems:
 
 @dataclasses.dataclass(frozen=True)
 class Answerer:
-    """A pre-trained encoder-decoder that answers from question and masked prefix.
+    """A pre-trained model that answers from question and masked prefix.
 
     Attributes:
-      module: `models.t5.T5`.
+      module: `models.t5.T5`, or one with its methods.
       mask_id: token whose embedding stands for a masked token.
       start_id: what the decoder begins with.
       eos_id: what follows the prefix, as it ends every input that the model was trained on. It also
-        tells where the prefix ends, which relative positions alone do not.
+        tells where the prefix ends, which relative positions alone do not. None: nothing follows.
     """
 
     module: nn.Module
     mask_id: int
     start_id: int
-    eos_id: int
+    eos_id: int | None
 
     def losses(
         self,
@@ -96,14 +96,18 @@ class Answerer:
         rationale_BxRxD = run("embed", problems.rationale)
         keep = keep_BxR[..., None].astype(rationale_BxRxD.dtype)
         rationale_BxRxD = keep * rationale_BxRxD + (1 - keep) * mask_embedding_D
-        # The end stands right behind the prefix, so there is one place more than rationale tokens.
-        places = jnp.arange(keep_BxR.shape[1] + 1)
         prefix_B = jnp.minimum(prefix_B, problems.rationale_mask.sum(axis=1))
-        rationale_BxRxD = jnp.pad(rationale_BxRxD, [(0, 0), (0, 1), (0, 0)])
-        ends = (places == prefix_B[:, None])[..., None]
-        rationale_BxRxD = jnp.where(ends, run("embed", jnp.array(self.eos_id)), rationale_BxRxD)
+        length_B = prefix_B
+        if self.eos_id is not None:
+            # It stands right behind the prefix, so there is one place more than rationale tokens.
+            rationale_BxRxD = jnp.pad(rationale_BxRxD, [(0, 0), (0, 1), (0, 0)])
+            ends = jnp.arange(rationale_BxRxD.shape[1]) == prefix_B[:, None]
+            end_D = run("embed", jnp.array(self.eos_id))
+            rationale_BxRxD = jnp.where(ends[..., None], end_D, rationale_BxRxD)
+            length_B = prefix_B + 1
         embeddings = jnp.concatenate([run("embed", problems.question), rationale_BxRxD], axis=1)
-        visible = jnp.concatenate([problems.question_mask, places <= prefix_B[:, None]], axis=1)
+        seen = jnp.arange(rationale_BxRxD.shape[1]) < length_B[:, None]
+        visible = jnp.concatenate([problems.question_mask, seen], axis=1)
         options: dict[str, Any] = {"deterministic": dropout_key is None}
         if dropout_key is not None:
             options["rngs"] = {"dropout": dropout_key}

@@ -3,15 +3,16 @@
 Letters: B examples, R rationale tokens, D width of the student's embeddings, H heads, K head width.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 # Distances beyond this many tokens are one and the same to the attention.
 _MAX_DISTANCE = 16
-# Before training a token is kept with probability σ(2) = 0.88: mask learning starts where the
-# answerer still reads, for a mask that lets nothing through has no gradient to climb by.
-_INITIAL_LOGIT = 2.0
+# Logits lie between -5 and 5: a weight of 0 or 1 would have no gradient to come back by.
+_BOUND = 5.0
 
 
 class Generator(nn.Module):
@@ -24,10 +25,12 @@ class Generator(nn.Module):
     Attributes:
       hidden: width of the MLP.
       heads: of the attention.
+      initial_weight: w_j of every token before training, about.
     """
 
     hidden: int
     heads: int
+    initial_weight: float = 0.88
 
     @nn.compact
     def __call__(self, embeddings_BxRxD: jax.Array, mask_BxR: jax.Array) -> jax.Array:
@@ -38,7 +41,7 @@ class Generator(nn.Module):
           mask_BxR: bool, False for padding.
 
         Returns:
-          [B, R] float32; w is its sigmoid. Values at padding mean nothing.
+          [B, R] float32, between -5 and 5; w is its sigmoid. Values at padding mean nothing.
         """
         width = self.hidden // self.heads
         x = nn.LayerNorm(name="norm")(embeddings_BxRxD.astype(jnp.float32))
@@ -60,7 +63,8 @@ class Generator(nn.Module):
         x = x + nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out")(attended_BxRxHxK)
         x = nn.gelu(nn.Dense(self.hidden, name="mlp_in")(x))
         logits = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="mlp_out")(x)
-        return logits[..., 0] + _INITIAL_LOGIT
+        start = math.log(self.initial_weight / (1 - self.initial_weight))
+        return _BOUND * jnp.tanh((logits[..., 0] + start) / _BOUND)
 
 
 def gumbel_mask(

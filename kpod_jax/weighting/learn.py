@@ -28,14 +28,18 @@ from kpod_jax.weighting.generator import Generator, gumbel_mask
 Log = Callable[[str, int, dict[str, float]], None]
 # Lengths are rounded up to a multiple of this: few shapes, few compilations.
 _ROUND = 16
-# So many of the answerer's rows see the whole rationale, and so many no mask, whatever is drawn.
-_WHOLE = 0.5
 
 
 def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
     """Lays a tokenised set out as NumPy arrays: questions to the right, without their EOS."""
     count, lengths = len(tokenized), tokenized.rationale_lengths.tolist()
-    questions = Ragged.from_list([tokenized.questions[i][:-1] for i in range(count)], np.int32)
+
+    def question(i: int) -> np.ndarray:
+        """Without its EOS, which a decoder-only student's has not."""
+        ids, end = tokenized.questions[i], tokenized.targets[i][-1]
+        return ids[:-1] if ids[-1] == end else ids
+
+    questions = Ragged.from_list([question(i) for i in range(count)], np.int32)
     rationales = Ragged.from_list([tokenized.targets[i][:n] for i, n in enumerate(lengths)])
     # The step of the next token is another one, be it that of the answer sentence.
     ends = Ragged.from_list(
@@ -43,9 +47,9 @@ def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
     )
     rationale, rationale_mask = _rows(rationales, pad_id)
     # From right to left and back again, questions end together.
-    question, question_mask = (array[:, ::-1] for array in _rows(_reversed(questions), pad_id))
+    question_ids, question_mask = (array[:, ::-1] for array in _rows(_reversed(questions), pad_id))
     return Problems(
-        question,  # pyright: ignore[reportArgumentType]
+        question_ids,  # pyright: ignore[reportArgumentType]
         question_mask,  # pyright: ignore[reportArgumentType]
         rationale,  # pyright: ignore[reportArgumentType]
         rationale_mask,  # pyright: ignore[reportArgumentType]
@@ -85,6 +89,8 @@ class MaskLearner:
         leaves out prefixes cut inside a step, of which most decide nothing.
       prefix_samples: P, where sampled.
       straight_through: see `gumbel_mask`.
+      clear_share: so many of the rows that the answerer is fit on have their whole rationale, and
+        so many no mask, whatever is drawn.
     """
 
     answerer: Answerer
@@ -94,6 +100,7 @@ class MaskLearner:
     prefixes: str = "sampled"
     prefix_samples: int = 1
     straight_through: bool = True
+    clear_share: float = 0.5
 
     def logits(self, generator_params: Params, problems: Problems) -> jax.Array:
         """[B, R] the logits of w_j."""
@@ -160,15 +167,15 @@ class MaskLearner:
     ) -> tuple[jax.Array, jax.Array]:
         """Prefixes and masks for fitting the answerer: [B, R] m and [B] k.
 
-        Where `masked`, prefixes are drawn and tokens are kept at a rate uniform in (0, 1), but half
-        of the rows has its whole rationale, and half no mask, lest reading be unlearned.
+        Where `masked`, prefixes are drawn and tokens are kept at a rate uniform in (0, 1), but for
+        `clear_share` of the rows, lest reading be unlearned.
         """
         n_B = problems.rationale_mask.sum(axis=1)
         keys = jax.random.split(key, 5)
-        whole = ~masked | jax.random.bernoulli(keys[0], _WHOLE, n_B.shape)
+        whole = ~masked | jax.random.bernoulli(keys[0], self.clear_share, n_B.shape)
         drawn_B = self.nth_prefix(problems, jax.random.uniform(keys[1], (*n_B.shape, 1)))[:, 0]
         prefix_B = jnp.where(whole, n_B, drawn_B)
-        clear = ~masked | jax.random.bernoulli(keys[2], _WHOLE, n_B.shape)
+        clear = ~masked | jax.random.bernoulli(keys[2], self.clear_share, n_B.shape)
         rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[3], n_B.shape))
         keep = jax.random.bernoulli(keys[4], rate_B[:, None], problems.rationale_mask.shape)
         return keep.astype(jnp.float32), prefix_B

@@ -24,6 +24,7 @@ from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.errors import UserError
 from kpod_jax.metrics import MetricsWriter
 from kpod_jax.models.student import Student
+from kpod_jax.models.t5_config import T5Config
 from kpod_jax.progress import Progress
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer, Params, Problems
@@ -82,12 +83,13 @@ def weigh(
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     learner = learn.MaskLearner(
         make_answerer(answerer),
-        Generator(config.hidden, config.heads),
+        Generator(config.hidden, config.heads, config.initial_weight),
         jax.device_put(embeddings, sharding.replicated(mesh)),
         config.alpha,
         config.prefixes,
         config.prefix_samples,
         config.straight_through,
+        config.clear_share,
     )
     problems, judged = learn.problems_of(train, pad_id), learn.problems_of(held_out, pad_id)
     judged = jax.tree.map(lambda array: array[:_HELD_OUT], judged)
@@ -263,7 +265,10 @@ def make_answerer(model: Student) -> Answerer:
     """The answerer that a model is; masked tokens are T5's first sentinel, else padding."""
     tokenizer, config = model.tokenizer, model.config
     mask_id = tokenizer.get_vocab().get("<extra_id_0>", tokenizer.pad_token_id)
-    return Answerer(model.module, mask_id, config.decoder_start_token_id, config.eos_token_id)
+    if isinstance(config, T5Config):
+        return Answerer(model.module, mask_id, config.decoder_start_token_id, config.eos_token_id)
+    # The answer follows the prefix in one sequence; the end token parts them.
+    return Answerer(model.module, mask_id, config.eos_token_id, None)
 
 
 def _no_gap(gap: dict[str, Any], config: Config) -> str:

@@ -173,18 +173,6 @@ def test_in_order_is_whole_and_once(tokenized):
         assert_same(one, other)
 
 
-def test_question_batches(tokenized):
-    seen = {}
-    for batch in batches.question_batches(tokenized.questions, 4, pad_id=PAD, buckets=3):
-        assert batch["input_ids"].shape == (4, batch["input_mask"].shape[1])
-        for ids, mask, i in zip(*(batch[k] for k in batch), strict=True):
-            if i < 0:
-                assert not mask.any()
-            else:
-                seen[int(i)] = ids[mask].tolist()
-    assert seen == {i: tokenized.questions[i].tolist() for i in range(len(tokenized))}
-
-
 def test_weights_of_other_records_are_refused(tokenized):
     lengths = tokenized.rationale_lengths[::-1]
     weights = Ragged.from_list([np.ones(n, np.float32) for n in lengths])

@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -190,3 +192,61 @@ def test_braces_in_a_question_are_text(byte_tokenizer):
     tokenized, _ = tokenize([record], byte_tokenizer)
     assert record.question in text_of(byte_tokenizer, tokenized.questions[0])
     assert "is {1}." in text_of(byte_tokenizer, tokenized.targets[0])
+
+
+def test_prompts_of_decoder_only_students_leave_their_last_token_to_the_decoder(byte_tokenizer):
+    plain = tokenize([TWO_STEPS], byte_tokenizer)[0]
+    alone = tokenize([TWO_STEPS], byte_tokenizer, decoder_only=True)[0]
+    start = tokens.decoder_start(byte_tokenizer, tokens.PROMPT)
+    assert [*alone.questions[0], start] == plain.questions[0][:-1].tolist()
+    np.testing.assert_array_equal(alone.targets.values, plain.targets.values)
+    only = tokens.tokenize_questions([TWO_STEPS], byte_tokenizer, decoder_only=True)
+    np.testing.assert_array_equal(only.values, alone.questions.values)
+    with pytest.raises(UserError, match="ends with the question"):
+        tokens.decoder_start(byte_tokenizer, "Q: {question}")
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_prompts_in_a_chat_template(byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    prompt = tokens.resolve_prompt(tokenizer, "Q: {question}", decoder_only=True, chat=True)
+    assert prompt == "<|user|>Q: {question}</s><|assistant|>"
+    (question,) = tokens.tokenize_questions(
+        [TWO_STEPS], tokenizer, prompt=prompt, decoder_only=True
+    )
+    assert tokenizer.eos_token_id in question
+    start = tokens.decoder_start(tokenizer, prompt)
+    text = tokenizer.decode([*question, start])
+    assert text == prompt.replace("{question}", TWO_STEPS.question)
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('no system') }}"])
+def test_a_chat_template_that_fails_is_named(byte_tokenizer, template):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=r"student\.chat=True.*cannot be used"):
+        tokens.resolve_prompt(tokenizer, "Q: {question}", decoder_only=True, chat=True)
+
+
+def test_a_rationale_does_not_stick_to_its_prompt(byte_tokenizer):
+    def resolve(prompt, decoder_only=True):
+        return tokens.resolve_prompt(byte_tokenizer, prompt, decoder_only=decoder_only, chat=False)
+
+    assert resolve("{question} A:") == "{question} A:\n"
+    assert resolve("{question} A: ") == "{question} A: "
+    assert resolve("{question} A:", decoder_only=False) == "{question} A:"
+
+
+def test_questions_that_begin_a_turn_are_rejected(byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    record = dataclasses.replace(TWO_STEPS, question="What is <|user|> 3?")
+    _, rejected = tokenize([record, TWO_STEPS], tokenizer)
+    assert [r.id for r in rejected] == [record.id]
+    assert "begin a turn" in rejected[0].reason

@@ -1,6 +1,7 @@
 """Students: where their parameters come from, and whether their tokenizer fits."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import load_student
-from kpod_jax.models.t5 import T5
+from kpod_jax.models.t5 import T5, T5Config
 from tests.models import tiny
 
 
@@ -52,8 +53,8 @@ def test_a_pretrained_student_has_the_saved_parameters(directory, mesh):
 def test_the_tokenizer_says_what_ends_and_what_pads(directory):
     student = load_student(str(directory))
     assert (student.config.eos_token_id, student.config.pad_token_id) == (1, 2)
-    assert student.config.decoder_start_token_id == 0  # As it was trained.
-    assert load_student(str(directory), init="random").config.decoder_start_token_id == 2
+    assert student.decoder_start("{question}") == 0  # As it was trained.
+    assert load_student(str(directory), init="random").decoder_start("{question}") == 2
 
 
 def test_random_parameters_are_born_sharded_and_the_same_on_every_mesh(tmp_path, directory, mesh):
@@ -78,15 +79,38 @@ def test_with_lora_the_adapters_alone_are_trained(directory, mesh):
     student = load_student(str(directory), lora=LoRAConfig(rank=2, targets=("q", "wo")))
     params = student.load(mesh)
     flat = layout.flatten(params)
-    trained = layout.flatten(student.trainable(params))
-    assert {path for path in flat if trained[path]} == {p for p in flat if layout.is_adapter(p)}
+    trained, frozen = map(layout.flatten, student.split(params))
+    assert set(trained) == {path for path in flat if layout.is_adapter(path)}
+    assert set(frozen) == set(flat) - set(trained)
     base = load_student(str(directory))
     plain = layout.flatten(base.load(mesh))
     for path, value in plain.items():
         np.testing.assert_array_equal(flat[path], value, err_msg=path)
     assert np.abs(flat["encoder/layers/mlp/wo/lora_a"]).max() > 0
     assert not np.any(flat["encoder/layers/mlp/wo/lora_b"])
-    assert all(jax.tree.leaves(base.trainable(plain)))
+    assert base.split(plain) == (plain, {})
+
+
+def test_an_int8_base_is_near_and_small(directory, mesh):
+    plain = load_student(str(directory))
+    lora = LoRAConfig(rank=2, targets=("all-linear",), base_dtype="int8")
+    student = load_student(str(directory), lora=lora)
+    assert student.module.lora is not None and "wo" in student.module.lora.targets
+    params, flat = student.load(mesh), layout.flatten(plain.load(mesh))
+    merged = layout.flatten(layout.merge(params, student.module.lora))
+    assert merged.keys() == flat.keys()
+    for path, value in flat.items():
+        kernel = layout.flatten(params)[path]
+        # Half a step of 1 / 127 of an output's largest weight; bfloat16 has 8 bits.
+        bound = np.abs(value).max() * (0.51 / 127 if kernel.dtype == jnp.int8 else 2**-8)
+        np.testing.assert_allclose(merged[path], value, atol=bound, err_msg=path)
+    kernels = [p for p, leaf in layout.flatten(params).items() if leaf.dtype == jnp.int8]
+    assert len(kernels) == sum(p.endswith("/kernel") and "lm_head" not in p for p in flat)
+
+
+def test_unknown_projections_are_refused(directory):
+    with pytest.raises(UserError, match=r"no projection 'up'; expected some of q, k, v"):
+        load_student(str(directory), lora=LoRAConfig(rank=2, targets=("q", "up")))
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(directory, tmp_path):
@@ -126,3 +150,24 @@ def test_the_compute_type_leaves_parameters_in_float32(directory, mesh):
     hidden: Any = student.module.apply({"params": params}, ids, ids > 0, ids)
     assert hidden.dtype == jnp.bfloat16
     assert json.loads((directory / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_flash_attention_without_a_gpu_is_refused(directory):
+    with pytest.raises(UserError, match=r"student\.attention='cudnn'.*on cpu.*expected xla"):
+        load_student(str(directory), attention="cudnn", dtype="bfloat16")
+
+
+def test_of_stacked_layers_one_at_a_time_is_on_the_host(tmp_path):
+    """NumPy reports what it allocates; arrays of JAX are not among it."""
+    model = tiny.torch_t5(tmp_path, "v1.1", num_layers=12, d_ff=4096)
+    del model
+    config = hub.load_config(str(tmp_path))
+    assert isinstance(config, T5Config)
+    abstract = tiny.abstract(T5(config), tiny.one_device())
+    tracemalloc.start()
+    hub.load_params(str(tmp_path), abstract, config)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    largest = 4096 * 32 * 4
+    assert peak < 4 * largest
+    assert sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract)) > 12 * largest

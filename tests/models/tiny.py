@@ -53,12 +53,17 @@ def torch_t5(directory: pathlib.Path, kind: str, seed: int = 0, **sizes: int) ->
 def load(directory: Any, **fields: Any) -> tuple[T5, Any]:
     """Our module and its parameters, of a directory of Hugging Face's format."""
     config = hub.load_config(str(directory))
+    assert isinstance(config, T5Config)
     module = T5(config, **fields)
-    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    return module, hub.load_params(str(directory), abstract(module, mesh), config)
+    return module, hub.load_params(str(directory), abstract(module, one_device()), config)
 
 
-def abstract(module: T5, mesh: jax.sharding.Mesh) -> Any:
+def one_device() -> jax.sharding.Mesh:
+    """A mesh of one device."""
+    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+def abstract(module: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and shardings of a module's parameters."""
     ids = np.zeros((1, 4), np.int32)
     boxed = jax.eval_shape(module.init, jax.random.key(0), ids, ids == 0, ids)["params"]
@@ -71,7 +76,6 @@ def abstract(module: T5, mesh: jax.sharding.Mesh) -> Any:
 
 def init(module: T5, seed: int = 0) -> Any:
     """Random parameters, without the compilation of `module.init`."""
-    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: Any) -> jax.Array:
@@ -80,7 +84,7 @@ def init(module: T5, seed: int = 0) -> Any:
         mean = 1.0 if "scale" in name else 0.0
         return jnp.asarray(mean + std * rng.normal(size=leaf.shape), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract(module, mesh))
+    return jax.tree_util.tree_map_with_path(draw, abstract(module, one_device()))
 
 
 def batch(seed: int = 0, rows: int = 4, source: int = 40, target: int = 21) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def batch(seed: int = 0, rows: int = 4, source: int = 40, target: int = 21) -> d
     }
 
 
-def logits(module: T5, params: Any, arrays: dict[str, Any]) -> np.ndarray:
+def logits(module: Any, params: Any, arrays: dict[str, Any]) -> np.ndarray:
     """[B, U, V]."""
 
     @jax.jit

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax.weighting import learn, weigh
+from kpod_jax.weighting import generator, learn, weigh
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
 from tests.weighting import tiny
@@ -276,8 +276,9 @@ def test_weights_do_not_depend_on_the_batch(problems):
     assert ((whole.values > 0) & (whole.values < 1)).all()
 
 
-def test_objective_of_is_the_mean_over_examples(random_answerer, problems):
+def test_objective_of_is_the_mean_over_examples(random_answerer, problems, monkeypatch):
     # With weights next to 1 there is nothing random but the prefixes, and these are all taken.
+    monkeypatch.setattr(generator, "_BOUND", 1000.0)
     of = dataclasses.replace(learner(), prefixes="all")
     params = generator_params(of, problems, spread=0.0)
     params["mlp_out"]["bias"] += 100.0

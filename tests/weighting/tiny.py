@@ -1,6 +1,7 @@
 """A T5 of a few hundred parameters and data sets made by hand, for tests of losses and training."""
 
 import types
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,7 +34,7 @@ def t5() -> T5:
     return T5(CONFIG, scan_layers=False)
 
 
-def params(module: T5, seed: int = 0):
+def params(module: Any, seed: int = 0):
     """Random parameters, without compiling their initialisation."""
     ids = jnp.zeros((1, 4), jnp.int32)
     shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), ids, ids == 0, ids))["params"]

