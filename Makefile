@@ -29,7 +29,7 @@ quickstart: $(VENV)/.run ## Run all of Algorithm 1 on the built-in task and writ
 		--sweep=configs/sweeps/quickstart.py$(if $(SHORT),:short)
 
 test: $(VENV)/.dev ## Run the tests; ARGS="-k name" are pytest's
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check
