@@ -164,7 +164,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
         for kind in ("v1.0", "v1.1"):
-            sizes = {"num_layers": 2}  # transformers generates with equal depths alone.
+            # transformers generates with equal depths and a start token alone.
+            sizes = {"num_layers": 2, "decoder_start_token_id": 0}
             model = tiny.torch_t5(path / kind, kind, **sizes)
             module, params = load(str(path / kind))
             show(rows, parity(f"T5 {kind}, random, tiny", module, params, model, False))

@@ -1,11 +1,14 @@
-"""Tables in the documents, between a marker of their name and the next empty line."""
+"""Tables in the documents, each right behind a marker of its name."""
 
+import itertools
 import pathlib
 from collections.abc import Sequence
 
 
 def put(page: str, name: str, rows: Sequence[str]) -> None:
-    """Replaces the table behind `<!-- name -->` in a Markdown page."""
-    path, marker = pathlib.Path(page), f"<!-- {name} -->\n"
-    before, rest = path.read_text().split(marker)
-    path.write_text(before + marker + "\n".join(rows) + rest[rest.index("\n\n") :])
+    """Puts a table behind `<!-- name -->` in a Markdown page, in place of the one that was there."""
+    path, marker = pathlib.Path(page), f"<!-- {name} -->"
+    lines = path.read_text().split("\n")
+    start = lines.index(marker) + 1
+    rest = itertools.dropwhile(lambda line: line.startswith("|"), lines[start:])
+    path.write_text("\n".join([*lines[:start], *rows, *rest]))
