@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def put(page: str, name: str, rows: Sequence[str]) -> None:
-    """Puts a table behind `<!-- name -->` in a Markdown page, in place of the one that was there."""
+    """Puts a table behind `<!-- name -->` in a Markdown page, instead of the one that was there."""
     path, marker = pathlib.Path(page), f"<!-- {name} -->"
     lines = path.read_text().split("\n")
     start = lines.index(marker) + 1

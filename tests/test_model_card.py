@@ -30,8 +30,8 @@ def test_a_card_says_what_was_measured_and_how_to_ask():
     config = quickstart.get_config("scotd")
     config.student.model = 'odd: "name"'
     text, parsed = card(config)
-    assert parsed.data.base_model == 'odd: "name"'  # pyright: ignore[reportAttributeAccessIssue]
-    assert parsed.data.library_name == "transformers"
+    assert parsed.data.to_dict()["base_model"] == 'odd: "name"'
+    assert parsed.data.to_dict()["library_name"] == "transformers"
     assert "Accuracy on test: 25.0% (10 of 40; 95 % interval 14.0% to 40.0%), at step 384." in text
     assert 'tokenizer("Q: QUESTION A:", return_tensors="pt")' in text
     assert "AutoModelForSeq2SeqLM" in text
@@ -52,5 +52,5 @@ def test_a_card_of_a_decoder_only_student(is_adapter):
     )
     assert "AutoModelForCausalLM" in text
     assert "It was not evaluated." in text
-    assert parsed.data.library_name == ("peft" if is_adapter else "transformers")
+    assert parsed.data.to_dict()["library_name"] == ("peft" if is_adapter else "transformers")
     assert ("`peft` package" in text) == is_adapter

@@ -223,7 +223,7 @@ def attend(
       [B, Q, N, H].
     """
     if drop is None:
-        return jax.nn.dot_product_attention(
+        return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
             query_BxQxNxH,
             key_BxKxNxH,
             value_BxKxNxH,
