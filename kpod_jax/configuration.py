@@ -75,10 +75,16 @@ def default() -> Config:
     weighting.alpha_warmup = 0.25  # Share of the steps over which alpha rises from 0. [ours]
     weighting.prefixes = "sampled"  # sampled of each rationale, all (Eq. 5), or step_ends: sampled
     # of those that end with a step, which suits answerers too weak to go on inside one. [ours]
+    weighting.encoding = "bidirectional"  # How T5 reads prefixes: each by itself, as it was
+    # pre-trained, or causal: all of a rationale's at once, which it has to be fit to. [ours]
     weighting.prefix_samples = 2  # Prefixes, each with its own mask, per example and step. [ours]
     weighting.steps = 300  # Steps of mask learning. [ours]
     weighting.batch_size = 32  # Examples a step. [ours]
     weighting.learning_rate = 3e-3  # Of the generator, Adam. [ours]
+    weighting.clip_norm = 1.0  # Of its gradient. [ours]
+    weighting.judge_every = 25  # Steps between looks at the held-out objective; the generator with
+    # the lowest is taken. 0: none, and the last one is taken. [ours]
+    weighting.patience = 4  # Looks in a row without a lower one that end mask learning early.
     weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
     weighting.temperature_end = 0.5  # Reached at the last step. [ours]
     weighting.straight_through = True  # Hard masks with the soft gradient; False: soft masks.
@@ -163,6 +169,7 @@ _CHOICES = {
     "export.dtype": ("float32", "bfloat16"),
     "weighting.weights": ("learned", "uniform"),
     "weighting.prefixes": ("sampled", "all", "step_ends"),
+    "weighting.encoding": ("bidirectional", "causal"),
     "weighting.fit": ("other_fold", "fresh", "same"),
     "difficulty.weights": ("learned", "uniform"),
     "schedule.curriculum": ("kpod", "full"),
@@ -185,6 +192,8 @@ _RANGES = {
     "weighting.clear_share": (0, 1),
     "weighting.steps": (1, _INFINITY),
     "weighting.batch_size": (1, _INFINITY),
+    "weighting.clip_norm": (1e-6, _INFINITY),
+    "weighting.patience": (1, _INFINITY),
     "weighting.temperature_start": (1e-3, _INFINITY),
     "weighting.temperature_end": (1e-3, _INFINITY),
     "weighting.min_gap": (-_INFINITY, _INFINITY),

@@ -25,6 +25,7 @@ _MODES = (
     "eval",
     "report",
     "export",
+    "heatmap",
     "sweep",
 )
 
@@ -33,10 +34,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes.")
 _MODE = flags.DEFINE_enum(
-    "mode", "all", _MODES, "What to do: one stage, all of them (without export), or a sweep."
+    "mode",
+    "all",
+    _MODES,
+    "What to do: one stage, all of them (without export), show the token weights "
+    "of a work directory (heatmap), or a sweep.",
 )
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
+)
+_RECORDS = flags.DEFINE_list(
+    "records", [], "Ids of the training records that --mode=heatmap shows; none: some of all."
 )
 _MEMORY_ADVICE = (
     "A device's memory is full. Lower the batch size of the stage at work (weighting.batch_size, "
@@ -78,6 +86,12 @@ def _run() -> None:
         if not _SWEEP.value:
             raise UserError("--mode=sweep needs --sweep, such as configs/sweeps/quickstart.py.")
         sweep.run(_SWEEP.value, _WORKDIR.value)
+        return
+    if _MODE.value == "heatmap":
+        from kpod_jax import report
+
+        page, picture, shown = report.heat_map(_WORKDIR.value, _RECORDS.value)
+        print(f"{shown}\n\n{page}\n{picture}")
         return
     from kpod_jax import pipeline
 

@@ -140,9 +140,11 @@ class Llama(nn.Module):
         input_mask_BxS: jax.Array,
         *,
         embeddings_BxSxD: jax.Array | None = None,
+        causal: bool = True,
         deterministic: bool = True,
     ) -> Encoded:
-        """Keys and values of prompts; arguments are those of `T5.encode`."""
+        """Keys and values of prompts; arguments are those of `T5.encode`, always causal."""
+        del causal
         if (input_ids_BxS is None) == (embeddings_BxSxD is None):
             raise TypeError("encode takes either input_ids_BxS or embeddings_BxSxD")
         x = self.embed(input_ids_BxS) if embeddings_BxSxD is None else embeddings_BxSxD  # pyright: ignore[reportArgumentType]
@@ -160,6 +162,47 @@ class Llama(nn.Module):
         mask = _longer(input_mask_BxS, decoder_input_ids_BxU.shape[1])
         hidden, _ = self._run(self.embed(decoder_input_ids_BxU), mask, deterministic, encoded)
         return self.final_norm(hidden)
+
+    def decode_prefixes(
+        self,
+        encoded: Encoded,
+        prefixes_BxPxS: jax.Array,
+        decoder_input_ids_BxU: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, P, U, D]: what `decode` has after each of P parts of one prompt, in a single pass.
+
+        The parts' targets stand side by side. Each sees its own part of the prompt and itself, and
+        has the places that follow its part, as if nothing else were there.
+
+        Args:
+          encoded: from `encode`, of the whole prompt.
+          prefixes_BxPxS: bool, the tokens of each part: with every token all those before it, since
+            keys and values of a token hold what stands before.
+          decoder_input_ids_BxU: int, as in `decode`, the same after every part.
+          deterministic: as in `decode`.
+        """
+        rows, parts, prompt = prefixes_BxPxS.shape
+        count = decoder_input_ids_BxU.shape[1]
+        places = prefixes_BxPxS.sum(axis=2, dtype=jnp.int32)[..., None] + jnp.arange(count)
+        block, causal = jnp.eye(parts, dtype=bool), jnp.tril(jnp.ones((count, count), bool))
+        own = (block[:, None, :, None] & causal[None, :, None, :]).reshape((parts * count,) * 2)
+        seen = jnp.concatenate(
+            [
+                jnp.repeat(prefixes_BxPxS, count, axis=1),
+                jnp.broadcast_to(own, (rows, *own.shape)),
+            ],
+            axis=2,
+        )
+        places = places.reshape(rows, parts * count)
+        # The places of the prompt's tokens are those that they have in the longest part.
+        before = _places(prefixes_BxPxS.any(axis=1))
+        x = jnp.tile(self.embed(decoder_input_ids_BxU), (1, parts, 1))
+        hidden, _ = self._attended(
+            x, jnp.concatenate([before, places], axis=1), seen, deterministic, encoded
+        )
+        return self.final_norm(hidden).reshape(rows, parts, count, -1)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V] float32."""
@@ -229,9 +272,20 @@ class Llama(nn.Module):
 
         The keys and values of positions before these are those of `past`.
         """
-        places_BxL, count = _places(mask_BxL), x_BxQxD.shape[1]
-        places_BxQ = places_BxL[:, -count:]
+        count = x_BxQxD.shape[1]
         seen = jnp.tril(jnp.ones((mask_BxL.shape[1],) * 2, bool))[-count:] & mask_BxL[:, None, :]
+        return self._attended(x_BxQxD, _places(mask_BxL), seen, deterministic, past)
+
+    def _attended(
+        self,
+        x_BxQxD: jax.Array,
+        places_BxL: jax.Array,
+        seen: jax.Array,
+        deterministic: bool,
+        past: Encoded | None,
+    ) -> tuple[jax.Array, Encoded]:
+        """As `_run`, where `seen`, [B, Q, L] bool, and the places of all tokens are given."""
+        places_BxQ = places_BxL[:, -x_BxQxD.shape[1] :]
         if self.config.sliding_window is not None:
             distance = places_BxQ[:, :, None] - places_BxL[:, None, :]
             seen &= distance < self.config.sliding_window

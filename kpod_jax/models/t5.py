@@ -73,6 +73,7 @@ class T5(nn.Module):
         input_mask_BxS: jax.Array,
         *,
         embeddings_BxSxD: jax.Array | None = None,
+        causal: bool = False,
         deterministic: bool = True,
     ) -> jax.Array:
         """[B, S, D] the encoder's output.
@@ -81,12 +82,16 @@ class T5(nn.Module):
           input_ids_BxS: int, or None where the embeddings are given.
           input_mask_BxS: bool, True at tokens, False at padding.
           embeddings_BxSxD: in place of `embed(input_ids_BxS)`.
+          causal: whether a token sees those before it alone, so that the output at a prefix is what
+            the prefix by itself would give. No T5 is pre-trained so; it has to be fit.
           deterministic: False drops, with the rng collection "dropout".
         """
         if (input_ids_BxS is None) == (embeddings_BxSxD is None):
             raise TypeError("encode takes either input_ids_BxS or embeddings_BxSxD")
         x = self.embed(input_ids_BxS) if embeddings_BxSxD is None else embeddings_BxSxD  # pyright: ignore[reportArgumentType]
         mask = input_mask_BxS[:, None, None, :]
+        if causal:
+            mask &= jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
         return self.encoder(x.astype(self.dtype), mask, None, None, deterministic)
 
     def decode(
@@ -101,6 +106,31 @@ class T5(nn.Module):
         x = self.embed(decoder_input_ids_BxU)
         mask = input_mask_BxS[:, None, None, :]
         return self._scaled(self.decoder(x, None, encoded_BxSxD, mask, deterministic))
+
+    def decode_prefixes(
+        self,
+        encoded_BxSxD: jax.Array,
+        prefixes_BxPxS: jax.Array,
+        decoder_input_ids_BxU: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, P, U, D]: `decode` after each of P prefixes of a causally encoded input.
+
+        Args:
+          encoded_BxSxD: from `encode` with `causal`, once for all prefixes.
+          prefixes_BxPxS: bool, the tokens of each prefix.
+          decoder_input_ids_BxU: int, the same after every prefix.
+          deterministic: as in `decode`.
+        """
+        rows, count, _ = prefixes_BxPxS.shape
+        hidden = self.decode(
+            jnp.repeat(encoded_BxSxD, count, axis=0),
+            prefixes_BxPxS.reshape(rows * count, -1),
+            jnp.repeat(decoder_input_ids_BxU, count, axis=0),
+            deterministic=deterministic,
+        )
+        return hidden.reshape(rows, count, *hidden.shape[1:])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] from `decode` -> [..., V] float32."""

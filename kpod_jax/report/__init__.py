@@ -2,5 +2,6 @@
 
 from kpod_jax.report.page import write
 from kpod_jax.report.picture import readme_picture
+from kpod_jax.report.viewer import heat_map
 
-__all__ = ["readme_picture", "write"]
+__all__ = ["heat_map", "readme_picture", "write"]

@@ -51,16 +51,6 @@ def render(run: run_files.Run, compared: Sequence[summary.Method]) -> str:
     """The whole page."""
     found = [part for make in _SECTIONS if (part := make(run, compared)) is not None]
     name = run.directory.resolve().name
-    head = join(
-        [
-            Html('<meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html('<meta name="color-scheme" content="light dark">'),
-            tag("title", f"KPOD report: {name}"),
-            tag("style", Html(style.css())),
-        ]
-    )
     top = tag(
         "header",
         tag("p", _subject(run) or name, class_="eyebrow"),
@@ -68,12 +58,43 @@ def render(run: run_files.Run, compared: Sequence[summary.Method]) -> str:
         tag("p", summary.verdict(run, compared), class_="verdict"),
         tag("nav", *map(_link, found), aria_label="Sections"),
     )
+    return _page(f"KPOD report: {name}", [top, *found])
+
+
+def write_heat_map(run: run_files.Run, indices: Sequence[int], which: str) -> pathlib.Path:
+    """Writes `heatmap.html` into the run's directory: rationales with their words coloured.
+
+    Args:
+      run: with records, weights and spans.
+      indices: of the training examples.
+      which: a sentence that says why these.
+    """
+    path, name = run.directory / "heatmap.html", run.directory.resolve().name
+    top = tag(
+        "header", tag("p", _subject(run) or name, class_="eyebrow"), tag("h1", "Token weights")
+    )
+    parts = [top, token_sections.chosen_rationales(run, indices, which)]
+    files.write_text(path, _page(f"KPOD token weights: {name}", parts))
+    return path
+
+
+def _page(title: str, parts: Sequence[Html]) -> str:
+    head = join(
+        [
+            Html('<meta charset="utf-8">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Html('<meta name="color-scheme" content="light dark">'),
+            tag("title", title),
+            tag("style", Html(style.css())),
+        ]
+    )
     foot = tag(
         "footer",
         f"KPOD-JAX {__version__}. The method: Feng et al., Keypoint-based Progressive "
         "Chain-of-Thought Distillation for LLMs, ICML 2024; equation numbers are the paper's.",
     )
-    body = tag("body", tag("main", top, *found, foot))
+    body = tag("body", tag("main", *parts, foot))
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n{body}</html>\n'
 
 

@@ -1,4 +1,4 @@
-"""One picture of a run for a README: a rationale's weights, the schedule and the accuracy."""
+"""Pictures of a run: one for a README, and rationales with their words coloured by weight."""
 
 import io
 import pathlib
@@ -51,9 +51,7 @@ def readme_picture(
       UserError: the run lacks a part of the picture, or `path` ends in something else.
     """
     path = pathlib.Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise UserError(f"Cannot draw {path}: expected a name that ends in .png or .svg.")
+    _kind(path)
     run = run_files.load(workdir)
     methods = summary.methods(comparison or ([run.results] if run.results else []))
     there = {
@@ -68,15 +66,63 @@ def readme_picture(
             f"{run.directory} lacks {', '.join(missing)}, which the picture shows. Finish the run "
             "with --mode=all first."
         )
-    stream = io.BytesIO()
+    return _save(lambda: _draw(run, methods), path)
+
+
+def heat_map_picture(
+    run: run_files.Run, indices: Sequence[int], path: files.PathLike
+) -> pathlib.Path:
+    """Draws rationales under their questions, with the colour scale, 1000 wide.
+
+    Args:
+      run: with records, weights and spans.
+      indices: of the training examples.
+      path: of the picture, ending in .png or .svg.
+
+    Returns:
+      `path`.
+
+    Raises:
+      UserError: `path` ends in something else.
+    """
+    return _save(lambda: _draw_heat_map(run, indices), pathlib.Path(path))
+
+
+def _kind(path: pathlib.Path) -> str:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise UserError(f"Cannot draw {path}: expected a name that ends in .png or .svg.")
+    return kind
+
+
+def _save(draw: Callable[[], Figure], path: pathlib.Path) -> pathlib.Path:
+    kind, stream = _kind(path), io.BytesIO()
     nothing = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     # Text of an SVG is drawn as shapes: the words stand where they were measured, in any viewer.
     with matplotlib.rc_context({"svg.hashsalt": "kpod", "svg.fonttype": "path"}):
-        figure = _draw(run, methods)
-        figure.savefig(stream, format=kind, dpi=100, facecolor="white", metadata=nothing)
+        draw().savefig(stream, format=kind, dpi=100, facecolor="white", metadata=nothing)
     with files.replacing(path) as file:
         file.write(stream.getvalue())
     return path
+
+
+@figures.styled
+def _draw_heat_map(run: run_files.Run, indices: Sequence[int]) -> Figure:
+    width_inches, line, between = 10.0, 0.27, 0.2  # Of a line's height and a paragraph's distance.
+    figure = Figure(figsize=(width_inches, 1.0), dpi=100)
+    width = _measure(figure, (width_inches - 0.4) * 100)
+    examples = [_wrap(_pieces(run, i), width) for i in indices]
+    height = sum(len(lines) * line + between for lines in examples) + 0.5
+    figure.set_size_inches(width_inches, height)
+    axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
+    axes.axis("off")
+    axes.set(xlim=(0, 1), ylim=(0, height))
+    y = height - 0.25
+    for lines in examples:
+        _draw_lines(axes, lines, y, line)
+        y -= len(lines) * line + between
+    _draw_scale(axes, (0.065, 0.15 / height, 0.18, 0.12 / height), 0.21)
+    return figure
 
 
 @figures.styled
@@ -88,7 +134,7 @@ def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
     )
     rationale, schedule, accuracy = (figure.add_subplot(cell) for cell in grid)
     rationale.set_title("What decides the answer: token weights")
-    _draw_rationale(rationale, run, FigureCanvasAgg(figure))
+    _draw_rationale(rationale, run)
     schedule.set(title="Schedule: the last steps come first", xlabel="stage")
     figures.draw_schedule(schedule, run.schedule["target"], run.schedule["remaining"])
     schedule.set_ylim(0, 1.2)
@@ -103,34 +149,50 @@ def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
     return figure
 
 
-def _draw_rationale(axes: Axes, run: run_files.Run, canvas: FigureCanvasAgg) -> None:
+def _draw_rationale(axes: Axes, run: run_files.Run) -> None:
     """An example's question and its coloured rationale, the colour scale below."""
     axes.axis("off")
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    renderer, font = canvas.get_renderer(), FontProperties(size=_FONT)
-    panel = axes.get_window_extent(renderer).width
-
-    def width(text: str) -> float:
-        return renderer.get_text_width_height_descent(text, font, False)[0] / panel
-
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width = _measure(figure, axes.get_window_extent().width)
     # The fullest of the first examples that fit, so that the panel is neither empty nor cut.
     candidates = [_wrap(_pieces(run, i), width) for i in range(min(_CANDIDATES, len(run.records)))]
     lines = max(candidates, key=lambda lines: (len(lines) <= _LINES, len(lines)))
-    for row, line in enumerate(lines[:_LINES]):
+    _draw_lines(axes, lines[:_LINES], 0.945, _GAP)
+    _draw_scale(axes, (0.135, -0.135, 0.3, 0.04), -0.115)
+
+
+def _measure(figure: Figure, panel: float) -> Callable[[str], float]:
+    """The width of a text as a share of a panel's, which is given in dots."""
+    renderer, font = FigureCanvasAgg(figure).get_renderer(), FontProperties(size=_FONT)
+    return lambda text: renderer.get_text_width_height_descent(text, font, False)[0] / panel
+
+
+def _draw_lines(
+    axes: Axes, lines: Sequence[Sequence[tuple[float, _Piece]]], top: float, gap: float
+) -> None:
+    """Words on their colours, line after line from `top` down."""
+    for row, line in enumerate(lines):
         for x, piece in line:
             ground, ink = "none", figures.MUTED
             if piece.weight is not None:
                 ground, ink = heatmap.colour(piece.weight)
             box = {"boxstyle": "round,pad=0.14,rounding_size=0.25", "fc": ground, "ec": "none"}
-            y = 0.945 - row * _GAP
-            axes.text(x, y, piece.text, fontsize=_FONT, color=ink, va="center", bbox=box)
-    scale = axes.inset_axes((0.135, -0.135, 0.3, 0.04))
+            # A dollar is no formula's.
+            text, y = piece.text.replace("$", r"\$"), top - row * gap
+            axes.text(x, y, text, fontsize=_FONT, color=ink, va="center", bbox=box)
+
+
+def _draw_scale(axes: Axes, place: tuple[float, float, float, float], y: float) -> None:
+    """The colour scale at a place of the axes, between its ends' names at the height y."""
+    scale = axes.inset_axes(place)
     colours = [heatmap.colour(i / 64)[0] for i in range(65)]
     scale.imshow([range(65)], aspect="auto", cmap=ListedColormap(colours))
     scale.axis("off")
     note = {"color": figures.MUTED, "va": "center", "fontsize": 9}
-    axes.text(0.0, -0.115, "weight 0", **note)
-    axes.text(0.45, -0.115, "1", **note)
+    axes.text(0.0, y, "weight 0", **note)
+    axes.text(place[0] + place[2] + 0.015, y, "1", **note)
 
 
 def _pieces(run: run_files.Run, index: int) -> Iterator[_Piece]:

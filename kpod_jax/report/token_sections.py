@@ -102,19 +102,26 @@ def rationales(run: Run, compared: Sequence[summary.Method]) -> Html | None:
     del compared
     if run.weights is None or run.spans is None or not run.records:
         return None
-    count = min(_SHOWN, len(run.records))
-    indices = np.linspace(0, len(run.records) - 1, count).round().astype(int)
+    indices = spread(len(run.records), _SHOWN)
+    chosen = "spread evenly over the data set and not otherwise chosen"
+    return chosen_rationales(run, indices, f"{len(indices)} training examples, {chosen}.")
+
+
+def spread(count: int, shown: int) -> list[int]:
+    """At most `shown` indices of `count` things, evenly from the first to the last."""
+    shown = min(shown, count)
+    return np.linspace(0, count - 1, shown).round().astype(int).tolist()
+
+
+def chosen_rationales(run: Run, indices: Sequence[int], which: str) -> Html:
+    """The heat maps of some rationales; `which` says in a sentence why these."""
     known = any(run.records[i].keypoints for i in indices)
     beside = " At the right, the difficulty dₖ of each step in nats." if run.difficulty else ""
     return section(
         "What the weighting keeps",
-        tag(
-            "p",
-            f"{count} training examples, spread evenly over the data set and not otherwise chosen. "
-            f"The ground of a word is its weight wⱼ.{beside}",
-        ),
+        tag("p", f"{which} The ground of a word is its weight wⱼ.{beside}"),
         Html(heatmap.legend_html(known)),
-        *(_rationale(run, int(i)) for i in indices),
+        *(_rationale(run, i) for i in indices),
     )
 
 

@@ -56,12 +56,19 @@ class Answerer:
       start_id: what the decoder begins with.
       eos_id: what follows the prefix, as it ends every input that the model was trained on. It also
         tells where the prefix ends, which relative positions alone do not. None: nothing follows.
+      causal: whether what stands behind a token changes nothing at the token. Then all prefixes of
+        a rationale are read at once; else each is read by itself. Needs eos_id None.
     """
 
     module: nn.Module
     mask_id: int
     start_id: int
     eos_id: int | None
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.causal and self.eos_id is not None:
+            raise ValueError("prefixes that are read at once have no EOS of their own")
 
     def losses(
         self,
@@ -87,6 +94,29 @@ class Answerer:
         Returns:
           [B] float32, nats.
         """
+        return self.prefix_losses(
+            params, problems, keep_BxR, prefix_B[:, None], dropout_key=dropout_key
+        )[:, 0]
+
+    def prefix_losses(
+        self,
+        params: Params,
+        problems: Problems,
+        keep_BxR: jax.Array,
+        prefix_BxP: jax.Array,
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, P] float32, the `losses` of P prefixes of each row under the row's one mask.
+
+        A causal answerer reads each rationale once for all of them.
+        """
+        count = prefix_BxP.shape[1]
+        if not self.causal and count > 1:
+            keep = jnp.repeat(keep_BxR, count, axis=0)
+            rows = problems.repeat(count)
+            result = self.losses(params, rows, keep, prefix_BxP.ravel(), dropout_key=dropout_key)
+            return result.reshape(prefix_BxP.shape)
         variables = {"params": params}
 
         def run(method: str, *args: Any, **options: Any) -> jax.Array:
@@ -96,25 +126,36 @@ class Answerer:
         rationale_BxRxD = run("embed", problems.rationale)
         keep = keep_BxR[..., None].astype(rationale_BxRxD.dtype)
         rationale_BxRxD = keep * rationale_BxRxD + (1 - keep) * mask_embedding_D
-        prefix_B = jnp.minimum(prefix_B, problems.rationale_mask.sum(axis=1))
-        length_B = prefix_B
+        length_BxP = jnp.minimum(prefix_BxP, problems.rationale_mask.sum(axis=1)[:, None])
         if self.eos_id is not None:
             # It stands right behind the prefix, so there is one place more than rationale tokens.
             rationale_BxRxD = jnp.pad(rationale_BxRxD, [(0, 0), (0, 1), (0, 0)])
-            ends = jnp.arange(rationale_BxRxD.shape[1]) == prefix_B[:, None]
+            ends = jnp.arange(rationale_BxRxD.shape[1]) == length_BxP
             end_D = run("embed", jnp.array(self.eos_id))
             rationale_BxRxD = jnp.where(ends[..., None], end_D, rationale_BxRxD)
-            length_B = prefix_B + 1
+            length_BxP += 1
         embeddings = jnp.concatenate([run("embed", problems.question), rationale_BxRxD], axis=1)
-        seen = jnp.arange(rationale_BxRxD.shape[1]) < length_B[:, None]
-        visible = jnp.concatenate([problems.question_mask, seen], axis=1)
+        seen = jnp.arange(rationale_BxRxD.shape[1]) < length_BxP[..., None]
+        question_mask = jnp.broadcast_to(
+            problems.question_mask[:, None], (*seen.shape[:2], problems.question.shape[1])
+        )
+        visible_BxPxS = jnp.concatenate([question_mask, seen], axis=2)
         options: dict[str, Any] = {"deterministic": dropout_key is None}
         if dropout_key is not None:
             options["rngs"] = {"dropout": dropout_key}
-        encoded = run("encode", None, visible, embeddings_BxSxD=embeddings, **options)
-        inputs = jnp.roll(problems.answer, 1, axis=1).at[:, 0].set(self.start_id)
-        hidden = run("decode", encoded, visible, inputs, **options)
-        nll = losses.token_losses(
-            hidden, problems.answer, problems.answer_mask, lambda h: run("logits", h)
+        encoded = run(
+            "encode",
+            None,
+            visible_BxPxS.any(axis=1),
+            embeddings_BxSxD=embeddings,
+            causal=self.causal,
+            **options,
         )
-        return nll.sum(axis=1)
+        inputs = jnp.roll(problems.answer, 1, axis=1).at[:, 0].set(self.start_id)
+        hidden = run("decode_prefixes", encoded, visible_BxPxS, inputs, **options)
+        answers = jnp.repeat(problems.answer, count, axis=0)
+        answer_mask = jnp.repeat(problems.answer_mask, count, axis=0)
+        nll = losses.token_losses(
+            hidden.reshape(-1, *hidden.shape[2:]), answers, answer_mask, lambda h: run("logits", h)
+        )
+        return nll.sum(axis=1).reshape(prefix_BxP.shape)

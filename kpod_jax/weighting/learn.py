@@ -11,6 +11,7 @@ Letters: B examples, P prefixes of each, R rationale tokens.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,26 +124,35 @@ class MaskLearner:
         L_m's m_j is replaced by its expectation w_j, which has the same mean and no noise.
 
         Returns:
-          The objective, averaged over examples, and its parts.
+          The objective, averaged over examples, and its parts; "mask_entropy", in nats a token, is
+          0 where masks are certain and 0.69 where they say nothing.
         """
         logits_BxR = self.logits(generator_params, problems)
         prefix_key, mask_key = jax.random.split(key)
         prefix_BxP, share_BxP = self._prefixes(prefix_key, problems)
         count = prefix_BxP.shape[1]
-        # Eq. 5 has one mask for all prefixes; sampled prefixes have a mask each.
-        if self.prefixes == "all":
+        # Eq. 5 has one mask for all prefixes. Sampled prefixes have a mask each, which is less
+        # noisy, unless it is one mask that makes them cheap.
+        if self.prefixes == "all" or self.answerer.causal:
             keep = gumbel_mask(mask_key, logits_BxR, temperature, self.straight_through)
-            keep = jnp.repeat(keep, count, axis=0)
+            losses = self.answerer.prefix_losses(answerer_params, problems, keep, prefix_BxP)
         else:
             logits = jnp.repeat(logits_BxR, count, axis=0)
             keep = gumbel_mask(mask_key, logits, temperature, self.straight_through)
-        losses = self.answerer.losses(
-            answerer_params, problems.repeat(count), keep, prefix_BxP.reshape(-1)
-        )
-        answer_loss = jnp.mean(jnp.sum(losses.reshape(share_BxP.shape) * share_BxP, axis=1))
+            rows = problems.repeat(count)
+            losses = self.answerer.losses(answerer_params, rows, keep, prefix_BxP.ravel())
+            losses = losses.reshape(share_BxP.shape)
+        answer_loss = jnp.mean(jnp.sum(losses * share_BxP, axis=1))
         weights = jax.nn.sigmoid(logits_BxR)
         kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
-        return answer_loss + alpha * kept, {"answer_loss": answer_loss, "mean_weight": kept}
+        entropy = -jax.nn.log_sigmoid(logits_BxR) * weights
+        entropy -= jax.nn.log_sigmoid(-logits_BxR) * (1 - weights)
+        parts = {
+            "answer_loss": answer_loss,
+            "mean_weight": kept,
+            "mask_entropy": jnp.mean(entropy, where=problems.rationale_mask),
+        }
+        return answer_loss + alpha * kept, parts
 
     def _prefixes(self, key: jax.Array, problems: Problems) -> tuple[jax.Array, jax.Array]:
         """[B, P] the prefixes' lengths, and each one's share of its example's mean."""
@@ -285,14 +295,21 @@ def learn_masks(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    clip_norm: float,
     alpha_warmup: float,
     temperatures: tuple[float, float],
     joint_learning_rate: float,
     joint_problems: Problems,
+    judge: Callable[[Params, Params], float],
+    judge_every: int,
+    patience: int,
     seed: int,
     log: Log,
 ) -> Params:
     """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_problems`.
+
+    What counts is the objective on held-out examples: the generator that had the lowest is
+    returned, and training stops when it has not fallen for long.
 
     Args:
       learner: the parts.
@@ -301,24 +318,30 @@ def learn_masks(
       steps: of training.
       batch_size: examples a step.
       learning_rate: of the generator.
+      clip_norm: of its gradient.
       alpha_warmup: share of the steps over which α rises from 0. Its gradient is steady from the
         first step, the answer's is noisy: without the rise it can win before anything is learned.
       temperatures: at the first and the last step.
       joint_learning_rate: of the answerer; 0 freezes it.
       joint_problems: what a following answerer is fit on.
+      judge: the held-out objective of parameters of the generator and the answerer.
+      judge_every: steps between its calls; 0: never, and the last generator is returned.
+      patience: so many calls in a row without a lower value end the training.
       seed: of everything random.
       log: is told the parts of the objective.
 
     Returns:
       The generator's parameters.
     """
+    if not judge_every:
+        judge_every, patience = steps + 1, 1
     root = jax.random.key(seed)
     example = take(problems, np.arange(1))
     params = learner.generator.init(
         root, learner.embeddings[example.rationale], example.rationale_mask
     )["params"]
     rate = optax.linear_schedule(learning_rate, learning_rate / 10, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
     joint_optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(joint_learning_rate or 0.0)
     )
@@ -349,6 +372,7 @@ def learn_masks(
     indices = batches(len(problems.question), batch_size, seed)
     joint_indices = batches(len(joint_problems.question), batch_size, seed + 1)
     first, last = temperatures
+    best, best_value, since = None, math.inf, 0
     for step in range(steps):
         temperature = first * (last / first) ** (step / steps)
         alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, alpha_warmup * steps))
@@ -363,34 +387,47 @@ def learn_masks(
             answerer_params, joint_state = follow_step(
                 answerer_params, joint_state, params, batch, key, temperature
             )
-        if step % 25 == 24 or step == steps - 1:
+        judged = (step + 1) % judge_every == 0
+        if judged:
+            value = judge(params, answerer_params)
+            parts["held_out_objective"] = value
+            if value < best_value:
+                best, best_value, since = jax.tree.map(jnp.copy, params), value, 0
+            else:
+                since += 1
+        if judged or step % 25 == 24 or step == steps - 1 or since == patience:
             log("generator", step + 1, {k: float(v) for k, v in parts.items()})
-    return params
+        if since == patience:
+            break
+    return params if best is None else best
 
 
-def objective_of(
-    learner: MaskLearner,
-    generator_params: Params,
-    answerer_params: Params,
-    problems: Problems,
-    batch_size: int,
-    seed: int,
-) -> float:
-    """Eq. 7 divided by n with sampled masks, in nats: the mean over some examples."""
+def objective_on(
+    learner: MaskLearner, problems: Problems, batch_size: int, temperature: float, seed: int
+) -> Callable[[Params, Params], float]:
+    """The objective on some examples as a function of the generator's and the answerer's parameters.
+
+    It is Eq. 7 divided by n, in nats, with masks that are drawn alike at every call.
+    """
     step = jax.jit(lambda *arguments: learner.objective(*arguments)[0])
-    root, total, count = jax.random.key(seed), 0.0, len(problems.question)
-    for start in range(0, count, batch_size):
-        index = np.arange(start, min(start + batch_size, count))
-        value = step(
-            generator_params,
-            answerer_params,
-            take(problems, index),
-            jax.random.fold_in(root, start),
-            learner.alpha,
-            1.0,
-        )
-        total += float(value) * len(index)
-    return total / count
+    root, count = jax.random.key(seed), len(problems.question)
+
+    def objective(generator_params: Params, answerer_params: Params) -> float:
+        total = 0.0
+        for start in range(0, count, batch_size):
+            index = np.arange(start, min(start + batch_size, count))
+            value = step(
+                generator_params,
+                answerer_params,
+                take(problems, index),
+                jax.random.fold_in(root, start),
+                learner.alpha,
+                temperature,
+            )
+            total += float(value) * len(index)
+        return total / count
+
+    return objective
 
 
 def compute_weights(

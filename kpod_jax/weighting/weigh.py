@@ -79,10 +79,11 @@ def weigh(
         or the weights collapsed.
     """
     _check_tokenizers(student, answerer)
+    _check_lengths(train, answerer)
     pad_id = student.tokenizer.pad_token_id
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     learner = learn.MaskLearner(
-        make_answerer(answerer),
+        make_answerer(answerer, config.encoding),
         Generator(config.hidden, config.heads, config.initial_weight),
         jax.device_put(embeddings, sharding.replicated(mesh)),
         config.alpha,
@@ -212,6 +213,9 @@ class _Fold:
         )
         if gap["gap"] < config.min_gap:
             raise UserError(_no_gap(gap, config))
+        judge = learn.objective_on(
+            learner, judged, config.batch_size, config.temperature_end, self.seed
+        )
         params = learn.learn_masks(
             learner,
             answerer_params,
@@ -219,20 +223,21 @@ class _Fold:
             steps=config.steps,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
+            clip_norm=config.clip_norm,
             alpha_warmup=config.alpha_warmup,
             temperatures=(config.temperature_start, config.temperature_end),
             joint_learning_rate=config.joint_learning_rate,
             joint_problems=fit,
+            judge=judge,
+            judge_every=config.judge_every,
+            patience=config.patience,
             seed=self.seed,
             log=log,
-        )
-        objective = learn.objective_of(
-            learner, params, answerer_params, judged, config.batch_size, self.seed
         )
         return params, {
             "none_masked": gap["none_masked"],
             "all_masked": gap["all_masked"],
-            "objective": objective,
+            "objective": judge(params, answerer_params),
             "keep_all": gap["none_masked"] + config.alpha,
             "keep_none": gap["all_masked"],
         }
@@ -261,14 +266,37 @@ def _check_tokenizers(student: Student, answerer: Student) -> None:
         )
 
 
-def make_answerer(model: Student) -> Answerer:
-    """The answerer that a model is; masked tokens are T5's first sentinel, else padding."""
+def _check_lengths(tokenized: TokenizedSet, answerer: Student) -> None:
+    limit = getattr(answerer.config, "max_position_embeddings", None)  # T5 has none.
+    lengths = tokenized.questions.lengths + tokenized.rationale_lengths + tokenized.answers.lengths
+    if limit is None or not len(lengths) or lengths.max() <= limit:
+        return
+    longest = int(lengths.argmax())
+    raise UserError(
+        f"Record {tokenized.records[longest].id}: question, rationale and answer have "
+        f"{lengths[longest]} tokens together, and the answerer {answerer.model!r} was trained on "
+        f"{limit} at most (max_position_embeddings in its config.json). Lower "
+        "student.max_question_tokens and student.max_target_tokens, so that such records are "
+        "rejected by name, or choose another weighting.answerer."
+    )
+
+
+def make_answerer(model: Student, encoding: str = "bidirectional") -> Answerer:
+    """The answerer that a model is; masked tokens are T5's first sentinel, else padding.
+
+    Args:
+      model: its module, configuration and tokenizer.
+      encoding: "bidirectional", as T5 is pre-trained, or "causal": all prefixes of a rationale are
+        encoded at once. A decoder-only model is causal in any case.
+    """
     tokenizer, config = model.tokenizer, model.config
     mask_id = tokenizer.get_vocab().get("<extra_id_0>", tokenizer.pad_token_id)
     if isinstance(config, T5Config):
-        return Answerer(model.module, mask_id, config.decoder_start_token_id, config.eos_token_id)
+        causal = encoding == "causal"
+        eos_id = None if causal else config.eos_token_id
+        return Answerer(model.module, mask_id, config.decoder_start_token_id, eos_id, causal)
     # The answer follows the prefix in one sequence; the end token parts them.
-    return Answerer(model.module, mask_id, config.eos_token_id, None)
+    return Answerer(model.module, mask_id, config.eos_token_id, None, causal=True)
 
 
 def _no_gap(gap: dict[str, Any], config: Config) -> str:

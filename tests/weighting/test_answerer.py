@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kpod_jax.models.llama import Llama
+from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer, Problems
 from tests.weighting import tiny
@@ -113,3 +115,62 @@ def test_repeat_keeps_copies_of_a_row_together():
     twice = rows.repeat(2)
     np.testing.assert_array_equal(twice.question, np.asarray(rows.question)[[0, 0, 1, 1]])
     np.testing.assert_array_equal(twice.answer_mask, np.asarray(rows.answer_mask)[[0, 0, 1, 1]])
+
+
+def llama(scan_layers: bool, window: int | None = None) -> Answerer:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        sliding_window=window,
+    )
+    module = Llama(config, scan_layers=scan_layers)
+    return Answerer(module, tiny.MASK, tiny.EOS, None, causal=True)
+
+
+CAUSAL = {
+    "llama": llama(False),
+    "llama, scanned": llama(True),
+    "llama, window": llama(False, window=6),
+    "t5, causal": Answerer(tiny.t5(), tiny.MASK, tiny.PAD, None, causal=True),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_all_prefixes_in_one_pass_are_each_by_itself(name):
+    answerer, rows = CAUSAL[name], problems()
+    params = tiny.params(answerer.module, seed=3)
+    keep = jax.random.uniform(jax.random.key(0), rows.rationale.shape)
+    count = rows.rationale.shape[1]
+    n_B = np.asarray(rows.rationale_mask.sum(axis=1))
+    prefix_BxP = jnp.broadcast_to(jnp.arange(1, count + 1), (len(n_B), count))
+
+    @jax.jit
+    def at_once(keep):
+        return answerer.prefix_losses(params, rows, keep, prefix_BxP)
+
+    @jax.jit
+    def cut(keep, k):
+        """The rationale ends after k tokens for good: nothing else is there to be seen."""
+        short = dataclasses.replace(
+            rows, rationale_mask=rows.rationale_mask & (jnp.arange(count) < k)
+        )
+        return answerer.losses(params, short, keep, jnp.full(len(n_B), count))
+
+    whole = np.stack([cut(keep, k) for k in range(1, count + 1)], axis=1)
+    np.testing.assert_allclose(at_once(keep), whole, rtol=1e-5)
+    assert np.ptp(whole, axis=1).max() > 1e-3
+    gradient = jax.jit(jax.grad(lambda keep: at_once(keep).sum()))(keep)
+    one_by_one = sum(
+        jax.grad(lambda keep, k=k: cut(keep, k).sum())(keep) for k in range(1, count + 1)
+    )
+    np.testing.assert_allclose(gradient, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_prefixes_read_at_once_have_no_eos():
+    with pytest.raises(ValueError, match="EOS"):
+        Answerer(tiny.t5(), tiny.MASK, tiny.PAD, tiny.EOS, causal=True)

@@ -80,7 +80,16 @@ def fitted():
 
 def learned_weights(of, answerer_params, data, steps, **changes):
     rows = learn.problems_of(data, tiny.PAD)
-    settings = {"joint_learning_rate": 0.0, "alpha_warmup": 0.25, "learning_rate": 1e-2} | changes
+    settings = {
+        "joint_learning_rate": 0.0,
+        "alpha_warmup": 0.25,
+        "learning_rate": 1e-2,
+        "clip_norm": 1.0,
+        "judge": lambda *_: 0.0,
+        "judge_every": 0,
+        "patience": 1,
+        "log": lambda *_: None,
+    } | changes
     params = learn.learn_masks(
         of,
         answerer_params,
@@ -90,7 +99,6 @@ def learned_weights(of, answerer_params, data, steps, **changes):
         temperatures=(1.0, 0.5),
         joint_problems=rows,
         seed=0,
-        log=lambda *_: None,
         **settings,
     )
     return learn.compute_weights(of, params, rows, 32)
@@ -115,6 +123,32 @@ def test_a_fitted_answerer_has_a_gap_and_its_masks_find_the_keypoints(fitted):
         ]
     )
     assert weights.values[keys].mean() > 10 * weights.values[~keys].mean()
+
+
+def test_the_generator_of_the_lowest_held_out_objective_is_taken_and_training_ends_early(
+    random_answerer,
+):
+    data, lines, seen = tiny.copying(8, 4), [], []
+    values = iter([3.0, 1.0, 2.0, 1.5, 0.5])
+
+    def judge(params, answerer_params):
+        assert answerer_params is random_answerer
+        seen.append(jax.tree.map(jnp.copy, params))
+        return next(values)
+
+    options = {
+        "judge": judge,
+        "judge_every": 2,
+        "patience": 2,
+        "log": lambda *line: lines.append(line),
+    }
+    of, rows = learner(), learn.problems_of(data, tiny.PAD)
+    weights = learned_weights(of, random_answerer, data, 20, **options)
+    best = learn.compute_weights(of, seen[1], rows, 32)
+    np.testing.assert_array_equal(weights.values, best.values)
+    assert [step for _, step, _ in lines] == [2, 4, 6, 8]  # Of 20: two looks without a lower one.
+    assert [parts["held_out_objective"] for *_, parts in lines] == [3.0, 1.0, 2.0, 1.5]
+    assert all(0 < parts["mask_entropy"] < 0.7 for *_, parts in lines)
 
 
 def test_masks_that_are_cut_off_from_the_answer_collapse(fitted):
@@ -276,18 +310,21 @@ def test_weights_do_not_depend_on_the_batch(problems):
     assert ((whole.values > 0) & (whole.values < 1)).all()
 
 
-def test_objective_of_is_the_mean_over_examples(random_answerer, problems, monkeypatch):
+def test_the_objective_on_examples_is_the_mean_over_examples(
+    random_answerer, problems, monkeypatch
+):
     # With weights next to 1 there is nothing random but the prefixes, and these are all taken.
     monkeypatch.setattr(generator, "_BOUND", 1000.0)
     of = dataclasses.replace(learner(), prefixes="all")
     params = generator_params(of, problems, spread=0.0)
     params["mlp_out"]["bias"] += 100.0
     rows = learn.problems_of(tiny.random_set(3, 9), tiny.PAD)
-    found = learn.objective_of(of, params, random_answerer, rows, 2, seed=0)
-    single = [
-        learn.objective_of(of, params, random_answerer, learn.take(rows, np.array([i])), 1, seed=0)
-        for i in range(3)
-    ]
+
+    def on(rows, batch_size):
+        return learn.objective_on(of, rows, batch_size, 1.0, 0)(params, random_answerer)
+
+    found = on(rows, 2)
+    single = [on(learn.take(rows, np.array([i])), 1) for i in range(3)]
     assert found == pytest.approx(np.mean(single), rel=1e-5)
 
 

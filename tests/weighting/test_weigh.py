@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -61,7 +63,7 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
     monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
     monkeypatch.setattr(learn, "learn_masks", learn_masks)
     monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.5, 2.0))
-    monkeypatch.setattr(learn, "objective_of", lambda *_: 0.75)
+    monkeypatch.setattr(learn, "objective_on", lambda *_: lambda *_: 0.75)
     result = run(tmp_path, settings(fit="other_fold"))
     np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
     everything = learn.problems_of(TRAIN, tiny.PAD).rationale.tolist()
@@ -161,3 +163,26 @@ def test_there_is_no_auc_where_keypoints_are_unknown_or_everything():
     assert weigh.keypoint_auc(weights, labelled(None, 1), 1) is None
     assert weigh.keypoint_auc(weights, labelled((), 1), 1) is None
     assert weigh.keypoint_auc(weights, labelled(((0, 9),), 1), 1) is None
+
+
+def test_a_rationale_beyond_the_answerers_limit_is_named(tmp_path):
+    answerer = tiny.student()
+    config = types.SimpleNamespace(max_position_embeddings=8)
+    answerer = dataclasses.replace(answerer, config=config)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"Record \d+: .* 9 tokens together.* 8 at most") as error:
+        run(tmp_path, settings(), answerer=answerer)
+    assert "student.max_target_tokens" in str(error.value)
+
+
+def test_rationales_of_one_token_are_weighed(tmp_path):
+    data = tiny.tokenized_set([[5], [6]], [[[20]], [[21]]], [[30], [31]])
+    weights = run(tmp_path, settings(fit="same", min_gap=-10.0), train=data).weights
+    assert weights.lengths.tolist() == [1, 1]
+    assert np.isfinite(weights.values).all()
+
+
+@pytest.mark.parametrize("prefixes", ["all", "sampled", "step_ends"])
+def test_prefixes_encoded_at_once_are_weighed_too(tmp_path, prefixes):
+    options = {"encoding": "causal", "prefixes": prefixes, "masking_steps": 2, "min_gap": -10.0}
+    result = run(tmp_path, settings(fit="same", **options))
+    np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
