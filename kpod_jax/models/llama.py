@@ -183,7 +183,7 @@ class Llama(nn.Module):
           decoder_input_ids_BxU: int, as in `decode`, the same after every part.
           deterministic: as in `decode`.
         """
-        rows, parts, prompt = prefixes_BxPxS.shape
+        rows, parts, _ = prefixes_BxPxS.shape
         count = decoder_input_ids_BxU.shape[1]
         places = prefixes_BxPxS.sum(axis=2, dtype=jnp.int32)[..., None] + jnp.arange(count)
         block, causal = jnp.eye(parts, dtype=bool), jnp.tril(jnp.ones((count, count), bool))

@@ -1,4 +1,4 @@
-"""A rationale's weights in a terminal: words on the colours of the heat map, or figures beside them.
+"""A rationale's weights in a terminal: words on the colours of the heat map, or with figures.
 
 Text of a data set or a model may hold control characters that a terminal would obey; none gets
 there.
@@ -50,7 +50,7 @@ def _painted(text: str, weight: float) -> str:
 
 
 def _channels(colour: str) -> str:
-    """ "#rrggbb" as ANSI has it, "r;g;b"."""
+    """A colour "#rrggbb" as ANSI has it, "r;g;b"."""
     return ";".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
 
 

@@ -405,7 +405,7 @@ def learn_masks(
 def objective_on(
     learner: MaskLearner, problems: Problems, batch_size: int, temperature: float, seed: int
 ) -> Callable[[Params, Params], float]:
-    """The objective on some examples as a function of the generator's and the answerer's parameters.
+    """The objective on some examples, of parameters of the generator and of the answerer.
 
     It is Eq. 7 divided by n, in nats, with masks that are drawn alike at every call.
     """

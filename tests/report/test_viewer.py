@@ -37,7 +37,7 @@ def test_the_records_asked_for_are_shown(tmp_path):
 def test_without_learned_weights_there_is_nothing_to_show(tmp_path):
     root = workdirs.build(tmp_path / "run")
     (root / "token_weights.npz").unlink()
-    with pytest.raises(UserError, match="no learned token weights.*--mode=weigh"):
+    with pytest.raises(UserError, match=r"no learned token weights.*--mode=weigh"):
         report.heat_map(root)
 
 
