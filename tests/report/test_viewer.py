@@ -1,5 +1,7 @@
 import re
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from kpod_jax import report
 from kpod_jax.data.records import Record
 from kpod_jax.errors import UserError
 from kpod_jax.report import heatmap, terminal
+from tests.conftest import ROOT
 from tests.report import workdirs
 
 
@@ -52,3 +55,27 @@ def test_a_terminal_gets_the_heat_maps_colours_and_no_other_control_characters()
     assert "\x1b" not in rest and "\x07" not in rest
     plain = terminal.heat_map(record, spans, weights, colours=False)
     assert "He:0 has:5 \N{REPLACEMENT CHARACTER} twice:9." in plain
+
+
+def test_the_command_needs_a_work_directory_alone(tmp_path):
+    root = workdirs.build(tmp_path / "run")
+
+    job = [sys.executable, "-m", "kpod_jax.main", "--mode=heatmap", f"--workdir={root}"]
+
+    def command(*flags):
+        line = [
+            sys.executable,
+            "-m",
+            "kpod_jax.main",
+            "--mode=heatmap",
+            f"--workdir={root}",
+            *flags,
+        ]
+        return subprocess.run([*job, *flags], cwd=ROOT, capture_output=True, text=True)
+
+    done = command("--records=train-3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("train-3: ")
+    assert done.stdout.split()[-2:] == [str(root / "heatmap.html"), str(root / "heatmap.png")]
+    done = command("--records=other")
+    assert (done.returncode, "No training record 'other'" in done.stderr) == (2, True)
