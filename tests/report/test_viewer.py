@@ -63,14 +63,6 @@ def test_the_command_needs_a_work_directory_alone(tmp_path):
     job = [sys.executable, "-m", "kpod_jax.main", "--mode=heatmap", f"--workdir={root}"]
 
     def command(*flags):
-        line = [
-            sys.executable,
-            "-m",
-            "kpod_jax.main",
-            "--mode=heatmap",
-            f"--workdir={root}",
-            *flags,
-        ]
         return subprocess.run([*job, *flags], cwd=ROOT, capture_output=True, text=True)
 
     done = command("--records=train-3")
