@@ -1,0 +1,126 @@
+r"""What Eq. 5 costs: every prefix of a rationale read at once, against a loop over them.
+
+    python -m benchmarks.prefixes            # prints a table
+    python -m benchmarks.prefixes --write    # and puts it into docs/token_weighting.md
+
+A random answerer of 4 layers and width 128 gives the gradient of Eq. 5 with respect to the masks of
+8 rationales of 16 to 64 tokens, on a CPU.
+"""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks import tables
+from kpod_jax.models.llama import Llama
+from kpod_jax.models.llama_config import LlamaConfig
+from kpod_jax.models.t5 import T5
+from kpod_jax.models.t5_config import T5Config
+from kpod_jax.weighting.answerer import Answerer, Problems
+from tests.weighting import tiny
+
+_WRITE = flags.DEFINE_bool("write", False, "Puts the table into docs/token_weighting.md.")
+_ROWS, _QUESTION, _ANSWER, _RUNS = 8, 48, 4, 5
+_LLAMA = LlamaConfig(
+    vocab_size=1024,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=32,
+)
+_T5 = T5Config(
+    vocab_size=1024,
+    d_model=128,
+    d_kv=32,
+    d_ff=384,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=4,
+    dropout_rate=0.0,
+)
+
+
+def problems(length: int) -> Problems:
+    """Random rows without padding."""
+    rng = np.random.default_rng(0)
+
+    def ids(width: int) -> jax.Array:
+        return jnp.asarray(rng.integers(3, 1024, (_ROWS, width)), jnp.int32)
+
+    def all_true(width: int) -> jax.Array:
+        return jnp.ones((_ROWS, width), bool)
+
+    return Problems(
+        ids(_QUESTION), all_true(_QUESTION),
+        ids(length), all_true(length), all_true(length),
+        ids(_ANSWER), all_true(_ANSWER),
+    )  # fmt: skip
+
+
+def gradients(answerer: Answerer, rows: Problems) -> tuple[Any, Any]:
+    """Two functions of parameters and masks: all prefixes at once, and one after the other."""
+    count = rows.rationale.shape[1]
+    prefixes = jnp.broadcast_to(jnp.arange(1, count + 1), (_ROWS, count))
+
+    @jax.jit
+    def at_once(params: Any, keep: jax.Array) -> jax.Array:
+        return jax.grad(lambda m: answerer.prefix_losses(params, rows, m, prefixes).sum())(keep)
+
+    @jax.jit
+    def one(params: Any, keep: jax.Array, k: jax.Array) -> jax.Array:
+        length = jnp.full(_ROWS, k)
+        return jax.grad(lambda m: answerer.losses(params, rows, m, length).sum())(keep)
+
+    def loop(params: Any, keep: jax.Array) -> jax.Array:
+        return sum((one(params, keep, jnp.array(k)) for k in range(1, count + 1)), 0 * keep)
+
+    return at_once, loop
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    del argv
+    jax.config.update("jax_platforms", "cpu")
+    t5 = Answerer(T5(_T5, scan_layers=False), 2, 0, None, causal=True)
+    kinds = {
+        "decoder-only": Answerer(Llama(_LLAMA, scan_layers=False), 2, 1, None, causal=True),
+        "T5, causal encoding": t5,
+        "T5, bidirectional": dataclasses.replace(t5, eos_id=1, causal=False),
+    }
+    rows = [
+        "| answerer | rationale tokens | at once, ms | loop, ms | loop / at once |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    print("\n".join(rows))
+    for name, answerer in kinds.items():
+        params = tiny.params(answerer.module)
+        for length in (16, 32, 64):
+            data = problems(length)
+            keep = jax.random.uniform(jax.random.key(0), data.rationale.shape)
+            times: tuple[list[float], list[float]] = ([], [])
+            sides = gradients(answerer, data)
+            for number in range(_RUNS + 1):
+                for side, run in enumerate(sides):
+                    began = time.perf_counter()
+                    jax.block_until_ready(run(params, keep))
+                    if number:  # The first one compiles.
+                        times[side].append(1000 * (time.perf_counter() - began))
+            ratios = [loop / once for once, loop in zip(*times, strict=True)]
+            once, loop = map(statistics.median, times)
+            spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            rows.append(f"| {name} | {length} | {once:.0f} | {loop:.0f} | {spread} |")
+            print(rows[-1], flush=True)
+    if _WRITE.value:
+        tables.put("docs/token_weighting.md", "prefixes", rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
