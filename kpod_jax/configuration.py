@@ -4,6 +4,7 @@ A configuration file makes the default tree, changes what it needs and returns i
 in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open.
 """
 
+import re
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -25,6 +26,9 @@ METHODS = {
     "without_significance_in_difficulty": ("KPOD w.o.-sig-dif", {"difficulty.weights": "uniform"}),
     "without_progression": ("KPOD w.o.-prog", {"schedule.curriculum": "full"}),
     "without_diversity": ("KPOD w.o.-div", {"schedule.beta": 0.0}),
+    "acl": ("KPOD-ACL", {"schedule.curriculum": "acl"}),
+    "spl": ("KPOD-SPL", {"schedule.curriculum": "spl"}),
+    "icl": ("KPOD-ICL", {"schedule.curriculum": "icl"}),
 }
 
 
@@ -107,14 +111,20 @@ def default() -> Config:
     difficulty.batch_size = 64  # Examples a scoring pass.
 
     schedule = config.schedule = ml_collections.ConfigDict()
-    schedule.curriculum = "kpod"  # kpod (Eq. 9-13), or full: whole rationales from the start.
+    schedule.curriculum = "kpod"  # kpod (Eq. 9-13); full: whole rationales from the start; icl:
+    # suffixes that grow by as much for all; spl, acl: the easiest examples first, by the current
+    # loss or a mixture; package.module:Class: your own (kpod_jax/schedule/protocol.py).
+    schedule.stage_steps = 0  # Steps of a stage; 0: an epoch. [paper: an epoch]
     schedule.p = 0.5  # Exponent of the velocity (Eq. 10). [paper: 0.5; 0.5 to 2 shown]
     schedule.initial_share = 0.3  # C0 / B (Eq. 10). [paper: 0.3; 0.1 to 0.4 shown]
     schedule.beta = 12.0  # Weight of diversity (Eq. 12). [paper: 12; 10 to 16 shown]
     schedule.clusters = 5  # K question clusters. [paper: 5; 3 to 9 shown]
     schedule.ramp_share = 0.5  # T as a share of the stages. [paper: half of the epochs]
     schedule.solver = "greedy"  # greedy [ours] or ftgp [paper] (Eq. 13).
-    schedule.vectors = ""  # GloVe or word2vec text file [paper: GloVe]; empty: student embeddings.
+    schedule.vectors = ""  # What questions are clustered by: a GloVe or word2vec text file [paper:
+    # GloVe], or a .npy file of a vector for each training record; empty: student embeddings.
+    schedule.growth = 1  # icl: steps by which suffixes grow at each stage. [ours]
+    schedule.mixing = 0.5  # acl: share of the current loss, the rest being the initial one. [ours]
 
     distill = config.distill = ml_collections.ConfigDict()
     distill.epochs = 20  # An epoch is a stage. [paper: 20 to 100, see the configuration files]
@@ -172,13 +182,14 @@ _CHOICES = {
     "weighting.encoding": ("bidirectional", "causal"),
     "weighting.fit": ("other_fold", "fresh", "same"),
     "difficulty.weights": ("learned", "uniform"),
-    "schedule.curriculum": ("kpod", "full"),
     "schedule.solver": ("greedy", "ftgp"),
     "distill.optimizer": ("adam", "adamw", "adafactor"),
     "distill.decay": ("constant", "linear", "cosine"),
     "distill.input_steps": ("decoder", "encoder"),
     "eval.split": ("train", "validation", "test"),
 }
+# Of `schedule.curriculum`; those of one's own have a colon.
+CURRICULA = ("kpod", "full", "icl", "spl", "acl")
 _INFINITY = float("inf")
 # Lowest and highest value, both allowed.
 _RANGES = {
@@ -204,6 +215,8 @@ _RANGES = {
     "schedule.initial_share": (0, 1),
     "schedule.ramp_share": (0, 1),
     "schedule.clusters": (1, _INFINITY),
+    "schedule.growth": (1, _INFINITY),
+    "schedule.mixing": (0, 1),
     "distill.buckets": (1, _INFINITY),
     "distill.batch_size": (1, _INFINITY),
     "distill.micro_batches": (1, _INFINITY),
@@ -256,6 +269,12 @@ def check(config: Config) -> None:
         faults.append(
             f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
             f"distill.batch_size={config.distill.batch_size}"
+        )
+    curriculum = config.schedule.curriculum
+    if curriculum not in CURRICULA and not re.fullmatch(r"\w+(\.\w+)*:\w+", curriculum):
+        faults.append(
+            f"schedule.curriculum={curriculum!r}: expected one of {', '.join(CURRICULA)}, or "
+            "package.module:Class"
         )
     if config.eval.samples > 1 and not config.eval.temperature:
         faults.append(

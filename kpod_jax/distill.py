@@ -39,23 +39,26 @@ class Plan:
     """How long a training is.
 
     Attributes:
-      steps_per_epoch: an epoch is a stage.
+      steps_per_epoch: in which every example occurs once.
+      steps_per_stage: in which c_i stands still.
       total_steps: of the whole training.
     """
 
     steps_per_epoch: int
+    steps_per_stage: int
     total_steps: int
 
     @property
     def stages(self) -> int:
         """Number of stages, the last perhaps cut short."""
-        return -(-self.total_steps // self.steps_per_epoch)
+        return -(-self.total_steps // self.steps_per_stage)
 
 
-def plan(config: Config, steps_per_epoch: int) -> Plan:
-    """The training's length by `distill.epochs` and `distill.max_steps`."""
+def plan(config: Config, steps_per_epoch: int, stage_steps: int = 0) -> Plan:
+    """The training's length by `distill.epochs`, `distill.max_steps` and `schedule.stage_steps`."""
     total = config.epochs * steps_per_epoch
-    return Plan(steps_per_epoch, min(total, config.max_steps) if config.max_steps else total)
+    total = min(total, config.max_steps) if config.max_steps else total
+    return Plan(steps_per_epoch, stage_steps or steps_per_epoch, total)
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
@@ -204,10 +207,12 @@ def train(
     start_steps: Callable[[int], np.ndarray],
     config: Config,
     *,
+    length: Plan,
     seed: int,
     mesh: Mesh,
     workdir: pathlib.Path,
     validate: Callable[[Params], float],
+    begin_stage: Callable[[int, Params], None] | None = None,
 ) -> None:
     """Trains from `params`, or goes on from the work directory's latest checkpoint.
 
@@ -221,12 +226,14 @@ def train(
       source: of batches, which ask `start_steps` for c_i.
       start_steps: c_i by stage, for the metrics.
       config: `distill` of the configuration.
+      length: of the training, from `plan`.
       seed: of dropout.
       mesh: that the parameters lie on.
       workdir: of the run.
       validate: from parameters to the accuracy on the validation split.
+      begin_stage: is told each stage and its first parameters before any of its batches is made.
+        None where the schedule is known beforehand: then batches are made ahead across stages.
     """
-    length = plan(config, source.steps_per_epoch)
     optimizer = make_optimizer(config, length.total_steps)
     train_step = make_train_step(
         module,
@@ -254,10 +261,14 @@ def train(
             logging.info("goes on from the checkpoint of step %d", first)
         if first >= length.total_steps:
             return
-        iterator = source.iterate(0, length.total_steps)
+        per_stage, total = length.steps_per_stage, length.total_steps
+        # Where stages follow the student, none of a stage's batches may be made before it begins.
+        first_batch = first // per_stage * per_stage if begin_stage else 0
+        last_batch = min(total, first_batch + per_stage) if begin_stage else total
+        iterator = source.iterate(first_batch, last_batch)
         if iterator_state is not None:
             iterator.set_state(iterator_state)
-        late, window, began = OneStepLate(), 0.0, time.monotonic()
+        late, window, waited, began = OneStepLate(), 0.0, 0.0, time.monotonic()
         with (
             MetricsWriter(workdir, STAGE, restored_step=first if first else None) as writer,
             Progress(length.total_steps, "Distilling", initial=first) as progress,
@@ -265,7 +276,7 @@ def train(
 
             def record(done: tuple[int, dict[str, float]] | None) -> None:
                 """Writes a step's metrics, `log_every` steps apart."""
-                nonlocal window, began
+                nonlocal window, waited, began
                 if done is None:
                     return
                 step, values = done
@@ -274,16 +285,26 @@ def train(
                 if step % config.log_every and step != length.total_steps:
                     return
                 now = time.monotonic()
-                stage = (step - 1) // length.steps_per_epoch
+                stage = (step - 1) // length.steps_per_stage
                 values["tokens_per_second"] = window / max(now - began, 1e-9)
+                values["data_wait_share"] = waited / max(now - began, 1e-9)
                 values["stage_number"] = stage
                 values["mean_start_step"] = float(np.mean(start_steps(stage)))
                 writer.write(step, values)
-                window, began = 0.0, now
+                window, waited, began = 0.0, 0.0, now
 
             every = config.validate_every * length.steps_per_epoch
             for step in range(first + 1, length.total_steps + 1):
+                if begin_stage is not None and (step - 1) % per_stage == 0:
+                    record(late.flush())
+                    paused = time.monotonic()
+                    stage = (step - 1) // per_stage
+                    begin_stage(stage, layout.combine(state["params"], frozen))
+                    iterator = source.iterate(step - 1, min(total, step - 1 + per_stage))
+                    began += time.monotonic() - paused
+                asked = time.monotonic()
                 batch = next(iterator)
+                waited += time.monotonic() - asked
                 del batch["index"]
                 placed = sharding.place_batch(batch, mesh)
                 state, metrics = train_step(state, frozen, placed, key)

@@ -42,7 +42,9 @@ from kpod_jax.models import adapters, hub, layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
 from kpod_jax.progress import Progress
-from kpod_jax.schedule import clusters, curricula, solvers
+from kpod_jax.schedule import clusters, curricula
+from kpod_jax.schedule.following import Following
+from kpod_jax.schedule.protocol import Curriculum, Feedback, Setting
 from kpod_jax.weighting import weigh
 from kpod_jax.workdir import Workdir
 
@@ -163,6 +165,8 @@ class Run:
             outside.append(self.config.weighting.answerer)
         if name == "schedule":
             outside.append(self.config.schedule.vectors)
+        if name in ("schedule", "distill"):
+            outside += curricula.source_files(self.config.schedule.curriculum)
         if name in ("eval", "export"):
             found = (self.workdir / "checkpoints/student").glob("[0-9]*")
             settings["checkpoints"] = sorted(int(path.name) for path in found)
@@ -359,12 +363,13 @@ def _fresh(run: Run) -> tokens.TokenizedSet:
     return run.tokenize(arithmetic.generate("fresh", count, run.config.seed + 1))[0]
 
 
-def _score(run: Run) -> str:
+def _step_difficulty(run: Run, params: Any, what: str) -> Ragged:
+    """d_k of every step of the training rationales under some parameters (Eq. 8)."""
     config, train = run.config, run.train_set
-    with Progress(len(train), "Scoring", unit="examples") as progress:
+    with Progress(len(train), what, unit="examples") as progress:
         nll = difficulty.rationale_losses(
             run.student.module,
-            run.student.load(run.mesh),
+            params,
             run.batch_source(),
             train,
             run.mesh,
@@ -372,7 +377,12 @@ def _score(run: Run) -> str:
             progress=progress.update,
         )
     weights = None if config.difficulty.weights == "uniform" else run.weights()
-    result = difficulty.step_difficulty(nll, weights, train)
+    return difficulty.step_difficulty(nll, weights, train)
+
+
+def _score(run: Run) -> str:
+    train = run.train_set
+    result = _step_difficulty(run, run.student.load(run.mesh), "Scoring")
     files.write_npz(
         run.workdir / "step_difficulty.npz", values=result.values, offsets=result.offsets
     )
@@ -389,9 +399,11 @@ def _score(run: Run) -> str:
 
 def _schedule(run: Run) -> str:
     config, train = run.config, run.train_set
-    questions = [record.question for record in train.records]
-    if config.schedule.vectors:
-        vectors = clusters.question_vectors(questions, config.schedule.vectors)
+    questions, path = [record.question for record in train.records], config.schedule.vectors
+    if path.endswith(".npy"):
+        vectors = clusters.read_question_vectors(path, len(questions))
+    elif path:
+        vectors = clusters.question_vectors(questions, path)
     else:
         plain = tokens.tokenize_questions(train.records, run.student.tokenizer, prompt="{question}")
         vectors = clusters.mean_token_vectors(
@@ -400,30 +412,33 @@ def _schedule(run: Run) -> str:
     found = clusters.cluster_questions(vectors, config.schedule.clusters, config.seed)
     if found.warning:
         logging.warning("%s", found.warning)
-    last = _stages(run) - 1
-    curriculum = curricula.KPOD(
-        _difficulty(run),
-        found.labels,
-        ramp_stages=min(last, round(config.schedule.ramp_share * (last + 1))),
-        p=config.schedule.p,
-        initial_share=config.schedule.initial_share,
-        beta=config.schedule.beta,
-        solver=solvers.ftgp if config.schedule.solver == "ftgp" else solvers.greedy,
-    )
-    plan = curricula.plan(curriculum, last, _difficulty(run))
-    files.write_npz(
-        run.workdir / "schedule.npz",
-        start_steps=plan.start_steps,
-        target=plan.target,
-        remaining=plan.remaining,
-        clusters=found.labels,
-    )
+    stages, difficulty = _length(run).stages, _difficulty(run)
+    curriculum = _curriculum(run, found.labels)
+    plan = curricula.plan(curriculum, stages, difficulty, config.schedule.curriculum)
+    arrays = {"start_steps": plan.start_steps, "remaining": plan.remaining}
+    if plan.target is not None:
+        arrays["target"] = plan.target
+    files.write_npz(run.workdir / "schedule.npz", clusters=found.labels, **arrays)
     means = plan.start_steps.mean(axis=1)
     silhouette = "" if math.isnan(found.silhouette) else f", silhouette {found.silhouette:.2f}"
     return (
-        f"{last + 1} stages, mean c_i {means[0]:.2f} falling to {means[-1]:.2f}, "
-        f"{found.labels.max() + 1} clusters{silhouette}"
+        f"{stages} stages, mean c_i {means[0]:.2f} "
+        + ("at first" if curriculum.needs_feedback else f"falling to {means[-1]:.2f}")
+        + f", {found.labels.max() + 1} clusters{silhouette}"
     )
+
+
+def _curriculum(run: Run, labels: np.ndarray) -> Curriculum:
+    options = run.config.schedule
+    stages = _length(run).stages
+    setting = Setting(
+        difficulty=_difficulty(run),
+        clusters=labels,
+        stages=stages,
+        ramp_stages=min(stages - 1, round(options.ramp_share * stages)),
+        options=options.to_dict(),
+    )
+    return curricula.make(options.curriculum, setting)
 
 
 def _difficulty(run: Run) -> Ragged:
@@ -431,39 +446,57 @@ def _difficulty(run: Run) -> Ragged:
     return Ragged(arrays["values"], arrays["offsets"])
 
 
-def _stages(run: Run) -> int:
+def _length(run: Run) -> distill.Plan:
+    """The training's length; one stage at least, for a schedule to speak of."""
     source = run.batch_source(buckets=run.config.distill.buckets)
-    return max(1, distill.plan(run.config.distill, source.steps_per_epoch).stages)
+    config = run.config
+    length = distill.plan(config.distill, source.steps_per_epoch, config.schedule.stage_steps)
+    return length if length.stages else dataclasses.replace(length, total_steps=1)
 
 
 def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
-    if run.config.schedule.curriculum == "full":
-        return curricula.FullRationale(run.train_set.num_steps).start_steps
-    table = files.read_npz(run.workdir / "schedule.npz")["start_steps"]
+    """c_i by stage."""
+    num_steps, name = run.train_set.num_steps, run.config.schedule.curriculum
+    if name == "full":
+        return curricula.FullRationale(num_steps).start_steps
+    stored = files.read_npz(run.workdir / "schedule.npz")
+    curriculum = _curriculum(run, stored["clusters"])
+    if curriculum.needs_feedback:
+        return Following(curriculum, num_steps, run.workdir / "start_steps.npz", name)
+    table = stored["start_steps"]
     return lambda stage: table[min(stage, len(table) - 1)]
 
 
 def _distill(run: Run) -> str:
     config, student = run.config, run.student
     start_steps = _start_steps(run)
+    length = _length(run)
     source = run.batch_source(
         weights=run.weights(),
         start_steps=start_steps,
+        stage_of_step=lambda step: step // length.steps_per_stage,
         buckets=config.distill.buckets,
         input_steps=config.distill.input_steps,
     )
     evaluator = run.evaluator("validation")
-    length = distill.plan(config.distill, source.steps_per_epoch)
+
+    def begin_stage(stage: int, params: Any) -> None:
+        assert isinstance(start_steps, Following)
+        losses = _step_difficulty(run, params, f"Losses before stage {stage}")
+        start_steps.begin(stage, Feedback(losses))
+
     distill.train(
         student.module,
         *student.split(student.load(run.mesh)),
         source,
         start_steps,
         config.distill,
+        length=length,
         seed=config.seed,
         mesh=run.mesh,
         workdir=run.workdir.path,
         validate=evaluator.accuracy,
+        begin_stage=begin_stage if isinstance(start_steps, Following) else None,
     )
     return (
         f"{length.total_steps} steps in {length.stages} stages, "
@@ -585,7 +618,7 @@ STAGES: dict[str, Stage] = {
         _RECORDS,
         ("step_difficulty.npz",),
         ("token_weights.npz",),
-        needed=lambda config: config.schedule.curriculum == "kpod",
+        needed=lambda config: config.schedule.curriculum != "full",
     ),
     "schedule": Stage(
         _schedule,
@@ -600,14 +633,14 @@ STAGES: dict[str, Stage] = {
         ),
         (*_RECORDS, "step_difficulty.npz"),
         ("schedule.npz",),
-        needed=lambda config: config.schedule.curriculum == "kpod",
+        needed=lambda config: config.schedule.curriculum != "full",
     ),
     "distill": Stage(
         _distill,
-        ("student", "distill", "weighting.weights", "schedule.curriculum", "seed"),
+        ("student", "distill", "weighting.weights", "difficulty", "schedule", "seed"),
         (*_RECORDS, "records/validation.jsonl"),
         ("checkpoints/student",),
-        ("token_weights.npz", "schedule.npz"),
+        ("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
         needed=lambda config: config.distill.epochs > 0,
         continues=True,
     ),

@@ -5,6 +5,7 @@ import pytest
 
 from kpod_jax import configuration
 from kpod_jax.errors import UserError
+from kpod_jax.schedule import curricula
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -26,6 +27,11 @@ def test_the_default_is_sound():
     ("changes", "expected"),
     [
         ({"schedule__solver": "greed"}, "schedule.solver='greed': expected one of greedy, ftgp"),
+        (
+            {"schedule__curriculum": "kpot"},
+            "schedule.curriculum='kpot': expected one of kpod, full, icl, spl, acl, or package.",
+        ),
+        ({"schedule__growth": 0}, "schedule.growth=0: expected at least 1"),
         ({"method": "kpot"}, "method='kpot': expected one of kpod, scotd"),
         ({"distill__learning_rate": -1.0}, "distill.learning_rate=-1.0: expected at least 0"),
         ({"distill__batch_size": 0}, "distill.batch_size=0: expected at least 1"),
@@ -100,3 +106,10 @@ def test_every_file_makes_a_sound_configuration_of_every_method(file, method):
 def test_every_file_says_how_to_run_it(file):
     module = importlib.import_module(f"configs.{file}")
     assert f"python -m kpod_jax.main --config=configs/{file}.py" in (module.__doc__ or "")
+
+
+def test_every_curriculum_that_is_checked_exists():
+    assert tuple(curricula.CURRICULA) == configuration.CURRICULA
+    config = configuration.default()
+    config.schedule.curriculum = "my_package.my_module:MyCurriculum"
+    configuration.check(config)

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import shutil
+import threading
 
 import jax
 import jax.monitoring
@@ -15,10 +17,15 @@ from kpod_jax.data.records import Ragged
 from kpod_jax.models import layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student
+from kpod_jax.schedule import curricula
+from kpod_jax.schedule.following import Following
+from kpod_jax.schedule.protocol import Feedback
 from tests.weighting import tiny
 
 DATA = tiny.random_set(20, seed=0)
 KEY = jax.random.key(0)
+# One value a step of every example; their sizes alone matter here.
+LOSSES = Ragged.from_list([np.ones(n) for n in DATA.num_steps], np.float64)
 
 
 def settings(**changes):
@@ -32,7 +39,7 @@ def start_steps(stage):
     return np.maximum(0, DATA.num_steps - stage)
 
 
-def source(buckets=1, weights=None):
+def source(buckets=1, weights=None, start_steps=start_steps):
     return BatchSource(
         DATA,
         8,
@@ -199,9 +206,11 @@ def test_every_optimizer_lowers_a_loss(optimizer):
 
 
 def test_plan():
-    assert distill.plan(settings(epochs=3), 5) == distill.Plan(5, 15)
-    assert distill.plan(settings(epochs=3, max_steps=7), 5) == distill.Plan(5, 7)
+    assert distill.plan(settings(epochs=3), 5) == distill.Plan(5, 5, 15)
+    assert distill.plan(settings(epochs=3, max_steps=7), 5) == distill.Plan(5, 5, 7)
     assert distill.plan(settings(epochs=3, max_steps=7), 5).stages == 2
+    assert distill.plan(settings(epochs=3), 5, stage_steps=4) == distill.Plan(5, 4, 15)
+    assert distill.plan(settings(epochs=3), 5, stage_steps=4).stages == 4
     assert distill.plan(settings(epochs=1, max_steps=70), 5).total_steps == 5
 
 
@@ -209,20 +218,79 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def run(workdir, validate):
-    mesh = one_device()
+def run(workdir, validate, start_steps=start_steps, begin_stage=None):
+    mesh, batches = one_device(), source(start_steps=start_steps)
+    config = settings(checkpoint_every=2, validate_every=1)
     distill.train(
         tiny.t5(),
         tiny.student().load(mesh),
         {},
-        source(),
+        batches,
         start_steps,
-        settings(checkpoint_every=2, validate_every=1),
+        config,
+        length=distill.plan(config, batches.steps_per_epoch),
         seed=0,
         mesh=mesh,
         workdir=workdir,
         validate=validate,
+        begin_stage=begin_stage,
     )
+
+
+def followed(workdir, seen, stop_at=None):
+    """A run whose every stage is chosen by its first parameters, perhaps killed before a stage."""
+    spl = curricula.EasyFirst(LOSSES, mixing=1.0, initial_share=0.3, ramp_stages=2)
+    following = Following(spl, LOSSES.lengths, workdir / "start_steps.npz", "spl")
+
+    def begin(stage, params):
+        if stage == stop_at:
+            raise KeyboardInterrupt
+        # A number that every parameter goes into, so that other parameters choose otherwise.
+        noise = np.random.default_rng(abs(hash(float(sum(map(jnp.sum, jax.tree.leaves(params)))))))
+        shaken = Ragged(noise.random(len(LOSSES.values)), LOSSES.offsets)
+        following.begin(stage, Feedback(shaken))
+
+    def validate(params):
+        seen.append(jax.tree.map(np.array, params))
+        return 0.5
+
+    run(workdir, validate, following, begin)
+    return np.load(workdir / "start_steps.npz")["start_steps"]
+
+
+def test_stages_that_follow_the_student_are_the_same_after_a_kill(tmp_path):
+    whole, again = [], []
+    expected = followed(tmp_path / "whole", whole)
+    assert expected.shape == (3, len(DATA)) and not expected[2].any()
+    assert (expected[1] != expected[0]).any()
+    with pytest.raises(KeyboardInterrupt):  # After step 3; the checkpoint of step 3 is there.
+        followed(tmp_path / "killed", again, stop_at=1)
+    for step in (3, 2):  # One goes on at the stage's beginning, one in the middle of stage 0.
+        workdir = tmp_path / f"from_{step}"
+        shutil.copytree(tmp_path / "killed", workdir)
+        if step == 2:
+            shutil.rmtree(workdir / "checkpoints/student/3")
+        resumed = []
+        np.testing.assert_array_equal(followed(workdir, resumed), expected)
+        count = len(resumed)
+        jax.tree.map(np.testing.assert_array_equal, whole[-count:], resumed)
+
+
+def test_the_next_stages_batches_are_made_while_the_last_step_of_a_stage_waits():
+    """Otherwise the device would wait for them between two stages."""
+    asked, there = [], threading.Event()
+
+    def start_steps_of(stage):
+        asked.append(stage)
+        if stage == 1:
+            there.set()
+        return start_steps(stage)
+
+    batches = source(start_steps=start_steps_of)
+    iterator = batches.iterate(0, 9)
+    next(iterator)
+    assert there.wait(60)  # Nobody has asked for more than the first batch of stage 0.
+    assert 2 not in asked or asked.count(0) == batches.steps_per_epoch
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path):
@@ -250,6 +318,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path):
     whole, again = rows(tmp_path / "whole"), rows(tmp_path / "killed")
     for row in whole + again:
         row.pop("tokens_per_second", None)
+        row.pop("data_wait_share", None)
     order = lambda row: (row["step"], "loss" in row)  # noqa: E731
     assert sorted(whole, key=order) == sorted(again, key=order)
     training = [row for row in whole if "loss" in row]

@@ -164,6 +164,43 @@ def test_a_directory_of_another_configuration_is_left_alone(finished):
     assert sorted(path.name for path in (workdir / "checkpoints/student").iterdir()) == before
 
 
+def test_a_curriculum_that_follows_the_student(finished, tmp_path):
+    """Adaptive: the student's losses before each stage choose who takes part."""
+    workdir = tmp_path / "acl"
+    done = run(workdir, *SMALL, config=f"{CONFIG}:acl")
+    assert done.returncode == 0, done.stderr
+    rows = np.load(workdir / "start_steps.npz")["start_steps"]
+    assert rows.shape == (4, 40)
+    shares = [int((row == 0).sum()) for row in rows]
+    assert shares == [12, 26, 40, 40]  # From initial_share=0.3 of the examples at stage 0 to all.
+    assert "left out" in (workdir / "report.html").read_text()
+    done = run(workdir, *SMALL, config=f"{CONFIG}:acl")
+    assert "distill: up to date" in done.stdout
+
+
+def test_the_documents_own_curriculum(finished, tmp_path):
+    workdir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    page = (ROOT / "docs/schedule.md").read_text()
+    (tmp_path / "my_file.py").write_text(page.split("```python\n")[1].split("```")[0])
+    flag = "--config.schedule.curriculum=my_file:LongestFirst"
+    done = subprocess.run(
+        command(copy, *SMALL, flag, "--mode=schedule"),
+        cwd=ROOT,
+        env=environment(tmp_path) | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    sizes = np.diff(np.load(copy / "step_difficulty.npz")["offsets"])
+    rows = np.load(copy / "schedule.npz")["start_steps"]
+    moved = rows[0] - rows[1] > 0
+    assert rows[0].tolist() == sizes.tolist() and (moved == (sizes == sizes.max())).all()
+    done = run(copy, *SMALL, "--config.schedule.curriculum=nowhere:Mine", "--mode=schedule")
+    assert done.returncode == 2 and "cannot be imported" in done.stderr
+
+
 def jsonl(tmp_path: pathlib.Path, train: str) -> dict[str, str]:
     good = json.dumps({"question": "1 + 1?", "rationale": "1 + 1 = 2.", "answer": "2"})
     folder = tmp_path / "data"

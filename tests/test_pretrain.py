@@ -1,5 +1,6 @@
 """The script that makes the small models: its tokenizer, and rows without chains of thought."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 import transformers
 
-from kpod_jax import pretrain
 from kpod_jax.data import arithmetic
+from kpod_jax.pretrain import answerer, student
 from tests.conftest import ROOT
 
 
@@ -19,10 +20,10 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def mixture(tokenizer) -> pretrain.Mixture:
+def mixture(tokenizer) -> student.Mixture:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "_PROBLEMS", 300)
-        return pretrain.Mixture(tokenizer, 0)
+        patch.setattr(student, "_PROBLEMS", 300)
+        return student.Mixture(tokenizer, 0)
 
 
 def texts(tokenizer, batch: dict[str, np.ndarray]) -> list[tuple[str, str]]:
@@ -78,7 +79,7 @@ def test_no_row_shows_a_chain_of_thought(mixture, tokenizer):
 def test_a_step_is_cut_around_its_result():
     for record in arithmetic.generate("fresh", 50):
         for number, step in enumerate(record.steps):
-            parts = pretrain._around_a_result(record, number)
+            parts = student._around_a_result(record, number)
             if parts is None:
                 assert record.hardness and record.hardness[number] == 0
                 continue
@@ -98,6 +99,52 @@ def test_operations_are_right(mixture, tokenizer):
     assert 20 < wholes < 108
 
 
+@pytest.fixture(scope="module")
+def answers(tokenizer) -> answerer.Mixture:
+    return answerer.Mixture(tokenizer, 0, problems=300)
+
+
+@pytest.mark.parametrize("kind", answerer.SHAPES)
+def test_rows_of_the_answerer_are_right_and_fit(answers, tokenizer, kind):
+    """Whatever is cut off, the target is what follows from the rest."""
+    records = arithmetic.generate("fresh", 300, 0, (1, 3))
+    by_question = {record.question: record for record in records}
+    known = {f"{e.before} {e.result}" for e in arithmetic.equations()}
+    batch = answers.batch(kind, 0, 0)
+    assert batch["source_mask"][:, -1].sum() < len(batch["source"]) / 10  # Hardly any is cut short.
+    before, behind = 0, 0
+    for source, target in texts(tokenizer, batch):
+        if kind == "operation":
+            assert f"{source} {target}" in known
+        elif kind in ("step", "next_result"):
+            (record, *_) = [r for r in records if source in r.rationale and _ends(source, target)]
+            assert record
+            before += source.split()[-1] in ("=", "is", "or")
+            behind += target in source.split()[-8:]
+        else:
+            (question,) = [q for q in by_question if source.startswith(q)]
+            assert target == by_question[question].answer
+    if kind in ("step", "next_result"):
+        assert min(before, behind) > 0.25 * len(batch["source"])
+
+
+def _ends(source: str, target: str) -> bool:
+    """Whether the last equation of a text, whole or not, has this result."""
+    pattern = r"(\d+ (?:\S+ )?\S+ (?:=|is|or)|twice \d+ or|half of \d+ or)(?: (\d+))?"
+    found = re.findall(pattern, source)
+    return bool(found) and (found[-1][1] or target) == target
+
+
+def test_masks_of_the_answerer_cover_the_rationale_alone(answers, tokenizer):
+    batch = answers.batch("prefix", 0, 1)
+    mask = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    masked = batch["source"] == mask
+    rates = masked.sum(axis=1) / batch["source_mask"].sum(axis=1)
+    assert 0.25 < (rates > 0).mean() < 0.75
+    questions = {e.question[0] for e in answers._examples}
+    assert set(batch["source"][:, 0]) <= questions and not masked[:, :5].any()
+
+
 @pytest.mark.slow
 def test_the_command_makes_a_student_and_an_answerer_of_it(tmp_path):
     def make(*flags: str) -> str:
@@ -106,14 +153,14 @@ def test_the_command_makes_a_student_and_an_answerer_of_it(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    student, answerer = tmp_path / "student", tmp_path / "answerer"
-    make("--what=student", f"--output={student}")
-    said = make("--what=answerer", f"--student={student}", f"--output={answerer}")
-    assert "held out, nats: {'none_masked'" in said
+    small, reader = tmp_path / "student", tmp_path / "answerer"
+    make("--what=student", f"--output={small}")
+    said = make("--what=answerer", f"--student={small}", f"--output={reader}")
+    assert "prefix" in said
     tokenizer = "tokenizer.json"
-    assert (student / tokenizer).read_bytes() == (answerer / tokenizer).read_bytes()
+    assert (small / tokenizer).read_bytes() == (reader / tokenizer).read_bytes()
     # The committed student's tokenizer is the one that the script makes.
     committed = ROOT / "kpod_jax/assets/tiny_t5" / tokenizer
-    assert (student / tokenizer).read_bytes() == committed.read_bytes()
+    assert (small / tokenizer).read_bytes() == committed.read_bytes()
     weights = "model.safetensors"
-    assert (student / weights).read_bytes() != (answerer / weights).read_bytes()
+    assert (small / weights).read_bytes() != (reader / weights).read_bytes()

@@ -89,7 +89,7 @@ class BatchSource:
         self._shape_of_example = np.zeros((len(tokenized), 2), np.int64)
         for members, shape in self._buckets:
             self._shape_of_example[members] = shape
-        self._epoch: tuple[int, np.ndarray] | None = None
+        self._epochs: dict[int, np.ndarray] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,9 +162,9 @@ class BatchSource:
 
     def _epoch_rows(self, epoch: int) -> np.ndarray:
         """[steps per epoch, B] examples of an epoch's batches, -1 for padding rows."""
-        cached = self._epoch  # Read once: other threads may be replacing it.
-        if cached is not None and cached[0] == epoch:
-            return cached[1]
+        rows = self._epochs.get(epoch)
+        if rows is not None:
+            return rows
         generator = np.random.default_rng([self._seed, epoch])
         rows = np.concatenate(
             [
@@ -173,7 +173,8 @@ class BatchSource:
             ]
         )
         rows = generator.permutation(rows)
-        self._epoch = epoch, rows
+        # Batches are made ahead: at its end an epoch and the next one are asked for in turn.
+        self._epochs = {epoch: rows} | {e: r for e, r in self._epochs.items() if e == epoch - 1}
         return rows
 
     def _batch(self, rows_B: np.ndarray, start_steps_N: np.ndarray) -> Batch:

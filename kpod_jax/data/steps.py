@@ -26,7 +26,8 @@ _CANDIDATE = re.compile(
     r"(?P<annotation><<[^<>\n]*>>)"
     r"|(?P<line>[\n\r]+)"
     r"|(?P<wide>[。！？]+[\"'”’»」』)）\]]*)"
-    r"|(?P<mark>[.!?…]+)(?P<close>(?:[\"'”’»)\]}*_$`]|<<[^<>\n]*>>)*)(?=\s|\Z)"
+    r"|(?P<mark>[.!?…]+)"
+    r"(?P<close>(?:[\"'”’»)\]}*_$`]|<<[^<>\n]*>>|\s?\\(?:[\])]|end\{\w+\*?\}))*)(?=\s|\Z)"
     # A full stop whose space was lost: "5 apples.Then", "5 apples.2. Add".
     r"|(?P<glued>(?<=[a-z0-9)'\"%]{2})\.(?=[A-Z][a-z])|(?<=[a-z)*]{2})\.(?=\d{1,2}\.\s))"
 )
@@ -88,7 +89,9 @@ def _ends_sentence(text: str, match: re.Match[str], start: int, end: int) -> boo
     if end == len(text):
         return True
     mark, following = match["mark"], text[end]
-    if following in _GOES_ON and "\n" not in text[match.end() : end]:
+    if "\n" not in text[match.end() : end] and (
+        following in _GOES_ON or text.startswith(r"\\", end)  # A line's end in LaTeX.
+    ):
         return False
     if following.islower() and (mark[0] == "…" or "..." in mark or _QUOTES & set(match["close"])):
         return False

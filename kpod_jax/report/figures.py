@@ -4,7 +4,7 @@ No function here touches matplotlib's global state: figures are made without pyp
 inside a context. In the SVG, text stays text in the page's own font, and the colours of `PALETTE`
 become the page's CSS variables, so that a figure follows the page into dark mode.
 
-Letters: N training records, T + 1 stages.
+Letters: N training records, T stages.
 """
 
 import functools
@@ -224,20 +224,21 @@ def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> 
 
 
 @styled
-def schedule(target_T: np.ndarray, remaining_T: np.ndarray) -> Figure:
+def schedule(target_T: np.ndarray | None, remaining_T: np.ndarray) -> Figure:
     """Σ h(t), the difficulty of all that is output, against its target D(t) (Eq. 9, Eq. 10)."""
     figure, axes = _axes("Difficulty of what is output", "stage t", "share of B, all difficulty")
     draw_schedule(axes, target_T, remaining_T)
     return figure
 
 
-def draw_schedule(axes: Axes, target_T: np.ndarray, remaining_T: np.ndarray) -> None:
-    """Both curves as shares of B, the difficulty of all steps, which D reaches at last."""
-    total = float(target_T[-1]) or 1.0
-    stage = np.arange(len(target_T))
+def draw_schedule(axes: Axes, target_T: np.ndarray | None, remaining_T: np.ndarray) -> None:
+    """Both curves as shares of B, the difficulty of all steps, which is reached at last."""
+    total = float(remaining_T[-1]) or 1.0
+    stage = np.arange(len(remaining_T))
     axes.bar(stage, remaining_T / total, width=0.62, color=PAGE)  # Hides the grid behind the bar.
     axes.bar(stage, remaining_T / total, width=0.62, color=SERIES[0], alpha=0.7, label="Σ h(t)")
-    axes.plot(stage, target_T / total, color=SERIES[1], marker="o", ms=3.5, label="target D(t)")
+    if target_T is not None:
+        axes.plot(stage, target_T / total, color=SERIES[1], marker="o", ms=3.5, label="target D(t)")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
     axes.set_ylim(0, 1.05)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -245,16 +246,45 @@ def draw_schedule(axes: Axes, target_T: np.ndarray, remaining_T: np.ndarray) -> 
 
 
 @styled
-def whole_rationales(start_steps_TxN: np.ndarray) -> Figure:
-    """The share of examples of which every step is output, c_i(t) = 0."""
-    figure, axes = _axes("Examples that output it all", "stage t", "share of examples")
+def start_steps_by_cluster(start_steps_TxN: np.ndarray, cluster_N: np.ndarray) -> Figure:
+    """Mean c_i of each cluster of questions, within one standard deviation of its examples."""
+    figure, axes = _axes("Steps that are input, by cluster", "stage t", "cᵢ(t), leading steps")
     stage = np.arange(len(start_steps_TxN))
-    whole = (start_steps_TxN == 0).mean(1)
-    axes.fill_between(stage, whole, color=SERIES[3], alpha=0.16, linewidth=0)
-    axes.plot(stage, whole, color=SERIES[3], marker="o", markersize=3.5)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
-    axes.set_ylim(0, 1.05)
+    for k in np.unique(cluster_N):
+        rows = start_steps_TxN[:, cluster_N == k]
+        colour, dashes = SERIES[k % len(SERIES)], LINES[k % len(LINES)]
+        mean, spread = rows.mean(1), rows.std(1)
+        low = np.maximum(mean - spread, 0)
+        axes.fill_between(stage, low, mean + spread, color=colour, alpha=0.07, linewidth=0)
+        label = f"{k + 1} ({rows.shape[1]:,})"
+        axes.plot(stage, mean, color=colour, linestyle=dashes, label=label)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # Room for the legend.
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    if len(np.unique(cluster_N)) <= len(SERIES):
+        axes.legend(loc="upper right", ncols=2, columnspacing=1.2, title="cluster (examples)")
+    return figure
+
+
+@styled
+def input_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Figure:
+    """Shares of the examples by how many of their steps are input, and of those left out."""
+    figure, axes = _axes("Which examples are how far", "stage t", "share of examples")
+    axes.grid(visible=False)
+    stage, bottom = np.arange(len(start_steps_TxN)), np.zeros(len(start_steps_TxN))
+    out = start_steps_TxN > num_steps_N
+    kinds = [(f"{k} input" if k else "whole", ~out & (start_steps_TxN == k)) for k in range(3)]
+    kinds += [("3 or more", ~out & (start_steps_TxN >= 3)), ("left out", out)]
+    for (label, members), colour in zip(kinds, (0, 5, 3, 1, 2), strict=True):
+        share = members.mean(1)
+        if share.any():
+            look = {"color": SERIES[colour], "alpha": 0.75, "edgecolor": PAGE, "linewidth": 0.8}
+            axes.bar(stage, share, bottom=bottom, width=0.9, label=label, **look)
+            bottom += share
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
+    axes.set_ylim(0, 1.3)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.legend(loc="upper left", ncols=3, columnspacing=1.2)
     return figure
 
 

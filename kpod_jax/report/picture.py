@@ -136,7 +136,7 @@ def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
     rationale.set_title("What decides the answer: token weights")
     _draw_rationale(rationale, run)
     schedule.set(title="Schedule: the last steps come first", xlabel="stage")
-    figures.draw_schedule(schedule, run.schedule["target"], run.schedule["remaining"])
+    figures.draw_schedule(schedule, run.schedule.get("target"), run.schedule["remaining"])
     schedule.set_ylim(0, 1.2)
     schedule.set_yticks([0, 0.25, 0.5, 0.75, 1])
     accuracy.set_title("Accuracy of the student")

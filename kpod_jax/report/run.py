@@ -1,6 +1,6 @@
 """What a work directory holds, read and checked once: the report's only input.
 
-Letters: N training records, T + 1 stages.
+Letters: N training records, T stages.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from kpod_jax import files
 from kpod_jax.data import jsonl
 from kpod_jax.data.records import Ragged, Record, read_records
 from kpod_jax.errors import UserError
+from kpod_jax.schedule import curricula
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Run:
       weights: w_j of every rationale token, one slice a record.
       spans: [*, 2] characters of the rationale of each of these tokens.
       difficulty: d_k of every step, in nats (Eq. 8), one slice a record.
-      schedule: start_steps [T + 1, N], target and remaining [T + 1], clusters [N].
+      schedule: start_steps [T, N], remaining and perhaps target [T], clusters [N].
       weighting: how the training of the token weights ended.
       metrics: one event of the run a row.
       predictions: one evaluated question a row.
@@ -62,6 +63,13 @@ def load(workdir: files.PathLike) -> Run:
     split, predictions = _read_predictions(root, (results or {}).get("split"))
     judged = _read_records(root / "records" / f"{split}.jsonl") if split else ()
     schedule = _optional(files.read_npz, root / "schedule.npz")
+    difficulty = _optional(_read_ragged, root / "step_difficulty.npz")
+    # The schedule of a curriculum that follows the student is known after training alone.
+    followed = _optional(files.read_npz, root / "start_steps.npz")
+    if schedule is not None and followed is not None and difficulty is not None:
+        schedule |= followed
+        if schedule["start_steps"].shape[1] == len(difficulty):
+            schedule["remaining"] = curricula.remaining(difficulty, schedule["start_steps"])
     weights = _optional(_read_ragged, root / "token_weights.npz")
     if weights is not None and np.unique(weights.values).size < 2:
         weights = None  # Uniform by configuration: nothing was learned, so nothing is to be seen.
@@ -71,7 +79,7 @@ def load(workdir: files.PathLike) -> Run:
         records=records,
         weights=weights,
         spans=_optional(_read_ragged, root / "token_spans.npz"),
-        difficulty=_optional(_read_ragged, root / "step_difficulty.npz"),
+        difficulty=difficulty,
         schedule=schedule,
         weighting=_optional(files.read_json, root / "weighting.json"),
         metrics=read_jsonl(root / "metrics.jsonl") if (root / "metrics.jsonl").exists() else (),
@@ -150,7 +158,7 @@ def _check(run: Run) -> None:
                 "--mode=score again."
             )
     if run.schedule is not None:
-        missing = {"start_steps", "target", "remaining"} - run.schedule.keys()
+        missing = {"start_steps", "remaining", "clusters"} - run.schedule.keys()
         if missing:
             raise UserError(
                 f"schedule.npz of {run.directory} lacks {', '.join(sorted(missing))}. Run "

@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kpod_jax.report import figures, summary
 from kpod_jax.report.markup import Html, figure, join, section, table, tag, tiles
 from kpod_jax.report.run import Run
 
 _SHOWN = 6  # Generations of each kind.
+_ENTERED = 3  # Examples that are named a stage.
 _LONGEST = 1500  # Characters of a generation that are shown.
 
 
@@ -110,14 +113,16 @@ def schedule(run: Run, compared: Sequence[summary.Method]) -> Html | None:
     del compared
     if run.schedule is None or not run.schedule["start_steps"].any():
         return None  # Whole rationales from the start.
-    start, target = run.schedule["start_steps"], run.schedule["target"]
-    sizes = run.difficulty.lengths if run.difficulty is not None else None
+    start, clusters = run.schedule["start_steps"], run.schedule["clusters"]
+    target = run.schedule.get("target")
+    sizes = run.difficulty.lengths if run.difficulty is not None else start.max(axis=0)
+    budget = " and the budget that it may not exceed (line, Eq. 10)" if target is not None else ""
     return section(
         "Progressive schedule",
         tag(
             "p",
-            "Training starts with the last steps of each rationale as output and the steps before "
-            f"them as input; the output then grows towards the front over {len(start) - 1} stages.",
+            "Steps that are input stand before those that are output, and are not trained on. What "
+            f"is output grows over {len(start)} stages.",
         ),
         tag(
             "div",
@@ -130,17 +135,40 @@ def schedule(run: Run, compared: Sequence[summary.Method]) -> Html | None:
             figure(
                 figures.schedule(target, run.schedule["remaining"]),
                 "difficulty-target",
-                "Difficulty of all steps that are output (bars, Eq. 9) and the budget that it may "
-                "not exceed (line, Eq. 10).",
+                f"Difficulty of all steps that are output (bars, Eq. 9){budget}.",
             ),
             figure(
-                figures.whole_rationales(start),
-                "whole",
-                "Share of the examples whose whole rationale is output, cᵢ(t) = 0.",
+                figures.input_steps(start, sizes),
+                "input-steps",
+                "Examples by how many of their steps are still input.",
             ),
-            class_="grid three",
+            figure(
+                figures.start_steps_by_cluster(start, clusters),
+                "clusters",
+                "Mean of cᵢ(t) in each cluster of questions; bands are one standard deviation.",
+            ),
+            class_="grid",
         ),
+        _entries(run, start, sizes) if run.records else None,
     )
+
+
+def _entries(run: Run, start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Html:
+    """Which examples had more output at each stage than before, by cluster."""
+    assert run.schedule is not None
+    clusters = run.schedule["clusters"]
+    kinds = np.unique(clusters)
+    rows, before = [], num_steps_N
+    for stage, start in enumerate(start_steps_TxN):
+        moved = np.flatnonzero(start < before)
+        counts = [f"{np.count_nonzero(clusters[moved] == k):,}" for k in kinds]
+        some = ", ".join(run.records[i].id for i in moved[:_ENTERED])
+        more = f" and {len(moved) - _ENTERED:,} more" if len(moved) > _ENTERED else ""
+        rows.append([str(stage), f"{len(moved):,}", *counts, tag("code", some), more])
+        before = start
+    head = ["Stage", "Examples", *(f"Cluster {k + 1}" for k in kinds), "Which", ""]
+    fold = tag("summary", "Which examples moved on at each stage")
+    return tag("details", fold, table(head, rows, range(2 + len(kinds))))
 
 
 def generations(run: Run, compared: Sequence[summary.Method]) -> Html | None:

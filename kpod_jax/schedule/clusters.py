@@ -75,6 +75,33 @@ def question_vectors(questions: Sequence[str], path: str | os.PathLike[str]) -> 
     return mean_token_vectors(np.stack([*vectors.values()]), Ragged.from_list(ids, np.int32))
 
 
+def read_question_vectors(path: str | os.PathLike[str], count: int) -> np.ndarray:
+    """Vectors of your own making, such as those of a sentence encoder.
+
+    Args:
+      path: of a .npy file, [N, D] of any type of float, a row for each training record in the order
+        of `records/train.jsonl`.
+      count: N.
+
+    Raises:
+      UserError: it cannot be read, or is of another shape or type.
+    """
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot read the question vectors {path}: {error}. Expected a .npy file of numbers "
+            "alone, as numpy.save writes it."
+        ) from error
+    if vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f":
+        raise UserError(
+            f"{path} holds an array of shape {vectors.shape} and type {vectors.dtype}; expected "
+            f"floats of shape ({count}, D): a row for each record of records/train.jsonl, in its "
+            "order."
+        )
+    return vectors
+
+
 def mean_token_vectors(embedding_table_VxD: np.ndarray, questions: Ragged) -> np.ndarray:
     """Means of the embeddings of each question's tokens; an empty question is 0.
 

@@ -1,55 +1,52 @@
-"""Curricula: how many leading steps of each example are input, not output, at each stage.
+"""Curricula by name, and the schedule that one makes beforehand.
 
-A curriculum is asked between stages for c_i of all examples. Stage 0 is the first of training.
+Besides KPOD's (`schedule/kpod.py`) there are those that the paper compares it with:
 
-Letters: N examples, n of them that have a step left.
+- `full`: whole rationales from the start; plain CoT distillation, and KPOD without progression.
+- `icl`: in-sample curriculum learning (Jia, Zhang, Zhou, Hao, "In-sample Curriculum Learning by
+  Sequence Completion for Natural Language Generation", ACL 2023). The suffix that is output grows
+  by as many steps at each stage for all examples, however difficult they are.
+- `spl`: self-paced learning (Kumar, Packer, Koller, "Self-Paced Learning for Latent Variable
+  Models", NeurIPS 2010). Whole examples, those of the lowest current loss first.
+- `acl`: adaptive curriculum learning (Kong, Liu, Wang, Tao, "Adaptive Curriculum Learning", ICCV
+  2021). Likewise, by a mixture of the loss before training and the current one.
+
+A name with a colon, `package.module:Class`, is one of yours: it is called with a `Setting`.
+
+Letters: N examples.
 """
 
 import dataclasses
-from typing import Protocol
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable
 
 import numpy as np
 
 from kpod_jax.data.records import Ragged
 from kpod_jax.errors import UserError
-from kpod_jax.schedule import solvers, value
-
-
-@dataclasses.dataclass(frozen=True)
-class Feedback:
-    """What the student does on the training set as it is now.
-
-    Attributes:
-      step_losses: N slices of one value a step, its difficulty under the current student (Eq. 8);
-        None where the loop did not compute it.
-    """
-
-    step_losses: Ragged | None = None
-
-
-class Curriculum(Protocol):
-    """Chooses what is output at each stage."""
-
-    def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
-        """c_i of every example: the steps before it are input, the others and the answer output.
-
-        Args:
-          stage: from 0. A curriculum that uses no feedback may be asked for any stage at any time
-            and answers the same.
-          feedback: the student's current losses, for curricula that follow them.
-
-        Returns:
-          [N] int32, 0 <= c_i <= n_i; not to be written to.
-        """
-        ...
+from kpod_jax.schedule import value
+from kpod_jax.schedule.kpod import KPOD
+from kpod_jax.schedule.protocol import (
+    Curriculum,
+    Feedback,
+    Setting,
+    check,
+    checked,
+    example_means,
+    frozen,
+)
 
 
 class FullRationale:
     """Every step is output from the start: c_i = 0, plain CoT distillation (Eq. 1)."""
 
+    needs_feedback = False
+
     def __init__(self, num_steps: np.ndarray) -> None:
         """Takes [N] the numbers of steps n_i."""
-        self._start_steps = _frozen(np.zeros(len(num_steps), np.int32))
+        self._start_steps = frozen(np.zeros(len(num_steps), np.int32))
 
     def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
         """[N] int32 zeros."""
@@ -57,116 +54,144 @@ class FullRationale:
         return self._start_steps
 
 
-class KPOD:
-    """The in-rationale progressive curriculum (Eq. 9-13), fixed before training starts.
+class GrowingSuffix:
+    """ICL: at stage t the last (t + 1) · growth steps are output, and all from `ramp_stages` on."""
 
-    Before stage 0 only the answer is output, c_i = n_i. Stage 0 lets examples advance by one step
-    at a time until no further step fits C0. Each later stage before `ramp_stages` lets the examples
-    of one selection advance by one step each. From `ramp_stages` on every c_i is 0, however many
-    steps of an example were still input.
+    needs_feedback = False
 
-    Sums are exact (`value.on_exact_grid`), so that Σ h_i(t) <= D(t) holds to the last bit and the
-    order of the examples does not matter, except among examples of one cluster whose next steps are
-    exactly as difficult: there the first in the data set advances first.
-    """
-
-    def __init__(
-        self,
-        difficulty: Ragged,
-        clusters: np.ndarray,
-        *,
-        ramp_stages: int,
-        p: float,
-        initial_share: float,
-        beta: float,
-        solver: solvers.Solver = solvers.greedy,
-    ) -> None:
-        """Checks the settings; the schedule is made when it is first asked for.
-
-        Args:
-          difficulty: d_j of every step, in nats: N slices of n_i values.
-          clusters: [N] integers from 0, the cluster of each question.
-          ramp_stages: T of Eq. 10, not below 0; the paper has half the stages of the training.
-          p: exponent of Eq. 10, above -1; the paper has 0.5.
-          initial_share: C0 / B of Eq. 10, in [0, 1]; the paper has 0.3.
-          beta: β of Eq. 12, not below 0; the paper has 12.
-          solver: of Eq. 13.
+    def __init__(self, num_steps: np.ndarray, *, growth: int, ramp_stages: int) -> None:
+        """Takes [N] n_i, the steps that a stage adds, and T.
 
         Raises:
-          UserError: a setting is out of range, a difficulty is negative or not finite, or there is
-            not one cluster an example.
+          UserError: nothing grows.
         """
-        _check(ramp_stages >= 0, "ramp_stages", ramp_stages, "not below 0 (T of Eq. 10)")
-        _check(-1 < p < np.inf, "p", p, "above -1 (Eq. 10)")
-        _check(0 <= initial_share <= 1, "initial_share", initial_share, "in [0, 1]")
-        _check(0 <= beta < np.inf, "beta", beta, "finite and not below 0 (Eq. 12)")
-        clusters = np.asarray(clusters)
-        if clusters.shape != (len(difficulty),) or clusters.dtype.kind not in "iu":
-            raise UserError(
-                f"{len(difficulty)} examples have clusters of shape {clusters.shape} and type "
-                f"{clusters.dtype}; expected one integer an example. Run --mode=schedule again."
-            )
-        if clusters.size and clusters.min() < 0:
-            raise UserError(
-                f"Example {int(clusters.argmin())} (counted from 0) has cluster {clusters.min()}; "
-                "expected integers from 0. Run --mode=schedule again."
-            )
-        self._difficulty = value.on_exact_grid(difficulty)
-        self._clusters = clusters
-        self._total = float(self._difficulty.values.sum())
+        check(growth >= 1, "growth", growth, "of at least 1 step a stage")
+        self._num_steps = np.asarray(num_steps, np.int32)
+        self._growth = growth
         self._ramp_stages = ramp_stages
-        self._p = p
-        self._initial_share = initial_share
-        self._beta = beta
-        self._solver = solver
-        self._rows: list[np.ndarray] = []  # c_i(0), c_i(1), ... as far as they were asked for.
-        self._remaining = 0.0  # Σ h_i at the last of them.
-
-    def target(self, stage: int) -> float:
-        """D(t) in nats (Eq. 10)."""
-        return value.target_difficulty(
-            stage,
-            self._total,
-            ramp_stages=self._ramp_stages,
-            p=self._p,
-            initial_share=self._initial_share,
-        )
 
     def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
-        """c_i of any stage; feedback is not used.
+        """[N] int32, max(0, n_i - (t + 1) growth)."""
+        del feedback
+        if stage >= self._ramp_stages:
+            return frozen(np.zeros_like(self._num_steps))
+        return frozen(np.maximum(0, self._num_steps - (stage + 1) * self._growth))
+
+
+class EasyFirst:
+    """SPL and ACL: the easiest examples alone at first, as whole rationales; all at last.
+
+    The share of the examples that take part rises linearly from `initial_share` to 1 at stage
+    `ramp_stages`. The others are left out. How difficult an example is, is the mean difficulty of
+    its steps: (1 - mixing) before distillation + mixing under the current student.
+    """
+
+    needs_feedback = True
+
+    def __init__(
+        self, difficulty: Ragged, *, mixing: float, initial_share: float, ramp_stages: int
+    ) -> None:
+        """Takes the difficulty of every step before distillation, and the settings.
 
         Raises:
-          ValueError: `stage` is negative.
+          UserError: a setting is out of range.
         """
-        del feedback
-        if stage < 0:
-            raise ValueError(f"stage {stage} is negative")
-        while len(self._rows) <= min(stage, self._ramp_stages):
-            self._rows.append(_frozen(self._next_row()))
-        return self._rows[min(stage, self._ramp_stages)]
+        check(0 <= mixing <= 1, "mixing", mixing, "in [0, 1]")
+        check(0 <= initial_share <= 1, "initial_share", initial_share, "in [0, 1]")
+        self._initial_N = example_means(difficulty)
+        self._num_steps = difficulty.lengths
+        self._mixing = mixing
+        self._initial_share = initial_share
+        self._ramp_stages = ramp_stages
 
-    def _next_row(self) -> np.ndarray:
-        stage = len(self._rows)
-        if stage == self._ramp_stages:
-            return np.zeros(len(self._difficulty), np.int32)
-        if stage > 0:
-            start_steps_N = self._rows[-1].copy()
-            self._advance(start_steps_N, self.target(stage))
-        else:
-            start_steps_N = self._difficulty.lengths.astype(np.int32)
-            while self._advance(start_steps_N, self.target(0)):
-                pass
-        return start_steps_N
+    def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
+        """[N] int32, 0 for those that take part and n_i + 1 for the others.
 
-    def _advance(self, start_steps_N: np.ndarray, target: float) -> bool:
-        """Makes one selection (Eq. 13), in place; whether anything was selected."""
-        able_n = np.flatnonzero(start_steps_N)
-        cost_n = value.next_step_difficulty(self._difficulty, start_steps_N, able_n)
-        budget = target - self._remaining
-        selected_n = self._solver(cost_n, self._clusters[able_n], budget, self._beta)
-        start_steps_N[able_n[selected_n]] -= 1
-        self._remaining += float(cost_n[selected_n].sum())
-        return bool(selected_n.any())
+        Raises:
+          ValueError: there is no feedback.
+        """
+        if feedback is None:
+            raise ValueError("the easiest examples are found by the student's current losses")
+        share = 1.0
+        if stage < self._ramp_stages:
+            share = self._initial_share + (1 - self._initial_share) * stage / self._ramp_stages
+        mixed_N = (1 - self._mixing) * self._initial_N + self._mixing * feedback.example_losses
+        left_out = np.argsort(mixed_N, kind="stable")[math.ceil(share * len(mixed_N)) :]
+        start_steps_N = np.zeros(len(mixed_N), np.int32)
+        start_steps_N[left_out] = self._num_steps[left_out] + 1
+        return frozen(start_steps_N)
+
+
+def _kpod(setting: Setting) -> Curriculum:
+    options = setting.options
+    return KPOD(
+        setting.difficulty,
+        setting.clusters,
+        ramp_stages=setting.ramp_stages,
+        p=options["p"],
+        initial_share=options["initial_share"],
+        beta=options["beta"],
+        solver=options["solver"],
+    )
+
+
+def _icl(setting: Setting) -> Curriculum:
+    growth = setting.options["growth"]
+    return GrowingSuffix(setting.num_steps, growth=growth, ramp_stages=setting.ramp_stages)
+
+
+def _easy_first(mixing: Callable[[Setting], float]) -> Callable[[Setting], Curriculum]:
+    return lambda setting: EasyFirst(
+        setting.difficulty,
+        mixing=mixing(setting),
+        initial_share=setting.options["initial_share"],
+        ramp_stages=setting.ramp_stages,
+    )
+
+
+CURRICULA: dict[str, Callable[[Setting], Curriculum]] = {
+    "kpod": _kpod,
+    "full": lambda setting: FullRationale(setting.num_steps),
+    "icl": _icl,
+    "spl": _easy_first(lambda setting: 1.0),
+    "acl": _easy_first(lambda setting: setting.options["mixing"]),
+}
+
+
+def make(name: str, setting: Setting) -> Curriculum:
+    """The curriculum of a name of CURRICULA or of an import path, `package.module:Class`.
+
+    Raises:
+      UserError: there is none of that name, or a setting is out of range.
+    """
+    if ":" not in name:
+        return CURRICULA[name](setting)
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"schedule.curriculum={name!r} cannot be imported: {error}. Expected "
+            "package.module:Class, with the package in the working directory or installed."
+        ) from error
+    curriculum = found(setting)
+    for needed in ("needs_feedback", "start_steps"):
+        if not hasattr(curriculum, needed):
+            raise UserError(
+                f"schedule.curriculum={name!r} has no {needed}; see kpod_jax.schedule.protocol."
+                "Curriculum for what a curriculum has."
+            )
+    return curriculum
+
+
+def source_files(name: str) -> list[str]:
+    """The file of a curriculum of one's own, whose change makes a schedule stale; else nothing."""
+    module, _, attribute = name.partition(":")
+    try:
+        spec = importlib.util.find_spec(module) if attribute else None
+    except ImportError:
+        return []  # `make` says so.
+    return [spec.origin] if spec is not None and spec.origin is not None else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,45 +199,44 @@ class Plan:
     """A curriculum's schedule, as it is stored.
 
     Attributes:
-      start_steps: [stages + 1, N] int32, row t is c_i(t).
-      target: [stages + 1] float64, D(t) in nats (Eq. 10). A curriculum without a target has its own
-        `remaining` here.
-      remaining: [stages + 1] float64, Σ_i h_i(t) in nats (Eq. 9); never above a target.
+      start_steps: [stages, N] int32, row t is c_i(t).
+      remaining: [stages] float64, Σ_i h_i(t) in nats (Eq. 9).
+      target: [stages] float64, D(t) in nats (Eq. 10), never below `remaining`; None for curricula
+        that have none.
     """
 
     start_steps: np.ndarray
-    target: np.ndarray
     remaining: np.ndarray
+    target: np.ndarray | None
 
 
-def plan(curriculum: Curriculum, stages: int, difficulty: Ragged) -> Plan:
-    """Asks a curriculum that needs no feedback for stages 0 ... `stages`, and draws its curves.
+def plan(curriculum: Curriculum, stages: int, difficulty: Ragged, name: str = "") -> Plan:
+    """Asks a curriculum for all stages, or for the first one where it needs feedback.
+
+    Before the first stage the student is as it was when the difficulties were computed, so these
+    are its feedback.
 
     Args:
       curriculum: asked in the order of the stages.
-      stages: the last stage.
+      stages: of the training.
       difficulty: d_j of every step, for the curve of the remaining difficulty.
+      name: of the curriculum, for messages.
 
     Raises:
-      UserError: a difficulty is negative, NaN or infinite.
+      UserError: a difficulty is negative, NaN or infinite, or the curriculum's answer is none.
     """
-    rows = [curriculum.start_steps(stage, None) for stage in range(stages + 1)]
-    difficulty = value.on_exact_grid(difficulty)
-    remaining = np.array([value.remaining_difficulty(difficulty, row).sum() for row in rows])
-    target = remaining
+    feedback = Feedback(difficulty) if curriculum.needs_feedback else None
+    rows = [
+        checked(curriculum.start_steps(stage, feedback), difficulty.lengths, stage, name)
+        for stage in range(1 if curriculum.needs_feedback else stages)
+    ]
+    target = None
     if isinstance(curriculum, KPOD):
-        target = np.array([curriculum.target(stage) for stage in range(stages + 1)])
-    return Plan(np.stack(rows), target, remaining)
+        target = np.array([curriculum.target(stage) for stage in range(stages)])
+    return Plan(np.stack(rows), remaining(difficulty, rows), target)
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
-    array.setflags(write=False)
-    return array
-
-
-def _check(holds: bool, name: str, setting: object, expected: str) -> None:
-    if not holds:
-        raise UserError(
-            f"{name}={setting} is not possible for the schedule; expected a value {expected}. "
-            "Change it in the configuration."
-        )
+def remaining(difficulty: Ragged, rows: "list[np.ndarray] | np.ndarray") -> np.ndarray:
+    """[stages] float64, Σ_i h_i of each row of start steps (Eq. 9), added up exactly."""
+    difficulty = value.on_exact_grid(difficulty)
+    return np.array([value.remaining_difficulty(difficulty, row).sum() for row in rows])

@@ -26,6 +26,7 @@ Letters: N examples, n of them affordable, K clusters, m examples taken.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -161,13 +162,15 @@ def _rank(
     cost_N: np.ndarray, label_N: np.ndarray, index_n: np.ndarray, counts_K: np.ndarray
 ) -> _Ranked:
     """Sorts the examples `index_n`, of whose clusters `counts_K` are chosen already."""
-    index_n = index_n[np.argsort(cost_N[index_n], kind="stable")]
     # Labels are small unsigned integers, which NumPy sorts in linear time.
     index_n = index_n[np.argsort(label_N[index_n], kind="stable")]
-    label_n = label_N[index_n]
+    label_n, cost_n = label_N[index_n], cost_N[index_n]
     bounds = np.searchsorted(label_n, np.arange(len(counts_K) + 1))
+    for start, stop in itertools.pairwise(bounds):
+        order = start + np.argsort(cost_n[start:stop], kind="stable")
+        index_n[start:stop], cost_n[start:stop] = index_n[order], cost_n[order]
     rank_n = np.arange(len(index_n)) + (counts_K - bounds[:-1])[label_n]
-    return _Ranked(index_n, cost_N[index_n], label_n, rank_n, bounds)
+    return _Ranked(index_n, cost_n, label_n, rank_n, bounds)
 
 
 def _increment(count: np.ndarray) -> np.ndarray:
@@ -230,18 +233,24 @@ def _augmentation(
     roots = np.concatenate([zero, np.cumsum(_increment(ranked.rank_n[taken_m]))])
     values = spent + beta * roots
     best, result = values[-1], (len(taken_m), None)
-    for k, (start, stop) in enumerate(zip(ranked.bounds[:-1], ranked.bounds[1:], strict=True)):
+    # One more example is worth the dearest's cost and beta at most: shorter prefixes cannot win.
+    first = int(np.searchsorted(values + ranked.cost_n.max(initial=0) + beta, best, side="right"))
+    if first == len(values):
+        return result
+    values, left, label_m = values[first:], budget - spent[first:], ranked.label_n[taken_m]
+    for k, (start, stop) in enumerate(itertools.pairwise(ranked.bounds)):
         if start == stop:
             continue
         cost = ranked.cost_n[start:stop]
-        counts = np.concatenate([[0], np.cumsum(ranked.label_n[taken_m] == k)])
+        before = np.count_nonzero(label_m[:first] == k)
+        counts = before + np.concatenate([[0], np.cumsum(label_m[first:] == k)])
         # The dearest that fits is worth most; a prefix has taken the first `counts` of the list.
-        place = np.searchsorted(cost, budget - spent, side="right") - 1
+        place = np.searchsorted(cost, left, side="right") - 1
         value = values + cost[place] + beta * _increment(counts)
         value[place < counts] = -np.inf
         i = int(np.argmax(value))
         if value[i] > best:
-            best, result = value[i], (i, int(start + place[i]))
+            best, result = value[i], (first + i, int(start + place[i]))
     return result
 
 

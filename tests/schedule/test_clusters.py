@@ -63,6 +63,23 @@ def test_files_that_are_no_word_vectors_are_named(tmp_path):
         clusters.question_vectors(["cat"], write(tmp_path, "\n"))
 
 
+def test_vectors_of_ones_own(tmp_path):
+    path = tmp_path / "vectors.npy"
+    vectors = np.arange(6, dtype=np.float16).reshape(3, 2)
+    np.save(path, vectors)
+    np.testing.assert_array_equal(clusters.read_question_vectors(path, 3), vectors)
+    with pytest.raises(UserError, match=r"shape \(3, 2\) and type float16; .* \(4, D\)"):
+        clusters.read_question_vectors(path, 4)
+    np.save(path, np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(UserError, match="allow_pickle=False"):
+        clusters.read_question_vectors(path, 1)
+    path.write_text("no array")
+    with pytest.raises(UserError, match="Cannot read"):
+        clusters.read_question_vectors(path, 1)
+    with pytest.raises(UserError, match="No such file"):
+        clusters.read_question_vectors(tmp_path / "none.npy", 1)
+
+
 def test_mean_token_vectors_by_hand():
     table = np.array([[1, 0], [0, 1], [4, 4]], np.float16)
     questions = Ragged.from_list([[2, 2, 0], [], [1]], np.int32)

@@ -1,207 +1,163 @@
+"""Curricula besides KPOD's: by hand, by name, one of the user's own, and following the student."""
+
+import pathlib
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kpod_jax.data.records import Ragged
 from kpod_jax.errors import UserError
-from kpod_jax.schedule import curricula, solvers, value
+from kpod_jax.schedule import curricula
+from kpod_jax.schedule.following import Following
+from kpod_jax.schedule.protocol import Feedback, Setting, checked
 
-PAPER: dict[str, Any] = {"p": 0.5, "initial_share": 0.3, "beta": 12.0}
-
-
-def ragged(*slices):
-    return Ragged.from_list(slices, np.float64)
-
-
-@st.composite
-def settings_of_kpod(draw):
-    slices = draw(st.lists(st.lists(st.floats(0, 50), max_size=5), max_size=12))
-    clusters = draw(st.lists(st.integers(0, 3), min_size=len(slices), max_size=len(slices)))
-    return {
-        "difficulty": ragged(*slices),
-        "clusters": np.array(clusters, np.int32),
-        "ramp_stages": draw(st.integers(0, 6)),
-        "p": draw(st.floats(-0.5, 2)),
-        "initial_share": draw(st.floats(0, 1)),
-        "beta": draw(st.sampled_from([0.0, 1.0, 12.0])),
-        "solver": draw(st.sampled_from([solvers.greedy, solvers.ftgp])),
-    }
+# 2, 1, 3 and no steps; means 1.5, 4, 1 and 0.
+DIFFICULTY = Ragged.from_list([[1.0, 2.0], [4.0], [1.0, 1.0, 1.0], []], np.float64)
+OPTIONS = {
+    "initial_share": 0.25,
+    "mixing": 0.5,
+    "growth": 2,
+    "p": 0.5,
+    "beta": 12.0,
+    "solver": "greedy",
+}
 
 
-@given(setting=settings_of_kpod())
-@settings(deadline=None)
-def test_what_holds_of_every_kpod_schedule(setting):
-    stages = setting["ramp_stages"] + 2
-    difficulty = setting["difficulty"]
-    plan = curricula.plan(curricula.KPOD(**setting), stages, difficulty)
-    start = plan.start_steps
-    assert start.dtype == np.int32 and start.shape == (stages + 1, len(difficulty))
-    assert np.all(start >= 0) and np.all(start <= difficulty.lengths)
-    # No tolerance: the budget is never overdrawn, and it only grows.
-    assert np.all(plan.remaining <= plan.target)
-    assert np.all(np.diff(plan.target) >= 0)
-    # Steps become output and stay it, at most one a stage until the ramp's end, when all do.
-    advance = -np.diff(start, axis=0)
-    assert np.all(advance >= 0)
-    assert np.all(advance[: max(setting["ramp_stages"] - 1, 0)] <= 1)
-    assert not start[setting["ramp_stages"] :].any()
-    # Nothing that fits is left behind: at stage 0, and at later stages of those that stood still.
-    grid = value.on_exact_grid(difficulty)
-    for stage in range(setting["ramp_stages"]):
-        still = start[stage] > 0
-        if stage > 0:
-            still &= start[stage] == start[stage - 1]
-        able = np.flatnonzero(still)
-        cost = value.next_step_difficulty(grid, start[stage], able)
-        assert np.all(cost > plan.target[stage] - plan.remaining[stage])
+def setting(**changes: Any) -> Setting:
+    return Setting(DIFFICULTY, np.zeros(4, int), stages=6, ramp_stages=3, options=OPTIONS | changes)
 
 
-@given(setting=settings_of_kpod(), random=st.randoms(use_true_random=False))
-@settings(deadline=None)
-def test_the_order_of_the_examples_does_not_matter(setting, random):
-    difficulty, size = setting["difficulty"], len(setting["difficulty"])
-    # All costs differ: the fraction of each is its own.
-    steps = len(difficulty.values)
-    fractions = np.array(random.sample(range(steps), steps)) / 64
-    setting["difficulty"] = Ragged(np.floor(difficulty.values) + fractions, difficulty.offsets)
-    order = random.sample(range(size), size)
-    permuted = {
-        **setting,
-        "difficulty": ragged(*(setting["difficulty"][i] for i in order)),
-        "clusters": setting["clusters"][order],
-    }
-    for stage in range(setting["ramp_stages"] + 1):
-        start = curricula.KPOD(**setting).start_steps(stage)
-        np.testing.assert_array_equal(curricula.KPOD(**permuted).start_steps(stage), start[order])
-
-
-@pytest.mark.parametrize("solver", [solvers.greedy, solvers.ftgp])
-def test_three_examples_worked_through_by_hand(solver):
-    # Questions 0 and 1 are of one cluster. B = 6 + 8 + 6 = 20.
-    difficulty = ragged([2.0, 3.0, 1.0], [6.0, 2.0], [2.5, 3.5])
-    # p = 1, C0 = 5, T = 3: D(t) = 5 + 15 (t / 3)^2 = 5, 6.67, 11.67, 20.
-    kpod = curricula.KPOD(
-        difficulty,
-        np.array([0, 0, 1]),
-        ramp_stages=3,
-        p=1.0,
-        initial_share=0.25,
-        beta=12.0,
-        solver=solver,
-    )
-    plan = curricula.plan(kpod, 4, difficulty)
-    np.testing.assert_allclose(plan.target, [5, 5 + 15 / 9, 5 + 60 / 9, 20, 20])
-    assert plan.start_steps.tolist() == [
-        # From c = 3, 2, 2 and 0 nats. The last steps cost 1, 2, 3.5 and 5 are to be had. The values
-        # of {0, 2} 4.5 + 2β, {0, 1} 3 + sqrt(2)β: {0, 2}. Now 0.5 are left and nothing fits.
-        [2, 2, 1],
-        # 2.17 are to be had, the next steps cost 3, 2, 2.5: {1}, 0.17 left.
-        [2, 1, 1],
-        # 5.17 are to be had, the next steps cost 3, 6, 2.5: {0} and {2} fit alone, and 0 is worth
-        # more by its cost, but 2 has the higher density (1 + β / 2.5 against 1 + β / 3). With
-        # thresholds of ε = 0.1 too: after 2, 2.67 are left and 0 no longer fits. The augmentation
-        # then replaces 2 by 0, for 3 + β is more than 2.5 + β.
-        [1, 1, 1],
-        # The ramp has ended.
-        [0, 0, 0],
-        [0, 0, 0],
-    ]
-    assert plan.remaining.tolist() == [4.5, 6.5, 9.5, 20, 20]
-
-
-def test_spread_over_clusters_rises_with_beta():
-    # Cluster 0 has the easiest last steps; only diversity makes the others advance.
-    difficulty = ragged(*[[20.0, 1.0]] * 6, *[[20.0, 1.5]] * 3, *[[20.0, 1.75]] * 3)
-    clusters = np.repeat([0, 1, 2], [6, 3, 3])
-
-    def reached(beta):
-        kpod = curricula.KPOD(
-            difficulty, clusters, ramp_stages=5, p=0.5, initial_share=6.5 / 267.75, beta=beta
-        )
-        advanced = kpod.start_steps(0) < difficulty.lengths
-        return np.bincount(clusters[advanced], minlength=3)
-
-    assert np.count_nonzero(reached(0.0)) == 1
-    assert np.count_nonzero(reached(12.0)) == 3
-
-
-def test_stages_may_be_asked_in_any_order_and_are_read_only():
-    difficulty = ragged([1.0, 2.0, 3.0], [3.0, 1.5], [0.5])
-    clusters = np.array([0, 1, 0])
-    there = curricula.KPOD(difficulty, clusters, ramp_stages=4, **PAPER)
-    back = curricula.KPOD(difficulty, clusters, ramp_stages=4, **PAPER)
-    forward = [there.start_steps(stage).tolist() for stage in range(6)]
-    backward = [back.start_steps(stage).tolist() for stage in reversed(range(6))]
-    assert forward == backward[::-1]
-    with pytest.raises(ValueError, match="read-only"):
-        there.start_steps(0)[0] = 7
-    with pytest.raises(ValueError, match="negative"):
-        there.start_steps(-1)
-
-
-def test_single_precision_difficulties_of_a_file_keep_the_budget():
-    values = np.random.default_rng(0).gamma(2.0, 1.0, 3000).astype(np.float32)
-    difficulty = Ragged(values, np.arange(0, 3001, 3))
-    clusters = np.arange(1000) % 5
-    kpod = curricula.KPOD(difficulty, clusters, ramp_stages=10, **PAPER)
-    plan = curricula.plan(kpod, 10, difficulty)
-    assert np.all(plan.remaining <= plan.target)
-    # The budget is used up to less than the easiest of the steps that wait.
-    assert plan.target[0] - plan.remaining[0] < 1e-3 * plan.target[0]
-    assert plan.remaining[-1] == plan.target[-1] == pytest.approx(values.sum(dtype=np.float64))
+def losses(*means: float) -> Feedback:
+    """Of examples whose steps are all equally hard."""
+    sizes = DIFFICULTY.lengths
+    slices = [np.full(n, m) for n, m in zip(sizes, means, strict=True)]
+    return Feedback(Ragged.from_list(slices, np.float64))
 
 
 def test_full_rationale_outputs_every_step():
-    difficulty = ragged([1.0, 2.0], [4.0])
-    plan = curricula.plan(curricula.FullRationale(difficulty.lengths), 2, difficulty)
-    assert plan.start_steps.tolist() == [[0, 0]] * 3
-    assert plan.target.tolist() == plan.remaining.tolist() == [7.0] * 3
+    plan = curricula.plan(curricula.make("full", setting()), 3, DIFFICULTY)
+    assert plan.start_steps.tolist() == [[0] * 4] * 3
+    assert plan.target is None and plan.remaining.tolist() == [10.0] * 3
 
 
-def test_no_examples_and_examples_without_steps():
-    empty = ragged()
-    kpod = curricula.KPOD(empty, np.zeros(0, int), ramp_stages=2, **PAPER)
-    assert curricula.plan(kpod, 2, empty).start_steps.shape == (3, 0)
-    bare = ragged([], [])
-    kpod = curricula.KPOD(bare, np.zeros(2, int), ramp_stages=2, **PAPER)
-    assert not curricula.plan(kpod, 2, bare).start_steps.any()
+def test_suffixes_grow_alike_until_the_ramp_ends():
+    rows = curricula.plan(curricula.make("icl", setting(growth=1)), 6, DIFFICULTY).start_steps
+    assert rows.tolist() == [[1, 0, 2, 0], [0, 0, 1, 0], *[[0] * 4] * 4]
+    short = setting(growth=1)
+    short = Setting(short.difficulty, short.clusters, 6, 1, short.options)
+    assert not curricula.make("icl", short).start_steps(1).any()
+
+
+def test_the_easiest_by_current_loss_take_part_first():
+    """Self-paced: a quarter, a half, three quarters and all of four examples."""
+    spl = curricula.make("spl", setting())
+    order = losses(3.0, 1.0, 2.0, 9.0)  # The last has no steps, hence no loss.
+    rows = [spl.start_steps(stage, order).tolist() for stage in range(4)]
+    assert rows == [[3, 2, 4, 0], [3, 0, 4, 0], [3, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_adaptive_curriculum_mixes_the_initial_and_the_current_loss():
+    # Initially 1.5, 4, 1; now 5, 1, 4: half of each is 3.25, 2.5, 2.5.
+    now = losses(5.0, 1.0, 4.0, 0.0)
+    assert curricula.make("acl", setting()).start_steps(1, now).tolist() == [3, 0, 4, 0]
+    by_now = curricula.make("acl", setting(mixing=1.0)).start_steps(1, now)
+    assert by_now.tolist() == curricula.make("spl", setting()).start_steps(1, now).tolist()
+    by_initial = curricula.make("acl", setting(mixing=0.0))
+    assert by_initial.start_steps(1, now).tolist() == [3, 2, 0, 0]
+
+
+def test_a_curriculum_that_follows_the_student_is_planned_for_its_first_stage_alone():
+    plan = curricula.plan(curricula.make("acl", setting()), 6, DIFFICULTY)
+    assert plan.start_steps.tolist() == [[3, 2, 4, 0]] and plan.remaining.tolist() == [0]
+    with pytest.raises(ValueError, match="current losses"):
+        curricula.make("acl", setting()).start_steps(1)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "changes", "message"),
     [
-        ({"ramp_stages": -1}, r"ramp_stages=-1 .* not below 0"),
-        ({"p": -1.0}, r"p=-1.0 .* above -1"),
-        ({"p": float("nan")}, "p=nan"),
-        ({"initial_share": 1.01}, r"initial_share=1.01 .* in \[0, 1\]"),
-        ({"beta": -0.5}, r"beta=-0\.5 .*Eq\. 12"),
-        ({"clusters": np.array([0])}, r"2 examples have clusters of shape \(1,\)"),
-        ({"clusters": np.array([0.0, 1.0])}, "float64; expected one integer"),
-        ({"clusters": np.array([0, -3])}, "Example 1 .* cluster -3"),
-        ({"difficulty": ragged([1.0], [float("nan")])}, "Step 0 of example 1"),
+        ("icl", {"growth": 0}, "growth=0 .*at least 1 step"),
+        ("spl", {"initial_share": 2}, "initial_share=2"),
+        ("acl", {"mixing": -1}, "mixing=-1"),
+        ("no_such_package.module:Class", {}, "cannot be imported: No module named"),
+        ("kpod_jax.schedule.curricula:NoSuch", {}, "cannot be imported: .*NoSuch"),
     ],
 )
-def test_a_bad_setting_is_named_with_what_was_expected(change, message):
-    setting = {
-        "difficulty": ragged([1.0], [2.0]),
-        "clusters": np.array([0, 1]),
-        "ramp_stages": 2,
-        **PAPER,
-        **change,
-    }
+def test_bad_settings_are_named(name, changes, message):
     with pytest.raises(UserError, match=message):
-        curricula.KPOD(**setting)
+        curricula.make(name, setting(**changes))
+
+
+OWN = """
+import numpy as np
+
+class Backwards:
+    needs_feedback = False
+    def __init__(self, setting):
+        self.n = setting.num_steps
+    def start_steps(self, stage, feedback=None):
+        return np.maximum(self.n - stage, 0)
+
+class Bare:
+    def __init__(self, setting):
+        pass
+"""
+
+
+def test_a_curriculum_of_ones_own(tmp_path, monkeypatch):
+    module = tmp_path / "my_own_curricula.py"
+    module.write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "my_own_curricula:Backwards"
+    plan = curricula.plan(curricula.make(name, setting()), 3, DIFFICULTY, name)
+    assert plan.start_steps.tolist() == [[2, 1, 3, 0], [1, 0, 2, 0], [0, 0, 1, 0]]
+    assert [pathlib.Path(path) for path in curricula.source_files(name)] == [module]
+    assert curricula.source_files("kpod") == curricula.source_files("no_such.package:Class") == []
+    with pytest.raises(UserError, match="has no needs_feedback"):
+        curricula.make("my_own_curricula:Bare", setting())
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            [0, 0, 0],
+            r"mine gave start steps of shape \(3,\) and type int64 for stage 2; expected 4",
+        ),
+        ([0.0] * 4, "float64"),
+        ([0, -1, 0, 0], "start step -1 for example 1 .* expected 0 to 1"),
+        ([0, 0, 5, 0], "start step 5 for example 2 .* expected 0 to 3"),
+    ],
+)
+def test_an_answer_that_is_no_schedule_is_named(answer, message):
+    with pytest.raises(UserError, match=message):
+        checked(np.array(answer), DIFFICULTY.lengths, 2, "mine")
+
+
+def test_choices_that_follow_the_student_are_kept_and_made_again_from_before_a_stage(tmp_path):
+    spl, sizes = curricula.make("spl", setting()), DIFFICULTY.lengths
+    path = tmp_path / "start_steps.npz"
+    first = Following(spl, sizes, path, "spl")
+    with pytest.raises(UserError, match=r"of 0 stages, .* in stage 0"):
+        first(0)
+    first.begin(0, losses(3.0, 1.0, 2.0, 0.0))
+    first.begin(1, losses(3.0, 1.0, 2.0, 0.0))
+    later = Following(spl, sizes, path, "spl")
+    np.testing.assert_array_equal(later(1), first(1))
+    assert later(1).tolist() == [3, 0, 4, 0]
+    later.begin(1, losses(1.0, 3.0, 2.0, 0.0))  # The training went on from within stage 0.
+    assert later(1).tolist() == [0, 2, 4, 0]
+    with pytest.raises(UserError, match="Was it deleted"):
+        later(2)
 
 
 def test_the_room_imports_no_jax():
     code = (
         "import sys\n"
-        "from kpod_jax.schedule import clusters, curricula, solvers, value\n"
+        "from kpod_jax.schedule import clusters, curricula, following, kpod, solvers, value\n"
         "sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -58,6 +58,23 @@ def test_a_solver_keeps_the_budget_its_guarantee_and_leaves_nothing_that_fits(na
     assert worth(selected, *instance) >= SHARES[name] * best - 1e-9 * best
 
 
+def test_thousands_of_instances_with_costs_of_every_kind_keep_the_guarantees():
+    rng, seen = np.random.default_rng(0), dict.fromkeys(FAST, 1.0)
+    for _ in range(2000):
+        size = int(rng.integers(1, 11))
+        cost = rng.gamma(rng.choice([0.2, 1.0, 5.0]), 1.0, size)
+        cluster = rng.integers(0, 4, size)
+        budget = float(cost.sum() * rng.uniform(0.05, 0.95))
+        instance = cost, cluster, budget, float(rng.choice([0.0, 0.1, 1.0, 12.0]))
+        best = worth(solvers.exact(*instance), *instance)
+        for name, solve in FAST.items():
+            selected = solve(*instance)
+            assert cost[selected].sum() <= budget * (1 + 1e-12)
+            if best > 0:
+                seen[name] = min(seen[name], worth(selected, *instance) / best)
+    assert all(SHARES[name] <= worst < 1 for name, worst in seen.items()), seen
+
+
 @given(instance=instances())
 @settings(deadline=None)
 def test_exact_is_at_least_as_good_as_any_and_feasible(instance):

@@ -1,0 +1,107 @@
+"""Rows of token ids, batches of them, and the training that both small models share."""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+
+from kpod_jax import losses
+from kpod_jax.models.t5 import T5
+
+# Tokens of a source and of its target, without EOS.
+Row = tuple[list[int], list[int]]
+
+
+class Shape(NamedTuple):
+    """Of a batch: rows, source tokens and target tokens, EOS included."""
+
+    rows: int
+    source: int
+    target: int
+
+
+def batch_of(rows: Sequence[Row], shape: Shape, eos_id: int) -> dict[str, np.ndarray]:
+    """Source, inputs and target int32, padded with 0, and their masks bool.
+
+    Every source and target ends with EOS; what is too long loses its end.
+    """
+    source = np.zeros((shape.rows, shape.source), np.int32)
+    target = np.zeros((shape.rows, shape.target), np.int32)
+    for i, (left, right) in enumerate(rows):
+        left, right = left[: shape.source - 1], right[: shape.target - 1]
+        source[i, : len(left) + 1] = [*left, eos_id]
+        target[i, : len(right) + 1] = [*right, eos_id]
+    inputs = np.roll(target, 1, axis=1)
+    inputs[:, 0] = 0
+    return {
+        "source": source,
+        "source_mask": source > 0,
+        "inputs": inputs,
+        "target": target,
+        "target_mask": target > 0,
+    }
+
+
+def train(
+    module: T5,
+    params: dict,
+    kinds: Sequence[str],
+    batch: Callable[[str, int], dict[str, np.ndarray]],
+    learning_rate: float,
+    *,
+    final_share: float = 0.0,
+) -> dict:
+    """Minimises the targets' cross entropy by Adam, with a warm-up and a cosine decay.
+
+    Args:
+      module: of the parameters.
+      params: to start from; they are given up.
+      kinds: of the rows of each step.
+      batch: a batch from its kind and its step.
+      learning_rate: at its highest.
+      final_share: of it, at the end.
+    """
+    steps = len(kinds)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(100, steps), steps + 1, learning_rate * final_share
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(params, state, batch):
+        def loss(params):
+            variables = {"params": params}
+            hidden: Any = module.apply(
+                variables, batch["source"], batch["source_mask"], batch["inputs"]
+            )
+            nll = losses.token_losses(
+                hidden,
+                batch["target"],
+                batch["target_mask"],
+                lambda h: module.apply(variables, h, method="logits"),  # pyright: ignore
+            )
+            return nll.sum() / batch["target_mask"].sum()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state = optimizer.init(params)
+    recent: dict[str, list[jax.Array]] = collections.defaultdict(list)
+    for step, kind in enumerate(kinds):
+        params, state, loss = train_step(params, state, batch(kind, step))
+        recent[kind].append(loss)
+        if step % 100 == 99 or step == steps - 1:
+            means = {
+                kind: round(float(jnp.stack(values).mean()), 3)
+                for kind, values in sorted(recent.items())
+            }
+            logging.info("step %d of %d, nats a token: %s", step + 1, steps, means)
+            recent.clear()
+    return params

@@ -1,0 +1,60 @@
+"""A schedule that follows the student: each stage is chosen before it begins, and kept in a file.
+
+Letters: N examples.
+"""
+
+import pathlib
+
+import numpy as np
+
+from kpod_jax import files
+from kpod_jax.errors import UserError
+from kpod_jax.schedule.protocol import Curriculum, Feedback, checked
+
+
+class Following:
+    """c_i of the stages so far, of a curriculum that needs feedback.
+
+    A training that goes on in the middle of a stage finds that stage's choice in the file. One that
+    goes on from before it makes the choice again, from the same parameters.
+    """
+
+    def __init__(
+        self, curriculum: Curriculum, num_steps: np.ndarray, path: files.PathLike, name: str
+    ) -> None:
+        """Reads what is there.
+
+        Args:
+          curriculum: is asked before every stage.
+          num_steps: [N] n_i.
+          path: of an npz file with "start_steps" [stages so far, N].
+          name: of the curriculum, for messages.
+        """
+        self._curriculum = curriculum
+        self._num_steps = num_steps
+        self._path = path
+        self._name = name
+        self._rows: list[np.ndarray] = []
+        if pathlib.Path(path).exists():
+            self._rows = list(files.read_npz(path)["start_steps"])
+
+    def __call__(self, stage: int) -> np.ndarray:
+        """[N] int32, c_i of a stage that was begun.
+
+        Raises:
+          UserError: its choice is not in the file.
+        """
+        if stage >= len(self._rows):
+            raise UserError(
+                f"{self._path} has the choices of {len(self._rows)} stages, and the training goes "
+                f"on in stage {stage} (counted from 0). Was it deleted? Delete the checkpoints as "
+                "well, to train anew."
+            )
+        return self._rows[stage]
+
+    def begin(self, stage: int, feedback: Feedback) -> None:
+        """Chooses what is output at a stage, by the student's losses before it."""
+        row = self._curriculum.start_steps(stage, feedback)
+        row = checked(row, self._num_steps, stage, self._name)
+        self._rows = [*self._rows[:stage], row]
+        files.write_npz(self._path, start_steps=np.stack(self._rows))
