@@ -22,7 +22,8 @@ from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
-from kpod_jax.weighting.answerer import Answerer, Problems
+from kpod_jax.weighting.answerer import Answerer
+from kpod_jax.weighting.problems import Problems
 from tests.weighting import tiny
 
 _WRITE = flags.DEFINE_bool("write", False, "Puts the table into docs/token_weighting.md.")

@@ -63,6 +63,7 @@ class Stage:
       optional: outputs of other stages that it reads where the configuration needs those.
       needed: whether the configuration asks for it at all.
       continues: a stale output is a training that may have taken days: it is not overwritten.
+      partial: what an interrupted run of it goes on from; removed where that was another one's.
     """
 
     run: Callable[["Run"], str]
@@ -72,6 +73,7 @@ class Stage:
     optional: tuple[str, ...] = ()
     needed: Callable[[Config], bool] = lambda config: True
     continues: bool = False
+    partial: tuple[str, ...] = ()
 
 
 def run(
@@ -144,6 +146,9 @@ class Run:
                     f"--workdir, or delete {self.workdir / stage.outputs[0]} to train anew."
                 )
             say(f"{name}: made again: {why}")
+        if stored != fingerprint:
+            for part in stage.partial:
+                shutil.rmtree(self.workdir / part, ignore_errors=True)
         began = time.monotonic()
         self.workdir.mark(name, fingerprint, complete=False)
         message = stage.run(self)
@@ -611,6 +616,7 @@ STAGES: dict[str, Stage] = {
         (*_RECORDS, "records/validation.jsonl"),
         ("token_weights.npz", "token_spans.npz", "weighting.json"),
         needed=lambda config: config.weighting.weights == "learned",
+        partial=(weigh.CHECKPOINTS,),
     ),
     "score": Stage(
         _score,

@@ -22,34 +22,24 @@ from kpod_jax.pretrain.rows import Row, Shape
 
 SHAPES = {
     "operation": Shape(128, 8, 4),
-    "step": Shape(96, 40, 4),
-    "next_result": Shape(48, 96, 4),
-    "last_result": Shape(32, 152, 4),
-    "prefix": Shape(32, 152, 4),
+    "step": Shape(96, 32, 4),
+    "next_result": Shape(64, 64, 4),
+    "last_result": Shape(48, 96, 4),
+    "prefix": Shape(48, 96, 4),
 }
-
-
-class Phase(NamedTuple):
-    """So many steps, cycling through kinds of rows, and the highest learning rate."""
-
-    steps: int
-    kinds: tuple[str, ...]
-    learning_rate: float
-
-
+# So many steps, cycling through kinds of rows.
 PHASES = (
-    Phase(300, ("operation", "step", "step"), 1e-3),
-    Phase(
-        900,
-        ("operation", "step", "next_result", "last_result", "next_result", "last_result"),
-        1e-3,
-    ),
-    Phase(
-        1600,
-        ("prefix", "prefix", "last_result", "prefix", "prefix", "next_result", "prefix", "step"),
-        1e-3,
+    (400, ("operation", "step", "step")),
+    (2400, ("operation", "step", "next_result", "last_result", "next_result", "last_result")),
+    (
+        4000,
+        (
+            *("prefix", "last_result", "prefix", "next_result"),
+            *("prefix", "last_result", "prefix", "step"),
+        ),
     ),
 )
+_LEARNING_RATE = 2e-3
 
 
 class _Result(NamedTuple):
@@ -106,8 +96,12 @@ class Mixture:
             "last_result": self._last_result,
             "prefix": self._prefix,
         }[kind]
-        shape = SHAPES[kind]
-        return rows.batch_of([make(rng) for _ in range(shape.rows)], shape, self._eos)
+        shape, found = SHAPES[kind], []
+        while len(found) < shape.rows:
+            row = make(rng)
+            if len(row[0]) < shape.source:  # The few that are longer would make all batches wider.
+                found.append(row)
+        return rows.batch_of(found, shape, self._eos)
 
     def _example(self, rng: np.random.Generator) -> _Example:
         return self._examples[int(rng.integers(len(self._examples)))]
@@ -179,16 +173,15 @@ def _examples(records: list[Record], tokenizer: Any) -> list[_Example]:
 def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -> dict:
     """Trains the student to answer, by `PHASES`; `scale` scales their steps."""
     mixture = Mixture(student.tokenizer, seed)  # pyright: ignore[reportArgumentType]
-    first = 0
-    for phase in PHASES:
-        steps = max(1, round(phase.steps * scale))
-        params = rows.train(
-            student.module,  # pyright: ignore[reportArgumentType]
-            params,
-            [phase.kinds[step % len(phase.kinds)] for step in range(steps)],
-            lambda kind, step, first=first: mixture.batch(kind, seed, first + step),
-            phase.learning_rate,
-            final_share=0.05,
-        )
-        first += steps
-    return params
+    kinds = [
+        of_phase[step % len(of_phase)]
+        for steps, of_phase in PHASES
+        for step in range(max(1, round(steps * scale)))
+    ]
+    return rows.train(
+        student.module,  # pyright: ignore[reportArgumentType]
+        params,
+        kinds,
+        lambda kind, step: mixture.batch(kind, seed, step),
+        _LEARNING_RATE,
+    )

@@ -8,42 +8,13 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from kpod_jax import losses
+from kpod_jax.weighting.problems import Problems
 
 Params = Any
-
-
-@flax.struct.dataclass
-class Problems:
-    """Rows for the answerer; questions are padded on their left, the others on their right.
-
-    T5 knows relative positions alone, so padding must not come between question and rationale.
-
-    Attributes:
-      question: [B, S] int32.
-      question_mask: [B, S] bool.
-      rationale: [B, R] int32.
-      rationale_mask: [B, R] bool.
-      step_ends: [B, R] bool, True at the last token of every step.
-      answer: [B, A] int32, with EOS.
-      answer_mask: [B, A] bool.
-    """
-
-    question: jax.Array
-    question_mask: jax.Array
-    rationale: jax.Array
-    rationale_mask: jax.Array
-    step_ends: jax.Array
-    answer: jax.Array
-    answer_mask: jax.Array
-
-    def repeat(self, count: int) -> "Problems":
-        """Each row `count` times, one after the other."""
-        return jax.tree.map(lambda array: jnp.repeat(array, count, axis=0), self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ Letters: B examples, P prefixes of each, R rationale tokens.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,60 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kpod_jax.data.buckets import padded
+from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.data.records import Ragged
-from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.weighting.answerer import Answerer, Params, Problems
+from kpod_jax.weighting.answerer import Answerer, Params
 from kpod_jax.weighting.generator import Generator, gumbel_mask
+from kpod_jax.weighting.problems import Problems, batches, take
 
 Log = Callable[[str, int, dict[str, float]], None]
-# Lengths are rounded up to a multiple of this: few shapes, few compilations.
-_ROUND = 16
-
-
-def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
-    """Lays a tokenised set out as NumPy arrays: questions to the right, without their EOS."""
-    count, lengths = len(tokenized), tokenized.rationale_lengths.tolist()
-
-    def question(i: int) -> np.ndarray:
-        """Without its EOS, which a decoder-only student's has not."""
-        ids, end = tokenized.questions[i], tokenized.targets[i][-1]
-        return ids[:-1] if ids[-1] == end else ids
-
-    questions = Ragged.from_list([question(i) for i in range(count)], np.int32)
-    rationales = Ragged.from_list([tokenized.targets[i][:n] for i, n in enumerate(lengths)])
-    # The step of the next token is another one, be it that of the answer sentence.
-    ends = Ragged.from_list(
-        [np.diff(tokenized.steps[i][: n + 1]) > 0 for i, n in enumerate(lengths)]
-    )
-    rationale, rationale_mask = _rows(rationales, pad_id)
-    # From right to left and back again, questions end together.
-    question_ids, question_mask = (array[:, ::-1] for array in _rows(_reversed(questions), pad_id))
-    return Problems(
-        question_ids,  # pyright: ignore[reportArgumentType]
-        question_mask,  # pyright: ignore[reportArgumentType]
-        rationale,  # pyright: ignore[reportArgumentType]
-        rationale_mask,  # pyright: ignore[reportArgumentType]
-        padded(ends, np.arange(len(ends)), rationale.shape[1], False)[0],  # pyright: ignore
-        *_rows(tokenized.answers, pad_id),  # pyright: ignore[reportArgumentType]
-    )
-
-
-def take(problems: Problems, index: np.ndarray) -> Problems:
-    """Some rows, cut to the shortest multiple of `_ROUND` that holds them."""
-    rows = jax.tree.map(lambda array: array[index], problems)
-
-    def width(mask: Any) -> int:
-        return -(-max(1, int(mask.sum(axis=1).max(initial=1))) // _ROUND) * _ROUND
-
-    s, r = width(rows.question_mask), width(rows.rationale_mask)
-    return rows.replace(
-        question=rows.question[:, -s:],
-        question_mask=rows.question_mask[:, -s:],
-        rationale=rows.rationale[:, :r],
-        rationale_mask=rows.rationale_mask[:, :r],
-        step_ends=rows.step_ends[:, :r],
-    )
+# Steps between checkpoints.
+_SAVE_EVERY = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,17 +146,6 @@ class MaskLearner:
         return keep.astype(jnp.float32), prefix_B
 
 
-def batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches of indices without end, every pass in a new order; short rests join the next pass."""
-    rng = np.random.default_rng(seed)
-    rest = np.zeros(0, np.int64)
-    while True:
-        while len(rest) < size:
-            rest = np.concatenate([rest, rng.permutation(count)])
-        yield rest[:size]
-        rest = rest[size:]
-
-
 def fit_answerer(
     learner: MaskLearner,
     params: Params,
@@ -213,8 +157,12 @@ def fit_answerer(
     learning_rate: float,
     seed: int,
     log: Log,
+    checkpoints: Checkpoints | None = None,
 ) -> Params:
     """Fits θw: first on whole rationales, then on masked prefixes.
+
+    With checkpoints, a fitting that was killed goes on to the same bits, and one that is done is
+    not done again.
 
     Returns:
       New parameters; those given are not changed.
@@ -237,15 +185,18 @@ def fit_answerer(
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    params = jax.tree.map(jnp.copy, params)
-    state, root = optimizer.init(params), jax.random.key(seed)
-    indices = batches(len(problems.question), batch_size, seed)
-    for step in range(steps):
+    params, root = jax.tree.map(jnp.copy, params), jax.random.key(seed)
+    state, first, _ = _go_on(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
+    params, state = state["params"], state["opt_state"]
+    indices = batches(len(problems.question), batch_size, seed, start=first)
+    for step in range(first, steps):
         batch = take(problems, next(indices))
         masked = jnp.array(step >= reading_steps)
         params, state, loss = fit_step(params, state, batch, jax.random.fold_in(root, step), masked)
         if step % 50 == 49 or step == steps - 1:
             log("answerer", step + 1, {"answer_loss": float(loss)})
+        if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or step == steps - 1):
+            checkpoints.save(step + 1, {"params": params, "opt_state": state})
     return params
 
 
@@ -305,6 +256,7 @@ def learn_masks(
     patience: int,
     seed: int,
     log: Log,
+    checkpoints: Checkpoints | None = None,
 ) -> Params:
     """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_problems`.
 
@@ -329,6 +281,7 @@ def learn_masks(
       patience: so many calls in a row without a lower value end the training.
       seed: of everything random.
       log: is told the parts of the objective.
+      checkpoints: to go on from, to the same bits, and to save to.
 
     Returns:
       The generator's parameters.
@@ -364,42 +317,62 @@ def learn_masks(
         updates, state = joint_optimizer.update(gradient, state, answerer_params)
         return optax.apply_updates(answerer_params, updates), state
 
-    state = optimizer.init(params)
-    joint_state = None
+    state = {"params": params, "opt_state": optimizer.init(params)}
+    # The generator with the lowest objective, that objective, and looks since then.
+    state |= {"best": jax.tree.map(jnp.copy, params), "best_value": jnp.array(math.inf)}
+    state["since"] = jnp.array(0)
     if joint_learning_rate:
-        answerer_params = jax.tree.map(jnp.copy, answerer_params)
-        joint_state = joint_optimizer.init(answerer_params)
-    indices = batches(len(problems.question), batch_size, seed)
-    joint_indices = batches(len(joint_problems.question), batch_size, seed + 1)
+        state["answerer"] = answerer_params = jax.tree.map(jnp.copy, answerer_params)
+        state["joint_state"] = joint_optimizer.init(answerer_params)
+    state, start, done = _go_on(checkpoints, state)
+    indices = batches(len(problems.question), batch_size, seed, start)
+    joint_indices = batches(len(joint_problems.question), batch_size, seed + 1, start)
     first, last = temperatures
-    best, best_value, since = None, math.inf, 0
-    for step in range(steps):
+    for step in range(start, 0 if done else steps):
         temperature = first * (last / first) ** (step / steps)
         alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, alpha_warmup * steps))
         key = jax.random.fold_in(root, step)
         batch = take(problems, next(indices))
-        params, state, parts = learn_step(
-            params, state, answerer_params, batch, key, alpha, temperature
+        answerer_params = state.get("answerer", answerer_params)
+        state["params"], state["opt_state"], parts = learn_step(
+            state["params"], state["opt_state"], answerer_params, batch, key, alpha, temperature
         )
-        if joint_state is not None:
+        if joint_learning_rate:
             batch = take(joint_problems, next(joint_indices))
             key = jax.random.fold_in(key, 1)
-            answerer_params, joint_state = follow_step(
-                answerer_params, joint_state, params, batch, key, temperature
+            answerer_params, state["joint_state"] = follow_step(
+                answerer_params, state["joint_state"], state["params"], batch, key, temperature
             )
+            state["answerer"] = answerer_params
         judged = (step + 1) % judge_every == 0
         if judged:
-            value = judge(params, answerer_params)
-            parts["held_out_objective"] = value
-            if value < best_value:
-                best, best_value, since = jax.tree.map(jnp.copy, params), value, 0
+            parts["held_out_objective"] = value = judge(state["params"], answerer_params)
+            if value < state["best_value"]:
+                state["best"] = jax.tree.map(jnp.copy, state["params"])
+                state["best_value"], state["since"] = jnp.array(value), jnp.array(0)
             else:
-                since += 1
-        if judged or step % 25 == 24 or step == steps - 1 or since == patience:
+                state["since"] += 1
+        ends = step == steps - 1 or bool(state["since"] == patience)
+        if judged or step % 25 == 24 or ends:
             log("generator", step + 1, {k: float(v) for k, v in parts.items()})
-        if since == patience:
+        if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends):
+            checkpoints.save(step + 1, state, extra={"done": ends})
+        if ends:
             break
-    return params if best is None else best
+    return state["best"] if jnp.isfinite(state["best_value"]) else state["params"]
+
+
+def _go_on(
+    checkpoints: Checkpoints | None, state: dict[str, Any]
+) -> tuple[dict[str, Any], int, bool]:
+    """The state of the latest checkpoint, its step, and whether the training was done by then."""
+    if checkpoints is None or checkpoints.latest_step() is None:
+        return state, 0, False
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    restored = checkpoints.restore(abstract)
+    return restored.state, restored.step, bool(restored.extra.get("done"))
 
 
 def objective_on(
@@ -446,14 +419,3 @@ def compute_weights(
         values = np.asarray(weights(generator_params, batch))
         result += [values[i][np.asarray(batch.rationale_mask[i])] for i in range(len(index))]
     return Ragged.from_list(result, np.float32)
-
-
-def _rows(ragged: Ragged, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """[N, longest, up to a multiple of 8] int32 and bool."""
-    width = -(-max(1, int(ragged.lengths.max(initial=1))) // 8) * 8
-    return padded(ragged, np.arange(len(ragged)), width, pad_id)
-
-
-def _reversed(ragged: Ragged) -> Ragged:
-    """Each slice from its end to its start."""
-    return Ragged.from_list([ragged[i][::-1] for i in range(len(ragged))], ragged.values.dtype)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
 from kpod_jax import sharding
+from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
@@ -27,10 +28,12 @@ from kpod_jax.models.student import Student
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.progress import Progress
 from kpod_jax.weighting import learn
-from kpod_jax.weighting.answerer import Answerer, Params, Problems
+from kpod_jax.weighting.answerer import Answerer, Params
 from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.problems import Problems, problems_of
 
 STAGE = "weigh"
+CHECKPOINTS = "checkpoints/weigher"
 # Held-out examples that the gap and the objectives are measured on.
 _HELD_OUT = 256
 _COLLAPSED = 0.02
@@ -72,7 +75,7 @@ def weigh(
       config: `weighting` of the configuration.
       fresh: new problems to fit the answerer on, for `fit="fresh"`.
       seed: of everything random.
-      workdir: for the metrics.
+      workdir: for the metrics and the checkpoints, from which a stage that was killed goes on.
 
     Raises:
       UserError: the answerer has another tokenizer, there is no gap for masks to be learned from,
@@ -92,19 +95,23 @@ def weigh(
         config.straight_through,
         config.clear_share,
     )
-    problems, judged = learn.problems_of(train, pad_id), learn.problems_of(held_out, pad_id)
+    problems, judged = problems_of(train, pad_id), problems_of(held_out, pad_id)
     judged = jax.tree.map(lambda array: array[:_HELD_OUT], judged)
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
     folds, parts, judged_weights = _folds(len(train), config.fit, seed), [], []
-    steps = len(folds) * (config.reading_steps + config.masking_steps + config.steps)
+    steps = config.reading_steps + config.masking_steps + config.steps
+    passes = [
+        _Fold(learner, config, seed + n, steps * n, workdir / f"{CHECKPOINTS}/fold_{n}")
+        for n in range(len(folds))
+    ]
+    reached = max(fold.reached() for fold in passes)
     with (
         sharding.use(mesh),
-        MetricsWriter(workdir, STAGE) as writer,
-        Progress(steps, "Weighing") as progress,
+        MetricsWriter(workdir, STAGE, restored_step=reached or None) as writer,
+        Progress(steps * len(folds), "Weighing", initial=reached) as progress,
     ):
-        for number, (fit_on, weigh_on) in enumerate(folds):
-            fit = _rows(problems, fit_on) if fresh is None else learn.problems_of(fresh, pad_id)
-            fold = _Fold(learner, config, mesh, seed + number, steps // len(folds) * number)
+        for fold, (fit_on, weigh_on) in zip(passes, folds, strict=True):
+            fit = _rows(problems, fit_on) if fresh is None else problems_of(fresh, pad_id)
             params, part = fold.learn(
                 answerer_params, fit, _rows(problems, weigh_on), judged, writer, progress
             )
@@ -156,13 +163,32 @@ def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Fold:
-    """One pass: an answerer, fit on some examples, and a generator, trained on others."""
+    """One pass: an answerer, fit on some examples, and a generator, trained on others.
+
+    Attributes:
+      learner: of masks.
+      config: `weighting` of the configuration.
+      seed: of this pass.
+      first_step: of the stage, where this pass begins.
+      directory: for the checkpoints of both.
+    """
 
     learner: learn.MaskLearner
     config: Config
-    mesh: Mesh
     seed: int
     first_step: int
+    directory: pathlib.Path
+
+    def reached(self) -> int:
+        """The stage's step that the pass goes on from; 0 where it has not begun."""
+        before = {"answerer": 0, "generator": self.config.reading_steps + self.config.masking_steps}
+        steps = [
+            self.first_step + before[part] + int(path.name)
+            for part in before
+            for path in (self.directory / part).glob("[0-9]*")
+            if path.name.isdecimal()
+        ]
+        return max(steps, default=0)
 
     def learn(
         self,
@@ -175,30 +201,34 @@ class _Fold:
     ) -> tuple[Params, dict[str, float]]:
         """The generator's parameters, and gap and objectives on the judged examples."""
         config, learner = self.config, self.learner
-        last = {"answerer": 0, "generator": 0}
+        done = self.reached()
 
         def log(what: str, step: int, values: dict[str, float]) -> None:
-            progress.update(step - last[what], **values)
-            last[what] = step
+            nonlocal done
             before = config.reading_steps + config.masking_steps if what == "generator" else 0
-            writer.write(self.first_step + before + step, {"part": what, **values})
+            step += self.first_step + before
+            progress.update(max(0, step - max(done, self.first_step)), **values)
+            done = step
+            writer.write(step, {"part": what, **values})
             if not all(map(math.isfinite, values.values())):
                 raise UserError(
                     f"Token weighting: step {step} of the {what} gave {values}. Lower "
                     "weighting.answerer_learning_rate or weighting.learning_rate."
                 )
 
-        answerer_params = learn.fit_answerer(
-            learner,
-            answerer_params,
-            fit,
-            reading_steps=config.reading_steps,
-            masking_steps=config.masking_steps,
-            batch_size=config.batch_size,
-            learning_rate=config.answerer_learning_rate,
-            seed=self.seed,
-            log=log,
-        )
+        with Checkpoints(self.directory / "answerer") as checkpoints:
+            answerer_params = learn.fit_answerer(
+                learner,
+                answerer_params,
+                fit,
+                reading_steps=config.reading_steps,
+                masking_steps=config.masking_steps,
+                batch_size=config.batch_size,
+                learning_rate=config.answerer_learning_rate,
+                seed=self.seed,
+                log=log,
+                checkpoints=checkpoints,
+            )
         gap = learn.measure_gap(learner, answerer_params, judged, config.batch_size)
         by_prefix = ", ".join(
             f"{a - n:.1f}"
@@ -216,24 +246,26 @@ class _Fold:
         judge = learn.objective_on(
             learner, judged, config.batch_size, config.temperature_end, self.seed
         )
-        params = learn.learn_masks(
-            learner,
-            answerer_params,
-            weigh,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            clip_norm=config.clip_norm,
-            alpha_warmup=config.alpha_warmup,
-            temperatures=(config.temperature_start, config.temperature_end),
-            joint_learning_rate=config.joint_learning_rate,
-            joint_problems=fit,
-            judge=judge,
-            judge_every=config.judge_every,
-            patience=config.patience,
-            seed=self.seed,
-            log=log,
-        )
+        with Checkpoints(self.directory / "generator") as checkpoints:
+            params = learn.learn_masks(
+                learner,
+                answerer_params,
+                weigh,
+                steps=config.steps,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                clip_norm=config.clip_norm,
+                alpha_warmup=config.alpha_warmup,
+                temperatures=(config.temperature_start, config.temperature_end),
+                joint_learning_rate=config.joint_learning_rate,
+                joint_problems=fit,
+                judge=judge,
+                judge_every=config.judge_every,
+                patience=config.patience,
+                seed=self.seed,
+                log=log,
+                checkpoints=checkpoints,
+            )
         return params, {
             "none_masked": gap["none_masked"],
             "all_masked": gap["all_masked"],

@@ -15,6 +15,7 @@ import pytest
 from kpod_jax.weighting import generator, learn, weigh
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.problems import batches, problems_of, take
 from tests.weighting import tiny
 
 ALPHA = 0.5
@@ -55,13 +56,13 @@ def random_answerer():
 
 @pytest.fixture(scope="module")
 def problems():
-    return jax.tree.map(jnp.asarray, learn.problems_of(tiny.copying(3, 0), tiny.PAD))
+    return jax.tree.map(jnp.asarray, problems_of(tiny.copying(3, 0), tiny.PAD))
 
 
 @pytest.fixture(scope="module")
 def fitted():
     """An answerer that was fit to read the key token of a rationale."""
-    fit = learn.problems_of(tiny.copying(512, 1), tiny.PAD)
+    fit = problems_of(tiny.copying(512, 1), tiny.PAD)
     lines = []
     params = learn.fit_answerer(
         learner(),
@@ -79,7 +80,7 @@ def fitted():
 
 
 def learned_weights(of, answerer_params, data, steps, **changes):
-    rows = learn.problems_of(data, tiny.PAD)
+    rows = problems_of(data, tiny.PAD)
     settings = {
         "joint_learning_rate": 0.0,
         "alpha_warmup": 0.25,
@@ -105,7 +106,7 @@ def learned_weights(of, answerer_params, data, steps, **changes):
 
 
 def test_a_fitted_answerer_has_a_gap_and_its_masks_find_the_keypoints(fitted):
-    held_out = learn.problems_of(tiny.copying(64, 2), tiny.PAD)
+    held_out = problems_of(tiny.copying(64, 2), tiny.PAD)
     gap = learn.measure_gap(learner(), fitted, held_out, 32)
     assert gap["none_masked"] < 0.7
     assert gap["gap"] > 1.0
@@ -142,7 +143,7 @@ def test_the_generator_of_the_lowest_held_out_objective_is_taken_and_training_en
         "patience": 2,
         "log": lambda *line: lines.append(line),
     }
-    of, rows = learner(), learn.problems_of(data, tiny.PAD)
+    of, rows = learner(), problems_of(data, tiny.PAD)
     weights = learned_weights(of, random_answerer, data, 20, **options)
     best = learn.compute_weights(of, seen[1], rows, 32)
     np.testing.assert_array_equal(weights.values, best.values)
@@ -267,7 +268,7 @@ def test_batches_of_prefixes_and_masks_for_fitting(problems):
 
 def test_problems_and_rows_of_them():
     data = tiny.tokenized_set([[5, 6], [7]], [[[20, 21], [22]], [[23] * 20]], [[30], [31, 32]])
-    rows = learn.problems_of(data, tiny.PAD)
+    rows = problems_of(data, tiny.PAD)
     assert rows.question.shape == (2, 8)
     assert rows.rationale.shape == (2, 24)
     # Questions end together, without EOS; the others start together.
@@ -275,7 +276,7 @@ def test_problems_and_rows_of_them():
     assert rows.question_mask.sum(axis=1).tolist() == [2, 1]
     assert rows.rationale[0, :3].tolist() == [20, 21, 22]
     assert rows.answer[1, :3].tolist() == [31, 32, tiny.EOS]
-    short = learn.take(rows, np.array([0]))
+    short = take(rows, np.array([0]))
     assert short.rationale.shape == (1, 16)
     assert short.rationale[0, :3].tolist() == [20, 21, 22]
     assert short.question[0, -2:].tolist() == [5, 6]
@@ -283,12 +284,12 @@ def test_problems_and_rows_of_them():
 
 
 def test_batches_have_every_example_once_a_pass():
-    drawn = learn.batches(5, 3, seed=0)
+    drawn = batches(5, 3, seed=0)
     indices = np.concatenate([next(drawn) for _ in range(10)])
     assert len(indices) == 30
     for start in range(0, 30, 5):
         assert sorted(indices[start : start + 5].tolist()) == list(range(5))
-    again = learn.batches(5, 3, seed=0)
+    again = batches(5, 3, seed=0)
     np.testing.assert_array_equal(np.concatenate([next(again) for _ in range(10)]), indices)
 
 
@@ -302,7 +303,7 @@ def test_a_following_answerer_leaves_the_given_parameters_alone(fitted):
 
 def test_weights_do_not_depend_on_the_batch(problems):
     of, data = learner(), tiny.random_set(7, 8)
-    rows = learn.problems_of(data, tiny.PAD)
+    rows = problems_of(data, tiny.PAD)
     params = generator_params(of, problems)
     whole, single = (learn.compute_weights(of, params, rows, size) for size in (7, 1))
     np.testing.assert_array_equal(whole.lengths, data.rationale_lengths)
@@ -318,19 +319,19 @@ def test_the_objective_on_examples_is_the_mean_over_examples(
     of = dataclasses.replace(learner(), prefixes="all")
     params = generator_params(of, problems, spread=0.0)
     params["mlp_out"]["bias"] += 100.0
-    rows = learn.problems_of(tiny.random_set(3, 9), tiny.PAD)
+    rows = problems_of(tiny.random_set(3, 9), tiny.PAD)
 
     def on(rows, batch_size):
         return learn.objective_on(of, rows, batch_size, 1.0, 0)(params, random_answerer)
 
     found = on(rows, 2)
-    single = [on(learn.take(rows, np.array([i])), 1) for i in range(3)]
+    single = [on(take(rows, np.array([i])), 1) for i in range(3)]
     assert found == pytest.approx(np.mean(single), rel=1e-5)
 
 
 def test_step_ends_are_the_only_prefixes_looked_at_where_asked_for(random_answerer):
     data = tiny.tokenized_set([[5, 6]], [[[20, 21], [22, 23, 24], [25]]], [[30]])
-    rows = jax.tree.map(jnp.asarray, learn.problems_of(data, tiny.PAD))
+    rows = jax.tree.map(jnp.asarray, problems_of(data, tiny.PAD))
     places = jnp.array([[0.0, 0.3, 0.34, 0.6, 0.67, 0.99]])
     ends = learner(prefixes="step_ends").nth_prefix(rows, places)
     assert ends.tolist() == [[2, 2, 5, 5, 6, 6]]

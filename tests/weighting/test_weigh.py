@@ -5,11 +5,13 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from kpod_jax import configuration, sharding
+from kpod_jax import checkpoint, configuration, sharding
 from kpod_jax.data.records import Record
 from kpod_jax.errors import UserError
 from kpod_jax.weighting import learn, weigh
+from kpod_jax.weighting.problems import problems_of, take
 from tests.weighting import tiny
 
 TRAIN, HELD_OUT = tiny.copying(21, 0), tiny.copying(10, 1)
@@ -56,7 +58,7 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
         assert joint_problems is fits[-1]
         weighed.append(problems)
         log("generator", 2, {"answer_loss": 1.0})
-        row = learn.take(problems, np.arange(1))
+        row = take(problems, np.arange(1))
         embeddings = learner.embeddings[row.rationale]
         return learner.generator.init(jax.random.key(0), embeddings, row.rationale_mask)["params"]
 
@@ -66,7 +68,7 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
     monkeypatch.setattr(learn, "objective_on", lambda *_: lambda *_: 0.75)
     result = run(tmp_path, settings(fit="other_fold"))
     np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
-    everything = learn.problems_of(TRAIN, tiny.PAD).rationale.tolist()
+    everything = problems_of(TRAIN, tiny.PAD).rationale.tolist()
     for fit, other in zip(fits, weighed, strict=True):
         assert sorted(fit.rationale.tolist() + other.rationale.tolist()) == sorted(everything)
     np.testing.assert_array_equal(fits[0].rationale, weighed[1].rationale)
@@ -186,3 +188,57 @@ def test_prefixes_encoded_at_once_are_weighed_too(tmp_path, prefixes):
     options = {"encoding": "causal", "prefixes": prefixes, "masking_steps": 2, "min_gap": -10.0}
     result = run(tmp_path, settings(fit="same", **options))
     np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
+
+
+@pytest.fixture
+def compiled_once(tmp_path):
+    """Runs of one test share what is compiled."""
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, key) for key in keys]
+    for key, value in zip(keys, (str(tmp_path / "compiled"), 0), strict=True):
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+    yield
+    for key, value in zip(keys, before, strict=True):
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_killed_anywhere_ends_with_the_same_weights(
+    tmp_path, monkeypatch, compiled_once
+):
+    """After some of the saves in turn, then the same again."""
+    monkeypatch.setattr(learn, "_SAVE_EVERY", 2)
+    config = settings(
+        fit="other_fold", reading_steps=2, masking_steps=1, steps=3, judge_every=1, min_gap=-9.0
+    )
+    config.joint_learning_rate = 1e-3
+    save, saves, stop_at = checkpoint.Checkpoints.save, [], 0
+
+    def saving(self, step, state, **options):
+        save(self, step, state, **options)
+        self.wait()
+        saves.append(step)
+        if len(saves) == stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", saving)
+    whole = run(tmp_path / "whole", config)
+    assert saves == [2, 3, 2, 3] * 2  # Answerer and generator, of each half.
+    for stop_at in (1, 4, 7):
+        saves.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / str(stop_at), config)
+        before = len(saves)
+        again = run(tmp_path / str(stop_at), config)
+        assert len(saves) - before == 8 - stop_at
+        np.testing.assert_array_equal(again.weights.values, whole.weights.values)
+        assert again.summary == whole.summary
+        assert _last_of_each(tmp_path / str(stop_at)) == _last_of_each(tmp_path / "whole")
+
+
+def _last_of_each(workdir):
+    """What was last written for each step and part."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {(row["step"], row["part"]): row for row in rows}
