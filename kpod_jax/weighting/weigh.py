@@ -45,10 +45,12 @@ class Result:
 
     Attributes:
       weights: w_j of every training rationale token, N slices of float32.
+      held_out: likewise of the held-out examples that were judged; of several folds, the mean.
       summary: plain JSON: the gap, the objective beside keeping all and nothing, mean weight, AUC.
     """
 
     weights: Ragged
+    held_out: Ragged
     summary: dict[str, Any]
 
 
@@ -121,20 +123,19 @@ def weigh(
             for place, i in enumerate(weigh_on):
                 values[i] = weights[place]
             parts.append(part)
-            judged_weights.append(
-                learn.compute_weights(learner, params, judged, config.batch_size).values
-            )
+            judged_weights.append(learn.compute_weights(learner, params, judged, config.batch_size))
     weights = Ragged.from_list(values, np.float32)
     summary: dict[str, Any] = {
         key: float(np.mean([part[key] for part in parts])) for key in parts[0]
     }
     summary["mean_weight"] = float(weights.values.mean())
-    judged_M = np.mean(judged_weights, axis=0)
+    judged_M = np.mean([weights.values for weights in judged_weights], axis=0)
+    judged_weights = Ragged(judged_M, judged_weights[0].offsets)
     summary["auc"] = keypoint_auc(judged_M, held_out, len(judged.question))
     summary["folds"] = parts
     summary["gap"] = {key: summary.pop(key) for key in ("none_masked", "all_masked")}
     _check_health(summary, config)
-    return Result(weights, summary)
+    return Result(weights, judged_weights, summary)
 
 
 def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> float | None:

@@ -1,0 +1,279 @@
+r"""Which rationale tokens matter: learned weights against baselines, where the truth is known.
+
+    python -m benchmarks.keypoints                         # prints the table
+    python -m benchmarks.keypoints --write                 # and puts it into the document
+    python -m benchmarks.keypoints --only=baselines        # rows whose group has this name
+
+The built-in task, the quickstart's data and answerer, held-out rationales, seeds 0 to 2. AUC is the
+probability that a keypoint's weight is above a filler token's. Beside it: the same among numbers
+alone, where "digits only" is blind, and the mean weight of each kind of token.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from absl import app, flags, logging
+from sklearn.metrics import roc_auc_score
+
+from benchmarks import tables
+from configs import quickstart
+from kpod_jax import sharding
+from kpod_jax.data import arithmetic, tokens
+from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.errors import UserError
+from kpod_jax.models.student import load_student
+from kpod_jax.weighting import weigh
+from kpod_jax.weighting.problems import problems_of, take
+
+_WRITE = flags.DEFINE_bool("write", False, "Puts the table into docs/token_weighting.md.")
+_ONLY = flags.DEFINE_list("only", [], "Groups of rows; empty: all.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
+_KINDS = ("result", "operand", "operator", "filler number", "filler word")
+_PREFIXES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way of weighing: changes of the quickstart's `weighting`, or a baseline."""
+
+    group: str
+    name: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    baseline: Callable[["Task", int], np.ndarray] | None = None
+
+
+class Task:
+    """The training and the held-out examples, the student and the answerer."""
+
+    def __init__(self) -> None:
+        """Loads and tokenises."""
+        self.config = quickstart.get_config()
+        self.student = load_student(self.config.student.model, scan_layers=False)
+        self.answerer = load_student(self.config.weighting.answerer, scan_layers=False)
+        self.mesh = sharding.make_mesh()
+        data = self.config.data
+        self.train = self._tokenize(arithmetic.generate("train", data.train_examples))
+        self.held_out = self._tokenize(arithmetic.generate("validation", 256))
+        self.kinds = np.concatenate([_kinds(self.held_out, i) for i in range(len(self.held_out))])
+
+    def _tokenize(self, records: Sequence[Any]) -> TokenizedSet:
+        limits = self.config.student
+        found, _ = tokens.tokenize(
+            records,
+            self.student.tokenizer,
+            max_question_tokens=limits.max_question_tokens,
+            max_target_tokens=limits.max_target_tokens,
+        )
+        return found
+
+
+def _kinds(tokenized: TokenizedSet, i: int) -> np.ndarray:
+    """Index into _KINDS of every rationale token of an example."""
+    record, spans = tokenized.records[i], tokenized.rationale_char_spans[i]
+    ends = np.cumsum([len(step) for step in record.steps])
+    keys = sorted(record.keypoints or ())
+    results = {max((key for key in keys if key[0] < end), default=None) for end in ends}
+    kinds = []
+    for start, end in spans:
+        text = record.rationale[start:end].strip()
+        key = next((key for key in keys if key[0] < end and start < key[1]), None)
+        if key is None:
+            kinds.append(3 if text.isdigit() else 4)
+        else:
+            kinds.append(0 if key in results else 1 if text.isdigit() else 2)
+    return np.array(kinds)
+
+
+def random(task: Task, seed: int) -> np.ndarray:
+    """Noise."""
+    return np.random.default_rng(seed).random(len(task.kinds))
+
+
+def digits(task: Task, seed: int) -> np.ndarray:
+    """1 for a number, else 0."""
+    del seed
+    return np.isin(task.kinds, (0, 1, 3)).astype(float)
+
+
+def inverse_document_frequency(task: Task, seed: int) -> np.ndarray:
+    """The log of how few training rationales have the token."""
+    del seed
+    lists = [task.train.targets[i][:n] for i, n in enumerate(task.train.rationale_lengths)]
+    counts = np.bincount(np.concatenate([np.unique(ids) for ids in lists]), minlength=100_000)
+    held_out = task.held_out
+    ids = [held_out.targets[i][:n] for i, n in enumerate(held_out.rationale_lengths)]
+    return np.log(len(lists) / (1 + counts[np.concatenate(ids)]))
+
+
+def gradient_times_input(task: Task, seed: int) -> np.ndarray:
+    """How much the answer's loss falls, to first order, when a token is unmasked (|-dL/dm|)."""
+    problems = problems_of(task.held_out, task.student.tokenizer.pad_token_id)
+    answerer = weigh.make_answerer(task.answerer)
+    params, rng = task.answerer.load(task.mesh), np.random.default_rng(seed)
+
+    @jax.jit
+    def gradient(params, rows, keep, prefix):
+        return jax.grad(lambda keep: answerer.losses(params, rows, keep, prefix).sum())(keep)
+
+    found = []
+    for start in range(0, len(task.held_out), 64):
+        rows = take(problems, np.arange(start, min(start + 64, len(task.held_out))))
+        lengths = np.asarray(rows.rationale_mask).sum(axis=1)
+        total = np.zeros(rows.rationale.shape)
+        keep = jnp.ones(rows.rationale.shape, jnp.float32)
+        for _ in range(_PREFIXES):
+            prefix = jnp.asarray(rng.integers(1, lengths + 1), jnp.int32)
+            total += np.abs(np.asarray(gradient(params, rows, keep, prefix)))
+        found += [total[i, :n] for i, n in enumerate(lengths)]
+    return np.concatenate(found)
+
+
+def attention_mass(task: Task, seed: int) -> np.ndarray:
+    """The decoder's attention to a token where it answers, over layers, heads and prefixes."""
+    rng, held_out = np.random.default_rng(seed), task.held_out
+    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(
+        task.config.weighting.answerer, attn_implementation="eager"
+    )
+    end, start = model.config.eos_token_id, torch.tensor([[model.config.decoder_start_token_id]])
+    found = []
+    for i, size in enumerate(held_out.rationale_lengths):
+        question, rationale = held_out.questions[i][:-1], held_out.targets[i][:size]
+        mass = np.zeros(size)
+        for _ in range(_PREFIXES):
+            length = int(rng.integers(1, size + 1))
+            ids = torch.tensor([[*question, *rationale[:length], end]])
+            with torch.no_grad():
+                seen = model(input_ids=ids, decoder_input_ids=start, output_attentions=True)
+            layers = torch.stack(seen.cross_attentions)[:, 0, :, 0].mean(dim=(0, 1)).numpy()
+            mass[:length] += layers[len(question) : len(question) + length]
+        found.append(mass)
+    return np.concatenate(found)
+
+
+ROWS = [
+    Row("baselines", "random", baseline=random),
+    Row("baselines", "inverse document frequency", baseline=inverse_document_frequency),
+    Row("baselines", "digits only", baseline=digits),
+    Row("baselines", "attention mass of the answerer", baseline=attention_mass),
+    Row("baselines", "gradient × input of the answerer", baseline=gradient_times_input),
+    Row("quickstart", "**learned, the quickstart's settings**"),
+    Row("alpha", "α = 0.1", {"alpha": 0.1}),
+    Row("alpha", "α = 0.3", {"alpha": 0.3}),
+    Row("alpha", "α = 0.9", {"alpha": 0.9}),
+    Row("masks", "soft masks", {"straight_through": False}),
+    Row("masks", "temperature 0.3 throughout", {"temperature_start": 0.3, "temperature_end": 0.3}),
+    Row("masks", "temperature 2 throughout", {"temperature_start": 2.0, "temperature_end": 2.0}),
+    Row("masks", "α from the first step on", {"alpha_warmup": 0.0}),
+    Row("prefixes", "prefixes at step ends", {"prefixes": "step_ends"}),
+    Row("prefixes", "one prefix a step", {"prefix_samples": 1}),
+    Row("prefixes", "eight prefixes a step", {"prefix_samples": 8}),
+    Row(
+        "answerer",
+        "answerer fit on the other half: reading, then masks",
+        {"answerer": "", "fit": "other_fold", "reading_steps": 300, "masking_steps": 600},
+    ),
+    Row(
+        "answerer",
+        "the same, frozen after reading: it never saw a mask",
+        {"answerer": "", "fit": "other_fold", "reading_steps": 900, "masking_steps": 0},
+    ),
+    Row(
+        "answerer",
+        "fit on the very examples: it may memorise",
+        {"answerer": "", "fit": "same", "reading_steps": 300, "masking_steps": 600},
+    ),
+    Row(
+        "joint",
+        "the paper's plain joint training, from the student",
+        {"answerer": "", "fit": "same", "joint_learning_rate": 1e-3, "min_gap": -100.0},
+    ),
+    Row("joint", "joint training, from our answerer", {"joint_learning_rate": 1e-4, "fit": "same"}),
+]
+
+
+def learned(task: Task, row: Row, seed: int) -> tuple[np.ndarray, dict[str, float], float]:
+    """Weights of the held-out tokens, how the training ended, and its seconds."""
+    config = quickstart.get_config().weighting
+    config.update(dict(row.changes))
+    # Fresh problems are for fitting: an answerer that is fit already needs none.
+    fresh = None
+    if config.fit == "fresh":
+        fresh = task._tokenize(arithmetic.generate("fresh", config.fresh_examples, seed + 1))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        result = weigh.weigh(
+            task.train,
+            task.held_out,
+            task.student,
+            task.answerer if config.answerer else task.student,
+            task.mesh,
+            config,
+            fresh=fresh,
+            seed=seed,
+            workdir=pathlib.Path(directory),
+        )
+    return result.held_out.values, result.summary, time.monotonic() - began
+
+
+def cells(task: Task, found: Sequence[np.ndarray]) -> list[str]:
+    """AUC over all tokens and over numbers, and the mean of each kind, of several seeds."""
+    key, number = task.kinds < 3, np.isin(task.kinds, (0, 1, 3))
+
+    def of(values: Sequence[float]) -> str:
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.3f}{spread}"
+
+    everywhere = [float(roc_auc_score(key, weights)) for weights in found]
+    numbers = [float(roc_auc_score(key[number], weights[number])) for weights in found]
+    means = [
+        statistics.fmean(float(weights[task.kinds == kind].mean()) for weights in found)
+        for kind in range(len(_KINDS))
+    ]
+    return [of(everywhere), of(numbers), *(f"{mean:.2f}" for mean in means)]
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table, a row at a time."""
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    task = Task()
+    head = ["weights", "AUC", "AUC among numbers", *_KINDS, "seconds"]
+    table = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    print("\n".join(table), flush=True)
+    for row in ROWS:
+        if _ONLY.value and row.group not in _ONLY.value:
+            continue
+        found, seconds, fault = [], [], ""
+        for seed in range(_SEEDS.value):
+            if row.baseline is not None:
+                found.append(row.baseline(task, seed))
+                continue
+            try:
+                weights, _, took = learned(task, row, seed)
+            except UserError as error:
+                fault = str(error).split(".")[0].split(":")[0]
+                continue
+            found.append(weights)
+            seconds.append(took)
+        took = f"{statistics.fmean(seconds):.0f}" if seconds else ""
+        line = [row.name, *(cells(task, found) if found else ["–"] * (2 + len(_KINDS))), took]
+        if fault:
+            line[0] += f" ({_SEEDS.value - len(found)} of {_SEEDS.value} refused: “{fault}”)"
+        table.append(f"| {' | '.join(line)} |")
+        print(table[-1], flush=True)
+    if _WRITE.value:
+        tables.put("docs/token_weighting.md", "keypoints", table)
+
+
+if __name__ == "__main__":
+    app.run(main)
