@@ -482,6 +482,7 @@ def _distill(run: Run) -> str:
         stage_of_step=lambda step: step // length.steps_per_stage,
         buckets=config.distill.buckets,
         input_steps=config.distill.input_steps,
+        host=(jax.process_index(), jax.process_count()),
     )
     evaluator = run.evaluator("validation")
 
@@ -505,7 +506,8 @@ def _distill(run: Run) -> str:
     )
     return (
         f"{length.total_steps} steps in {length.stages} stages, "
-        f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}"
+        f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}, "
+        f"{source.padding_share:.0%} padding"
     )
 
 

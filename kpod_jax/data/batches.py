@@ -43,6 +43,7 @@ class BatchSource:
         start_steps: Callable[[int], np.ndarray] | None = None,
         stage_of_step: Callable[[int], int] | None = None,
         input_steps: Literal["decoder", "encoder"] = "decoder",
+        host: tuple[int, int] = (0, 1),
     ) -> None:
         """Lays out the examples; batches are made when they are asked for.
 
@@ -59,9 +60,12 @@ class BatchSource:
           input_steps: where the steps before c_i stand: in the decoder, as context that is not
             supervised, or at the end of the encoder's input, before its EOS, as the paper draws it.
             The latter makes inputs U tokens longer, whatever c_i, so that shapes stay the same.
+          host: (number, count): of every batch's rows only this host's part is made, all parts
+            together being the batch. What a batch holds does not depend on the count.
 
         Raises:
-          UserError: no examples, a setting out of range, or weights of other examples.
+          UserError: no examples, a setting out of range, weights of other examples, or a batch that
+            cannot be divided between the hosts.
         """
         if len(tokenized) == 0:
             raise UserError(
@@ -75,6 +79,13 @@ class BatchSource:
         ):
             if setting < least:
                 raise UserError(f"{name}={setting} is not possible; expected at least {least}.")
+        number, count = host
+        if batch_size % count:
+            raise UserError(
+                f"A batch of {batch_size} rows cannot be divided between {count} hosts. Make "
+                f"distill.batch_size a multiple of {count}."
+            )
+        self._host_rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
         self._tokenized = tokenized
         self._batch_size = batch_size
         self._seed = seed
@@ -102,8 +113,17 @@ class BatchSource:
         longer = self._input_steps == "encoder"
         return [(int(s + longer * u), int(u)) for _, (s, u) in self._buckets]
 
+    @property
+    def padding_share(self) -> float:
+        """Share of the tokens of an epoch's batches that are padding, in [0, 1)."""
+        data = self._tokenized
+        used = int(data.questions.lengths.sum() + data.targets.lengths.sum())
+        batches = [-(-len(members) // self._batch_size) for members, _ in self._buckets]
+        sizes = [int(shape.sum()) for _, shape in self._buckets]
+        return 1 - used / (self._batch_size * int(np.dot(batches, sizes)))
+
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a training step.
+        """The batch of a training step, or this host's rows of it.
 
         Returns:
           input_ids [B, S] int32 and input_mask [B, S] bool;
@@ -123,7 +143,9 @@ class BatchSource:
                 f"{len(self._tokenized)} examples; it was made for other records. Run "
                 "--mode=schedule again."
             )
-        return self._batch(self._epoch_rows(epoch)[place], start_steps_N)
+        rows_B = self._epoch_rows(epoch)[place]
+        shape = self._shape_of_example[rows_B[0]]  # The first row is never padding.
+        return self._batch(rows_B[self._host_rows], shape, start_steps_N)
 
     def iterate(
         self, start_step: int, total_steps: int, *, threads: int = 2, prefetch: int = 8
@@ -156,9 +178,9 @@ class BatchSource:
           batch_size: B; None is that of training.
         """
         whole_N = np.zeros(len(self._tokenized), np.int32)
-        for members, _ in self._buckets:
+        for members, shape in self._buckets:
             for rows_B in batch_rows(members, batch_size or self._batch_size):
-                yield self._batch(rows_B, whole_N)
+                yield self._batch(rows_B, shape, whole_N)
 
     def _epoch_rows(self, epoch: int) -> np.ndarray:
         """[steps per epoch, B] examples of an epoch's batches, -1 for padding rows."""
@@ -177,8 +199,8 @@ class BatchSource:
         self._epochs = {epoch: rows} | {e: r for e, r in self._epochs.items() if e == epoch - 1}
         return rows
 
-    def _batch(self, rows_B: np.ndarray, start_steps_N: np.ndarray) -> Batch:
-        size_S, size_U = self._shape_of_example[rows_B[0]]  # The first row is never padding.
+    def _batch(self, rows_B: np.ndarray, shape: np.ndarray, start_steps_N: np.ndarray) -> Batch:
+        size_S, size_U = shape
         data = self._tokenized
         input_ids, input_mask = padded(data.questions, rows_B, size_S, self._pad_id)
         targets, target_mask = padded(data.targets, rows_B, size_U, self._pad_id)

@@ -103,6 +103,11 @@ def tokenize(
         target.append(eos_id)
         if spans[0][0] >= len(records[i].rationale.rstrip()):
             rejected[i] = "the tokenizer finds no token in its rationale"
+        elif len(answer) == 1 or tokenizer.unk_token_id in answer:
+            rejected[i] = (
+                f"the tokenizer has no tokens for all of its answer {records[i].answer!r}, so no "
+                "student can write it"
+            )
         elif len(question) > max_question_tokens:
             rejected[i] = (
                 f"its prompt has {len(question)} tokens, more than max_question_tokens="

@@ -257,3 +257,35 @@ def test_input_steps_move_to_the_encoder(tokenized):
             assert b["targets"][row][b["supervised"][row]].tolist() == target[count:].tolist()
             assert b["decoder_input_ids"][row, 1] == b["targets"][row, 0]
         assert a["loss_weights"].sum() == b["loss_weights"].sum()
+
+
+@given(
+    hosts=st.sampled_from([1, 2, 4, 8]),
+    buckets=st.integers(1, 3),
+    seed=st.integers(0, 3),
+    epoch=st.integers(0, 2),
+    input_steps=st.sampled_from(["decoder", "encoder"]),
+)
+@settings(max_examples=40)
+def test_the_hosts_parts_are_the_batch(tokenized, hosts, buckets, seed, epoch, input_steps):
+    options = {"batch_size": 8, "buckets": buckets, "seed": seed, "input_steps": input_steps}
+    whole = make(tokenized, **options)
+    parts = [make(tokenized, host=(i, hosts), **options) for i in range(hosts)]
+    for step in range(epoch * whole.steps_per_epoch, (epoch + 1) * whole.steps_per_epoch):
+        made = [part[step] for part in parts]
+        joined = {key: np.concatenate([m[key] for m in made]) for key in made[0]}
+        assert_same(joined, whole[step])
+
+
+def test_a_batch_that_hosts_cannot_divide_is_named(tokenized):
+    with pytest.raises(UserError, match="batch of 4 rows cannot be divided between 3 hosts"):
+        make(tokenized, host=(0, 3))
+
+
+def test_padding_share_by_hand(tokenized):
+    source = make(tokenized, buckets=2)
+    items = epoch_of(source, 0)
+    used = sum(int(b["input_mask"].sum()) for b in items)
+    used += int(tokenized.targets.lengths.sum())
+    total = sum(b["input_ids"].size + b["targets"].size for b in items)
+    assert source.padding_share == pytest.approx(1 - used / total)

@@ -128,6 +128,16 @@ def test_step_that_no_token_starts_in_is_joined_to_the_one_before(shared_data):
     check_invariants(tokenized)
 
 
+def test_an_answer_that_cannot_be_written_is_rejected(shared_data):
+    tokenizer = tokens.load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
+    records = [Record("a", "How many?", ("It is 5.",), "五"), Record("b", "?", ("It is 5.",), "5")]
+    tokenized, rejected = tokenize(records, tokenizer)
+    assert [r.id for r in tokenized.records] == ["b"]
+    assert [r.id for r in rejected] == ["a"] and "no tokens for all of its answer '五'" in (
+        rejected[0].reason
+    )
+
+
 def test_gsm8k_slice_loses_nothing(shared_data):
     import json
 
