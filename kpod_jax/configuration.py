@@ -130,6 +130,8 @@ def default() -> Config:
     distill.epochs = 20  # An epoch is a stage. [paper: 20 to 100, see the configuration files]
     distill.batch_size = 32  # Examples a step, over all devices. [paper: 4]
     distill.buckets = 4  # Shapes of batches at most; each is compiled once.
+    distill.pack = 0  # Decoder-only: tokens of a row that holds several examples; batch_size then
+    # counts rows. 0: an example a row.
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
     distill.learning_rate = 1e-3  # Peak. [paper: 5e-5 for FlanT5, 1e-5 for LLaMA]
     distill.warmup_steps = 20  # Linear, from 0.

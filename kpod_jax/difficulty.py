@@ -68,6 +68,7 @@ def token_losses(
 ) -> jax.Array:
     """[B, U] -log P of every supervised target token under teacher forcing; 0 elsewhere."""
     variables = {"params": params}
+    packed = {"segments_BxU": batch["segments"]} if "segments" in batch else {}
     hidden = module.apply(
         variables,
         batch["input_ids"],
@@ -75,6 +76,7 @@ def token_losses(
         batch["decoder_input_ids"],
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
+        **packed,
     )
     head = functools.partial(module.apply, variables, method="logits")
     return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore

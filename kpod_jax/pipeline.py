@@ -195,6 +195,11 @@ class Run:
     def student(self) -> Student:
         """Model and tokenizer, without parameters."""
         student = self.load_student(self.config.student.model)
+        if self.config.distill.pack and not student.decoder_only:
+            raise UserError(
+                f"distill.pack={self.config.distill.pack}: the student {student.model!r} has an "
+                "encoder, and only decoder-only students' rows are packed; expected 0."
+            )
         if student.decoder_only and self.config.distill.input_steps == "encoder":
             raise UserError(
                 f"distill.input_steps='encoder': the student {student.model!r} has no encoder; "
@@ -453,9 +458,9 @@ def _difficulty(run: Run) -> Ragged:
 
 def _length(run: Run) -> distill.Plan:
     """The training's length; one stage at least, for a schedule to speak of."""
-    source = run.batch_source(buckets=run.config.distill.buckets)
-    config = run.config
-    length = distill.plan(config.distill, source.steps_per_epoch, config.schedule.stage_steps)
+    config = run.config.distill
+    source = run.batch_source(buckets=config.buckets, pack=config.pack)
+    length = distill.plan(config, source.steps_per_epoch, run.config.schedule.stage_steps)
     return length if length.stages else dataclasses.replace(length, total_steps=1)
 
 
@@ -483,6 +488,7 @@ def _distill(run: Run) -> str:
         buckets=config.distill.buckets,
         input_steps=config.distill.input_steps,
         host=(jax.process_index(), jax.process_count()),
+        pack=config.distill.pack,
     )
     evaluator = run.evaluator("validation")
 
@@ -637,6 +643,7 @@ STAGES: dict[str, Stage] = {
             "distill.batch_size",
             "distill.max_steps",
             "distill.buckets",
+            "distill.pack",
             "seed",
         ),
         (*_RECORDS, "step_difficulty.npz"),

@@ -13,6 +13,7 @@ from typing import Literal
 import grain
 import numpy as np
 
+from kpod_jax.data import packing
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
@@ -44,6 +45,7 @@ class BatchSource:
         stage_of_step: Callable[[int], int] | None = None,
         input_steps: Literal["decoder", "encoder"] = "decoder",
         host: tuple[int, int] = (0, 1),
+        pack: int = 0,
     ) -> None:
         """Lays out the examples; batches are made when they are asked for.
 
@@ -62,6 +64,9 @@ class BatchSource:
             The latter makes inputs U tokens longer, whatever c_i, so that shapes stay the same.
           host: (number, count): of every batch's rows only this host's part is made, all parts
             together being the batch. What a batch holds does not depend on the count.
+          pack: tokens of a row that holds several examples, for a decoder-only student, whose
+            batches then have one shape and "segments" besides; 0 is an example a row. Examples
+            that share a row do so in every epoch.
 
         Raises:
           UserError: no examples, a setting out of range, weights of other examples, or a batch that
@@ -85,6 +90,7 @@ class BatchSource:
                 f"A batch of {batch_size} rows cannot be divided between {count} hosts. Make "
                 f"distill.batch_size a multiple of {count}."
             )
+        self._pack = pack
         self._host_rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
         self._tokenized = tokenized
         self._batch_size = batch_size
@@ -95,11 +101,24 @@ class BatchSource:
         self._input_steps = input_steps
         self._start_steps = start_steps or (lambda stage: np.zeros(len(tokenized), np.int32))
         self._stage_of_step = stage_of_step or (lambda step: step // self.steps_per_epoch)
-        lengths_Nx2 = np.stack([tokenized.questions.lengths, tokenized.targets.lengths], axis=1)
-        self._buckets = length_buckets(lengths_Nx2, buckets, batch_size)
-        self._shape_of_example = np.zeros((len(tokenized), 2), np.int64)
+        if pack:
+            lengths_N = packing.sequence_lengths(tokenized)
+            if lengths_N.max() > pack:
+                longest = int(lengths_N.argmax())
+                raise UserError(
+                    f"Record {tokenized.records[longest].id} has {lengths_N[longest]} tokens, more "
+                    f"than a row of distill.pack={pack}. Make rows longer, or the limits "
+                    "student.max_question_tokens and student.max_target_tokens lower."
+                )
+            self._bins = packing.bins(lengths_N, pack)
+            self._buckets = [(np.arange(len(self._bins)), np.array([0, pack]))]
+        else:
+            lengths_Nx2 = np.stack([tokenized.questions.lengths, tokenized.targets.lengths], axis=1)
+            self._buckets = length_buckets(lengths_Nx2, buckets, batch_size)
+        # An item is what a row holds: an example, or a bin of them.
+        self._shape_of_item = np.zeros((sum(len(m) for m, _ in self._buckets), 2), np.int64)
         for members, shape in self._buckets:
-            self._shape_of_example[members] = shape
+            self._shape_of_item[members] = shape
         self._epochs: dict[int, np.ndarray] = {}
 
     @property
@@ -144,7 +163,7 @@ class BatchSource:
                 "--mode=schedule again."
             )
         rows_B = self._epoch_rows(epoch)[place]
-        shape = self._shape_of_example[rows_B[0]]  # The first row is never padding.
+        shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
         return self._batch(rows_B[self._host_rows], shape, start_steps_N)
 
     def iterate(
@@ -172,7 +191,7 @@ class BatchSource:
         )
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, whole (c_i = 0), bucket by bucket: for scoring.
+        """Every example exactly once, whole (c_i = 0), bucket by bucket: for scoring, unpacked.
 
         Args:
           batch_size: B; None is that of training.
@@ -201,6 +220,17 @@ class BatchSource:
 
     def _batch(self, rows_B: np.ndarray, shape: np.ndarray, start_steps_N: np.ndarray) -> Batch:
         size_S, size_U = shape
+        if self._pack:
+            rows = [self._bins[i] if i >= 0 else np.zeros(0, np.int64) for i in rows_B.tolist()]
+            return packing.packed_batch(
+                self._tokenized,
+                self._weights,
+                rows,
+                self._pack,
+                start_steps_N,
+                decoder_start_id=self._decoder_start_id,
+                pad_id=self._pad_id,
+            )
         data = self._tokenized
         input_ids, input_mask = padded(data.questions, rows_B, size_S, self._pad_id)
         targets, target_mask = padded(data.targets, rows_B, size_U, self._pad_id)

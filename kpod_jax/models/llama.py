@@ -113,6 +113,7 @@ class Llama(nn.Module):
         input_mask_BxS: jax.Array,
         decoder_input_ids_BxU: jax.Array,
         deterministic: bool = True,
+        segments_BxU: jax.Array | None = None,
     ) -> jax.Array:
         """[B, U, D], the output at the decoder's inputs, after the final norm.
 
@@ -121,7 +122,15 @@ class Llama(nn.Module):
           input_mask_BxS: bool, False at padding, wherever it stands.
           decoder_input_ids_BxU: int, each prompt's last token and the target's, without its last.
           deterministic: False drops, with the rng collection "dropout".
+          segments_BxU: int, of rows that hold several texts: a token sees and counts those of its
+            own number alone. Prompts then stand in the decoder's inputs, and S is 0.
         """
+        if segments_BxU is not None:
+            x = self.embed(decoder_input_ids_BxU)
+            seen = jnp.tril(segments_BxU[:, :, None] == segments_BxU[:, None, :])
+            # How many tokens of the own text stand before.
+            places = seen.sum(axis=2, dtype=jnp.int32) - 1
+            return self.final_norm(self._attended(x, places, seen, deterministic, None)[0])
         ids = jnp.concatenate([input_ids_BxS, decoder_input_ids_BxU], axis=1)
         mask = _longer(input_mask_BxS, decoder_input_ids_BxU.shape[1])
         hidden, _ = self._run(self.embed(ids), mask, deterministic)

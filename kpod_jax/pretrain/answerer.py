@@ -1,187 +1,222 @@
-"""The answerer of the token weighting: it calculates, goes on from a prefix, and bears masks.
+"""The answerer of the token weighting: decoder-only, it calculates, reads on, and bears masks.
 
-A model that answers from whole rationales only copies the last result, so masks learned from it
-keep results alone. What makes an operand or an operator worth keeping is that the answer can be
-worked out from them before it is written. So the student's knowledge of single operations is
-rehearsed all along, while the text around them grows: a step, a rationale so far, the question with
-it. Every source ends like the answerer's input in mask learning: with EOS, right behind the prefix.
+What masks can be learned from is what an answerer does with a prefix that is cut anywhere. One that
+only copies the last result makes results alone worth keeping; operands and operators are worth
+something to one that works the answer out before it is written. So it learns three things at once,
+on the student's tokens:
+
+- running text: every next token of a rationale, which holds every result behind its operation;
+- operations: the results of equations, all that rationales can hold, one as often as the other;
+- answers: at prefixes of rationales, tokens of half of them masked, all prefixes in one pass.
+
+Prefixes are any as often as they are chosen for their place: a model that saw whole ones alone
+would be sure of itself where nothing can be known yet.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import transformers
+from absl import logging
 
-from kpod_jax.data import arithmetic
-from kpod_jax.data.records import Record
-from kpod_jax.models.student import Student
-from kpod_jax.pretrain import rows
-from kpod_jax.pretrain.rows import Row, Shape
+from kpod_jax import losses
+from kpod_jax.data import arithmetic, tokens
+from kpod_jax.data.tokenizers import load_tokenizer
+from kpod_jax.models.llama import Llama
+from kpod_jax.models.llama_config import LlamaConfig
+from kpod_jax.weighting.answerer import Answerer
+from kpod_jax.weighting.problems import Problems, batches, problems_of
 
-SHAPES = {
-    "operation": Shape(128, 8, 4),
-    "step": Shape(96, 32, 4),
-    "next_result": Shape(64, 64, 4),
-    "last_result": Shape(48, 96, 4),
-    "prefix": Shape(48, 96, 4),
+_ARCHITECTURE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
 }
-# So many steps, cycling through kinds of rows.
-PHASES = (
-    (400, ("operation", "step", "step")),
-    (2400, ("operation", "step", "next_result", "last_result", "next_result", "last_result")),
-    (
-        4000,
-        (
-            *("prefix", "last_result", "prefix", "next_result"),
-            *("prefix", "last_result", "prefix", "step"),
-        ),
-    ),
-)
-_LEARNING_RATE = 2e-3
+_STEPS, _LEARNING_RATE = 3000, 2e-3
+_PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
+# Tokens of a question, a rationale and an answer with its end.
+_QUESTION, _RATIONALE, _ANSWER = 56, 64, 2
+# Rows of equations, and equations of a row.
+_EQUATION_ROWS, _EQUATIONS = 8, 12
+# The last tokens of a rationale, in which a prefix may end right before the last result.
+_LAST = 14
 
 
-class _Result(NamedTuple):
-    """The result of a step: its tokens, where it begins, and where its step begins and ends."""
+def train_answerer(
+    directory: str, *, scale: float, seed: int
+) -> tuple[LlamaConfig, dict, transformers.PreTrainedTokenizerFast]:
+    """Trains an answerer from random values.
 
-    ids: list[int]
-    start: int
-    step: int
-    end: int
+    Args:
+      directory: of the student, whose tokenizer it has.
+      scale: of the number of steps.
+      seed: of everything random.
 
-    def cut(self, rng: np.random.Generator) -> int:
-        """A place right before the result, or, as often, any behind it in the same step."""
-        behind = self.start + len(self.ids)
-        return self.start if rng.random() < 0.5 else int(rng.integers(behind, self.end + 1))
+    Returns:
+      Its configuration, parameters and tokenizer.
+    """
+    tokenizer: Any = load_tokenizer(directory)
+    config = LlamaConfig(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        **_ARCHITECTURE,
+    )
+    module = Llama(config, scan_layers=False)
+    ids = jnp.ones((1, 8), jnp.int32)
+    params = nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"])
+    mask_id = tokenizer.get_vocab()["<extra_id_0>"]
+    learner = _Learner(module, Answerer(module, mask_id, config.eos_token_id, None, causal=True))
+    steps = max(2, round(_STEPS * scale))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, _LEARNING_RATE, min(100, steps - 1), steps, _LEARNING_RATE / 50
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(params, state, problems, equations, key):
+        (_, parts), gradient = jax.value_and_grad(learner.loss, has_aux=True)(
+            params, problems, equations, key
+        )
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, parts
+
+    problems = _problems(tokenizer, _PROBLEMS, seed)
+    equations = Equations(tokenizer)
+    state, root = optimizer.init(params), jax.random.key(seed)
+    indices, sums = batches(len(problems.question), _ROWS, seed), None
+    for step in range(steps):
+        index = next(indices)
+        batch = jax.tree.map(lambda array, index=index: array[index], problems)
+        rng = np.random.default_rng([seed, step])
+        key = jax.random.fold_in(root, step)
+        params, state, parts = train_step(params, state, batch, equations.rows(rng), key)
+        sums = parts if sums is None else jax.tree.map(jnp.add, sums, parts)
+        if step % 100 == 99 or step == steps - 1:
+            means = {
+                name: round(float(total) / (step % 100 + 1), 3) for name, total in sums.items()
+            }
+            logging.info("step %d of %d, nats: %s", step + 1, steps, means)
+            sums = None
+    return config, params, tokenizer
+
+
+def _problems(tokenizer: Any, count: int, seed: int) -> Problems:
+    """New problems of one width; the few with longer questions or rationales are left out."""
+    tokenized, _ = tokens.tokenize(
+        arithmetic.generate("fresh", count, seed, (1, 3)),
+        tokenizer,
+        max_question_tokens=128,
+        max_target_tokens=192,
+    )
+    found = problems_of(tokenized, tokenizer.pad_token_id)
+    short = ~found.question_mask[:, :-_QUESTION].any(axis=1)
+    short &= ~found.rationale_mask[:, _RATIONALE:].any(axis=1)
+    found = jax.tree.map(lambda array: array[np.asarray(short)], found)
+    return found.replace(
+        question=found.question[:, -_QUESTION:],
+        question_mask=found.question_mask[:, -_QUESTION:],
+        rationale=found.rationale[:, :_RATIONALE],
+        rationale_mask=found.rationale_mask[:, :_RATIONALE],
+        step_ends=found.step_ends[:, :_RATIONALE],
+        answer=found.answer[:, :_ANSWER],
+        answer_mask=found.answer_mask[:, :_ANSWER],
+    )
+
+
+class Equations:
+    """Rows of equations, one behind the other, each as often as any other."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Tokenises every equation that a rationale can hold."""
+        equations = arithmetic.equations()
+        before = tokenizer([e.before for e in equations]).input_ids
+        results = tokenizer([e.result for e in equations]).input_ids
+        (stop,) = tokenizer(".", add_special_tokens=False).input_ids[-1:]
+        self._ids = [[*left, *right, stop] for left, right in zip(before, results, strict=True)]
+        self._is_result = [
+            [*([False] * len(left)), *([True] * len(right)), False]
+            for left, right in zip(before, results, strict=True)
+        ]
+
+    def rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """[B, L] int32 tokens and bool, whether each is of a result."""
+        size = _EQUATIONS * max(map(len, self._ids))
+        ids, is_result = np.zeros((_EQUATION_ROWS, size), np.int32), None
+        is_result = np.zeros(ids.shape, bool)
+        for row in range(_EQUATION_ROWS):
+            chosen = rng.integers(len(self._ids), size=_EQUATIONS)
+            line = [token for i in chosen for token in self._ids[i]]
+            ids[row, : len(line)] = line
+            is_result[row, : len(line)] = [flag for i in chosen for flag in self._is_result[i]]
+        return ids, is_result
 
 
 @dataclasses.dataclass(frozen=True)
-class _Example:
-    """Token ids of a record, and the results of its steps."""
+class _Learner:
+    """The three losses, in nats a token or an answer."""
 
-    question: list[int]
-    rationale: list[int]
-    answer: list[int]
-    results: list[_Result]
+    module: Llama
+    answerer: Answerer
 
-
-class Mixture:
-    """Batches of each kind of `SHAPES`, as functions of (seed, step)."""
-
-    def __init__(
+    def loss(
         self,
-        tokenizer: transformers.PreTrainedTokenizerFast,
-        seed: int,
-        *,
-        split: str = "fresh",
-        problems: int = 30000,
-        operations: tuple[int, int] = (1, 3),
-    ) -> None:
-        self._eos: Any = tokenizer.eos_token_id
-        self._mask: Any = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-        equations = arithmetic.equations()
-        columns = [tokenizer([e[part] for e in equations]).input_ids for part in (0, 1)]  # pyright: ignore
-        self._equations: list[Row] = list(zip(*columns, strict=True))
-        records = arithmetic.generate(split, problems, seed, operations)
-        self._examples = _examples(records, tokenizer)
+        params: Any,
+        problems: Problems,
+        equations: tuple[jax.Array, jax.Array],
+        key: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Their sum, and each of them."""
+        parts = {
+            "text": self._text(params, problems),
+            "operations": self._operations(params, *equations),
+            "answers": self._answers(params, problems, key),
+        }
+        return sum(parts.values(), jnp.zeros(())), parts
 
-    def batch(self, kind: str, seed: int, step: int) -> dict[str, np.ndarray]:
-        """A batch of `rows.batch_of`."""
-        rng = np.random.default_rng([seed, step])
-        make: Callable[[np.random.Generator], Row] = {
-            "operation": self._operation,
-            "step": self._step,
-            "next_result": self._next_result,
-            "last_result": self._last_result,
-            "prefix": self._prefix,
-        }[kind]
-        shape, found = SHAPES[kind], []
-        while len(found) < shape.rows:
-            row = make(rng)
-            if len(row[0]) < shape.source:  # The few that are longer would make all batches wider.
-                found.append(row)
-        return rows.batch_of(found, shape, self._eos)
+    def _text(self, params: Any, problems: Problems) -> jax.Array:
+        """Of every token of rationales but the first, without their questions."""
+        ids, mask = problems.rationale, problems.rationale_mask
+        return self._mean(params, self._run(params, ids[:, :-1]), ids[:, 1:], mask[:, 1:])
 
-    def _example(self, rng: np.random.Generator) -> _Example:
-        return self._examples[int(rng.integers(len(self._examples)))]
+    def _operations(self, params: Any, ids: jax.Array, is_result: jax.Array) -> jax.Array:
+        return self._mean(params, self._run(params, ids[:, :-1]), ids[:, 1:], is_result[:, 1:])
 
-    def _operation(self, rng: np.random.Generator) -> Row:
-        """An operation, such as "16 / 2 =", and its result."""
-        return self._equations[int(rng.integers(len(self._equations)))]
+    def _run(self, params: Any, ids: jax.Array) -> Any:
+        none = ids[:, :0]
+        return self.module.apply({"params": params}, none, none > 0, ids)
 
-    def _step(self, rng: np.random.Generator) -> Row:
-        """One step, cut before its result or anywhere behind it, and the result."""
-        example = self._example(rng)
-        result = example.results[int(rng.integers(len(example.results)))]
-        return example.rationale[result.step : result.cut(rng)], result.ids
+    def _mean(self, params: Any, hidden: Any, targets: Any, supervised: Any) -> jax.Array:
+        head = functools.partial(self.module.apply, {"params": params}, method="logits")
+        nll = losses.token_losses(hidden, targets, supervised, head)  # pyright: ignore
+        return nll.sum() / supervised.sum()
 
-    def _next_result(self, rng: np.random.Generator) -> Row:
-        """The same with the steps before it."""
-        example = self._example(rng)
-        result = example.results[int(rng.integers(len(example.results)))]
-        return example.rationale[: result.cut(rng)], result.ids
-
-    def _last_result(self, rng: np.random.Generator) -> Row:
-        """A question and its rationale up to the last result or beyond, and the answer."""
-        example = self._example(rng)
-        return example.question + example.rationale[: example.results[-1].cut(rng)], example.answer
-
-    def _prefix(self, rng: np.random.Generator) -> Row:
-        """A question and any prefix of its rationale, tokens of half of them masked.
-
-        The prefix is any as often as the whole and the one up to the last result together: a
-        model that saw those two alone would be sure of itself where nothing can be known yet.
-        """
-        example = self._example(rng)
-        size, chance = len(example.rationale), rng.random()
-        if chance < 0.3:
-            end = size
-        elif chance < 0.5:
-            end = example.results[-1].start
-        else:
-            end = int(rng.integers(1, size + 1))
-        rationale = np.array(example.rationale[:end])
-        if rng.random() < 0.5:
-            rationale[rng.random(end) > rng.random()] = self._mask
-        return example.question + rationale.tolist(), example.answer
-
-
-def _examples(records: list[Record], tokenizer: Any) -> list[_Example]:
-    rationales = tokenizer([r.rationale for r in records], return_offsets_mapping=True)
-    questions = tokenizer([r.question for r in records]).input_ids
-    answers = tokenizer([r.answer for r in records]).input_ids
-    result = []
-    for i, record in enumerate(records):
-        ids = rationales.input_ids[i]
-        ends = np.array(rationales.offset_mapping[i])[:, 1]
-        results, start = [], 0
-        for step in record.steps:
-            stop = start + len(step)
-            inside = [key for key in record.keypoints or () if start <= key[0] < stop]
-            if inside:  # A step's last keypoint is its result.
-                last_char = len(record.rationale[:stop].rstrip()) - 1
-                places = [*inside[-1], start, last_char]
-                places[1] -= 1
-                first, last, begin, end = np.searchsorted(ends, places, side="right").tolist()
-                results.append(_Result(ids[first : last + 1], first, begin, end + 1))
-            start = stop
-        result.append(_Example(questions[i], ids, answers[i], results))
-    return result
-
-
-def train_answerer(student: Student, params: dict, *, scale: float, seed: int) -> dict:
-    """Trains the student to answer, by `PHASES`; `scale` scales their steps."""
-    mixture = Mixture(student.tokenizer, seed)  # pyright: ignore[reportArgumentType]
-    kinds = [
-        of_phase[step % len(of_phase)]
-        for steps, of_phase in PHASES
-        for step in range(max(1, round(steps * scale)))
-    ]
-    return rows.train(
-        student.module,  # pyright: ignore[reportArgumentType]
-        params,
-        kinds,
-        lambda kind, step: mixture.batch(kind, seed, step),
-        _LEARNING_RATE,
-    )
+    def _answers(self, params: Any, problems: Problems, key: jax.Array) -> jax.Array:
+        """Of answers, at a quarter each of whole rationales and of ends, and at any prefixes."""
+        length_B = problems.rationale_mask.sum(axis=1)
+        keys = jax.random.split(key, 4)
+        shape = (len(length_B), _PREFIXES)
+        place, kind = jax.random.uniform(keys[0], shape), jnp.arange(_PREFIXES) % 4
+        back = jnp.floor(place * jnp.minimum(_LAST, length_B)[:, None])
+        prefix = jnp.where(
+            kind == 1, length_B[:, None] - back, jnp.floor(place * length_B[:, None]) + 1
+        )
+        prefix = jnp.where(kind == 0, length_B[:, None], prefix).astype(jnp.int32)
+        clear = jax.random.bernoulli(keys[1], 0.5, length_B.shape)
+        rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[2], length_B.shape))
+        keep = jax.random.bernoulli(keys[3], rate_B[:, None], problems.rationale.shape)
+        return self.answerer.prefix_losses(
+            params, problems, keep.astype(jnp.float32), prefix
+        ).mean()

@@ -1,12 +1,13 @@
 import collections
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpod_jax.data import batches, tokens
+from kpod_jax.data import batches, packing, tokens
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.errors import UserError
@@ -289,3 +290,61 @@ def test_padding_share_by_hand(tokenized):
     used += int(tokenized.targets.lengths.sum())
     total = sum(b["input_ids"].size + b["targets"].size for b in items)
     assert source.padding_share == pytest.approx(1 - used / total)
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=30), capacity=st.integers(20, 50))
+def test_bins_hold_each_example_once_and_no_row_too_much(lengths, capacity):
+    lengths = np.array(lengths)
+    rows = packing.bins(lengths, capacity)
+    assert sorted(rows.values.tolist()) == list(range(len(lengths)))
+    fills = [int(lengths[rows[i]].sum()) for i in range(len(rows))]
+    assert max(fills) <= capacity
+    # No two rows could have been one.
+    assert all(a + b > capacity for a, b in itertools.combinations(fills, 2))
+
+
+def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized):
+    weights = [
+        np.random.default_rng(i).random(n) for i, n in enumerate(tokenized.rationale_lengths)
+    ]
+    options: dict[str, Any] = {
+        "start_steps": lambda stage: np.arange(len(tokenized)) % 4,
+        "weights": Ragged.from_list(weights, np.float32),
+    }
+    plain, packed = make(tokenized, **options), make(tokenized, pack=160, **options)
+    rows = {
+        int(i): (batch, row)
+        for batch in epoch_of(plain, 0)
+        for row, i in enumerate(batch["index"])
+        if i >= 0
+    }
+    assert packed.shapes == [(0, 160)] and packed.steps_per_epoch < plain.steps_per_epoch
+    assert packed.padding_share < plain.padding_share
+    seen = []
+    for batch in epoch_of(packed, 0):
+        for row, first in enumerate(batch["index"]):
+            for segment in range(1, 1 + batch["segments"][row].max()):
+                mine = batch["segments"][row] == segment
+                inputs = batch["decoder_input_ids"][row][mine]
+                targets = batch["targets"][row][mine]
+                (i,) = [
+                    i
+                    for i in range(len(tokenized))
+                    if inputs.tolist()
+                    == [*tokenized.questions[i], START, *tokenized.targets[i][:-1]]
+                ]
+                assert segment > 1 or i == first
+                seen.append(i)
+                single, at = rows[i]
+                size = len(tokenized.targets[i])
+                for key in ("targets", "loss_weights", "supervised"):
+                    np.testing.assert_array_equal(
+                        batch[key][row][mine][-size:], single[key][at][:size]
+                    )
+                assert not batch["supervised"][row][mine][:-size].any()
+                assert (targets[:-size] == PAD).all()
+    assert sorted(seen) == list(range(len(tokenized)))
+    with pytest.raises(
+        UserError, match=r"Record 10 has \d+ tokens, more than a row of distill.pack"
+    ):
+        make(tokenized, pack=30)

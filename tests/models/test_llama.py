@@ -190,3 +190,21 @@ def test_the_rope_of_older_configurations_is_read():
     assert config.rope_theta == 5e5
     assert config.rope_scaling == RopeScaling("linear", 2.0)
     assert LlamaConfig.from_json(config.to_json()) == config
+
+
+def test_texts_that_share_a_row_do_not_see_each_other(tmp_path):
+    """Two texts and padding in one row, against each text alone."""
+    torch_model(tmp_path, "llama")
+    module, params = load(tmp_path)
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(3, 96, size) for size in (7, 5)]
+    row, segments = np.zeros((1, 15), np.int32), np.zeros((1, 15), np.int32)
+    row[0, :12], segments[0, :12] = np.concatenate(texts), np.repeat([1, 2], [7, 5])
+    none = row[:, :0]
+
+    def run(ids, **options):
+        return np.asarray(module.apply({"params": params}, none, none > 0, ids, **options))
+
+    packed = run(row, segments_BxU=segments)[0]
+    for text, place in zip(texts, (slice(0, 7), slice(7, 12)), strict=True):
+        np.testing.assert_allclose(packed[place], run(text[None])[0], atol=2e-5)

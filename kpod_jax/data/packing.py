@@ -1,0 +1,97 @@
+"""Several examples in one row, for decoder-only students: less padding than buckets leave.
+
+Letters: N examples, B rows, L tokens of a row.
+"""
+
+import bisect
+
+import numpy as np
+
+from kpod_jax.data.records import Ragged
+from kpod_jax.data.tokens import TokenizedSet
+
+Batch = dict[str, np.ndarray]
+
+
+def bins(lengths_N: np.ndarray, capacity: int) -> Ragged:
+    """Puts examples into rows, the longest first, each where it leaves least room (best fit).
+
+    Args:
+      lengths_N: tokens of each example, none above the capacity.
+      capacity: L.
+
+    Returns:
+      A slice of example numbers for each row, together each example once.
+    """
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (tokens left, row), rising.
+    for i in np.argsort(-lengths_N, kind="stable").tolist():
+        length = int(lengths_N[i])
+        place = bisect.bisect_left(free, (length, -1))
+        if place < len(free):
+            left, row = free.pop(place)
+        else:
+            left, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(i)
+        bisect.insort(free, (left - length, row))
+    return Ragged.from_list(rows, np.int64)
+
+
+def sequence_lengths(tokenized: TokenizedSet) -> np.ndarray:
+    """[N] tokens that an example takes in a row: its prompt without the end, and its target."""
+    return tokenized.questions.lengths + tokenized.targets.lengths
+
+
+def packed_batch(
+    tokenized: TokenizedSet,
+    weights: Ragged,
+    rows: list[np.ndarray],
+    capacity: int,
+    start_steps_N: np.ndarray,
+    *,
+    decoder_start_id: int,
+    pad_id: int,
+) -> Batch:
+    """Rows of examples, as `BatchSource` describes a batch; all of it is the decoder's.
+
+    Args:
+      tokenized: of a decoder-only student.
+      weights: of target tokens.
+      rows: example numbers of each row.
+      capacity: L.
+      start_steps_N: c_i.
+      decoder_start_id: the last token of every prompt.
+      pad_id: what fills the rows.
+
+    Returns:
+      As `BatchSource.__getitem__`, with S = 0 and U = L, and segments [B, L] int32: which example
+      of its row a token is of, from 1; 0 is padding.
+    """
+    shape = len(rows), capacity
+    inputs, targets = np.full(shape, pad_id, np.int32), np.full(shape, pad_id, np.int32)
+    supervised, loss_weights = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    segments = np.zeros(shape, np.int32)
+    for row, examples in enumerate(rows):
+        end = 0
+        for segment, i in enumerate(examples.tolist(), 1):
+            question, target = tokenized.questions[i], tokenized.targets[i]
+            begin, middle = end, end + len(question)
+            end = middle + len(target)
+            inputs[row, begin:middle] = question
+            inputs[row, middle] = decoder_start_id
+            inputs[row, middle + 1 : end] = target[:-1]
+            targets[row, middle:end] = target
+            supervised[row, middle:end] = tokenized.steps[i] >= start_steps_N[i]
+            loss_weights[row, middle:end] = weights[i]
+            segments[row, begin:end] = segment
+    return {
+        "input_ids": inputs[:, :0],
+        "input_mask": supervised[:, :0],
+        "decoder_input_ids": inputs,
+        "targets": targets,
+        "loss_weights": np.where(supervised, loss_weights, np.float32(0)),
+        "supervised": supervised,
+        "segments": segments,
+        "index": np.array([examples[0] if len(examples) else -1 for examples in rows], np.int32),
+    }
