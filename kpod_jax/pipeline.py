@@ -32,8 +32,8 @@ from kpod_jax import (
 )
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
-from kpod_jax.data import records as records_io
 from kpod_jax.data import overlap, sources, tokens
+from kpod_jax.data import records as records_io
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.errors import UserError

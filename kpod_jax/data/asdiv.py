@@ -20,7 +20,9 @@ from kpod_jax.errors import UserError
 _SOURCE = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml"
 _CODES = {"t": "train", "v": "validation", "e": "test"}
 # An answer's number, then its unit: "9 (apples)".
-_ANSWER = re.compile(r"(?P<number>[-+]?\$?\d[\d,]*(?:\.\d+)?(?:\s?\d*/\d+)?\s?%?)\s*(?:\(.*\))?")
+_ANSWER = re.compile(
+    r"(?P<number>[-+]?\$?\d[\d,]*(?:\.\d+)?(?:\s?\d*/\d+)?\s?%?)\s*(?:\([^()]*\))?"
+)
 
 
 class _Builder(ET.TreeBuilder):

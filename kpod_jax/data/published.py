@@ -93,7 +93,7 @@ def read_parts(data_set: DataSet, splits: Splits, paths: Sequence[pathlib.Path])
         for row in data_set.read(path):
             id_, split, known = f"{data_set.name}-{path.stem}-{row.index}", None, False
             try:
-                id_ = data_set.id_of(row.values or {}, path.stem, row.index)
+                id_ = _id_of(data_set, row, path.stem)
                 split, known = data_set.split_of(splits, path.stem, id_), True
                 if row.values is None:
                     raise ValueError(row.problem)
@@ -113,6 +113,13 @@ def read_parts(data_set: DataSet, splits: Splits, paths: Sequence[pathlib.Path])
                 split = "validation" if tenth_of(example["question"]) == 8 else "train"
             parts[split].examples.append(example)
     return parts
+
+
+def _id_of(data_set: DataSet, row: Row, stem: str) -> str:
+    try:
+        return data_set.id_of(row.values or {}, stem, row.index)
+    except ValueError as error:
+        raise ValueError(row.problem or str(error)) from error
 
 
 def tenth_of(question: str) -> int:

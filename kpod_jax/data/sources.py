@@ -99,7 +99,9 @@ def load_records(
             name, split, path, columns=columns, separator=separator, need_rationale=needed
         )
     else:
-        loaded = _load_published(name, split, path, splits, cache_dir, separator, needed)
+        loaded = _load_published(
+            name, split, path, splits, cache_dir, separator, needed, whole=bool(rationales)
+        )
     if rationales and split != "test":
         loaded = _taught(
             loaded,
@@ -166,7 +168,9 @@ def _load_published(
     cache_dir: str,
     separator: str,
     need_rationale: bool,
+    whole: bool,
 ) -> Loaded:
+    """One split; with `whole` the ids of the others, too."""
     from kpod_jax.data import builders
 
     kind = builders.PUBLISHED[name]
@@ -175,6 +179,8 @@ def _load_published(
     for bad, broken in builder.rejected(split):
         (loaded.broken if broken else loaded.absent).append(bad)
     for part in builder.info.splits:
+        if part != split and not whole:
+            continue
         for row in _rows(builder, part):
             id_, own_steps = row["id"], split_steps(row["rationale"], separator)
             if part != split:

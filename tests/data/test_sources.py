@@ -136,7 +136,12 @@ def test_jsonl_empty_file(tmp_path, content):
         ("gsm9k", "train", {}, "arithmetic, gsm8k, asdiv, svamp, commonsense_qa, jsonl, csv, hug"),
         ("jsonl", "dev", {"path": "x"}, "train, validation, test"),
         ("asdiv", "validation", {"splits": "official"}, "no official splits; .*data.splits=paper"),
-        ("commonsense_qa", "train", {}, "CommonsenseQA has no rationales .*--config.data.rationales"),
+        (
+            "commonsense_qa",
+            "train",
+            {},
+            "CommonsenseQA has no rationales .*--config.data.rationales",
+        ),
         ("jsonl", "train", {}, "data.path"),
         ("arithmetic", "train", {"limit": -1}, "-1"),
     ],
