@@ -54,9 +54,10 @@ def write_csqa(folder, *changes, name="train_rand_split.jsonl"):
     (folder / name).write_text("".join(lines))
 
 
-def load(name, folder, cache, split="train", **options):
-    options = {"max_bad_share": 1.0} | options
-    return sources.load_records(name, split, path=str(folder), cache_dir=cache, **options)
+def load(name, folder, cache, split="train", max_bad_share=1.0, **options):
+    return sources.load_records(
+        name, split, path=str(folder), cache_dir=cache, max_bad_share=max_bad_share, **options
+    )
 
 
 # The paper's splits.
