@@ -169,7 +169,7 @@ class Run:
             read = sources.input_files(data.name, data.path, data.splits)
             outside = [data.rationales, *map(str, read)]
         if "student" in stage.keys:
-            outside = [self.config.student.model, self.config.student.tokenizer]
+            outside += [self.config.student.model, self.config.student.tokenizer]
         if name == "weigh":
             outside.append(self.config.weighting.answerer)
         if name == "schedule":

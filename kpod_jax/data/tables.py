@@ -128,7 +128,8 @@ def hub_rows(source: str, split: str) -> tuple[Iterator[Row], bool]:
             "save_to_disk wrote, one of Parquet, JSON or CSV files, or an id on the hub, such as "
             "openai/gsm8k:main, which needs a network or a cached copy."
         ) from error
-    parts: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {"all": loaded}
+    single = not isinstance(loaded, dict)
+    parts = {"all": loaded} if single else {str(name): part for name, part in loaded.items()}
     if split not in parts and len(parts) > 1:
         raise UserError(
             f"The Hugging Face data set {source!r} has no {split} split; its splits are "
