@@ -9,6 +9,7 @@ from kpod_jax.data import own, tables
 from kpod_jax.data.overlap import normalised
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
+from kpod_jax.errors import UserError
 
 
 def apply(
@@ -29,7 +30,8 @@ def apply(
 
     Args:
       loaded: a split.
-      source: a JSONL or CSV file, or a Hugging Face data set.
+      source: a JSONL or CSV file, or a Hugging Face data set, whose train split, or only one, has
+        the rationales for all splits.
       split: its name. Training records that the teacher has no good rationale for are left out;
         those of other splits, of which none is needed, stay as they are.
       kind: of the answers.
@@ -51,7 +53,7 @@ def apply(
     unused |= {bad.id for bad in [*loaded.broken, *loaded.absent]} - names.keys()
     found: dict[str, str] = {}
     broken, absent, more, others = [], [], [], []
-    for row in _rows(source, split):
+    for row in _rows(source):
         try:
             if row.values is None:
                 raise ValueError(row.problem)
@@ -104,13 +106,18 @@ def _given(record: Record, rationale: str, separator: str) -> Record:
     return dataclasses.replace(record, steps=steps, keypoints=None, hardness=None)
 
 
-def _rows(source: str, split: str) -> Iterator[tables.Row]:
+def _rows(source: str) -> Iterator[tables.Row]:
     path = pathlib.Path(source).expanduser()
+    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
+        raise UserError(
+            f"There is no {source} to read a teacher's rationales from; set "
+            "--config.data.rationales to a JSONL or CSV file, or to a Hugging Face data set."
+        )
     if path.suffix in (".csv", ".tsv"):
         return tables.csv_rows(path)
     if path.is_file() or path.suffix in (".jsonl", ".json"):
         return tables.json_lines(path)
-    return tables.hub_rows(source, split)[0]
+    return tables.hub_rows(source, "train")[0]
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -74,7 +74,7 @@ def _csv_rows(path: pathlib.Path, reader: Any) -> Iterator[Row]:
             if reader.line_num > int(place.rpartition(":")[2]):
                 problem += f" (line {reader.line_num}); is a quotation mark not closed?"
         else:
-            if not any(fields):  # A blank line.
+            if not fields:  # A blank line.
                 continue
             if any("\ud800" <= c <= "\udfff" for field in fields for c in field):
                 problem = "is not UTF-8 text; save the file as UTF-8"
@@ -113,6 +113,7 @@ def hub_rows(source: str, split: str) -> tuple[Iterator[Row], bool]:
             "pip install 'datasets>=5,<6'. JSONL and CSV need no package."
         ) from error
     path = pathlib.Path(source).expanduser()
+    loaded: Any
     try:
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(path))

@@ -1,9 +1,21 @@
+import dataclasses
+import http.server
 import json
+import threading
 
 import pytest
 
-from kpod_jax import answers
-from kpod_jax.data import asdiv, commonsense_qa, gsm8k, published, sources, svamp, tokens
+from kpod_jax import answers, files
+from kpod_jax.data import (
+    asdiv,
+    builders,
+    commonsense_qa,
+    gsm8k,
+    published,
+    sources,
+    svamp,
+    tokens,
+)
 from kpod_jax.errors import UserError
 
 PUBLISHED = [gsm8k, asdiv, svamp, commonsense_qa]
@@ -251,6 +263,61 @@ def test_commonsense_qa_trains_on_a_teachers_rationales_alone(tmp_path, cache):
     )
     assert record.steps == ("Grass grows. ", "A park is green.")
     assert [bad.id for bad in rejected] == ["other"]
+
+
+# Downloads.
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder, and its address on this machine."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(folder), **kwargs)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_files_are_downloaded_and_those_that_are_known_checked(
+    tmp_path, monkeypatch, server, right
+):
+    folder, address = server
+    write_csqa(folder, {}, {"id": "other"})
+    known = {
+        name: published.File(
+            f"{address}/{name}", files.digest(folder / name) if right else "0" * 64
+        )
+        for name in commonsense_qa.DATA_SET.files["paper"]
+    }
+    # Without its digest any file will do.
+    known["dev_rand_split.jsonl"] = published.File(f"{address}/dev_rand_split.jsonl")
+    there = dataclasses.replace(commonsense_qa.DATA_SET, files={"paper": known})
+    monkeypatch.setattr(builders.KpodCommonsenseQa, "DATA_SET", there)
+
+    def download():
+        return sources.load_records(
+            "commonsense_qa", "train", cache_dir=str(tmp_path / "cache"), need_rationales=False
+        )
+
+    if not right:
+        with pytest.raises(UserError, match=r"train_rand_split\.jsonl to .* not the known file"):
+            download()
+        return
+    assert [record.id for record in download()[0]] == ["abc", "other"]
+    (folder / "train_rand_split.jsonl").unlink()
+    assert len(download()[0]) == 2  # From the cache.
 
 
 # Whole files that cannot be used.

@@ -5,6 +5,7 @@ import pytest
 
 from kpod_jax.data import rationales, sources
 from kpod_jax.data.records import Loaded, Record, Rejected
+from kpod_jax.errors import UserError
 
 QUESTIONS = ["What is 1 + 1?", "What is 2 + 2?", "What is 3 + 3?"]
 
@@ -123,6 +124,14 @@ def test_a_csv_file_with_its_own_columns(tmp_path):
         separator="",
     )
     assert result.records[0].rationale == 'He says "2".\nSo 2.'
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for source in (str(tmp_path / "none"), "./none.parquet", "none.jsonl", "none.csv"):
+        with pytest.raises(UserError, match=r"(There is no|Cannot read) .*none"):
+            rationales.apply(
+                loaded(), source, "train", kind="number", columns={}, separator="", own_id=str
+            )
 
 
 def test_a_teacher_for_the_built_in_task_and_for_ones_own(tmp_path):

@@ -53,6 +53,7 @@ def test_csv_columns_of_any_names(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        (",,", "has an empty 'question'"),
         ("Why?,So 3.", "has 2 fields where the first line names 3"),
         ("Why?,So 3.,3,4", "has 4 fields where the first line names 3"),
         ('"Why"?,So 3.,3', "is not valid CSV: ',' expected after '\"'"),
