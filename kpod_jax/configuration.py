@@ -39,15 +39,22 @@ def default() -> Config:
     config.seed = 0  # Of everything random: shuffling, masks, dropout, clusters.
 
     data = config.data = ml_collections.ConfigDict()
-    data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, jsonl (your own).
+    data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,
+    # commonsense_qa; jsonl, csv, huggingface (your own). See docs/data.md.
     data.path = ""  # Folder with the data set's own files; empty: download or generate.
     data.splits = "paper"  # paper: KPOD's train/validation/test; official: the data set's own.
-    data.rationales = ""  # A teacher's JSONL file; empty: the data set's own solutions.
+    data.rationales = ""  # A teacher's JSONL or CSV file; empty: the data set's own solutions.
+    columns = data.columns = ml_collections.ConfigDict()  # What your data, or else the teacher's
+    columns.question = "question"  # file, call their columns.
+    columns.rationale = "rationale"
+    columns.answer = "answer"
+    columns.id = "id"
     data.cache = ""  # Where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
     data.train_examples = 0  # First so many examples of the split; 0: all.
     data.validation_examples = 0  # Likewise.
     data.test_examples = 0  # Likewise.
-    data.answer_kind = "number"  # What is looked for in a generation: number, choice, yes_no.
+    data.answer_kind = ""  # What is looked for in a generation: number, choice, yes_no; empty: the
+    # data set's own kind, number for your own data.
     data.max_bad_share = 0.01  # Share of unusable records from which on the run stops. [0, 1]
     data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
 
@@ -169,9 +176,12 @@ def default() -> Config:
 
 _CHOICES = {
     "method": tuple(METHODS),
-    "data.name": ("arithmetic", "gsm8k", "jsonl"),
+    "data.name": (
+        *("arithmetic", "gsm8k", "asdiv", "svamp", "commonsense_qa"),
+        *("jsonl", "csv", "huggingface"),
+    ),
     "data.splits": ("paper", "official"),
-    "data.answer_kind": ("number", "choice", "yes_no"),
+    "data.answer_kind": ("", "number", "choice", "yes_no"),
     "student.init": ("pretrained", "random"),
     "student.dtype": ("float32", "bfloat16"),
     "student.remat": ("none", "dots", "full"),
@@ -290,8 +300,13 @@ def check(config: Config) -> None:
             f"weighting.fit='fresh': data set {config.data.name} has no fresh problems; "
             "expected other_fold"
         )
-    if config.data.name == "jsonl" and not config.data.path:
-        faults.append("data.path='': expected the folder of train.jsonl, validation.jsonl, …")
+    if config.data.name in ("jsonl", "csv") and not config.data.path:
+        end = config.data.name
+        faults.append(f"data.path='': expected the folder of train.{end}, validation.{end}, …")
+    if config.data.name == "huggingface" and not config.data.path:
+        faults.append("data.path='': expected a directory, or a data set's id on the hub")
+    if config.data.name == "asdiv" and config.data.splits == "official":
+        faults.append("data.splits='official': ASDiv has no splits of its own; expected paper")
     checkpoint = str(config.eval.checkpoint)
     if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
         faults.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")

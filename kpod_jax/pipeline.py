@@ -32,8 +32,8 @@ from kpod_jax import (
 )
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
+from kpod_jax.data import overlap, sources, tokens
 from kpod_jax.data import records as records_io
-from kpod_jax.data import sources, tokens
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.errors import UserError
@@ -163,9 +163,13 @@ class Run:
             for key, value in flat.items()
             if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
         }
-        outside = [self.config.data.rationales] if name == "rationales" else []
+        outside = []
+        if name == "rationales":
+            data = self.config.data
+            read = sources.input_files(data.name, data.path, data.splits)
+            outside = [data.rationales, *map(str, read)]
         if "student" in stage.keys:
-            outside = [self.config.student.model, self.config.student.tokenizer]
+            outside += [self.config.student.model, self.config.student.tokenizer]
         if name == "weigh":
             outside.append(self.config.weighting.answerer)
         if name == "schedule":
@@ -285,7 +289,7 @@ class Run:
             self.records(split),
             self.mesh,
             prompt=self.prompt,
-            answer_kind=config.data.answer_kind,
+            answer_kind=sources.answer_kind(config.data.name, config.data.answer_kind),
             batch_size=config.eval.batch_size,
             max_new_tokens=config.eval.max_new_tokens or config.student.max_target_tokens,
             **options,
@@ -293,7 +297,9 @@ class Run:
 
 
 def _rationales(run: Run) -> str:
-    config, rejected, too_long, counts, questions = run.config, [], [], {}, {}
+    config, rejected, too_long, usable = run.config, [], [], {}
+    if note := sources.note(config.data.name, config.data.splits):
+        say(f"rationales: {note}")
     for split in SPLITS:
         # The built-in task is one data set, like any other: the run's seed does not change it.
         found, bad = sources.load_records(
@@ -303,6 +309,8 @@ def _rationales(run: Run) -> str:
             cache_dir=config.data.cache,
             splits=config.data.splits,
             rationales=config.data.rationales,
+            columns=config.data.columns.to_dict(),
+            kind=config.data.answer_kind,
             separator=config.data.step_separator,
             limit=config.data[f"{split}_examples"],
             max_bad_share=config.data.max_bad_share,
@@ -317,15 +325,18 @@ def _rationales(run: Run) -> str:
                 + ". Mend the data, or raise student.max_question_tokens and max_target_tokens."
             )
         rejected += [{"id": r.id, "split": split, "reason": r.reason} for r in bad]
-        counts[split], questions[split] = len(found), {r.question for r in found}
+        usable[split] = found
         records_io.write_records(run.workdir / f"records/{split}.jsonl", found)
     files.write_jsonl(run.workdir / "records/rejected.jsonl", rejected)
     # `load_records` has judged the data set's own faults; these are the student's limits.
-    records_io.check_bad_share(too_long, counts["train"] + len(too_long), config.data.max_bad_share)
-    overlap = len(questions["train"] & (questions["validation"] | questions["test"]))
-    if overlap:
-        logging.warning("%d training questions are also in validation or test", overlap)
-    return ", ".join(f"{n} {split}" for split, n in counts.items()) + f", {len(rejected)} rejected"
+    total = len(usable["train"]) + len(too_long)
+    records_io.check_bad_share(too_long, total, config.data.max_bad_share)
+    found = [f"{len(records)} {split}" for split, records in usable.items()]
+    if shared := overlap.describe(usable):
+        say(f"rationales: the splits overlap, so that accuracies may be too high:\n{shared}")
+    else:
+        found.append("no question in two splits")
+    return ", ".join([*found, f"{len(rejected)} rejected"])
 
 
 def _weigh(run: Run) -> str:
@@ -336,9 +347,16 @@ def _weigh(run: Run) -> str:
         model = run.load_student(answerer or config.student.model, adapters=False)
     else:
         model = run.student
+    held_out, _ = run.tokenize(run.records("validation"))
+    if not held_out.records:
+        raise UserError(
+            "Token weights are judged on the validation split, whose records have no rationales "
+            "that fit. Give some, by data.rationales or in the data, or set "
+            "weighting.weights=uniform."
+        )
     result = weigh.weigh(
         run.train_set,
-        run.tokenize(run.records("validation"))[0],
+        held_out,
         run.student,
         model,
         run.mesh,

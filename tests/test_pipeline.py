@@ -247,6 +247,33 @@ def test_bad_input_is_named(tmp_path, monkeypatch, keys, train, said):
         pipeline.run(config, tmp_path / "run", "rationales")
 
 
+def test_questions_in_two_splits_are_told_with_their_ids(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    config = quickstart.get_config()
+    train = GOOD + GOOD.replace("What is 1 + 1", " 3  + 1").replace("= 2", "= 4")
+    config.update_from_flattened_dict(jsonl(tmp_path, train))
+    pipeline.run(config, tmp_path / "run", "rationales")
+    said = capsys.readouterr().out
+    assert "1 questions of train are also in test: train-1 = test-0\n" in said
+    assert "2 train, 1 validation, 1 test, 0 rejected" in said
+    # Another file under the same name is another input.
+    (tmp_path / "data/train.jsonl").write_text(GOOD)
+    pipeline.run(config, tmp_path / "run", "rationales")
+    said = capsys.readouterr().out
+    assert "train.jsonl changed" in said and "1 train, 1 validation, 1 test, no question in" in said
+
+
+def test_token_weights_need_rationales_for_validation(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(jsonl(tmp_path, GOOD) | {"weighting.fit": "other_fold"})
+    bare = json.dumps({"question": "2 + 1?", "answer": "3"})
+    (tmp_path / "data/validation.jsonl").write_text(bare)
+    pipeline.run(config, tmp_path / "run", "rationales")
+    with pytest.raises(UserError, match=r"no rationales .*weighting\.weights=uniform"):
+        pipeline.run(config, tmp_path / "run", "weigh")
+
+
 def test_a_student_without_weights_is_named(tmp_path):
     student = tmp_path / "student"
     shutil.copytree(ROOT / "kpod_jax/assets/tiny_t5", student)

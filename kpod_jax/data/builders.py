@@ -1,6 +1,6 @@
 """TFDS builders of the data sets that we prepare: ArrayRecord files, read without TensorFlow.
 
-Bad lines of a source are kept, with their reasons, in the metadata of the prepared data set.
+Bad records of a source are kept, with their reasons, in the metadata of the prepared data set.
 """
 
 import contextlib
@@ -12,12 +12,20 @@ from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import requests
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from kpod_jax.data import arithmetic, gsm8k, jsonl
+from kpod_jax import files
+from kpod_jax.data import (
+    arithmetic,
+    asdiv,
+    commonsense_qa,
+    download,
+    gsm8k,
+    published,
+    svamp,
+)
 from kpod_jax.data.records import Rejected
 from kpod_jax.errors import UserError
 
@@ -92,103 +100,117 @@ class KpodArithmetic(_Builder):
 
 
 @dataclasses.dataclass
-class Gsm8kConfig(tfds.core.BuilderConfig):
-    """GSM8K, downloaded or from a folder.
+class PublishedConfig(tfds.core.BuilderConfig):
+    """A published data set, downloaded or from a folder.
 
     Attributes:
       splits: "paper" or "official".
-      folder: holds train.jsonl and test.jsonl; empty downloads them.
+      folder: holds the original files; empty downloads them.
     """
 
-    splits: gsm8k.Splits = "paper"
+    splits: published.Splits = "paper"
     folder: str = ""
 
+
+class Published(_Builder, skip_registration=True):
+    """A published data set; of DATA_SET, in the paper's splits or the official ones."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    DATA_SET: published.DataSet
+    builder_config: PublishedConfig
+
     @classmethod
-    def of(cls, splits: gsm8k.Splits, folder: str = "") -> "Gsm8kConfig":
+    def config_of(cls, splits: published.Splits, folder: str = "") -> PublishedConfig:
         """A configuration whose name tells the contents of a folder from any other's.
 
         Raises:
-          UserError: the folder lacks a file.
+          UserError: the data set has no such splits, or the folder lacks a file.
         """
+        if splits not in cls.DATA_SET.files:
+            raise UserError(
+                f"{cls.DATA_SET.title} has no {splits} splits; expected data.splits="
+                f"{' or '.join(cls.DATA_SET.files)}."
+            )
         if not folder:
-            return next(config for config in KpodGsm8k.BUILDER_CONFIGS if config.splits == splits)
+            return PublishedConfig(name=splits, splits=splits)
         contents = hashlib.sha256(folder.encode())
-        for path in _files_in(folder).values():
-            contents.update(_sha256(path).encode())
-        return cls(name=f"{splits}-{contents.hexdigest()[:12]}", splits=splits, folder=folder)
-
-
-class KpodGsm8k(_Builder):
-    """Grade school word problems with human solutions, in the paper's splits or the official ones.
-
-    Calculator annotations are removed from the solutions; the final number is the answer.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own convention)
-        Gsm8kConfig(
-            name="paper",
-            description="The official train split; its test split in halves of 660 and 659.",
-            splits="paper",
-        ),
-        Gsm8kConfig(
-            name="official", description="The official train and test splits.", splits="official"
-        ),
-    ]
-    builder_config: Gsm8kConfig
+        for path in download.files_in(cls.DATA_SET, splits, folder):
+            contents.update(f"{path.name} {files.digest(path)}".encode())
+        name = f"{splits}-{contents.hexdigest()[:12]}"
+        return PublishedConfig(name=name, splits=splits, folder=folder)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        columns = ("id", "question", "rationale", "answer")
+        columns = ("id", "question", "rationale", "answer", "problem")
         return _info(
             self,
-            "GSM8K without calculator annotations.",
+            f"{self.DATA_SET.title}: questions, rationales and answers.",
             {column: tfds.features.Text() for column in columns},
-            homepage="https://github.com/openai/grade-school-math",
+            homepage=self.DATA_SET.homepage,
         )
 
-    def rejected(self, split: str) -> list[Rejected]:
-        """Lines of a prepared split that could not be used."""
-        return [Rejected(*pair) for pair in self._metadata()["rejected"][split]]
+    def rejected(self, split: str) -> list[tuple[Rejected, bool]]:
+        """Records of a prepared split that cannot be used, and whether they are broken."""
+        return [(Rejected(id_, why), bad) for id_, why, bad in self._metadata()["rejected"][split]]
 
     def _metadata(self) -> dict[str, Any]:
         return cast(dict[str, Any], self.info.metadata)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        config = self.builder_config
-        files = _files_in(config.folder) if config.folder else _download(dl_manager)
-        self._metadata()["rejected"] = {}
-        generators = {}
-        for split in gsm8k.SPLITS[config.splits]:
-            file, lines = gsm8k.lines_of_split(config.splits, split)
-            generators[split] = self._generate_examples(split, files[file], lines)
-        return generators
+        config, data_set = self.builder_config, self.DATA_SET
+        if config.folder:
+            paths = download.files_in(data_set, config.splits, config.folder)
+        else:
+            paths = download.download(data_set, config.splits, dl_manager)
+        parts = published.read_parts(data_set, config.splits, paths)
+        if not any(part.examples for part in parts.values()):
+            reasons = [why for part in parts.values() for _, why, _ in part.rejected]
+            said = "".join(f"\n  {why}" for why in reasons[:3]) or " there is none at all."
+            raise UserError(
+                f"{', '.join(map(str, paths))} holds no usable record of {data_set.title}:{said}\n"
+                "Expected the data set's original files."
+            )
+        self._metadata()["rejected"] = {split: part.rejected for split, part in parts.items()}
+        # TFDS has no empty splits.
+        return {
+            split: self._generate_examples(part.examples)
+            for split, part in parts.items()
+            if part.examples
+        }
 
     def _generate_examples(
-        self, split: str, path: pathlib.Path, lines: frozenset[int] | None
+        self, examples: list[dict[str, str]]
     ) -> Iterator[tuple[int, dict[str, str]]]:
-        rejected = self._metadata()["rejected"].setdefault(split, [])
-        empty = True
-        for number, row, problem in jsonl.read_rows(path):
-            line = number - 1
-            if lines is not None and line not in lines:
-                continue
-            name = f"gsm8k-{path.stem}-{line}"
-            try:
-                if row is None:
-                    raise ValueError(problem)
-                example = {"id": name, **gsm8k.parse(row)}
-            except ValueError as error:
-                rejected.append([name, f"{path}:{number} {error}"])
-            else:
-                empty = False
-                yield line, example
-        if empty:
-            reasons = "".join(f"\n  {reason}" for _, reason in rejected[:3]) or " no line is of it."
-            raise UserError(
-                f"{path} holds no usable record of the {self.builder_config.splits} {split} split:"
-                f"{reasons}\nExpected GSM8K's original file: a line is an object with 'question' "
-                "and 'answer'."
-            )
+        yield from enumerate(examples)
+
+
+class KpodGsm8k(Published):
+    """Grade school word problems with human solutions."""
+
+    DATA_SET = gsm8k.DATA_SET
+
+
+class KpodAsdiv(Published):
+    """Diverse word problems of elementary school, with formulas."""
+
+    DATA_SET = asdiv.DATA_SET
+
+
+class KpodSvamp(Published):
+    """Varied word problems of one or two operations, with equations."""
+
+    DATA_SET = svamp.DATA_SET
+
+
+class KpodCommonsenseQa(Published):
+    """Multiple choice questions of common sense, without rationales."""
+
+    DATA_SET = commonsense_qa.DATA_SET
+
+
+PUBLISHED: dict[str, type[Published]] = {
+    builder.DATA_SET.name: builder
+    for builder in (KpodGsm8k, KpodAsdiv, KpodSvamp, KpodCommonsenseQa)
+}
 
 
 def prepared(
@@ -246,40 +268,3 @@ def _info(
         metadata=tfds.core.MetadataDict(),
         disable_shuffling=True,  # Records stay in the order of their source.
     )
-
-
-def _files_in(folder: str) -> dict[str, pathlib.Path]:
-    paths = {name: pathlib.Path(folder).expanduser() / f"{name}.jsonl" for name in gsm8k.URLS}
-    for path in paths.values():
-        if not path.is_file():
-            raise UserError(
-                f"There is no {path}. Expected a folder with GSM8K's original train.jsonl and "
-                "test.jsonl; set --config.data.path to it, or to nothing to download them."
-            )
-    return paths
-
-
-def _download(dl_manager: tfds.download.DownloadManager) -> dict[str, pathlib.Path]:
-    try:
-        # TFDS tries again for minutes; where there is no network, this says so at once.
-        requests.head(gsm8k.URLS["train"], timeout=30).raise_for_status()
-        paths = dl_manager.download(gsm8k.URLS)
-    except Exception as error:  # requests, urllib3, TFDS and the file system have their own each.
-        raise UserError(
-            f"Cannot download GSM8K from {gsm8k.URLS['train']}: {error}. Download train.jsonl and "
-            "test.jsonl elsewhere and set --config.data.path to their folder."
-        ) from error
-    paths = {name: pathlib.Path(path) for name, path in cast(dict, paths).items()}
-    for name, path in paths.items():
-        if _sha256(path) != gsm8k.SHA256[name]:
-            raise UserError(
-                f"What was downloaded from {gsm8k.URLS[name]} to {path} is not the known file "
-                "(its SHA-256 differs). Delete it and try again, or set --config.data.path to a "
-                "folder with your own copy."
-            )
-    return paths
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """Reading files of one JSON object a line, whoever wrote them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kpod_jax.errors import UserError
@@ -47,7 +47,7 @@ def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
     return row, ""
 
 
-def text_column(row: dict[str, Any], column: str, *, required: bool = True) -> str:
+def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -> str:
     """A column's text, stripped; a number counts as text.
 
     Args:

@@ -77,6 +77,23 @@ class Rejected:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a data set holds of one split.
+
+    Attributes:
+      records: that can be used.
+      broken: at fault, such as lines that cannot be read.
+      absent: left out without a fault, such as questions that a teacher has no good rationale for.
+      elsewhere: ids of the data set's records in other splits, as far as they are known.
+    """
+
+    records: list[Record] = dataclasses.field(default_factory=list)
+    broken: list[Rejected] = dataclasses.field(default_factory=list)
+    absent: list[Rejected] = dataclasses.field(default_factory=list)
+    elsewhere: set[str] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass(frozen=True)
 class Ragged:
     """N arrays of different lengths as one flat array: `ragged[i]` is a view of the i-th.
 

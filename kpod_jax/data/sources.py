@@ -1,17 +1,40 @@
-"""Data sets by name: arithmetic (built in), gsm8k, and jsonl, which is a user's own."""
+"""Data sets by name: the built-in one, published ones, and a user's own."""
 
-import hashlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kpod_jax.data import gsm8k, jsonl
-from kpod_jax.data.records import Record, Rejected, check_bad_share
+from kpod_jax.data import asdiv, commonsense_qa, gsm8k, own, rationales, svamp
+from kpod_jax.data.published import SPLITS, DataSet, Splits
+from kpod_jax.data.records import Loaded, Record, Rejected, check_bad_share
 from kpod_jax.data.steps import split_steps
 from kpod_jax.errors import UserError
 
-NAMES = ("arithmetic", "gsm8k", "jsonl")
-_SPLITS = ("train", "validation", "test")
+PUBLISHED: dict[str, DataSet] = {
+    module.DATA_SET.name: module.DATA_SET for module in (gsm8k, asdiv, svamp, commonsense_qa)
+}
+NAMES = ("arithmetic", *PUBLISHED, *own.FORMATS)
+
+
+def answer_kind(name: str, given: str = "") -> str:
+    """The kind of a data set's answers: the one that is given, else its own, else number."""
+    return given or (PUBLISHED[name].answer_kind if name in PUBLISHED else "number")
+
+
+def note(name: str, splits: Splits) -> str:
+    """What a user should know of a data set's splits; "" for nothing."""
+    return PUBLISHED[name].notes.get(splits, "") if name in PUBLISHED else ""
+
+
+def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
+    """The files of a folder that a data set is read from, of those that there are."""
+    if name in own.FORMATS:
+        return own.files_of(name, path)
+    if name not in PUBLISHED or not path:
+        return []
+    data_set, folder = PUBLISHED[name], pathlib.Path(path).expanduser()
+    names = [*data_set.files.get(splits, ()), data_set.instead]
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def load_records(
@@ -19,73 +42,101 @@ def load_records(
     split: str,
     *,
     path: str = "",
-    splits: gsm8k.Splits = "paper",
+    splits: Splits = "paper",
     rationales: str = "",
+    columns: Mapping[str, str] | None = None,
+    kind: str = "",
     cache_dir: str = "",
     separator: str = "",
     limit: int = 0,
     seed: int = 0,
     max_bad_share: float = 0.01,
+    need_rationales: bool = True,
 ) -> tuple[list[Record], list[Rejected]]:
     """Loads one split of a data set.
 
     Args:
       name: one of NAMES.
       split: "train", "validation" or "test".
-      path: where the data set's own files lie. gsm8k: the folder of train.jsonl and test.jsonl;
-        empty downloads them. jsonl: a folder with train.jsonl, validation.jsonl and test.jsonl, or
-        one file, whose questions are divided 8 : 1 : 1 by their hashes.
-      splits: of gsm8k: "paper", or "official", which has no validation split.
-      rationales: a teacher's JSONL file for gsm8k's train split; empty: the data set's own
-        solutions.
+      path: where the data set's own files lie. Published ones: the folder of their original files;
+        empty downloads them. A user's own: see `own.load`.
+      splits: of a published data set: "paper", or "official", its own, whose validation split is a
+        tenth of its train split.
+      rationales: a teacher's rationales, see `rationales.apply`; empty: the data set's own.
+      columns: names of the user's columns, by those of `own.COLUMNS`: of the data set if that is
+        the user's own, else of `rationales`.
+      kind: of the answers; empty: the data set's own.
       cache_dir: where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
       separator: that ends a step; empty: see `split_steps`. The built-in task knows its steps.
       limit: the first so many records only; 0 is all. The built-in task makes as many as are asked.
       seed: of the built-in task.
       max_bad_share: of the split's records that may be broken.
+      need_rationales: whether a training record without a rationale is of no use; if not, it is
+        returned without steps, for a teacher to be asked.
 
     Returns:
-      The records, in the order of their source, and those that cannot be used: broken lines and,
-      for a teacher's file, the questions that it has no good rationale for.
+      The records, in the order of their source, and those that cannot be used: broken ones and
+      those that are left out, each with its reason.
 
     Raises:
       UserError: an unknown name or split, files that are missing or unreadable, no records, or too
         many broken ones; the message names the first.
     """
+    _check(name, split, limit)
+    columns = own.COLUMNS | dict(columns or {})
+    theirs = name in own.FORMATS
+    needed = need_rationales and not rationales
+    if name in PUBLISHED and split == "train" and needed and not PUBLISHED[name].has_rationales:
+        raise UserError(
+            f"{PUBLISHED[name].title} has no rationales to train on. Set --config.data.rationales "
+            'to a teacher\'s file: a line is {"id", "question", "rationale", "answer"}, as '
+            "docs/data.md explains."
+        )
+    if name == "arithmetic":
+        loaded = _load_arithmetic(split, cache_dir, limit, seed, whole=bool(rationales))
+    elif theirs:
+        loaded = own.load(
+            name, split, path, columns=columns, separator=separator, need_rationale=needed
+        )
+    else:
+        loaded = _load_published(
+            name, split, path, splits, cache_dir, separator, needed, whole=bool(rationales)
+        )
+    if rationales and split != "test":
+        loaded = _taught(
+            loaded,
+            rationales,
+            split,
+            kind=answer_kind(name, kind),
+            columns=own.COLUMNS if theirs else columns,
+            separator=separator,
+            own_id=PUBLISHED[name].own_id if name in PUBLISHED else str,
+        )
+    rejected = loaded.broken + loaded.absent
+    check_bad_share(loaded.broken, len(loaded.records) + len(rejected), max_bad_share)
+    if not loaded.records:
+        reasons = "; ".join(f"{bad.id}: {bad.reason}" for bad in rejected[:3])
+        raise UserError(
+            f"The {split} split of {name} has no records{f' in {path}' if path else ''}"
+            f"{f' that can be used: {reasons}' if reasons else ''}. Expected at least one."
+        )
+    return loaded.records[: limit or None], rejected
+
+
+# `rationales` is a name of the interface.
+_taught = rationales.apply
+
+
+def _check(name: str, split: str, limit: int) -> None:
     if name not in NAMES:
         raise UserError(f"Unknown data set {name!r}; expected one of {', '.join(NAMES)}.")
     if limit < 0:
         raise UserError(f"A limit of {limit} records is not possible; expected 0 (all) or more.")
-    known = gsm8k.SPLITS.get(splits, ()) if name == "gsm8k" else _SPLITS
-    if split not in known:
-        raise UserError(
-            f"The data set {name} has no split {split!r} (data.splits={splits!r}); expected one of "
-            f"{', '.join(known)}."
-        )
-    if rationales and name != "gsm8k":
-        raise UserError(
-            f"data.rationales={rationales!r} is for gsm8k; the data set {name} has its rationales. "
-            "Set it to nothing."
-        )
-    if name == "arithmetic":
-        return _load_arithmetic(split, cache_dir, limit, seed), []
-    if name == "jsonl":
-        records, rejected = _load_jsonl(split, path, separator)
-        broken = rejected
-    else:
-        records, rejected, broken = _load_gsm8k(
-            split, path, splits, rationales, cache_dir, separator
-        )
-    check_bad_share(broken, len(records) + len(rejected), max_bad_share)
-    if not records:
-        raise UserError(
-            f"The {split} split of {name} has no records{f' in {path}' if path else ''}. Expected "
-            "at least one."
-        )
-    return records[: limit or None], rejected
+    if split not in SPLITS:
+        raise UserError(f"There is no split {split!r}; expected one of {', '.join(SPLITS)}.")
 
 
-def _load_arithmetic(split: str, cache_dir: str, limit: int, seed: int) -> list[Record]:
+def _load_arithmetic(split: str, cache_dir: str, limit: int, seed: int, whole: bool) -> Loaded:
     # TFDS takes a second to import, and a user's own file does without it.
     from kpod_jax.data import builders
 
@@ -93,10 +144,10 @@ def _load_arithmetic(split: str, cache_dir: str, limit: int, seed: int) -> list[
     sizes[split] = max(limit, sizes[split])
     config = builders.ArithmeticConfig.of(sizes, seed)
     builder = builders.prepared(builders.KpodArithmetic, config, cache_dir)
-    records = []
-    for row in _rows(builder, split, limit):
+    loaded = Loaded()
+    for row in _rows(builder, split, 0 if whole else limit):
         keypoints = tuple((int(start), int(end)) for start, end in row["keypoints"])
-        records.append(
+        loaded.records.append(
             Record(
                 id=row["id"],
                 question=row["question"],
@@ -106,51 +157,42 @@ def _load_arithmetic(split: str, cache_dir: str, limit: int, seed: int) -> list[
                 hardness=tuple(map(float, row["hardness"])),
             )
         )
-    return records
+    return loaded
 
 
-def _load_gsm8k(
+def _load_published(
+    name: str,
     split: str,
     path: str,
-    splits: gsm8k.Splits,
-    rationales: str,
+    splits: Splits,
     cache_dir: str,
     separator: str,
-) -> tuple[list[Record], list[Rejected], list[Rejected]]:
-    """Records, all that are rejected, and the broken ones among these."""
+    need_rationale: bool,
+    whole: bool,
+) -> Loaded:
+    """One split; with `whole` the ids of the others, too."""
     from kpod_jax.data import builders
 
-    config = builders.Gsm8kConfig.of(splits, path)
-    builder = builders.prepared(builders.KpodGsm8k, config, cache_dir)
-    rows = {row["id"]: row for row in _rows(builder, split)}
-    broken = builder.rejected(split)
-    absent: list[Rejected] = []
-    if rationales and split == "train":
-        line_of = {int(id_.rpartition("-")[2]): id_ for id_ in rows}
-        gold = {line: (rows[i]["question"], rows[i]["answer"]) for line, i in line_of.items()}
-        found, problems = gsm8k.read_teacher(pathlib.Path(rationales), gold)
-        # A row of the teacher's counts as broken, its question as without a rationale.
-        broken += [Rejected(f"{rationales}:{n}", reason) for n, reason in problems.items()]
-        for line, id_ in line_of.items():
-            if line not in found:
-                absent.append(Rejected(id_, f"{rationales} has no usable rationale for it"))
-        rows = {
-            id_: rows[id_] | {"rationale": found[n]} for n, id_ in line_of.items() if n in found
-        }
-    records = []
-    for row in rows.values():
-        if split == "train" and not row["rationale"]:
-            broken.append(Rejected(row["id"], "its rationale is empty"))
-        else:
-            records.append(
-                Record(
-                    row["id"],
-                    row["question"],
-                    split_steps(row["rationale"], separator),
-                    row["answer"],
-                )
-            )
-    return records, broken + absent, broken
+    kind = builders.PUBLISHED[name]
+    builder = builders.prepared(kind, kind.config_of(splits, path), cache_dir)
+    loaded = Loaded()
+    for bad, broken in builder.rejected(split):
+        (loaded.broken if broken else loaded.absent).append(bad)
+    for part in builder.info.splits:
+        if part != split and not whole:
+            continue
+        for row in _rows(builder, part):
+            id_, own_steps = row["id"], split_steps(row["rationale"], separator)
+            if part != split:
+                loaded.elsewhere.add(id_)
+            elif own_steps or split != "train" or not need_rationale:
+                loaded.records.append(Record(id_, row["question"], own_steps, row["answer"]))
+            elif row["problem"]:
+                reason = f"no rationale can be made for it: {row['problem']}"
+                loaded.absent.append(Rejected(id_, reason))
+            else:
+                loaded.broken.append(Rejected(id_, "its rationale is empty"))
+    return loaded
 
 
 def _rows(builder: Any, split: str, limit: int = 0) -> Iterator[dict[str, Any]]:
@@ -158,46 +200,3 @@ def _rows(builder: Any, split: str, limit: int = 0) -> Iterator[dict[str, Any]]:
     source = builder.as_data_source(split)
     for row in source.__getitems__(range(min(limit or len(source), len(source)))):
         yield {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
-
-
-def _load_jsonl(split: str, path: str, separator: str) -> tuple[list[Record], list[Rejected]]:
-    source = pathlib.Path(path).expanduser()
-    whole = source.is_file()
-    file = source if whole else source / f"{split}.jsonl"
-    if not path or not file.is_file():
-        raise UserError(
-            f"There is no {file if path else 'data.path'} to read the {split} split from. Set "
-            "--config.data.path to a folder with train.jsonl, validation.jsonl and test.jsonl, or "
-            'to one .jsonl file; a line is {"question", "rationale", "answer"[, "id"]}.'
-        )
-    records: list[Record] = []
-    rejected: list[Rejected] = []
-    line_of_id: dict[str, int] = {}
-    for number, row, problem in jsonl.read_rows(file):
-        # Broken lines of a whole file are the train split's.
-        part = "train"
-        id_ = default_id = f"{file.stem}-{number - 1}"
-        try:
-            if row is None:
-                raise ValueError(problem)
-            question = jsonl.text_column(row, "question")
-            part = _part_of(question) if whole else split
-            answer = jsonl.text_column(row, "answer")
-            # A test set needs no rationales.
-            rationale = jsonl.text_column(row, "rationale", required=part == "train")
-            id_ = jsonl.text_column(row, "id", required=False) or default_id
-            if id_ in line_of_id:
-                raise ValueError(f"has the id {id_!r} of line {line_of_id[id_]}")
-            line_of_id[id_] = number
-            if part == split:
-                records.append(Record(id_, question, split_steps(rationale, separator), answer))
-        except ValueError as error:
-            if not whole or part == split:
-                rejected.append(Rejected(id_, f"{file}:{number} {error}"))
-    return records, rejected
-
-
-def _part_of(question: str) -> str:
-    """The split that a question of an undivided file belongs to."""
-    tenth = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 10
-    return "train" if tenth < 8 else "validation" if tenth == 8 else "test"

@@ -1,3 +1,5 @@
+import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -6,7 +8,7 @@ import sys
 
 import pytest
 
-from kpod_jax.data import arithmetic, gsm8k, sources
+from kpod_jax.data import arithmetic, builders, gsm8k, published, sources
 from kpod_jax.errors import UserError
 
 GOOD = {"question": "2 + 3?", "rationale": "It is 2 + 3. So 5.", "answer": "5"}
@@ -88,7 +90,7 @@ def test_jsonl_one_file_is_divided_by_question(tmp_path):
         (GOOD | {"answer": None}, "'answer' of type NoneType"),
         (GOOD | {"answer": ["5"]}, "'answer' of type list"),
         (GOOD | {"answer": True}, "'answer' of type bool"),
-        (GOOD | {"id": "train-0"}, "id 'train-0' of line 1"),
+        (GOOD | {"id": "train-0"}, "id 'train-0' of .*train.jsonl:1"),
         ('{"question": "\\ud800", "rationale": "r", "answer": "1"}', "surrogate"),
         ("[" * 100_000, "JSON"),
     ],
@@ -131,11 +133,16 @@ def test_jsonl_empty_file(tmp_path, content):
 @pytest.mark.parametrize(
     ("name", "split", "options", "expected"),
     [
-        ("gsm9k", "train", {}, "arithmetic, gsm8k, jsonl"),
+        ("gsm9k", "train", {}, "arithmetic, gsm8k, asdiv, svamp, commonsense_qa, jsonl, csv, hug"),
         ("jsonl", "dev", {"path": "x"}, "train, validation, test"),
-        ("gsm8k", "validation", {"splits": "official"}, "train, test"),
+        ("asdiv", "validation", {"splits": "official"}, "no official splits; .*data.splits=paper"),
+        (
+            "commonsense_qa",
+            "train",
+            {},
+            "CommonsenseQA has no rationales .*--config.data.rationales",
+        ),
         ("jsonl", "train", {}, "data.path"),
-        ("jsonl", "train", {"path": "x", "rationales": "y"}, "gsm8k"),
         ("arithmetic", "train", {"limit": -1}, "-1"),
     ],
 )
@@ -178,15 +185,25 @@ def test_gsm8k_own_solutions(gsm8k_folder, cache):
 def test_gsm8k_splits_are_the_papers(gsm8k_folder, cache, shared_data):
     ids = json.loads((shared_data / "splits" / "gsm8k.json").read_text())
     for split in ("validation", "test"):
-        file, lines = gsm8k.lines_of_split("paper", split)
-        assert file == "test"
-        assert lines == set(ids[split])
+        lines = [i for i in range(1319) if gsm8k.split_of("paper", "test", f"t-{i}") == split]
+        assert lines == sorted(ids[split])
         records, _ = load_gsm8k(gsm8k_folder, cache, split)
         expected = [f"gsm8k-test-{i}" for i in ids[split] if i < 20]
         assert [record.id for record in records] == expected
-    assert gsm8k.lines_of_split("paper", "train") == ("train", None)
+    assert gsm8k.split_of("paper", "test", "gsm8k-test-1319") is None
+    assert gsm8k.split_of("paper", "train", "gsm8k-train-5") == "train"
     official, _ = load_gsm8k(gsm8k_folder, cache, "test", splits="official")
     assert [record.id for record in official] == [f"gsm8k-test-{i}" for i in range(20)]
+
+
+def test_gsm8k_official_train_split_gives_a_tenth_for_validation(gsm8k_folder, cache):
+    train, validation = (
+        load_gsm8k(gsm8k_folder, cache, split, splits="official")[0]
+        for split in ("train", "validation")
+    )
+    assert len(train) + len(validation) == 30
+    assert {published.tenth_of(record.question) for record in validation} == {8}
+    assert 8 not in {published.tenth_of(record.question) for record in train}
 
 
 def test_gsm8k_changed_folder_is_read_anew(gsm8k_folder, cache):
@@ -215,37 +232,6 @@ def test_gsm8k_teacher(gsm8k_folder, cache, shared_data):
     assert load_gsm8k(gsm8k_folder, cache, "test", rationales=str(teacher)) == load_gsm8k(
         gsm8k_folder, cache, "test"
     )
-
-
-def test_gsm8k_teacher_that_does_not_fit(gsm8k_folder, cache):
-    lines = (gsm8k_folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = [json.loads(line)["question"] for line in lines]
-    good = {"id": 0, "question": questions[0], "rationale": "So 72.", "answer": "72"}
-    teacher = write_lines(
-        gsm8k_folder / "teacher.jsonl",
-        [
-            good,
-            good,
-            good | {"id": 1},
-            good | {"id": 99},
-            good | {"id": 1, "question": questions[1]},
-            good | {"id": 2, "question": questions[2], "answer": "5", "rationale": ""},
-            "{",
-        ],
-    )
-    records, rejected = load_gsm8k(gsm8k_folder, cache, rationales=str(teacher), max_bad_share=0.5)
-    assert [record.rationale for record in records] == ["So 72."]
-    reasons = {bad.id: bad.reason for bad in rejected}
-    for line, reason in {
-        2: "repeats the id 0",
-        3: "another question than line 1",
-        4: "id '99'",
-        5: "'72' where the data set's is '10'",
-        6: "empty 'rationale'",
-        7: "not valid JSON",
-    }.items():
-        assert reason in reasons[f"{teacher}:{line}"]
-    assert sum(id_.startswith("gsm8k-train-") for id_ in reasons) == 29
 
 
 def test_gsm8k_broken_lines_are_told_again_from_the_cache(gsm8k_folder, cache):
@@ -277,10 +263,27 @@ def test_gsm8k_missing_or_foreign_files(tmp_path, cache):
 
 
 def test_gsm8k_without_a_network(monkeypatch, cache):
-    urls = {name: f"http://localhost:9/{name}.jsonl" for name in gsm8k.URLS}
-    monkeypatch.setattr(gsm8k, "URLS", urls)
+    there = {f"{name}.jsonl": published.File(f"http://localhost:9/{name}.jsonl") for name in "ab"}
+    here = dataclasses.replace(gsm8k.DATA_SET, files={"paper": there})
+    monkeypatch.setattr(builders.KpodGsm8k, "DATA_SET", here)
     with pytest.raises(UserError, match=r"localhost:9[^§]*--config\.data\.path"):
         sources.load_records("gsm8k", "train", cache_dir=cache)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_made(gsm8k_folder, tmp_path, monkeypatch):
+    cache = tmp_path / "other"
+    make = builders.tfds.core.GeneratorBasedBuilder._download_and_prepare
+
+    def full(*args, **kwargs):
+        make(*args, **kwargs)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builders.tfds.core.GeneratorBasedBuilder, "_download_and_prepare", full)
+        with pytest.raises(UserError, match=r"No space left on device.*--config\.data\.cache"):
+            load_gsm8k(gsm8k_folder, str(cache))
+    # Once there is space, the same call makes it whole.
+    assert len(load_gsm8k(gsm8k_folder, str(cache))[0]) == 30
 
 
 @pytest.mark.parametrize(

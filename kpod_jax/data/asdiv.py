@@ -1,0 +1,110 @@
+"""ASDiv's original file and the paper's splits of it.
+
+Its validation and test split are the paper's to the problem. Of the train split only the number
+of problems is known to be the paper's: it is every other problem whose answer is one number,
+without repeats of a question.
+"""
+
+import functools
+import pathlib
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kpod_jax import answers
+from kpod_jax.data import formulas, jsonl, tables
+from kpod_jax.data.published import DataSet, File, Splits, read_asset
+from kpod_jax.errors import UserError
+
+_SOURCE = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml"
+_CODES = {"t": "train", "v": "validation", "e": "test"}
+# An answer's number, then its unit: "9 (apples)".
+_ANSWER = re.compile(
+    r"(?P<number>[-+]?\$?\d[\d,]*(?:\.\d+)?(?:\s?\d*/\d+)?\s?%?)\s*(?:\([^()]*\))?"
+)
+
+
+class _Builder(ET.TreeBuilder):
+    def doctype(self, *declared: str | None) -> None:
+        """Refuses declarations, which can make a small file a huge one."""
+        raise ValueError(f"it declares a document type, {declared[0]!r}")
+
+
+def read(path: pathlib.Path) -> Iterator[tables.Row]:
+    """Problems of an XML file.
+
+    Raises:
+      UserError: it is not well formed; the message has line and column.
+    """
+    try:
+        with path.open("rb") as file:
+            root = ET.parse(file, ET.XMLParser(target=_Builder())).getroot()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ET.ParseError, ValueError, LookupError) as error:
+        line = f":{error.position[0]}" if isinstance(error, ET.ParseError) else ""
+        raise UserError(
+            f"{path}{line} is not valid XML: {error}. Expected ASDiv's original file, ASDiv.xml."
+        ) from error
+    for index, problem in enumerate(root.iter("Problem")):
+        values = {child.tag: child.text or "" for child in problem} | dict(problem.attrib)
+        yield tables.Row(index, f"{path} problem {index}", values, "")
+
+
+def parse(row: Mapping[str, Any]) -> dict[str, str]:
+    """Body and question as one text; a rationale made of the formula; the answer without its unit.
+
+    Raises:
+      ValueError: an element is missing, or the answer is not one number.
+    """
+    body = jsonl.text_column(row, "Body", required=False)
+    question = f"{body} {jsonl.text_column(row, 'Question')}".strip()
+    text = jsonl.text_column(row, "Answer")
+    match = _ANSWER.fullmatch(text)
+    number = answers.extract_answer(match["number"]) if match else None
+    if number is None:
+        raise ValueError(f"has an 'Answer' that is not one number: {text!r:.80}")
+    example = {"question": question, "rationale": "", "answer": number}
+    try:
+        formula = jsonl.text_column(row, "Formula")
+        return example | {"rationale": formulas.rationale(formula, number)}
+    except ValueError as error:
+        return example | {"problem": str(error)}
+
+
+def id_of(row: Mapping[str, Any], stem: str, index: int) -> str:
+    """ASDiv's own id."""
+    del stem, index
+    return jsonl.text_column(row, "ID")
+
+
+def split_of(splits: Splits, stem: str, id_: str) -> str | None:
+    """The split of a problem in the paper; None for those that it leaves out."""
+    del splits, stem
+    number, codes = id_.removeprefix("nluds-"), _codes()
+    if not number.isdecimal() or not 1 <= int(number) <= len(codes):
+        return None
+    return _CODES.get(codes[int(number) - 1])
+
+
+@functools.cache
+def _codes() -> str:
+    return read_asset("asdiv")["splits"]
+
+
+DATA_SET = DataSet(
+    name="asdiv",
+    title="ASDiv",
+    homepage="https://github.com/chaochun/nlu-asdiv-dataset",
+    answer_kind="number",
+    files={"paper": {"ASDiv.xml": File(_SOURCE)}},
+    read=read,
+    id_of=id_of,
+    parse=parse,
+    split_of=split_of,
+    notes={
+        "paper": "ASDiv's validation and test split are the paper's; its train split is of the "
+        "paper's size, but not known to be of the same problems"
+    },
+)

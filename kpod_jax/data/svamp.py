@@ -1,0 +1,116 @@
+"""SVAMP's original file, the paper's splits of it, and the 700/300 split of a mirror."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kpod_jax import answers
+from kpod_jax.data import formulas, jsonl, tables
+from kpod_jax.data.published import DataSet, File, Splits, read_asset
+from kpod_jax.errors import UserError
+
+_SOURCE = "https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json"
+_MIRROR = "https://huggingface.co/datasets/ChilleD/SVAMP/resolve"
+_REVISION = "5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef"
+_CODES = {"t": "train", "v": "validation", "e": "test"}
+
+
+def read(path: pathlib.Path) -> Iterator[tables.Row]:
+    """Rows of a JSON list of objects, or of a file of one object a line.
+
+    Raises:
+      UserError: the file is neither; the message has the line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8."
+        ) from error
+    if not text.lstrip().startswith("["):
+        yield from tables.json_lines(path)
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not valid JSON: {error}. Expected SVAMP's original file, a list of objects."
+        ) from error
+    for index, row in enumerate(rows):
+        good = isinstance(row, dict)
+        problem = "" if good else f"is not a JSON object but {type(row).__name__}"
+        yield tables.Row(index, f"{path} record {index}", row if good else None, problem)
+
+
+def parse(row: Mapping[str, Any]) -> dict[str, str]:
+    """Body and question as one text; a rationale made of the equation; the answer.
+
+    Raises:
+      ValueError: a column is missing or the answer is no number.
+    """
+    body = jsonl.text_column(row, "Body", required=False)
+    if body and body[-1].isalnum():
+        body += "."
+    text = jsonl.text_column(row, "Answer")
+    number = answers.extract_answer(text)
+    if number is None:
+        raise ValueError(f"has no number for an 'Answer' but {text!r}")
+    example = {
+        "question": f"{body} {jsonl.text_column(row, 'Question')}".strip(),
+        "rationale": "",
+        "answer": number,
+    }
+    try:
+        equation = jsonl.text_column(row, "Equation")
+        return example | {"rationale": formulas.rationale(equation, number)}
+    except ValueError as error:
+        return example | {"problem": str(error)}
+
+
+def id_of(row: Mapping[str, Any], stem: str, index: int) -> str:
+    """SVAMP's own id."""
+    del stem, index
+    return jsonl.text_column(row, "ID")
+
+
+def split_of(splits: Splits, stem: str, id_: str) -> str | None:
+    """The split of a record; the mirror's files are its splits."""
+    if splits == "official":
+        return stem
+    number, codes = id_.removeprefix("chal-"), _codes()
+    if not number.isdecimal() or not 1 <= int(number) <= len(codes):
+        return None
+    return _CODES[codes[int(number) - 1]]
+
+
+@functools.cache
+def _codes() -> str:
+    return read_asset("svamp")["splits"]
+
+
+DATA_SET = DataSet(
+    name="svamp",
+    title="SVAMP",
+    homepage="https://github.com/arkilpatel/SVAMP",
+    answer_kind="number",
+    files={
+        "paper": {"SVAMP.json": File(_SOURCE)},
+        "official": {
+            name: File(f"{_MIRROR}/{_REVISION}/{name}") for name in ("train.json", "test.json")
+        },
+    },
+    read=read,
+    id_of=id_of,
+    parse=parse,
+    split_of=split_of,
+    notes={
+        "paper": "",
+        "official": "SVAMP itself is one test set of 1000; its usual 700/300 split is that of "
+        "ChilleD/SVAMP on the Hugging Face hub, and a tenth of its train split, by the hash of the "
+        "question, is taken out of that for validation",
+    },
+)
