@@ -288,8 +288,8 @@ def test_a_request_that_fails_to_the_end_is_reported_and_asked_again(
 
 
 def test_half_a_character_and_a_missing_usage_do_no_harm(config, endpoint, tmp_path):
-    text = '"\\ud83d 0 + 1 = 1. Therefore, the answer is 1."'
-    body = '{"choices": [{"finish_reason": null, "message": {"content": %s}}]}' % text
+    text = "\ud83d 0 + 1 = 1. Therefore, the answer is 1."
+    body = json.dumps({"choices": [{"finish_reason": None, "message": {"content": text}}]})
     endpoint.reply = lambda question, number: endpoints.raw(body.encode())
     config.data.train_examples = 1
     teach(config, tmp_path)
@@ -331,7 +331,7 @@ def test_an_endpoint_that_only_fails_ends_the_run(config, endpoint, sums, delays
     )
     (sums / "train.jsonl").write_text(text)
     endpoint.reply = lambda question, number: endpoints.status(400, "unknown parameter top_p")
-    with pytest.raises(UserError, match="20 requests .* all failed.*unknown parameter top_p"):
+    with pytest.raises(UserError, match=r"20 requests .* all failed.*parameter top_p"):
         teach(config, tmp_path)
     assert len(endpoint.bodies) <= 20 + config.teacher.concurrency
 
@@ -451,9 +451,8 @@ def command(config, workdir: pathlib.Path) -> list[str]:
         for key, value in configuration.flatten(config).items()
         if value != default[key]
     ]
-    module = [sys.executable, "-m", "kpod_jax.main", "--config=configs/quickstart.py"]
-    reset = ["--config.data.train_examples=0"]  # That configuration's.
-    return [*module, *reset, f"--workdir={workdir}", "--mode=teach", *flags]
+    module = [sys.executable, "-m", "kpod_jax.main", "--config=configs/t5_base.py"]
+    return [*module, f"--workdir={workdir}", "--mode=teach", *flags]
 
 
 def wait_for(condition) -> None:
