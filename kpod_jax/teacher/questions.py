@@ -31,6 +31,11 @@ class Question:
         return int(line[1]) if line else self.id
 
 
+def answer_kind(data: Config) -> str:
+    """What the answers are: one of `answers.KINDS`."""
+    return data.answer_kind or "number"
+
+
 def load_questions(data: Config) -> list[Question]:
     """Reads the train split of the configured data set.
 

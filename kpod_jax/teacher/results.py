@@ -8,7 +8,7 @@ from kpod_jax import files
 from kpod_jax.configuration import Config
 from kpod_jax.teacher.completions import judge
 from kpod_jax.teacher.ledger import Ledger
-from kpod_jax.teacher.questions import Question
+from kpod_jax.teacher.questions import Question, answer_kind
 from kpod_jax.teacher.requests import Request
 from kpod_jax.workdir import Workdir
 
@@ -38,7 +38,7 @@ def write_results(
     Raises:
       UserError: the files cannot be written.
     """
-    teacher, kind = config.teacher, config.data.answer_kind
+    teacher, kind = config.teacher, answer_kind(config.data)
     position = {question.id: i for i, question in enumerate(questions)}
     answered, errors = ledger.answered(), ledger.errors()
     kept, rejected, reasons = [], [], collections.Counter()

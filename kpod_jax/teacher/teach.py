@@ -15,7 +15,7 @@ from kpod_jax.teacher.ask import ask, endpoint
 from kpod_jax.teacher.batch import read_batch, write_batch
 from kpod_jax.teacher.completions import judge
 from kpod_jax.teacher.ledger import Ledger
-from kpod_jax.teacher.questions import Question, load_questions
+from kpod_jax.teacher.questions import Question, answer_kind, load_questions
 from kpod_jax.teacher.requests import Request, make_requests, settings
 from kpod_jax.teacher.results import cost, write_results
 from kpod_jax.workdir import Workdir
@@ -77,7 +77,7 @@ def _ask(
     ledger: Ledger,
     config: Config,
 ) -> None:
-    teacher, kind = config.teacher, config.data.answer_kind
+    teacher, kind = config.teacher, answer_kind(config.data)
     gold = {question.id: question.answer for question in questions}
     address = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or "OpenAI"
     print(
