@@ -339,6 +339,17 @@ def check(config: Config) -> None:
         raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
 
 
+def flatten(config: Config) -> dict[str, object]:
+    """Dotted keys and their values, in order."""
+    result: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            result |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+        else:
+            result[key] = value
+    return result
+
+
 def _teacher_faults(teacher: Config) -> list[str]:
     faults = []
     if teacher.prompt.count("{question}") != 1:
@@ -361,14 +372,3 @@ def _teacher_faults(teacher: Config) -> list[str]:
     if teacher.batch == "read" and not teacher.batch_results:
         faults.append("teacher.batch_results='': expected the file that teacher.batch='read' reads")
     return faults
-
-
-def flatten(config: Config) -> dict[str, object]:
-    """Dotted keys and their values, in order."""
-    result: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            result |= {f"{key}.{k}": v for k, v in flatten(value).items()}
-        else:
-            result[key] = value
-    return result
