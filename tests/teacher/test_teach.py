@@ -14,7 +14,7 @@ import time
 import pytest
 
 from kpod_jax import configuration
-from kpod_jax.data import gsm8k, jsonl, sources
+from kpod_jax.data import jsonl, sources
 from kpod_jax.errors import UserError
 from kpod_jax.teacher import ask, teach
 from tests.teacher import endpoint as endpoints
@@ -422,25 +422,23 @@ def test_gsm8k_reads_what_was_written(config, endpoint, tmp_path):
     for name in ("train", "test"):
         lines = [
             json.dumps({"question": f"How much is {n} + 1?", "answer": f"It is so.\n#### {n + 1}"})
-            for n in range(4)
+            for n in range(4 if name == "train" else 20)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     config.data.name, config.data.path = "gsm8k", str(folder)
-    config.data.splits, config.data.cache = "official", str(tmp_path / "cache")
+    config.data.cache = str(tmp_path / "cache")
     teach(config, tmp_path)
     file = tmp_path / "teacher" / "rationales.jsonl"
-    gold = {n: (f"How much is {n} + 1?", str(n + 1)) for n in range(4)}
-    found, problems = gsm8k.read_teacher(file, gold)
-    assert found == {n: f"{n} + 1 = {n + 1}." for n in range(4)} and not problems
+    assert [row["id"] for row in rows(tmp_path, "rationales.jsonl")] == [0, 1, 2, 3]
     records, rejected = sources.load_records(
         "gsm8k",
         "train",
         path=str(folder),
         cache_dir=str(tmp_path / "cache"),
-        splits="official",
         rationales=str(file),
     )
-    assert [r.rationale for r in records] == list(found.values()) and not rejected
+    assert [r.rationale for r in records] == [f"{n} + 1 = {n + 1}." for n in range(4)]
+    assert not rejected
 
 
 def command(config, workdir: pathlib.Path) -> list[str]:
