@@ -81,12 +81,13 @@ def judge(text: str, finish: str | None, gold: str, kind: str, keep: str = "righ
       kind: of `answers.KINDS`.
       keep: "right" or "all".
     """
-    extracted = answers.extract_answer(text, kind)
-    correct = answers.answers_equal(text, gold, kind)
     found = list(_ANNOUNCED.finditer(text)) or list(_LABELLED.finditer(text))
+    cut = finish == "length" and not found  # Its last number is no answer.
+    extracted = None if cut else answers.extract_answer(text, kind)
+    correct = not cut and answers.answers_equal(text, gold, kind)
     rationale = (text[: found[-1].start()] if found else text).strip()
     reason = ""
-    if finish == "length" and not found:
+    if cut:
         reason = "the text was cut off before its answer; raise teacher.max_tokens"
     elif extracted is None and keep == "right":
         reason = "the text gives no answer"

@@ -42,7 +42,9 @@ def test_the_rationale_ends_before_its_answer(text, rationale):
     ],
 )
 def test_why_a_text_is_rejected(text, finish, reason):
-    assert judge(text, finish, "7", "number").reason.startswith(reason)
+    judged = judge(text, finish, "7", "number")
+    assert judged.reason.startswith(reason)
+    assert judged.correct == reason.startswith("there is no rationale")
 
 
 def test_a_text_that_was_cut_off_after_its_answer_is_whole():
