@@ -1,11 +1,14 @@
 """A data set of sums, and an endpoint that can add, unless a test replaces its `reply`."""
 
+import collections
 import json
+import pathlib
 import re
 
 import pytest
 
 from kpod_jax import configuration
+from kpod_jax.data import jsonl
 from tests.teacher import endpoint as endpoints
 
 KEY = "sk-a-secret-of-the-test"
@@ -24,6 +27,21 @@ def number_of(question: str) -> int:
     found = re.search(r"(\d+) \+", question)
     assert found is not None
     return int(found[1])
+
+
+def rows(workdir: pathlib.Path, name: str) -> list[dict]:
+    return [row for _, row, _ in jsonl.read_rows(workdir / "teacher" / name) if row is not None]
+
+
+def summary(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "teacher" / "summary.json").read_text())
+
+
+def asked(endpoint) -> collections.Counter:
+    """How often each question reached the endpoint."""
+    return collections.Counter(
+        number_of(body["messages"][-1]["content"]) for body in endpoint.bodies
+    )
 
 
 @pytest.fixture

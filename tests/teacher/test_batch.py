@@ -8,8 +8,7 @@ from kpod_jax.errors import UserError
 from kpod_jax.teacher import teach
 from kpod_jax.teacher.batch import read_batch, write_batch
 from kpod_jax.teacher.requests import Request
-from tests.teacher.conftest import KEY, add
-from tests.teacher.test_teach import rows, summary
+from tests.teacher.conftest import KEY, add, rows, summary
 
 
 def read(path):
