@@ -58,6 +58,36 @@ def default() -> Config:
     data.max_bad_share = 0.01  # Share of unusable records from which on the run stops. [0, 1]
     data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
 
+    teacher = config.teacher = ml_collections.ConfigDict()  # --mode=teach, see docs/teacher.md.
+    teacher.model = ""  # Its name at the endpoint. [paper: GPT-3.5-Turbo]
+    teacher.base_url = (
+        ""  # Of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; empty:
+    )
+    # OPENAI_BASE_URL, else OpenAI's. The key comes from OPENAI_API_KEY alone.
+    teacher.style = "zero_shot"  # zero_shot [paper], or few_shot: worked examples come first.
+    teacher.prompt = "Q: {question} A: Let's think step by step."  # [paper]
+    teacher.instruction = (  # Comes before it; the answer is read from the end. [ours]
+        "Reason in short, plain sentences, without headings, lists or LaTeX. End with the sentence "
+        '"Therefore, the answer is ANSWER.", with the answer alone for ANSWER.'
+    )
+    teacher.examples = (
+        ""  # few_shot: JSONL file of question, rationale, answer; empty: three of ours.
+    )
+    teacher.samples = 1  # Rationales asked for each question.
+    teacher.temperature = 0.0  # Above 0 where samples are several; below 0: the endpoint's default.
+    teacher.top_p = 1.0  # Likewise, 0: the endpoint's default.
+    teacher.max_tokens = 512  # Longest answer; one that is cut off there is rejected.
+    teacher.max_tokens_name = "max_tokens"  # max_completion_tokens for OpenAI's reasoning models.
+    teacher.keep = "right"  # right: rationales whose answer is the data set's; all: every one.
+    teacher.concurrency = 8  # Requests under way at a time.
+    teacher.requests_per_minute = 0.0  # Most that are sent, evenly spaced; 0: no limit.
+    teacher.timeout = 300.0  # Seconds that the endpoint may be silent.
+    teacher.retries = 8  # Of a request that meets 408, 409, 429, 5xx, silence or a lost connection.
+    teacher.input_price = 0.0  # Dollars for a million prompt tokens, for the cost that is shown.
+    teacher.output_price = 0.0  # Likewise, completion tokens.
+    teacher.batch = "none"  # write: files for OpenAI's batch API instead; read: its results.
+    teacher.batch_results = ""  # The file of results that batch=read takes in.
+
     student = config.student = ml_collections.ConfigDict()
     student.model = "kpod_jax/assets/tiny_t5"  # Directory, or id on the Hugging Face hub.
     student.init = "pretrained"  # pretrained, or random: the architecture alone is loaded.
@@ -183,6 +213,10 @@ _CHOICES = {
     "data.splits": ("paper", "official"),
     "data.answer_kind": ("", "number", "choice", "yes_no"),
     "student.init": ("pretrained", "random"),
+    "teacher.style": ("zero_shot", "few_shot"),
+    "teacher.max_tokens_name": ("max_tokens", "max_completion_tokens"),
+    "teacher.keep": ("right", "all"),
+    "teacher.batch": ("none", "write", "read"),
     "student.dtype": ("float32", "bfloat16"),
     "student.remat": ("none", "dots", "full"),
     "student.attention": ("xla", "cudnn"),
@@ -206,6 +240,13 @@ _INFINITY = float("inf")
 # Lowest and highest value, both allowed.
 _RANGES = {
     "data.max_bad_share": (0, 1),
+    "teacher.samples": (1, 1000),
+    "teacher.temperature": (-1, 2),
+    "teacher.top_p": (0, 1),
+    "teacher.max_tokens": (1, _INFINITY),
+    "teacher.concurrency": (1, 1000),
+    "teacher.timeout": (0.1, _INFINITY),
+    "teacher.retries": (0, 1000),
     "student.lora.dropout": (0, 0.999),
     "student.max_question_tokens": (8, _INFINITY),
     "student.max_target_tokens": (8, _INFINITY),
@@ -277,6 +318,7 @@ def check(config: Config) -> None:
         field = "{question}" if key == "prompt" else "{answer}"
         if config.student[key].count(field) != 1:
             faults.append(f"student.{key}={config.student[key]!r}: expected {field} once in it")
+    faults += _teacher_faults(config.teacher)
     if config.distill.batch_size % config.distill.micro_batches:
         faults.append(
             f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
@@ -323,3 +365,27 @@ def flatten(config: Config) -> dict[str, object]:
         else:
             result[key] = value
     return result
+
+
+def _teacher_faults(teacher: Config) -> list[str]:
+    faults = []
+    if teacher.prompt.count("{question}") != 1:
+        faults.append(f"teacher.prompt={teacher.prompt!r}: expected {{question}} once in it")
+    if teacher.samples > 1 and not teacher.temperature:
+        faults.append(
+            f"teacher.samples={teacher.samples}: expected teacher.temperature above 0, as answers "
+            "are all the same without it"
+        )
+    if "@" in teacher.base_url or "?" in teacher.base_url:  # It is not shown: it may hold a secret.
+        faults.append(
+            "teacher.base_url: expected an address without user, password or query; the key "
+            "comes from the environment variable OPENAI_API_KEY"
+        )
+    elif teacher.base_url and not re.match(r"https?://[^/\s]", teacher.base_url):
+        faults.append(
+            f"teacher.base_url={teacher.base_url!r}: expected an address such as "
+            "http://localhost:8000/v1"
+        )
+    if teacher.batch == "read" and not teacher.batch_results:
+        faults.append("teacher.batch_results='': expected the file that teacher.batch='read' reads")
+    return faults

@@ -17,6 +17,7 @@ from kpod_jax.errors import UserError
 
 _MODES = (
     "all",
+    "teach",
     "rationales",
     "weigh",
     "score",
@@ -37,8 +38,8 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "all",
     _MODES,
-    "What to do: one stage, all of them (without export), show the token weights "
-    "of a work directory (heatmap), or a sweep.",
+    "What to do: one stage, all of them (without export), ask a teacher for rationales (teach), "
+    "show the token weights of a work directory (heatmap), or a sweep.",
 )
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
@@ -93,11 +94,18 @@ def _run() -> None:
         page, picture, shown = report.heat_map(_WORKDIR.value, _RECORDS.value)
         print(f"{shown}\n\n{page}\n{picture}")
         return
-    from kpod_jax import pipeline
-
     if _CONFIG.value is None:
         raise UserError("--config is missing, such as --config=configs/quickstart.py.")
     configuration.check(_CONFIG.value)
+    if _MODE.value == "teach":
+        from kpod_jax import teacher
+
+        # The GPU is left to a teacher that is served on this machine.
+        jax.config.update("jax_platforms", "cpu")
+        print(teacher.teach(_CONFIG.value, _WORKDIR.value))
+        return
+    from kpod_jax import pipeline
+
     pipeline.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
 
 
