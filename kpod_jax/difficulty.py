@@ -68,7 +68,7 @@ def token_losses(
 ) -> jax.Array:
     """[B, U] -log P of every supervised target token under teacher forcing; 0 elsewhere."""
     variables = {"params": params}
-    packed = {"segments_BxU": batch["segments"]} if "segments" in batch else {}
+    packed: dict[str, Any] = {"segments_BxU": batch["segments"]} if "segments" in batch else {}
     hidden = module.apply(
         variables,
         batch["input_ids"],

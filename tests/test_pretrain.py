@@ -1,6 +1,5 @@
 """The script that makes the small models: its tokenizer, and rows without chains of thought."""
 
-import re
 import subprocess
 import sys
 from typing import Any
@@ -99,50 +98,33 @@ def test_operations_are_right(mixture, tokenizer):
     assert 20 < wholes < 108
 
 
-@pytest.fixture(scope="module")
-def answers(tokenizer) -> answerer.Mixture:
-    return answerer.Mixture(tokenizer, 0, problems=300)
-
-
-@pytest.mark.parametrize("kind", answerer.SHAPES)
-def test_rows_of_the_answerer_are_right_and_fit(answers, tokenizer, kind):
-    """Whatever is cut off, the target is what follows from the rest."""
-    records = arithmetic.generate("fresh", 300, 0, (1, 3))
-    by_question = {record.question: record for record in records}
+def test_rows_of_equations_are_right_and_their_results_marked(tokenizer):
     known = {f"{e.before} {e.result}" for e in arithmetic.equations()}
-    batch = answers.batch(kind, 0, 0)
-    assert batch["source_mask"][:, -1].sum() < len(batch["source"]) / 10  # Hardly any is cut short.
-    before, behind = 0, 0
-    for source, target in texts(tokenizer, batch):
-        if kind == "operation":
-            assert f"{source} {target}" in known
-        elif kind in ("step", "next_result"):
-            (record, *_) = [r for r in records if source in r.rationale and _ends(source, target)]
-            assert record
-            before += source.split()[-1] in ("=", "is", "or")
-            behind += target in source.split()[-8:]
-        else:
-            (question,) = [q for q in by_question if source.startswith(q)]
-            assert target == by_question[question].answer
-    if kind in ("step", "next_result"):
-        assert min(before, behind) > 0.25 * len(batch["source"])
+    rows = answerer.Equations(tokenizer)
+    ids, is_result = rows.rows(np.random.default_rng(0))
+    again, _ = rows.rows(np.random.default_rng(0))
+    np.testing.assert_array_equal(ids, again)
+    for line, flags in zip(ids, is_result, strict=True):
+        text = tokenizer.decode(line[line > 0])
+        found = [part.strip() for part in text.split(".") if part.strip()]
+        assert len(found) == 12 and set(found) <= known
+        results = [tokenizer.decode(token).strip() for token in line[flags]]
+        assert results == [equation.split()[-1] for equation in found]
 
 
-def _ends(source: str, target: str) -> bool:
-    """Whether the last equation of a text, whole or not, has this result."""
-    pattern = r"(\d+ (?:\S+ )?\S+ (?:=|is|or)|twice \d+ or|half of \d+ or)(?: (\d+))?"
-    found = re.findall(pattern, source)
-    return bool(found) and (found[-1][1] or target) == target
-
-
-def test_masks_of_the_answerer_cover_the_rationale_alone(answers, tokenizer):
-    batch = answers.batch("prefix", 0, 1)
-    mask = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-    masked = batch["source"] == mask
-    rates = masked.sum(axis=1) / batch["source_mask"].sum(axis=1)
-    assert 0.25 < (rates > 0).mean() < 0.75
-    questions = {e.question[0] for e in answers._examples}
-    assert set(batch["source"][:, 0]) <= questions and not masked[:, :5].any()
+def test_problems_of_the_answerer_have_one_width_and_end_with_their_answers(tokenizer):
+    problems = answerer._problems(tokenizer, 300, 0)
+    assert 280 < len(problems.question) < 300  # The few long ones are left out.
+    assert problems.question.shape[1] == 56 and problems.rationale.shape[1] == 64
+    by_question = {r.question: r for r in arithmetic.generate("fresh", 300, 0, (1, 3))}
+    for i in range(40):
+        prompt = tokenizer.decode(problems.question[i][problems.question_mask[i]])
+        question = prompt.removeprefix("Q: ").removesuffix(" A: Let's think step by step.")
+        record = by_question[question]
+        rationale = problems.rationale[i][problems.rationale_mask[i]]
+        assert tokenizer.decode(rationale).strip() == record.rationale
+        assert tokenizer.decode(problems.answer[i]) == f"{record.answer}</s>"
+        assert problems.answer_mask[i].all()
 
 
 @pytest.mark.slow
@@ -156,7 +138,7 @@ def test_the_command_makes_a_student_and_an_answerer_of_it(tmp_path):
     small, reader = tmp_path / "student", tmp_path / "answerer"
     make("--what=student", f"--output={small}")
     said = make("--what=answerer", f"--student={small}", f"--output={reader}")
-    assert "prefix" in said
+    assert "nats: {'answers'" in said
     tokenizer = "tokenizer.json"
     assert (small / tokenizer).read_bytes() == (reader / tokenizer).read_bytes()
     # The committed student's tokenizer is the one that the script makes.
