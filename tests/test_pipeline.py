@@ -117,6 +117,86 @@ def test_the_checkpoint_of_a_step_is_evaluated_and_exported(finished, tmp_path):
     assert student.load(sharding.make_mesh())["shared"]["embedding"].shape[1] == 128
 
 
+def test_other_data_sets_are_asked_in_the_evaluation(finished, tmp_path):
+    workdir, _ = finished
+    copy, folder = tmp_path / "copy", tmp_path / "mine"
+    shutil.copytree(workdir, copy)
+    folder.mkdir()
+    rows = [{"question": f"What is {i} + 2?", "answer": str(i + 2)} for i in (1, 2, 3)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (
+        "--config.eval.ood=('jsonl','arithmetic')",
+        f"--config.eval.ood_paths=('{folder}','')",
+        "--config.eval.ood_examples=5",
+    )
+    done = run(copy, *SMALL, *flags, "--mode=eval")
+    assert done.returncode == 0, done.stderr
+    assert "jsonl_test accuracy" in done.stdout
+    results = json.loads((copy / "results.json").read_text())
+    before = json.loads((workdir / "results.json").read_text())
+    assert {**results, "ood": {}} == before
+    assert [results["ood"][name]["total"] for name in ("jsonl", "arithmetic")] == [3, 5]
+    for name in ("jsonl", "arithmetic"):
+        own = results["ood"][name]
+        written = [json.loads(line) for line in (copy / f"predictions/{name}_test.jsonl").open()]
+        assert len(written) == own["total"] and own["rejected"] == 0
+        assert sum(row["correct"] for row in written) == own["correct"]
+        assert own["interval"][0] <= own["accuracy"] <= own["interval"][1]
+    lines = (copy / "predictions/jsonl_test.jsonl").open()
+    assert [json.loads(line)["gold"] for line in lines] == ["3", "4", "5"]
+    done = run(copy, *SMALL, *flags, "--mode=report")
+    assert done.returncode == 0, done.stderr
+    assert "that the student was not trained on" in (copy / "report.html").read_text()
+    # Changed questions are asked again, and answers of another kind are not counted as wrong.
+    (folder / "test.jsonl").write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
+    done = run(copy, *SMALL, *flags, "--mode=eval")
+    assert done.returncode == 2
+    assert f"made again: {folder} changed" in done.stdout
+    assert "record test-0 has the answer 'A', which is none of data.answer_kind" in done.stderr
+    assert json.loads((copy / "results.json").read_text()) == results
+
+
+LEARNED = (
+    "--config.weighting.weights=learned",
+    "--config.weighting.answerer=",
+    "--config.weighting.fit=other_fold",
+    "--config.weighting.min_gap=-100.0",
+    "--config.weighting.reading_steps=1",
+    "--config.weighting.masking_steps=1",
+    "--config.weighting.steps=1",
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "flags"),
+    [
+        (":scotd", ("distill",), ()),
+        pytest.param(
+            "", ("weigh", "score", "schedule", "distill"), LEARNED, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_nothing_reads_the_test_split_before_the_evaluation(tmp_path, method, stages, flags):
+    """Every stage that makes or chooses a checkpoint runs without the test records."""
+    workdir, config = tmp_path / "run", CONFIG + method
+    flags = (*SMALL, *flags, "--config.distill.epochs=2", "--config.distill.validate_every=1")
+    done = run(workdir, *flags, "--mode=rationales", config=config)
+    assert done.returncode == 0, done.stderr
+    hidden = tmp_path / "test.jsonl"
+    (workdir / "records/test.jsonl").rename(hidden)
+    for mode in stages:
+        done = run(workdir, *flags, f"--mode={mode}", config=config)
+        assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert sum("validation_accuracy" in row for row in rows) == 2
+    done = run(workdir, *flags, "--mode=eval", config=config)
+    assert done.returncode == 2 and "records/test.jsonl, which is not there" in done.stderr
+    hidden.rename(workdir / "records/test.jsonl")
+    done = run(workdir, *flags, "--mode=eval", config=config)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "results.json").read_text())["total"] == 8
+
+
 def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
     """Kill -9 after the first checkpoints, then the same command again."""
     workdir, _ = finished
