@@ -15,9 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import pipeline, sharding
+from kpod_jax import pipeline, report, sharding
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
+from kpod_jax.workdir import Workdir
 from tests.conftest import ROOT
 
 CONFIG = "--config=configs/quickstart.py"
@@ -144,16 +145,25 @@ def test_other_data_sets_are_asked_in_the_evaluation(finished, tmp_path):
         assert own["interval"][0] <= own["accuracy"] <= own["interval"][1]
     lines = (copy / "predictions/jsonl_test.jsonl").open()
     assert [json.loads(line)["gold"] for line in lines] == ["3", "4", "5"]
-    done = run(copy, *SMALL, *flags, "--mode=report")
-    assert done.returncode == 0, done.stderr
-    assert "that the student was not trained on" in (copy / "report.html").read_text()
-    # Changed questions are asked again, and answers of another kind are not counted as wrong.
-    (folder / "test.jsonl").write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
-    done = run(copy, *SMALL, *flags, "--mode=eval")
-    assert done.returncode == 2
-    assert f"made again: {folder} changed" in done.stdout
-    assert "record test-0 has the answer 'A', which is none of data.answer_kind" in done.stderr
-    assert json.loads((copy / "results.json").read_text()) == results
+    assert "that the student was not trained on" in report.write(copy).read_text()
+
+
+def test_other_data_sets_are_read_anew_when_they_change_and_refused_by_kind(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    config = quickstart.get_config()
+    config.eval.ood, config.eval.ood_paths = ("jsonl",), (str(tmp_path),)
+    rows = tmp_path / "test.jsonl"
+    rows.write_text(json.dumps({"question": "Which?", "answer": "4"}) + "\n")
+    current = pipeline.Run(config, Workdir(finished[0]))
+    before = current.fingerprint("eval")
+    assert len(pipeline._ood_records(current, "jsonl", str(tmp_path))[0]) == 1
+    rows.write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
+    assert current.fingerprint("eval") != before
+    said = "record test-0 has the answer 'A', which is none of data.answer_kind='number'"
+    with pytest.raises(UserError, match=said):
+        pipeline._ood_records(current, "jsonl", str(tmp_path))
 
 
 LEARNED = (
@@ -167,32 +177,37 @@ LEARNED = (
 )
 
 
-@pytest.mark.parametrize(
-    ("method", "stages", "flags"),
-    [
-        (":scotd", ("distill",), ()),
-        pytest.param(
-            "", ("weigh", "score", "schedule", "distill"), LEARNED, marks=pytest.mark.slow
-        ),
-    ],
-)
-def test_nothing_reads_the_test_split_before_the_evaluation(tmp_path, method, stages, flags):
+def test_training_does_not_read_the_test_split(finished, tmp_path):
+    workdir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints/student")
+    (copy / "records/test.jsonl").unlink()
+    done = run(copy, *SMALL, "--mode=distill")
+    assert done.returncode == 0, done.stderr
+    assert (copy / "checkpoints/student/20").is_dir()
+    done = run(copy, *SMALL, "--mode=eval")
+    assert done.returncode == 2 and "records/test.jsonl, which is not there" in done.stderr
+
+
+@pytest.mark.slow
+def test_no_stage_reads_the_test_split_before_the_evaluation(tmp_path):
     """Every stage that makes or chooses a checkpoint runs without the test records."""
-    workdir, config = tmp_path / "run", CONFIG + method
-    flags = (*SMALL, *flags, "--config.distill.epochs=2", "--config.distill.validate_every=1")
-    done = run(workdir, *flags, "--mode=rationales", config=config)
+    workdir = tmp_path / "run"
+    flags = (*SMALL, *LEARNED, "--config.distill.epochs=2", "--config.distill.validate_every=1")
+    done = run(workdir, *flags, "--mode=rationales")
     assert done.returncode == 0, done.stderr
     hidden = tmp_path / "test.jsonl"
     (workdir / "records/test.jsonl").rename(hidden)
-    for mode in stages:
-        done = run(workdir, *flags, f"--mode={mode}", config=config)
+    for mode in ("weigh", "score", "schedule", "distill"):
+        done = run(workdir, *flags, f"--mode={mode}")
         assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert sum("validation_accuracy" in row for row in rows) == 2
-    done = run(workdir, *flags, "--mode=eval", config=config)
+    done = run(workdir, *flags, "--mode=eval")
     assert done.returncode == 2 and "records/test.jsonl, which is not there" in done.stderr
     hidden.rename(workdir / "records/test.jsonl")
-    done = run(workdir, *flags, "--mode=eval", config=config)
+    done = run(workdir, *flags, "--mode=eval")
     assert done.returncode == 0, done.stderr
     assert json.loads((workdir / "results.json").read_text())["total"] == 8
 
