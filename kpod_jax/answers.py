@@ -27,15 +27,15 @@ _LABELLED = re.compile(r"\banswer[ *_]{0,3}:", re.IGNORECASE)
 
 # The groups of thousands are bounded, as a failed match would otherwise be tried from each of them.
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,14}+(?![0-9])|[0-9]++)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]++)?|(?<![\w])\.[0-9]++)"
+DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]++)?|(?<![\w])\.[0-9]++)"
 # A sign belongs to the number where nothing stands before it: "5-3" holds 5 and 3.
 _SIGN = r"(?:(?<![\w.)\]}])(?P<sign>-)(?:\\?[$£€¥])?|(?:\\?[$£€¥])?(?P<inner>(?<=[$£€¥])-)?)"
 _NUMBER = re.compile(
     rf"{_SIGN}(?:"
     r"\\[dt]?frac ?\{ ?(?P<over>-?[0-9]++) ?\} ?\{ ?(?P<under>[0-9]++) ?\}"
     r"|(?<![A-Za-z_0-9])(?P<whole>[0-9]++) (?P<part>[0-9]++)/(?P<parts>[0-9]++)(?![0-9/])"
-    rf"|(?<![A-Za-z_0-9])(?P<top>{_DECIMAL})"
-    rf"(?:[eE](?P<exponent>[+-]?[0-9]++)| ?/ ?(?P<bottom>{_DECIMAL})(?! ?/))?"
+    rf"|(?<![A-Za-z_0-9])(?P<top>{DECIMAL})"
+    rf"(?:[eE](?P<exponent>[+-]?[0-9]++)| ?/ ?(?P<bottom>{DECIMAL})(?! ?/))?"
     r")"
 )
 # What LaTeX and typography write for the plain characters.
@@ -142,7 +142,10 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     shift = z * z / total
     centre = share + shift / 2
     radius = z * math.sqrt(share * (1 - share) / total + shift / (4 * total))
-    return max(0.0, (centre - radius) / (1 + shift)), min(1.0, (centre + radius) / (1 + shift))
+    # At 0 and 1 the limits are exact; a rounding may not leave the share outside of them.
+    low = (centre - radius) / (1 + shift) if correct else 0.0
+    high = (centre + radius) / (1 + shift) if correct < total else 1.0
+    return low, high
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

@@ -197,6 +197,10 @@ def default() -> Config:
     evaluation.temperature = 0.0  # 0: greedy [ours]; else tokens are drawn.
     evaluation.top_p = 1.0  # Drawn from the likeliest tokens with this probability. (0, 1]
     evaluation.samples = 1  # Generations a question; the answer that most of them give counts.
+    evaluation.ood = ()  # Other data sets, by name, whose test splits are asked as well: a student
+    # of gsm8k is tried on ("asdiv", "svamp"). They are read after training alone.
+    evaluation.ood_paths = ()  # The folder of each, "" where it needs none; (): none needs one.
+    evaluation.ood_examples = 0  # First so many questions of each; 0: all.
 
     export = config.export = ml_collections.ConfigDict()
     export.lora = "merged"  # merged into the weights, or adapter: a directory that PEFT loads.
@@ -349,11 +353,27 @@ def check(config: Config) -> None:
         faults.append("data.path='': expected a directory, or a data set's id on the hub")
     if config.data.name == "asdiv" and config.data.splits == "official":
         faults.append("data.splits='official': ASDiv has no splits of its own; expected paper")
+    faults += _ood_faults(config.eval)
     checkpoint = str(config.eval.checkpoint)
     if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
         faults.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")
     if faults:
         raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
+
+
+def _ood_faults(options: Config) -> list[str]:
+    """What is wrong with `eval.ood` and `eval.ood_paths`."""
+    names, paths = tuple(options.ood), tuple(options.ood_paths)
+    known = _CHOICES["data.name"]
+    if not all(name in known for name in names) or len(set(names)) < len(names):
+        return [f"eval.ood={names!r}: expected different names of {', '.join(known)}"]
+    if paths and len(paths) != len(names):
+        return [
+            f"eval.ood_paths={paths!r}: expected a folder, or '', for each of eval.ood={names!r}"
+        ]
+    if ("jsonl", "") in zip(names, paths or [""] * len(names), strict=True):
+        return ["eval.ood=jsonl: expected the folder of its test.jsonl in eval.ood_paths"]
+    return []
 
 
 def flatten(config: Config) -> dict[str, object]:

@@ -1,12 +1,16 @@
-"""Generations, their answers and the accuracy, with its 95 % interval."""
+"""Generations, their answers and the accuracy, with its 95 % interval.
+
+Of several samples of a question, the answer that most of them give counts (self-consistency).
+"""
 
 import collections
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
-from kpod_jax import answers
+from kpod_jax import answers, reasoning_errors
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
 from kpod_jax.generate import Generator, Sampling
@@ -63,10 +67,11 @@ class Evaluator:
     def predictions(
         self, params: Any, progress: Callable[[int], None] = lambda generations: None
     ) -> list[dict[str, Any]]:
-        """One row a record: id, question, prediction, extracted, gold and correct.
+        """One row a record: id, question, prediction, extracted, gold, correct and error.
 
         With several samples `extracted` is the most frequent answer, `prediction` the first sample
-        that gives it, and "samples" holds the prediction and the answer of each.
+        that gives it, and "samples" holds prediction, extracted and correct of each. "error" is of
+        `reasoning_errors.CLASSES`, or None where the answer is correct.
         """
         generated = self._generator(
             params, self._questions, samples=self._samples, progress=progress
@@ -83,17 +88,29 @@ class Evaluator:
         # The first of those that are equally frequent; no answer is none.
         given = collections.Counter(answer for answer in found if answer is not None)
         extracted = max(given, key=lambda answer: given[answer], default=None)
+        prediction = texts[found.index(extracted)]
+        correct = answers.answers_equal(extracted, record.answer, self._kind)
+        error = None
+        if not correct:
+            error = reasoning_errors.classify(prediction, extracted, record.rationale, self._kind)
         row = {
             "id": record.id,
             "question": record.question,
-            "prediction": texts[found.index(extracted)],
+            "prediction": prediction,
             "extracted": extracted,
             "gold": record.answer,
-            "correct": answers.answers_equal(extracted, record.answer, self._kind),
+            "correct": correct,
+            "error": error,
         }
         if len(texts) > 1:
-            samples = zip(texts, found, strict=True)
-            row["samples"] = [{"prediction": text, "extracted": answer} for text, answer in samples]
+            row["samples"] = [
+                {
+                    "prediction": text,
+                    "extracted": answer,
+                    "correct": answers.answers_equal(answer, record.answer, self._kind),
+                }
+                for text, answer in zip(texts, found, strict=True)
+            ]
         return row
 
     def accuracy(self, params: Any) -> float:
@@ -102,11 +119,35 @@ class Evaluator:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy, counts and Wilson's 95 % interval of some predictions."""
+    """Accuracy, counts and Wilson's 95 % interval of some predictions.
+
+    "errors" counts the classes of the wrong ones. Where each question has n samples:
+
+    - "samples": n.
+    - "agreement": share of a question's samples that give its most frequent answer, on average;
+      those without an answer agree with none.
+    - "oracle": share of the questions that any sample answers correctly (pass@n), which says what
+      a perfect choice among the samples would reach.
+    """
     correct = sum(row["correct"] for row in rows)
-    return {
+    result: dict[str, Any] = {
         "accuracy": correct / max(1, len(rows)),
         "correct": correct,
         "total": len(rows),
         "interval": list(answers.wilson_interval(correct, len(rows))),
     }
+    counts = collections.Counter(row["error"] for row in rows if row.get("error"))
+    result["errors"] = {name: counts[name] for name in reasoning_errors.CLASSES if counts[name]}
+    sampled = [row["samples"] for row in rows if "samples" in row]
+    if sampled:
+        result["samples"] = len(sampled[0])
+        result["agreement"] = statistics.fmean(map(_agreement, rows))
+        result["oracle"] = statistics.fmean(
+            any(sample["correct"] for sample in samples) for samples in sampled
+        )
+    return result
+
+
+def _agreement(row: dict[str, Any]) -> float:
+    given = [sample["extracted"] for sample in row["samples"]]
+    return given.count(row["extracted"]) / len(given) if row["extracted"] is not None else 0.0

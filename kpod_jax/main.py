@@ -28,6 +28,7 @@ _MODES = (
     "export",
     "heatmap",
     "sweep",
+    "compare",
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,13 +40,21 @@ _MODE = flags.DEFINE_enum(
     "all",
     _MODES,
     "What to do: one stage, all of them (without export), ask a teacher for rationales (teach), "
-    "show the token weights of a work directory (heatmap), or a sweep.",
+    "show the token weights of a work directory (heatmap), a sweep, or a comparison of runs "
+    "(compare).",
 )
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
 )
 _RECORDS = flags.DEFINE_list(
     "records", [], "Ids of the training records that --mode=heatmap shows; none: some of all."
+)
+_RUNS = flags.DEFINE_list(
+    "runs", [], "Work directories that --mode=compare compares; seeds of one are joined by +."
+)
+_SPLIT = flags.DEFINE_string("split", "test", "Predictions that --mode=compare reads.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the files of --mode=compare; none: the first run's."
 )
 _MEMORY_ADVICE = (
     "A device's memory is full. Lower the batch size of the stage at work (weighting.batch_size, "
@@ -72,6 +81,12 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
+    if _MODE.value == "compare":
+        from kpod_jax import compare
+
+        text, path = compare.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value)
+        print(f"{text}\n{path}")
+        return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: the directory for everything that the run writes.")
     # Compiled steps outlive the process that compiled them.

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from absl import logging
 
 import kpod_jax
 from kpod_jax import (
+    answers,
     configuration,
     difficulty,
     distill,
@@ -172,6 +174,8 @@ class Run:
             outside += [self.config.student.model, self.config.student.tokenizer]
         if name == "weigh":
             outside.append(self.config.weighting.answerer)
+        if name == "eval":
+            outside += self.config.eval.ood_paths
         if name == "schedule":
             outside.append(self.config.schedule.vectors)
         if name in ("schedule", "distill"):
@@ -281,12 +285,12 @@ class Run:
         arrays = files.read_npz(self.workdir / "token_weights.npz")
         return Ragged(arrays["values"], arrays["offsets"])
 
-    def evaluator(self, split: str, **options: Any) -> evaluate.Evaluator:
-        """For the questions of a split, greedy by default."""
+    def evaluator(self, records: Sequence[Record], **options: Any) -> evaluate.Evaluator:
+        """For the questions of some records, greedy by default."""
         config = self.config
         return evaluate.Evaluator(
             self.student,
-            self.records(split),
+            records,
             self.mesh,
             prompt=self.prompt,
             answer_kind=sources.answer_kind(config.data.name, config.data.answer_kind),
@@ -508,7 +512,8 @@ def _distill(run: Run) -> str:
         host=(jax.process_index(), jax.process_count()),
         pack=config.distill.pack,
     )
-    evaluator = run.evaluator("validation")
+    # Checkpoints are chosen by it; the test split is not read before the evaluation.
+    evaluator = run.evaluator(run.records("validation"))
 
     def begin_stage(stage: int, params: Any) -> None:
         assert isinstance(start_steps, Following)
@@ -555,17 +560,29 @@ def _trained_params(run: Run) -> tuple[Any, int]:
 def _eval(run: Run) -> str:
     config = run.config
     params, step = _trained_params(run)
-    samples = config.eval.samples
-    evaluator = run.evaluator(
-        config.eval.split,
-        samples=samples,
-        sampling=Sampling(config.eval.temperature, config.eval.top_p, config.seed),
-    )
-    total = len(evaluator.records) * samples
-    with Progress(total, "Evaluating", unit="generations") as progress:
-        rows = evaluator.predictions(params, progress.update)
-    files.write_jsonl(run.workdir / f"predictions/{config.eval.split}.jsonl", rows)
-    result = evaluate.summary(rows)
+    # All that can be wrong with data is said before anything is generated.
+    asked = {config.eval.split: run.records(config.eval.split)}
+    rejected = {}
+    for name, path in zip_longest(config.eval.ood, config.eval.ood_paths, fillvalue=""):
+        asked[f"{name}_test"], rejected[name] = _ood_records(run, name, path)
+    found = {}
+    for name, records in asked.items():
+        evaluator = run.evaluator(
+            records,
+            samples=config.eval.samples,
+            sampling=Sampling(config.eval.temperature, config.eval.top_p, config.seed),
+        )
+        what = "Evaluating" if name == config.eval.split else f"Evaluating {name}"
+        with Progress(len(records) * config.eval.samples, what, unit="generations") as progress:
+            rows = evaluator.predictions(params, progress.update)
+        files.write_jsonl(run.workdir / f"predictions/{name}.jsonl", rows)
+        found[name] = evaluate.summary(rows)
+    for name, bad in rejected.items():
+        records_io.write_records(run.workdir / f"records/{name}_test.jsonl", asked[f"{name}_test"])
+        found[f"{name}_test"]["rejected"] = len(bad)
+        rows = [{"id": r.id, "reason": r.reason} for r in bad]
+        files.write_jsonl(run.workdir / f"records/{name}_test_rejected.jsonl", rows)
+    result = found[config.eval.split]
     files.write_json(
         run.workdir / "results.json",
         {
@@ -574,14 +591,37 @@ def _eval(run: Run) -> str:
             "split": config.eval.split,
             **result,
             "checkpoint_step": step,
+            "ood": {name: found[f"{name}_test"] for name in config.eval.ood},
         },
     )
-    low, high = result["interval"]
-    return (
-        f"{config.eval.split} accuracy {result['accuracy']:.1%} "
-        f"({result['correct']} of {result['total']}; 95 % interval {low:.1%} to {high:.1%}), "
-        f"step {step}"
+    shown = [
+        f"{name} accuracy {one['accuracy']:.1%} ({one['correct']} of {one['total']}; 95 % interval "
+        f"{one['interval'][0]:.1%} to {one['interval'][1]:.1%})"
+        for name, one in found.items()
+    ]
+    return f"{'; '.join(shown)}, step {step}"
+
+
+def _ood_records(run: Run, name: str, path: str) -> tuple[list[Record], list[records_io.Rejected]]:
+    """The test split of a data set that the student was not trained on."""
+    config = run.config
+    found, rejected = sources.load_records(
+        name,
+        "test",
+        path=path,
+        cache_dir=config.data.cache,
+        limit=config.eval.ood_examples,
+        max_bad_share=config.data.max_bad_share,
     )
+    kind = config.data.answer_kind
+    for record in found:
+        if answers.extract_answer(record.answer, kind) is None:
+            raise UserError(
+                f"eval.ood={name}: record {record.id} has the answer {record.answer!r:.80}, which "
+                f"is none of data.answer_kind={kind!r}. Expected data sets of the same kind of "
+                "answer as the student's own."
+            )
+    return found, rejected
 
 
 def _report(run: Run) -> str:

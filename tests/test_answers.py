@@ -237,6 +237,9 @@ def test_wilson_interval(correct, total, confidence, interval):
 
 def test_wilson_interval_at_its_ends():
     assert answers.wilson_interval(0, 0) == (0.0, 1.0)
+    for total in range(1, 50):
+        assert answers.wilson_interval(0, total)[0] == 0
+        assert answers.wilson_interval(total, total)[1] == 1
     low, high = answers.wilson_interval(10**9, 10**9)
     assert 0 < low <= high <= 1 and not math.isnan(low)
     for correct, total, confidence in [(3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0), (1, 2, 0.0)]:

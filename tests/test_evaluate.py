@@ -74,6 +74,41 @@ def test_the_answer_of_most_samples_counts(make_evaluator):
     assert [sample["extracted"] for sample in rows[1]["samples"]] == ["51", "1", "1"]
 
 
+def test_wrong_answers_have_the_class_of_their_error(make_evaluator):
+    # The echoed generations hold no equations, and neither do the teacher's rationales.
+    rows = make_evaluator().predictions(None)
+    assert [row["error"] for row in rows] == [None, None, None, "other", None]
+    assert evaluate.summary(rows)["errors"] == {"other": 1}
+
+
+def test_agreement_and_oracle_by_hand(make_evaluator):
+    rows = make_evaluator(samples=3).predictions(None)
+    assert [sample["correct"] for sample in rows[1]["samples"]] == [False, True, True]
+    found = evaluate.summary(rows)
+    assert found["samples"] == 3
+    assert found["agreement"] == pytest.approx(2 / 3)
+    assert found["oracle"] == 0.8
+
+
+def sampled(extracted, *answers):
+    """A row whose gold answer is 1."""
+    samples = [{"extracted": answer, "correct": answer == "1"} for answer in answers]
+    return {"extracted": extracted, "correct": extracted == "1", "samples": samples}
+
+
+def test_agreement_and_oracle_of_mixed_rows():
+    rows = [
+        sampled("1", "1", "1", "1", "1"),
+        sampled("2", "2", None, "2", "1"),  # The majority is wrong, one sample is right.
+        sampled(None, None, None, None, None),
+    ]
+    found = evaluate.summary(rows)
+    assert found["accuracy"] == pytest.approx(1 / 3)
+    assert found["agreement"] == pytest.approx((1 + 2 / 4 + 0) / 3)
+    assert found["oracle"] == pytest.approx(2 / 3)
+    assert "oracle" not in evaluate.summary([{"correct": True}])
+
+
 def test_summary():
     rows = [{"correct": i < 3} for i in range(4)]
     found = evaluate.summary(rows)

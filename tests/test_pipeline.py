@@ -15,9 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import pipeline, sharding
+from kpod_jax import pipeline, report, sharding
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
+from kpod_jax.workdir import Workdir
 from tests.conftest import ROOT
 
 CONFIG = "--config=configs/quickstart.py"
@@ -115,6 +116,100 @@ def test_the_checkpoint_of_a_step_is_evaluated_and_exported(finished, tmp_path):
     assert (copy / "export/model.safetensors").is_file()
     student = load_student(str(copy / "export"), scan_layers=False)
     assert student.load(sharding.make_mesh())["shared"]["embedding"].shape[1] == 128
+
+
+def test_other_data_sets_are_asked_in_the_evaluation(finished, tmp_path):
+    workdir, _ = finished
+    copy, folder = tmp_path / "copy", tmp_path / "mine"
+    shutil.copytree(workdir, copy)
+    folder.mkdir()
+    rows = [{"question": f"What is {i} + 2?", "answer": str(i + 2)} for i in (1, 2, 3)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (
+        "--config.eval.ood=('jsonl','arithmetic')",
+        f"--config.eval.ood_paths=('{folder}','')",
+        "--config.eval.ood_examples=5",
+    )
+    done = run(copy, *SMALL, *flags, "--mode=eval")
+    assert done.returncode == 0, done.stderr
+    assert "jsonl_test accuracy" in done.stdout
+    results = json.loads((copy / "results.json").read_text())
+    before = json.loads((workdir / "results.json").read_text())
+    assert {**results, "ood": {}} == before
+    assert [results["ood"][name]["total"] for name in ("jsonl", "arithmetic")] == [3, 5]
+    for name in ("jsonl", "arithmetic"):
+        own = results["ood"][name]
+        written = [json.loads(line) for line in (copy / f"predictions/{name}_test.jsonl").open()]
+        assert len(written) == own["total"] and own["rejected"] == 0
+        assert sum(row["correct"] for row in written) == own["correct"]
+        assert own["interval"][0] <= own["accuracy"] <= own["interval"][1]
+    lines = (copy / "predictions/jsonl_test.jsonl").open()
+    assert [json.loads(line)["gold"] for line in lines] == ["3", "4", "5"]
+    assert "that the student was not trained on" in report.write(copy).read_text()
+
+
+def test_other_data_sets_are_read_anew_when_they_change_and_refused_by_kind(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    config = quickstart.get_config()
+    config.eval.ood, config.eval.ood_paths = ("jsonl",), (str(tmp_path),)
+    rows = tmp_path / "test.jsonl"
+    rows.write_text(json.dumps({"question": "Which?", "answer": "4"}) + "\n")
+    current = pipeline.Run(config, Workdir(finished[0]))
+    before = current.fingerprint("eval")
+    assert len(pipeline._ood_records(current, "jsonl", str(tmp_path))[0]) == 1
+    rows.write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
+    assert current.fingerprint("eval") != before
+    said = "record test-0 has the answer 'A', which is none of data.answer_kind='number'"
+    with pytest.raises(UserError, match=said):
+        pipeline._ood_records(current, "jsonl", str(tmp_path))
+
+
+LEARNED = (
+    "--config.weighting.weights=learned",
+    "--config.weighting.answerer=",
+    "--config.weighting.fit=other_fold",
+    "--config.weighting.min_gap=-100.0",
+    "--config.weighting.reading_steps=1",
+    "--config.weighting.masking_steps=1",
+    "--config.weighting.steps=1",
+)
+
+
+def test_training_does_not_read_the_test_split(finished, tmp_path):
+    workdir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints/student")
+    (copy / "records/test.jsonl").unlink()
+    done = run(copy, *SMALL, "--mode=distill")
+    assert done.returncode == 0, done.stderr
+    assert (copy / "checkpoints/student/20").is_dir()
+    done = run(copy, *SMALL, "--mode=eval")
+    assert done.returncode == 2 and "records/test.jsonl, which is not there" in done.stderr
+
+
+@pytest.mark.slow
+def test_no_stage_reads_the_test_split_before_the_evaluation(tmp_path):
+    """Every stage that makes or chooses a checkpoint runs without the test records."""
+    workdir = tmp_path / "run"
+    flags = (*SMALL, *LEARNED, "--config.distill.epochs=2", "--config.distill.validate_every=1")
+    done = run(workdir, *flags, "--mode=rationales")
+    assert done.returncode == 0, done.stderr
+    hidden = tmp_path / "test.jsonl"
+    (workdir / "records/test.jsonl").rename(hidden)
+    for mode in ("weigh", "score", "schedule", "distill"):
+        done = run(workdir, *flags, f"--mode={mode}")
+        assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert sum("validation_accuracy" in row for row in rows) == 2
+    done = run(workdir, *flags, "--mode=eval")
+    assert done.returncode == 2 and "records/test.jsonl, which is not there" in done.stderr
+    hidden.rename(workdir / "records/test.jsonl")
+    done = run(workdir, *flags, "--mode=eval")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "results.json").read_text())["total"] == 8
 
 
 def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):

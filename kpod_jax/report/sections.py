@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax.report import figures, summary
+from kpod_jax.report import evaluation, figures, summary
 from kpod_jax.report.markup import Html, figure, join, section, table, tag, tiles
 from kpod_jax.report.run import Run
 
@@ -21,7 +21,7 @@ _LONGEST = 1500  # Characters of a generation that are shown.
 
 def results(run: Run, compared: Sequence[summary.Method]) -> Html | None:
     """The run's own accuracy, then the table and the figure of the methods compared."""
-    parts: list[Html] = []
+    parts: list[Html | None] = []
     if run.results:
         result = run.results
         half = (result["interval"][1] - result["interval"][0]) / 2
@@ -39,6 +39,7 @@ def results(run: Run, compared: Sequence[summary.Method]) -> Html | None:
                 ]
             )
         )
+        parts += evaluation.samples(result), evaluation.out_of_distribution(result)
     if compared:
         parts.append(_comparison(compared))
     return section("Results", *parts) if parts else None
@@ -186,6 +187,7 @@ def generations(run: Run, compared: Sequence[summary.Method]) -> Html | None:
             f"The first {min(_SHOWN, len(wrong))} of {len(wrong):,} wrong and the first "
             f"{min(_SHOWN, len(right))} of {len(right):,} correct ones, in the order of the file.",
         ),
+        evaluation.errors(run.predictions),
         *cards,
     )
 
@@ -195,7 +197,8 @@ def _card(run: Run, row: Mapping[str, Any]) -> Html:
         badge = tag("b", f"✓ {row['gold']}", class_="badge right")
     else:
         said = "no answer found" if row["extracted"] in (None, "") else str(row["extracted"])
-        badge = tag("b", f"✗ {said}, expected {row['gold']}", class_="badge wrong")
+        why = f" ({row['error']})" if row.get("error") else ""
+        badge = tag("b", f"✗ {said}, expected {row['gold']}{why}", class_="badge wrong")
     output, more = str(row["prediction"]), ""
     if len(output) > _LONGEST:
         output, more = output[:_LONGEST], f" … {len(output) - _LONGEST:,} more characters"

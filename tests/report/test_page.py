@@ -115,6 +115,24 @@ def test_comparison_of_methods(root):
     Page(text)
 
 
+def test_samples_other_data_sets_and_errors_are_shown(tmp_path):
+    root = workdirs.build(tmp_path)
+    own = {"accuracy": 0.25, "interval": [0.1, 0.4], "correct": 5, "total": 20, "rejected": 2}
+    more = {"samples": 8, "agreement": 0.625, "oracle": 0.75, "ood": {"<svamp>": own}}
+    files.write_json(root / "results.json", workdirs.results("kpod", 0, 31, **more))
+    rows = [workdirs.prediction(record, i) for i, record in enumerate(workdirs.records(9))]
+    for row, error in zip(rows[2::3], ("arithmetic slip", "other", "other"), strict=True):
+        row["error"] = error
+    files.write_jsonl(root / "predictions" / "test.jsonl", rows)
+    text = Page(report.write(root).read_text(encoding="utf-8")).text.replace("\u00a0", " ")
+    assert "Agreement62.5 %of 8 samples a question" in text
+    assert "Any sample correct75.0 %pass@8, an oracle" in text
+    assert "<svamp>25.0 %10.0–40.0 %5 of 202" in text
+    assert "arithmetic slip133.3 %train-2an equation is false" in text
+    assert "other266.7 %train-5" in text
+    assert text.count("(arithmetic slip)") == 1 and text.count("(other)") == 2
+
+
 @pytest.mark.parametrize(
     ("missing", "heading"),
     [
