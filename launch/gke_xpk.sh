@@ -88,13 +88,16 @@ if [[ -n $build ]]; then
   run docker push "$image"
 fi
 
-# XPK pastes the command into a script, in a YAML text, in a pod: `bash` reads it, but Kubernetes
-# before that takes $$ for $ and replaces $(NAME). Backslashes keep every $ apart.
+# XPK pastes the command into a script in a pod's YAML. bash reads it there, but before that Kubernetes
+# takes $$ for $ and replaces $(NAME): no $ may stand before another one or a parenthesis.
 kubernetes_quoted() {
-  local word line=''
+  local word line='' LC_ALL=C # Only ASCII, whose line breaks YAML and bash agree on.
   for word; do
     printf -v word %q "$word"
-    [[ $word != \$\'* ]] || word="\$'${word//\$/\\044}" word="\$'${word#*"\\044'"}"
+    if [[ $word == "\$'"* ]]; then # Words with line breaks and the like, the only ones with a bare $.
+      word=${word:2}
+      word="\$'${word//\$/\\044}"
+    fi
     line+=" $word"
   done
   printf '%s\n' "${line# }"
@@ -104,6 +107,7 @@ run xpk workload create "${where[@]}" --workload="$name" --tpu-type="$type" \
   --num-slices="$slices" --docker-image="$image" --max-restarts="$max_restarts" \
   ${xpk_flags[@]+"${xpk_flags[@]}"} \
   --command="$(kubernetes_quoted python -u -m kpod_jax.main "$@")"
-[[ -n $DRY ]] || say "$name runs on, or waits in, $cluster, which costs money until its nodes are deleted.
-==>   follow it:  launch/gke_xpk.sh logs --name $name --cluster $cluster
-==>   delete it:  $(quoted xpk workload delete "${where[@]}" --workload="$name" --force)"
+[[ -z $DRY ]] || exit 0
+say "$name runs on $cluster or waits for it. The cluster's nodes cost money until they are deleted."
+say "  follow it:  launch/gke_xpk.sh logs --name $name --cluster $cluster"
+say "  delete it:  $(quoted xpk workload delete "${where[@]}" --workload="$name" --force)"

@@ -27,6 +27,7 @@ case $1 in
     else
       tar -xzf ../kpod-jax.tar.gz
     fi
+    if [[ -e ../kpod-jax.env ]]; then chmod 600 ../kpod-jax.env; fi
     # uv brings a Python where the machine's own is older than 3.11.
     export PATH="$HOME/.local/bin:$PATH" PIP_BREAK_SYSTEM_PACKAGES=1
     command -v uv >/dev/null || python3 -m pip install --quiet --user uv
@@ -39,6 +40,7 @@ case $1 in
     # A session of its own, so that the end of the connection does not reach it.
     # shellcheck disable=SC2016
     nohup setsid bash -c '
+      trap : TERM # Sent to the whole session; this shell must live to note the exit code.
       echo $$ >run.pid
       set -a; if [[ -e ../kpod-jax.env ]]; then source ../kpod-jax.env; fi; set +a
       code=0; "$@" || code=$?
