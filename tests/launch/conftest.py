@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 # What the scripts may call besides; the real gcloud and the like of a machine are out of reach.
 _SYSTEM = (
-    "bash cat chmod dirname env git grep gzip hostname install mkdir mktemp nohup rm sed seq setsid "
+    "bash cat chmod dirname env git grep gzip hostname install mkdir mktemp mv nohup rm sed seq setsid "
     "sleep tail tar"
 ).split()
 _FAKE = r"""

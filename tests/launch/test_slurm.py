@@ -61,8 +61,12 @@ def test_a_warning_is_passed_on_and_the_job_requeued(slurm, on_term, job, requeu
     slurm.answer("squeue", {"out": f"{job}\n"})
     srun = slurm.home / "bin/srun"
     srun.unlink()
-    srun.write_text(f"#!/bin/bash\ntrap '{on_term}' TERM; : >\"$HOME/started\"; sleep 60 & wait; wait")
+    start = 'echo $$ >"$HOME/new"; mv "$HOME/new" "$HOME/started"; sleep 60 & wait; wait'
+    srun.write_text(f"#!/bin/bash\ntrap '{on_term}' TERM; {start}")
     srun.chmod(0o755)
+    scancel = slurm.home / "bin/scancel"
+    scancel.write_text('#!/bin/bash\n[[ $* == "--signal=TERM 7" ]] && kill "$(<"$HOME/started")"')
+    scancel.chmod(0o755)
     process = slurm.start("slurm.sbatch", "--", *KPOD, **JOB)
     try:
         while not (slurm.home / "started").exists():
@@ -74,6 +78,14 @@ def test_a_warning_is_passed_on_and_the_job_requeued(slurm, on_term, job, requeu
         os.killpg(process.pid, signal.SIGKILL)  # SLURM ends what still runs.
     assert (REQUEUE in slurm.calls()) == requeued
     assert "telling the processes" in process.communicate()[1]
+
+
+@pytest.mark.parametrize(("job", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
+def test_processes_that_slurm_told_itself_are_requeued(slurm, job, requeued):
+    slurm.answer("srun", {"code": 143})
+    slurm.answer("squeue", {"out": f"{job}\n"})
+    assert slurm.run("slurm.sbatch", "--", *KPOD, **JOB).returncode == 143
+    assert (REQUEUE in slurm.calls()) == requeued
 
 
 def test_slurm_is_told_what_requeueing_needs():
