@@ -32,7 +32,9 @@ def test_builds_pushes_and_creates_the_workload(tools):
         f"--command=python -u -m kpod_jax.main {' '.join(KPOD)}",
     ]
     assert "cost money until they are deleted" in result.stderr
-    delete = "xpk workload delete --cluster=c1 --zone=us-west4-a --project=p --workload=kpod --force"
+    delete = (
+        "xpk workload delete --cluster=c1 --zone=us-west4-a --project=p --workload=kpod --force"
+    )
     assert f"delete it:  {delete}\n" in result.stderr
 
 

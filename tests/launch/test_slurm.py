@@ -10,7 +10,12 @@ import pytest
 from tests.conftest import ROOT
 from tests.launch.test_scripts import HOSTILE, KPOD
 
-JOB = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4", "KPOD_GRACE_SECONDS": "2"}
+JOB = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_GPUS_ON_NODE": "4",
+    "SLURM_CPUS_ON_NODE": "18",
+    "KPOD_GRACE_SECONDS": "2",
+}
 REQUEUE = ["scontrol", "requeue", "7"]
 
 
@@ -26,17 +31,17 @@ def test_one_process_a_gpu_with_the_arguments_as_they_were(slurm):
     assert slurm.run("slurm.sbatch", "--", *KPOD, *HOSTILE, **JOB).returncode == 0
     (call,) = slurm.calls()
     python = str(slurm.home / ".venv/bin/python")
-    options = ["--ntasks-per-node=4", "--kill-on-bad-exit=1", "--label"]
+    options = ["--ntasks-per-node=4", "--cpus-per-task=4", "--kill-on-bad-exit=1", "--label"]
     assert call == ["srun", *options, python, "-u", "-m", "kpod_jax.main", *KPOD, *HOSTILE]
 
 
 def test_one_process_a_node_is_given_all_gpus(slurm):
     (slurm.home / "bin/srun").unlink()
     script = slurm.home / "bin/srun"
-    script.write_text('#!/bin/bash\necho "$JAX_LOCAL_DEVICE_IDS" "$1" >"$HOME/seen"')
+    script.write_text('#!/bin/bash\necho "$JAX_LOCAL_DEVICE_IDS" "$1" "$2" >"$HOME/seen"')
     script.chmod(0o755)
     assert slurm.run("slurm.sbatch", "--processes", "node", "--", *KPOD, **JOB).returncode == 0
-    assert (slurm.home / "seen").read_text() == "0,1,2,3 --ntasks-per-node=1\n"
+    assert (slurm.home / "seen").read_text() == "0,1,2,3 --ntasks-per-node=1 --cpus-per-task=18\n"
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 137])
