@@ -1,4 +1,4 @@
-"""Stand-ins for gcloud, xpk, srun and the like: they note how they are called and answer as told."""
+"""Stand-ins for gcloud, xpk, srun and the like: they note their calls and answer as told."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 
 # What the scripts may call besides; the real gcloud and the like of a machine are out of reach.
 _SYSTEM = (
-    "bash cat chmod dirname env git grep gzip hostname install mkdir mktemp mv nohup rm sed seq setsid "
-    "sleep tail tar"
+    "bash cat chmod dirname env git grep gzip hostname install mkdir mktemp mv nohup rm sed seq "
+    "setsid sleep tail tar"
 ).split()
 _FAKE = r"""
 import json, os, pathlib, subprocess, sys, time
@@ -57,6 +57,8 @@ class Fakes:
         (home / "fake.py").write_text(f"#!{sys.executable} -ES\n{_FAKE}")
         (home / "fake.py").chmod(0o755)
         (home / "answers.json").write_text("[]")
+        # tpu_vm.sh asks git about the repository that it is in, which locks it.
+        shutil.copytree(ROOT / "launch", home / "repository/launch")
 
     def tool(self, *names: str) -> None:
         for name in names:
@@ -72,8 +74,9 @@ class Fakes:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        launch = self.home / "repository/launch"
         return subprocess.Popen(
-            ["env", "--default-signal=INT,TERM", "bash", str(ROOT / "launch" / script), *arguments],
+            ["env", "--default-signal=INT,TERM", "bash", str(launch / script), *arguments],
             env={
                 **{key: os.environ[key] for key in ("LANG", "LC_ALL") if key in os.environ},
                 "PATH": str(self._bin),

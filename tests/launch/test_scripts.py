@@ -1,4 +1,4 @@
-"""What holds for every launch script: shellcheck, help, dry runs, and words that keep their form."""
+"""What holds for every launch script: shellcheck, help, dry runs, words that keep their form."""
 
 import pathlib
 import re
@@ -56,7 +56,7 @@ def test_dry_run_needs_no_tool_calls_none_and_prints_what_bash_reads_back(fakes,
     dry = fakes.run(script, *line, "--dry-run", "--", *KPOD, *HOSTILE)
     assert (dry.returncode, dry.stderr) == (0, "")
     before = sorted(path.name for path in fakes.home.iterdir())
-    assert before == ["answers.json", "bin", "fake.py"]  # It wrote nothing either.
+    assert before == ["answers.json", "bin", "fake.py", "repository"]  # It wrote nothing either.
     # Pasted, the printed lines call the tools with just the arguments that the script would.
     tools = ("gcloud", "xpk", "docker", "srun", "install")
     printed = [line for line in dry.stdout.splitlines() if line.split()[0] in tools]

@@ -1,4 +1,4 @@
-"""slurm.sbatch against stand-ins for srun, squeue and scontrol: what is requeued and what is not."""
+"""slurm.sbatch against stand-ins for srun, squeue and scontrol: what is requeued, what not."""
 
 import os
 import signal

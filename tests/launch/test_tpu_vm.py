@@ -1,4 +1,4 @@
-"""tpu_vm.sh against a stand-in for gcloud: the order of its calls, preemptions, and what is left."""
+"""tpu_vm.sh against a stand-in for gcloud: the order of calls, preemptions, what is left."""
 
 import json
 import os
@@ -25,6 +25,10 @@ def state(name):
 def gcloud(fakes):
     """All goes well: the TPU is new, and the command ends with exit code 0."""
     fakes.tool("gcloud")
+    (fakes.home / "init.sh").write_text(
+        "cd repository && git init -q && git add . && git commit -qm code"
+    )
+    assert fakes.run(str(fakes.home / "init.sh")).returncode == 0
     return fakes
 
 
@@ -273,7 +277,7 @@ def test_results_that_never_reached_the_bucket_keep_the_machine(worker):
 def test_the_copy_holds_what_git_tracks_with_changes_not_yet_committed(fakes):
     text = (ROOT / "launch/tpu_vm.sh").read_text()
     pack = text.split("PACK='")[1].split("'\n")[0]
-    repository = fakes.home / "repository"
+    repository = fakes.home / "other"
     script = f"""
         set -e; git init -q {repository}; cd {repository}
         echo old >tracked; echo ignored >.gitignore; git add .; git commit -qm one
