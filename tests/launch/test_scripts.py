@@ -147,6 +147,7 @@ def test_quoted_words_are_read_back_as_they_were(given):
     max_examples=25, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 @hypothesis.given(words)
+@hypothesis.example(["a\n$$b'$(HOME)", "$$ $(HOME)", "\u2028é"])
 def test_words_pass_through_xpk_and_kubernetes_as_they_were(tmp_path_factory, given):
     fakes = Fakes(tmp_path_factory.mktemp("xpk"))
     fakes.tool("xpk")
