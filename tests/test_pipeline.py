@@ -18,6 +18,8 @@ from configs import quickstart
 from kpod_jax import pipeline, report, sharding
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
+from kpod_jax.run import Run
+from kpod_jax.stages import evaluation
 from kpod_jax.workdir import Workdir
 from tests.conftest import ROOT
 
@@ -156,14 +158,14 @@ def test_other_data_sets_are_read_anew_when_they_change_and_refused_by_kind(
     config.eval.ood, config.eval.ood_paths = ("jsonl",), (str(tmp_path),)
     rows = tmp_path / "test.jsonl"
     rows.write_text(json.dumps({"question": "Which?", "answer": "4"}) + "\n")
-    current = pipeline.Run(config, Workdir(finished[0]))
+    current = Run(config, Workdir(finished[0]))
     before = current.fingerprint("eval")
-    assert len(pipeline._ood_records(current, "jsonl", str(tmp_path))[0]) == 1
+    assert len(evaluation._ood_records(current, "jsonl", str(tmp_path))[0]) == 1
     rows.write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
     assert current.fingerprint("eval") != before
     said = "record test-0 has the answer 'A', which is none of data.answer_kind='number'"
     with pytest.raises(UserError, match=said):
-        pipeline._ood_records(current, "jsonl", str(tmp_path))
+        evaluation._ood_records(current, "jsonl", str(tmp_path))
 
 
 LEARNED = (

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from kpod_jax.data import arithmetic
 from kpod_jax.data.records import Record
@@ -112,6 +112,10 @@ def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFas
     tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [decoders.ByteFallback(), decoders.Metaspace()]
     )
+    # As T5's, it ends a text with EOS unless it is told not to.
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", special.index("</s>"))]
+    )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -136,7 +140,7 @@ class Mixture:
         self._eos: Any = tokenizer.eos_token_id
 
         def encode(texts: Iterable[str]) -> Any:
-            return tokenizer(list(texts)).input_ids
+            return tokenizer(list(texts), add_special_tokens=False).input_ids
 
         def encode_parts(texts: Iterable[tuple[str, ...]]) -> list[tuple[list[int], ...]]:
             """Each text of each row as ids of its own."""

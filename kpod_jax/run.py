@@ -1,0 +1,140 @@
+"""What the stages of one run share: configuration, directory, devices, student and tokens."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from kpod_jax import evaluate, files, sharding
+from kpod_jax.configuration import Config
+from kpod_jax.data import records as records_io
+from kpod_jax.data import sources, tokens
+from kpod_jax.data.batches import BatchSource
+from kpod_jax.data.records import Ragged, Record
+from kpod_jax.errors import UserError
+from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.student import Student, load_student
+from kpod_jax.workdir import Workdir
+
+SPLITS = ("train", "validation", "test")
+
+
+def say(line: str) -> None:
+    """Prints a line for the user, once for all processes."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+class Run:
+    """A run's configuration and directory, and what stages share, made when first asked for."""
+
+    def __init__(self, config: Config, workdir: Workdir) -> None:
+        """Starts nothing yet."""
+        self.config = config
+        self.workdir = workdir
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices."""
+        return sharding.make_mesh(**self.config.mesh)
+
+    @functools.cached_property
+    def student(self) -> Student:
+        """Model and tokenizer, without parameters."""
+        student = self.load_student(self.config.student.model)
+        if self.config.distill.pack and not student.decoder_only:
+            raise UserError(
+                f"distill.pack={self.config.distill.pack}: the student {student.model!r} has an "
+                "encoder, and only decoder-only students' rows are packed; expected 0."
+            )
+        if student.decoder_only and self.config.distill.input_steps == "encoder":
+            raise UserError(
+                f"distill.input_steps='encoder': the student {student.model!r} has no encoder; "
+                "expected decoder."
+            )
+        return student
+
+    def load_student(self, model: str, *, adapters: bool = True) -> Student:
+        """A model under the student's settings, perhaps without its adapters."""
+        config = self.config.student
+        lora = None
+        if config.lora.rank and adapters:
+            lora = LoRAConfig(**(config.lora.to_dict() | {"targets": tuple(config.lora.targets)}))
+        return load_student(
+            model,
+            init=config.init,
+            tokenizer=config.tokenizer,
+            dtype=config.dtype,
+            scan_layers=config.scan_layers,
+            remat=config.remat,
+            attention=config.attention,
+            lora=lora,
+            seed=self.config.seed,
+        )
+
+    def records(self, split: str) -> list[Record]:
+        """A split, as the first stage wrote it."""
+        return records_io.read_records(self.workdir / f"records/{split}.jsonl")
+
+    @functools.cached_property
+    def train_set(self) -> tokens.TokenizedSet:
+        """The training examples as tokens."""
+        return self.tokenize(self.records("train"))[0]
+
+    @functools.cached_property
+    def prompt(self) -> str:
+        """The template of prompts, in the student's form."""
+        return tokens.resolve_prompt(
+            self.student.tokenizer,
+            self.config.student.prompt,
+            decoder_only=self.student.decoder_only,
+            chat=self.config.student.chat,
+        )
+
+    def tokenize(
+        self, examples: Sequence[Record]
+    ) -> tuple[tokens.TokenizedSet, list[records_io.Rejected]]:
+        """Examples under the student's templates and limits, and those turned down."""
+        config = self.config.student
+        return tokens.tokenize(
+            examples,
+            self.student.tokenizer,
+            prompt=self.prompt,
+            answer_template=config.answer_template,
+            max_question_tokens=config.max_question_tokens,
+            max_target_tokens=config.max_target_tokens,
+            decoder_only=self.student.decoder_only,
+        )
+
+    def batch_source(self, **options: Any) -> BatchSource:
+        """Batches of the training examples."""
+        return BatchSource(
+            self.train_set,
+            self.config.distill.batch_size,
+            self.config.seed,
+            pad_id=self.student.tokenizer.pad_token_id,
+            decoder_start_id=self.student.decoder_start(self.prompt),
+            **options,
+        )
+
+    def weights(self) -> Ragged | None:
+        """w_j of the training rationales; None where all are 1."""
+        if self.config.weighting.weights == "uniform":
+            return None
+        arrays = files.read_npz(self.workdir / "token_weights.npz")
+        return Ragged(arrays["values"], arrays["offsets"])
+
+    def evaluator(self, records: Sequence[Record], **options: Any) -> evaluate.Evaluator:
+        """For the questions of some records, greedy by default."""
+        config = self.config
+        return evaluate.Evaluator(
+            self.student,
+            records,
+            self.mesh,
+            prompt=self.prompt,
+            answer_kind=sources.answer_kind(config.data.name, config.data.answer_kind),
+            batch_size=config.eval.batch_size,
+            max_new_tokens=config.eval.max_new_tokens or config.student.max_target_tokens,
+            **options,
+        )

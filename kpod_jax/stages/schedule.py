@@ -1,0 +1,71 @@
+"""Clusters of questions, and what is output at each stage of training (Eq. 9-13)."""
+
+import dataclasses
+import math
+
+import numpy as np
+from absl import logging
+
+from kpod_jax import distill, files
+from kpod_jax.data import tokens
+from kpod_jax.data.records import Ragged
+from kpod_jax.run import Run
+from kpod_jax.schedule import clusters, curricula
+from kpod_jax.schedule.protocol import Curriculum, Setting
+
+
+def run_stage(run: Run) -> str:
+    config, train = run.config, run.train_set
+    questions, path = [record.question for record in train.records], config.schedule.vectors
+    if path.endswith(".npy"):
+        vectors = clusters.read_question_vectors(path, len(questions))
+    elif path:
+        vectors = clusters.question_vectors(questions, path)
+    else:
+        plain = tokens.tokenize_questions(train.records, run.student.tokenizer, prompt="{question}")
+        vectors = clusters.mean_token_vectors(
+            run.student.embeddings(run.student.load(run.mesh)), plain
+        )
+    found = clusters.cluster_questions(vectors, config.schedule.clusters, config.seed)
+    if found.warning:
+        logging.warning("%s", found.warning)
+    stages, difficulty = length_of(run).stages, _difficulty(run)
+    curriculum = curriculum_of(run, found.labels)
+    plan = curricula.plan(curriculum, stages, difficulty, config.schedule.curriculum)
+    arrays = {"start_steps": plan.start_steps, "remaining": plan.remaining}
+    if plan.target is not None:
+        arrays["target"] = plan.target
+    files.write_npz(run.workdir / "schedule.npz", clusters=found.labels, **arrays)
+    means = plan.start_steps.mean(axis=1)
+    silhouette = "" if math.isnan(found.silhouette) else f", silhouette {found.silhouette:.2f}"
+    return (
+        f"{stages} stages, mean c_i {means[0]:.2f} "
+        + ("at first" if curriculum.needs_feedback else f"falling to {means[-1]:.2f}")
+        + f", {found.labels.max() + 1} clusters{silhouette}"
+    )
+
+
+def curriculum_of(run: Run, labels: np.ndarray) -> Curriculum:
+    options = run.config.schedule
+    stages = length_of(run).stages
+    setting = Setting(
+        difficulty=_difficulty(run),
+        clusters=labels,
+        stages=stages,
+        ramp_stages=min(stages - 1, round(options.ramp_share * stages)),
+        options=options.to_dict(),
+    )
+    return curricula.make(options.curriculum, setting)
+
+
+def _difficulty(run: Run) -> Ragged:
+    arrays = files.read_npz(run.workdir / "step_difficulty.npz")
+    return Ragged(arrays["values"], arrays["offsets"])
+
+
+def length_of(run: Run) -> distill.Plan:
+    """The training's length; one stage at least, for a schedule to speak of."""
+    config = run.config.distill
+    source = run.batch_source(buckets=config.buckets, pack=config.pack)
+    length = distill.plan(config, source.steps_per_epoch, run.config.schedule.stage_steps)
+    return length if length.stages else dataclasses.replace(length, total_steps=1)

@@ -1,0 +1,44 @@
+"""Step difficulties under a student (Eq. 8)."""
+
+from typing import Any
+
+import numpy as np
+
+from kpod_jax import difficulty, files
+from kpod_jax.data.records import Ragged
+from kpod_jax.progress import Progress
+from kpod_jax.run import Run
+
+
+def difficulty_of(run: Run, params: Any, what: str) -> Ragged:
+    """d_k of every step of the training rationales under some parameters (Eq. 8)."""
+    config, train = run.config, run.train_set
+    with Progress(len(train), what, unit="examples") as progress:
+        nll = difficulty.rationale_losses(
+            run.student.module,
+            params,
+            run.batch_source(),
+            train,
+            run.mesh,
+            batch_size=config.difficulty.batch_size,
+            progress=progress.update,
+        )
+    weights = None if config.difficulty.weights == "uniform" else run.weights()
+    return difficulty.step_difficulty(nll, weights, train)
+
+
+def run_stage(run: Run) -> str:
+    train = run.train_set
+    result = difficulty_of(run, run.student.load(run.mesh), "Scoring")
+    files.write_npz(
+        run.workdir / "step_difficulty.npz", values=result.values, offsets=result.offsets
+    )
+    message = f"{len(result.values)} step difficulties, mean {result.values.mean():.2f} nats"
+    if all(record.hardness is not None for record in train.records):
+        from scipy import stats
+
+        known = np.concatenate([record.hardness or () for record in train.records])
+        message += (
+            f", rank correlation with the known ones {stats.spearmanr(result.values, known)[0]:.2f}"
+        )
+    return message

@@ -1,0 +1,59 @@
+"""Token weights of the training rationales (Eq. 2-7)."""
+
+from kpod_jax import files
+from kpod_jax.data import tokens
+from kpod_jax.errors import UserError
+from kpod_jax.run import Run
+from kpod_jax.weighting import weigh
+
+
+def run_stage(run: Run) -> str:
+    config = run.config
+    # All of the answerer's weights are fit.
+    answerer = config.weighting.answerer
+    if answerer or config.student.lora.rank:
+        model = run.load_student(answerer or config.student.model, adapters=False)
+    else:
+        model = run.student
+    held_out, _ = run.tokenize(run.records("validation"))
+    if not held_out.records:
+        raise UserError(
+            "Token weights are judged on the validation split, whose records have no rationales "
+            "that fit. Give some, by data.rationales or in the data, or set "
+            "weighting.weights=uniform."
+        )
+    result = weigh.weigh(
+        run.train_set,
+        held_out,
+        run.student,
+        model,
+        run.mesh,
+        config.weighting,
+        fresh=_fresh(run) if config.weighting.fit == "fresh" else None,
+        seed=config.seed,
+        workdir=run.workdir.path,
+    )
+    spans = run.train_set.rationale_char_spans
+    files.write_npz(run.workdir / "token_spans.npz", values=spans.values, offsets=spans.offsets)
+    files.write_json(run.workdir / "weighting.json", result.summary)
+    files.write_npz(
+        run.workdir / "token_weights.npz",
+        values=result.weights.values,
+        offsets=result.weights.offsets,
+    )
+    gap = result.summary["gap"]
+    message = (
+        f"{len(result.weights.values)} token weights, mean {result.summary['mean_weight']:.2f}, "
+        f"held-out gap {gap['all_masked'] - gap['none_masked']:.2f} nats"
+    )
+    if result.summary["auc"] is not None:
+        message += f", AUC of keypoints over filler {result.summary['auc']:.3f} (held out)"
+    return message
+
+
+def _fresh(run: Run) -> tokens.TokenizedSet:
+    from kpod_jax.data import arithmetic
+
+    # A seed apart from that of a shipped answerer's training.
+    count = run.config.weighting.fresh_examples
+    return run.tokenize(arithmetic.generate("fresh", count, run.config.seed + 1))[0]
