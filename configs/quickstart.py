@@ -17,7 +17,7 @@ def get_config(method: str = "kpod"):
     config.data.test_examples = 400
     config.student.model = "kpod_jax/assets/tiny_t5"
     config.student.scan_layers = False
-    # The answerer was fit beforehand, on problems of the "fresh" split (kpod_jax/pretrain.py).
+    # The answerer was fit beforehand, on problems of the "fresh" split (kpod_jax/pretrain/).
     config.weighting.answerer = "kpod_jax/assets/tiny_answerer"
     config.weighting.fit = "fresh"
     config.weighting.fresh_examples = 64  # No step uses them.

@@ -159,10 +159,10 @@ def test_other_data_sets_are_read_anew_when_they_change_and_refused_by_kind(
     rows = tmp_path / "test.jsonl"
     rows.write_text(json.dumps({"question": "Which?", "answer": "4"}) + "\n")
     current = Run(config, Workdir(finished[0]))
-    before = current.fingerprint("eval")
+    before = pipeline._fingerprint(current, "eval")
     assert len(evaluation._ood_records(current, "jsonl", str(tmp_path))[0]) == 1
     rows.write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
-    assert current.fingerprint("eval") != before
+    assert pipeline._fingerprint(current, "eval") != before
     said = "record test-0 has the answer 'A', which is none of data.answer_kind='number'"
     with pytest.raises(UserError, match=said):
         evaluation._ood_records(current, "jsonl", str(tmp_path))

@@ -29,6 +29,7 @@ def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
 
 
 def run_stage(run: Run) -> str:
+    """Does it, and says in a few words what was done."""
     config, student = run.config, run.student
     start_steps = _start_steps(run)
     length = length_of(run)

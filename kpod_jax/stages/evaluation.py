@@ -33,6 +33,7 @@ def trained_params(run: Run) -> tuple[Any, int]:
 
 
 def run_stage(run: Run) -> str:
+    """Does it, and says in a few words what was done."""
     config = run.config
     params, step = trained_params(run)
     # All that can be wrong with data is said before anything is generated.

@@ -9,6 +9,7 @@ from kpod_jax.stages.evaluation import trained_params
 
 
 def run_stage(run: Run) -> str:
+    """Does it, and says in a few words what was done."""
     config, student = run.config, run.student
     params, step = trained_params(run)
     lora, tokenizer = student.module.lora, student.tokenizer

@@ -8,6 +8,7 @@ from kpod_jax.run import SPLITS, Run, say
 
 
 def run_stage(run: Run) -> str:
+    """Does it, and says in a few words what was done."""
     config, rejected, too_long, usable = run.config, [], [], {}
     if note := sources.note(config.data.name, config.data.splits):
         say(f"rationales: {note}")

@@ -15,6 +15,7 @@ from kpod_jax.schedule.protocol import Curriculum, Setting
 
 
 def run_stage(run: Run) -> str:
+    """Does it, and says in a few words what was done."""
     config, train = run.config, run.train_set
     questions, path = [record.question for record in train.records], config.schedule.vectors
     if path.endswith(".npy"):
@@ -46,6 +47,7 @@ def run_stage(run: Run) -> str:
 
 
 def curriculum_of(run: Run, labels: np.ndarray) -> Curriculum:
+    """The curriculum of the configuration, for questions of these clusters."""
     options = run.config.schedule
     stages = length_of(run).stages
     setting = Setting(

@@ -28,6 +28,7 @@ def difficulty_of(run: Run, params: Any, what: str) -> Ragged:
 
 
 def run_stage(run: Run) -> str:
+    """Does it, and says in a few words what was done."""
     train = run.train_set
     result = difficulty_of(run, run.student.load(run.mesh), "Scoring")
     files.write_npz(

@@ -8,6 +8,7 @@ from kpod_jax.weighting import weigh
 
 
 def run_stage(run: Run) -> str:
+    """Does it, and says in a few words what was done."""
     config = run.config
     # All of the answerer's weights are fit.
     answerer = config.weighting.answerer
