@@ -47,10 +47,10 @@ _ARCHITECTURE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
 }
-_STEPS, _LEARNING_RATE = 2500, 2e-3
+_STEPS, _LEARNING_RATE = 2200, 2e-3
 _PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
 # Tokens of a question, a rationale and an answer with its end.
-_QUESTION, _RATIONALE, _ANSWER = 56, 64, 2
+_QUESTION, _RATIONALE, _ANSWER = 64, 72, 2
 _OF_QUESTION = ("question", "question_mask")
 # Rows of equations, and equations of a row.
 _EQUATION_ROWS, _EQUATIONS = 8, 12
@@ -121,7 +121,7 @@ def train_answerer(
 def _problems(tokenizer: Any, count: int, seed: int) -> Problems:
     """New problems of one width; the few with longer questions or rationales are left out."""
     tokenized, _ = tokens.tokenize(
-        arithmetic.generate("fresh", count, seed, (1, 3)),
+        arithmetic.generate("fresh", count, seed),
         tokenizer,
         max_question_tokens=128,
         max_target_tokens=192,
