@@ -1,4 +1,4 @@
-"""Rows of token ids, batches of them, and the training that both small models share."""
+"""Rows of token ids, batches of them, and the student's training on them."""
 
 import collections
 import functools
@@ -54,8 +54,6 @@ def train(
     kinds: Sequence[str],
     batch: Callable[[str, int], dict[str, np.ndarray]],
     learning_rate: float,
-    *,
-    final_share: float = 0.0,
 ) -> dict:
     """Minimises the targets' cross entropy by Adam, with a warm-up and a cosine decay.
 
@@ -65,12 +63,9 @@ def train(
       kinds: of the rows of each step.
       batch: a batch from its kind and its step.
       learning_rate: at its highest.
-      final_share: of it, at the end.
     """
     steps = len(kinds)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, min(100, steps), steps + 1, learning_rate * final_share
-    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps), steps + 1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
