@@ -167,10 +167,23 @@ def _rank(
     label_n, cost_n = label_N[index_n], cost_N[index_n]
     bounds = np.searchsorted(label_n, np.arange(len(counts_K) + 1))
     for start, stop in itertools.pairwise(bounds):
-        order = start + np.argsort(cost_n[start:stop], kind="stable")
+        order = start + _by_cost(cost_n[start:stop])
         index_n[start:stop], cost_n[start:stop] = index_n[order], cost_n[order]
     rank_n = np.arange(len(index_n)) + (counts_K - bounds[:-1])[label_n]
     return _Ranked(index_n, cost_n, label_n, rank_n, bounds)
+
+
+def _by_cost(cost_m: np.ndarray) -> np.ndarray:
+    """The stable order of costs, none below 0.
+
+    Their bits sort as they do. With the last bits replaced by the place, one array of integers is
+    to be sorted, which is the faster; few are out of order by the bits that were left out.
+    """
+    bits = np.uint64(len(cost_m).bit_length())
+    places_m = np.arange(len(cost_m), dtype=np.uint64)
+    keys_m = np.sort((cost_m.view(np.uint64) >> bits << bits) | places_m)
+    order_m = (keys_m & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    return order_m[np.argsort(cost_m[order_m], kind="stable")]
 
 
 def _increment(count: np.ndarray) -> np.ndarray:
@@ -258,7 +271,7 @@ def _checked(
     cost_N: np.ndarray, cluster_N: np.ndarray, beta: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The costs as float64 and the clusters in the smallest unsigned type that holds them."""
-    cost_N, cluster_N = np.asarray(cost_N, np.float64), np.asarray(cluster_N)
+    cost_N, cluster_N = np.asarray(cost_N, np.float64) + 0.0, np.asarray(cluster_N)  # No -0.0.
     if cost_N.ndim != 1 or cost_N.shape != cluster_N.shape:
         raise ValueError(f"costs {cost_N.shape} and clusters {cluster_N.shape} are not both [N]")
     if not np.all((cost_N >= 0) & (cost_N < np.inf)):

@@ -11,6 +11,9 @@ import numpy as np
 from kpod_jax.data.records import Ragged
 from kpod_jax.errors import UserError
 
+# 2 to this and its inverse are normal numbers.
+_LEAST_EXPONENT = -1000
+
 
 def on_exact_grid(difficulty: Ragged) -> Ragged:
     """Rounds difficulties down so that float64 adds them without error, in whatever order.
@@ -18,7 +21,8 @@ def on_exact_grid(difficulty: Ragged) -> Ragged:
     Budgets are compared with sums. Were the sums to depend on the order of the examples, so would
     the schedule, and a budget could be overdrawn by a rounding error. Every value becomes a
     multiple of a power of two that is small enough to lose nothing that matters, at most
-    `M * max(difficulty) * 2^-51`, and large enough for the sum of all M to stay below 2^53 of it.
+    `M * max(difficulty) * 2^-51` or 2^-1000, and large enough for the sum of all M to stay below
+    2^53 of it.
 
     Args:
       difficulty: d_j of every step, in nats; N slices of one value a step.
@@ -33,7 +37,10 @@ def on_exact_grid(difficulty: Ragged) -> Ragged:
     if values_M.size == 0 or values_M.max() == 0:
         return Ragged(values_M, difficulty.offsets)
     exponent = int(np.frexp(values_M.max())[1]) + int(np.frexp(float(values_M.size))[1]) - 53
-    rounded_M = np.ldexp(np.floor(np.ldexp(values_M, -exponent)), exponent)
+    grid = float(np.ldexp(1.0, max(exponent, _LEAST_EXPONENT)))  # Of a power of two, so exact:
+    rounded_M = values_M / grid
+    np.floor(rounded_M, out=rounded_M)
+    rounded_M *= grid
     return Ragged(rounded_M, difficulty.offsets)
 
 
@@ -107,6 +114,8 @@ def selection_value(
 def _checked(difficulty: Ragged) -> np.ndarray:
     """The flat difficulties as float64."""
     values_M = np.asarray(difficulty.values, np.float64)
+    if values_M.size == 0 or (values_M.min() >= 0 and values_M.max() < np.inf):  # Not so of NaN.
+        return values_M
     bad = np.flatnonzero(~((values_M >= 0) & (values_M < np.inf)))
     if bad.size:
         example = int(np.searchsorted(difficulty.offsets, bad[0], side="right")) - 1

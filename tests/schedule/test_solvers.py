@@ -123,6 +123,14 @@ def fitting(members, cost, budget):
     return [i for i in range(len(cost)) if i not in members and cost[i] <= left]
 
 
+@given(
+    st.lists(st.floats(0, 1e300) | st.sampled_from([0.0, 1.0, 1.0 + 2**-52, 5e-324]), max_size=40)
+)
+def test_costs_are_sorted_as_a_stable_sort_does(cost):
+    cost = np.array(cost, np.float64)
+    np.testing.assert_array_equal(solvers._by_cost(cost), np.argsort(cost, kind="stable"))
+
+
 @pytest.mark.parametrize(
     ("name", "states_from"),
     [("greedy", greedy_states), ("ftgp with large ε", threshold_states)],
