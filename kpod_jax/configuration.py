@@ -60,19 +60,15 @@ def default() -> Config:
 
     teacher = config.teacher = ml_collections.ConfigDict()  # --mode=teach, see docs/teacher.md.
     teacher.model = ""  # Its name at the endpoint. [paper: GPT-3.5-Turbo]
-    teacher.base_url = (
-        ""  # Of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; empty:
-    )
-    # OPENAI_BASE_URL, else OpenAI's. The key comes from OPENAI_API_KEY alone.
+    teacher.base_url = ""  # Of an OpenAI-compatible endpoint; empty: OPENAI_BASE_URL, else OpenAI.
+    # The key comes from OPENAI_API_KEY alone.
     teacher.style = "zero_shot"  # zero_shot [paper], or few_shot: worked examples come first.
     teacher.prompt = "Q: {question} A: Let's think step by step."  # [paper]
     teacher.instruction = (  # Comes before it; the answer is read from the end. [ours]
         "Reason in short, plain sentences, without headings, lists or LaTeX. End with the sentence "
         '"Therefore, the answer is ANSWER.", with the answer alone for ANSWER.'
     )
-    teacher.examples = (
-        ""  # few_shot: JSONL file of question, rationale, answer; empty: three of ours.
-    )
+    teacher.examples = ""  # few_shot: JSONL of question, rationale, answer; empty: three of ours.
     teacher.samples = 1  # Rationales asked for each question.
     teacher.temperature = 0.0  # Above 0 where samples are several; below 0: the endpoint's default.
     teacher.top_p = 1.0  # Likewise, 0: the endpoint's default.
@@ -371,8 +367,9 @@ def _ood_faults(options: Config) -> list[str]:
         return [
             f"eval.ood_paths={paths!r}: expected a folder, or '', for each of eval.ood={names!r}"
         ]
-    if ("jsonl", "") in zip(names, paths or [""] * len(names), strict=True):
-        return ["eval.ood=jsonl: expected the folder of its test.jsonl in eval.ood_paths"]
+    for name, path in zip(names, paths or [""] * len(names), strict=True):
+        if name in ("jsonl", "csv", "huggingface") and not path:
+            return [f"eval.ood={name}: expected where its test split is, in eval.ood_paths"]
     return []
 
 

@@ -48,7 +48,7 @@ def test_the_default_is_sound():
         ({"data__name": "jsonl"}, "data.path='': expected the folder"),
         ({"eval__ood": ("gsm9k",)}, "eval.ood=('gsm9k',): expected different names of arithmetic"),
         ({"eval__ood": ("gsm8k",) * 2}, "expected different names of arithmetic"),
-        ({"eval__ood": ("jsonl",)}, "eval.ood=jsonl: expected the folder of its test.jsonl in"),
+        ({"eval__ood": ("jsonl",)}, "eval.ood=jsonl: expected where its test split is, in"),
         (
             {"eval__ood": ("gsm8k", "jsonl"), "eval__ood_paths": ("x",)},
             "eval.ood_paths=('x',): expected a folder, or '', for each of eval.ood=",
