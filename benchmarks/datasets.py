@@ -26,7 +26,6 @@ from kpod_jax.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", "", "Folder of the original files.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Directory, hub id or SentencePiece file.")
-_WRITE = flags.DEFINE_bool("write", False, "Puts the table into docs/data.md.")
 # Train, validation and test.
 _PAPER = {
     "gsm8k": (7473, 660, 659),
@@ -144,7 +143,7 @@ def main(argv: list[str]) -> None:
             for file in ("", str(teacher)) if folder and teacher.is_file() else ("",):
                 rows.append(row(data_set, folder, cache, tokenizer, file))
                 print(rows[-1], flush=True)
-    if _WRITE.value:
+    if tables.WRITE.value:
         tables.put("docs/data.md", "datasets", rows)
 
 

@@ -35,7 +35,6 @@ from kpod_jax.models.student import load_student
 from kpod_jax.weighting import weigh
 from kpod_jax.weighting.problems import problems_of, take
 
-_WRITE = flags.DEFINE_bool("write", False, "Puts the table into docs/token_weighting.md.")
 _ONLY = flags.DEFINE_list("only", [], "Groups of rows; empty: all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
 _KINDS = ("result", "operand", "operator", "filler number", "filler word")
@@ -271,7 +270,7 @@ def main(argv: list[str]) -> None:
             line[0] += f" ({_SEEDS.value - len(found)} of {_SEEDS.value} refused: “{fault}”)"
         table.append(f"| {' | '.join(line)} |")
         print(table[-1], flush=True)
-    if _WRITE.value:
+    if tables.WRITE.value:
         tables.put("docs/token_weighting.md", "keypoints", table)
 
 

@@ -10,14 +10,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app
 
 from benchmarks import tables
 from kpod_jax import configuration, distill, sharding
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
 
-_WRITE = flags.DEFINE_bool("write", False, "Puts the table into docs/students.md.")
 _GB = 1e9
 
 
@@ -98,7 +97,7 @@ def main(argv: list[str]) -> None:
         columns = " | ".join(f"{size / _GB:.1f}" for size in sizes)
         rows.append(f"| {base_dtype} | {remat} | {columns} |")
     print("\n".join(rows))
-    if _WRITE.value:
+    if tables.WRITE.value:
         tables.put("docs/students.md", "memory", rows)
 
 

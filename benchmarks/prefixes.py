@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from benchmarks import tables
 from kpod_jax.models.llama import Llama
@@ -26,7 +26,6 @@ from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.problems import Problems
 from tests.weighting import tiny
 
-_WRITE = flags.DEFINE_bool("write", False, "Puts the table into docs/token_weighting.md.")
 _ROWS, _QUESTION, _ANSWER, _RUNS = 8, 48, 4, 5
 _LLAMA = LlamaConfig(
     vocab_size=1024,
@@ -119,7 +118,7 @@ def main(argv: list[str]) -> None:
             spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
             rows.append(f"| {name} | {length} | {once:.0f} | {loop:.0f} | {spread} |")
             print(rows[-1], flush=True)
-    if _WRITE.value:
+    if tables.WRITE.value:
         tables.put("docs/token_weighting.md", "prefixes", rows)
 
 

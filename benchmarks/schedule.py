@@ -13,14 +13,13 @@ import time
 
 import numpy as np
 import threadpoolctl
-from absl import app, flags
+from absl import app
 
 from benchmarks import tables
 from kpod_jax.data.records import Ragged
 from kpod_jax.schedule import solvers, value
 from kpod_jax.schedule.kpod import KPOD
 
-_WRITE = flags.DEFINE_bool("write", False, "Puts the tables into docs/schedule.md.")
 _SIZES, _STEPS, _CLUSTERS, _STAGES, _RUNS = (10**3, 10**4, 10**5, 10**6), 8, 5, 10, 3
 _INSTANCES, _SMALL = 3000, 12
 BETA = 12.0
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> None:
         found = {"cost": cost_table(), "value": value_table()}
     for name, rows in found.items():
         print("\n".join(rows))
-        if _WRITE.value:
+        if tables.WRITE.value:
             tables.put("docs/schedule.md", name, rows)
 
 

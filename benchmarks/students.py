@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import torch
 import transformers
-from absl import app, flags
+from absl import app
 
 from benchmarks import tables
 from kpod_jax.data.records import Ragged
@@ -30,7 +30,6 @@ from kpod_jax.models import hub
 from kpod_jax.models.families import family_of
 from tests.models import test_llama, tiny
 
-_WRITE = flags.DEFINE_bool("write", False, "Puts the tables into docs/students.md.")
 _NEW_TOKENS, _PROMPT_TOKENS, _RUNS = 64, 64, 3
 _T5_SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
 
@@ -187,7 +186,7 @@ def main(argv: list[str]) -> None:
         module, params = load(str(path / "t5_small"))
         for count in (1, 16):
             show(speeds, speed("T5-small's shape", module, params, model, count))
-    if _WRITE.value:
+    if tables.WRITE.value:
         tables.put("docs/students.md", "parity", rows)
         tables.put("docs/students.md", "speed", speeds)
 

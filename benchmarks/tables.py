@@ -4,6 +4,10 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
+from absl import flags
+
+WRITE = flags.DEFINE_bool("write", False, "Puts the tables into their document, in docs/.")
+
 
 def put(page: str, name: str, rows: Sequence[str]) -> None:
     """Puts a table behind `<!-- name -->` in a Markdown page, instead of the one that was there."""

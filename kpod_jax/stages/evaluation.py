@@ -89,7 +89,7 @@ def _ood_records(run: Run, name: str, path: str) -> tuple[list[Record], list[rec
         limit=config.eval.ood_examples,
         max_bad_share=config.data.max_bad_share,
     )
-    kind = config.data.answer_kind
+    kind = sources.answer_kind(config.data.name, config.data.answer_kind)
     for record in found:
         if answers.extract_answer(record.answer, kind) is None:
             raise UserError(

@@ -246,6 +246,14 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
+# A shell that runs these tests in the background has its children ignore SIGINT.
+LISTENING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_run_again_asks_nothing_twice(config, endpoint, tmp_path, how):
     hold = threading.Event()
@@ -258,7 +266,10 @@ def test_killed_and_run_again_asks_nothing_twice(config, endpoint, tmp_path, how
     endpoint.reply = reply
     answers = tmp_path / "teacher" / "answers.jsonl"
     process = subprocess.Popen(
-        command(config, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", LISTENING, *command(config, tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     wait_for(lambda: len(endpoint.bodies) >= 5)
     wait_for(lambda: answers.read_bytes().count(b"\n") == 3)
