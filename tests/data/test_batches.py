@@ -346,6 +346,6 @@ def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized):
                 assert (targets[:-size] == PAD).all()
     assert sorted(seen) == list(range(len(tokenized)))
     with pytest.raises(
-        UserError, match="Record 9 has 131 tokens, more than a row of distill.pack=30"
+        UserError, match=r"Record 9 has 131 tokens, more than a row of distill\.pack=30"
     ):
         make(tokenized, pack=30)
