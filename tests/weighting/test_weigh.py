@@ -184,6 +184,7 @@ def test_rationales_of_one_token_are_weighed(tmp_path):
 
 
 @pytest.mark.parametrize("prefixes", ["all", "sampled", "step_ends"])
+@pytest.mark.slow
 def test_prefixes_encoded_at_once_are_weighed_too(tmp_path, prefixes):
     options = {"encoding": "causal", "prefixes": prefixes, "masking_steps": 2, "min_gap": -10.0}
     result = run(tmp_path, settings(fit="same", **options))
