@@ -16,6 +16,17 @@ hypothesis.settings.register_profile("kpod", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("kpod")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# A config.json of SmolLM2's architecture, made small, for the tiny student's tokenizer.
+LLAMA_JSON = {
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.fixture(scope="session")

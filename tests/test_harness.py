@@ -9,26 +9,17 @@ import sys
 
 import jax
 import pytest
+from tokenizers import processors
 
 from kpod_jax import evaluate, files, sharding
 from kpod_jax.data import arithmetic, records
 from kpod_jax.models import hub
 from kpod_jax.models.student import Student, load_student
-from tests.conftest import ROOT
+from tests.conftest import LLAMA_JSON, ROOT
 
 PROMPT = "Q: {question} A: Let's think step by step."
 NEW_TOKENS = 8
 TINY = str(ROOT / "kpod_jax/assets/tiny_t5")
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 1024,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,7 +52,7 @@ def harness(folder: pathlib.Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def prepared(folder: pathlib.Path, student: Student, end: str = "") -> dict[str, str]:
+def prepared(folder: pathlib.Path, student: Student) -> dict[str, str]:
     """Exports a student, writes four questions and the task; gives our own generations by id."""
     mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
     params = student.load(mesh)
@@ -73,7 +64,6 @@ def prepared(folder: pathlib.Path, student: Student, end: str = "") -> dict[str,
     changes = {
         "runs/mine/": f"{folder}/",
         "max_gen_toks: 384": f"max_gen_toks: {NEW_TOKENS}",
-        "step by step.": f"step by step.{end}",
     }
     files.write_text(folder / "tasks/kpod.yaml", documented("yaml", changes))
     evaluator = evaluate.Evaluator(
@@ -89,9 +79,12 @@ def prepared(folder: pathlib.Path, student: Student, end: str = "") -> dict[str,
 
 
 def test_a_decoder_only_student_by_the_command(tmp_path):
-    files.write_json(tmp_path / "config.json", LLAMA)
+    files.write_json(tmp_path / "config.json", LLAMA_JSON)
     model = str(tmp_path / "config.json")
-    own = prepared(tmp_path, load_student(model, init="random", tokenizer=TINY, scan_layers=False))
+    student = load_student(model, init="random", tokenizer=TINY, scan_layers=False)
+    # No tokenizer of a decoder-only model ends its prompts, as T5's does.
+    student.tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    own = prepared(tmp_path, student)
     harness(
         tmp_path,
         *("-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "2"),
@@ -107,8 +100,7 @@ def test_a_decoder_only_student_by_the_command(tmp_path):
 
 
 def test_an_encoder_decoder_by_the_python_lines(tmp_path):
-    # The tiny tokenizer does not append the end of a prompt by itself.
-    own = prepared(tmp_path, load_student(TINY, scan_layers=False), "</s>")
+    own = prepared(tmp_path, load_student(TINY, scan_layers=False))
     changes = {
         "runs/mine/export": str(tmp_path / "export"),
         "batch_size=16": 'batch_size=2, device="cpu"',

@@ -21,7 +21,7 @@ from kpod_jax.models.student import load_student
 from kpod_jax.run import Run
 from kpod_jax.stages import evaluation
 from kpod_jax.workdir import Workdir
-from tests.conftest import ROOT
+from tests.conftest import LLAMA_JSON, ROOT
 
 CONFIG = "--config=configs/quickstart.py"
 SMALL = (
@@ -425,17 +425,7 @@ def test_every_stage_runs_on_gsm8k_with_t5_base(tmp_path, shared_data):
 @pytest.mark.slow
 def test_every_stage_runs_with_a_decoder_only_student_and_int8_adapters(tmp_path):
     """Random weights of SmolLM2's architecture, made small; all stages, samples, and the export."""
-    architecture = {
-        "model_type": "llama",
-        "vocab_size": 1024,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(architecture))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON))
     flags = (
         *SMALL,
         f"--config.student.model={tmp_path / 'config.json'}",
