@@ -194,6 +194,14 @@ class Checkpoints:
         self._check(step, abstract_state, partial=False)
         return self._read(step, abstract_state, partial=False)
 
+    def restore_like(self, state: Any) -> Restored:
+        """Reads the latest checkpoint, as `restore` does, into arrays like those of a state."""
+        return self.restore(
+            jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+            )
+        )
+
     def restore_params(self, abstract_params: Any, which: Which = "best") -> Restored:
         """Reads the entry "params" of a state alone, for use without the optimiser's state.
 

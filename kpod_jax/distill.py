@@ -252,10 +252,7 @@ def train(
         state = start_state(params, optimizer)
         first, iterator_state = 0, None
         if checkpoints.latest_step() is not None:
-            abstract = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-            )
-            restored = checkpoints.restore(abstract)
+            restored = checkpoints.restore_like(state)
             state, first = restored.state, restored.step
             iterator_state = restored.extra["iterator"]
             logging.info("goes on from the checkpoint of step %d", first)

@@ -38,6 +38,7 @@ class Stage:
       outputs: files that it writes.
       optional: outputs of other stages that it reads where the configuration needs those.
       needed: whether the configuration asks for it at all.
+      outside: files and directories elsewhere, besides the student's, that it reads.
       continues: a stale output is a training that may have taken days: it is not overwritten.
       partial: what an interrupted run of it goes on from; removed where that was another one's.
     """
@@ -48,6 +49,7 @@ class Stage:
     outputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
     needed: Callable[[Config], bool] = lambda config: True
+    outside: Callable[[Config], Sequence[str]] = lambda config: ()
     continues: bool = False
     partial: tuple[str, ...] = ()
 
@@ -55,6 +57,15 @@ class Stage:
 def _report(run: Run) -> str:
     path = report.write(run.workdir.path)
     return f"{path.stat().st_size // 1000} kB"
+
+
+def _data_files(config: Config) -> list[str]:
+    data = config.data
+    return [data.rationales, *map(str, sources.input_files(data.name, data.path, data.splits))]
+
+
+def _curriculum_files(config: Config) -> list[str]:
+    return curricula.source_files(config.schedule.curriculum)
 
 
 _RECORDS = ("records/train.jsonl",)
@@ -65,6 +76,7 @@ STAGES: dict[str, Stage] = {
         ("data", "student"),
         (),
         (*(f"records/{split}.jsonl" for split in SPLITS), "records/rejected.jsonl"),
+        outside=_data_files,
     ),
     "weigh": Stage(
         weigh.run_stage,
@@ -72,6 +84,7 @@ STAGES: dict[str, Stage] = {
         (*_RECORDS, "records/validation.jsonl"),
         ("token_weights.npz", "token_spans.npz", "weighting.json"),
         needed=lambda config: config.weighting.weights == "learned",
+        outside=lambda config: [config.weighting.answerer],
         partial=(WEIGHER,),
     ),
     "score": Stage(
@@ -97,6 +110,7 @@ STAGES: dict[str, Stage] = {
         (*_RECORDS, "step_difficulty.npz"),
         ("schedule.npz",),
         needed=lambda config: config.schedule.curriculum != "full",
+        outside=lambda config: [config.schedule.vectors, *_curriculum_files(config)],
     ),
     "distill": Stage(
         distill.run_stage,
@@ -105,6 +119,7 @@ STAGES: dict[str, Stage] = {
         ("checkpoints/student",),
         ("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
         needed=lambda config: config.distill.epochs > 0,
+        outside=_curriculum_files,
         continues=True,
     ),
     "eval": Stage(
@@ -112,6 +127,7 @@ STAGES: dict[str, Stage] = {
         ("student", "eval", "method", "data.answer_kind", "seed"),
         ("records/test.jsonl",),
         ("results.json",),
+        outside=lambda config: config.eval.ood_paths,
     ),
     "report": Stage(_report, (), (), ("report.html",)),
     "export": Stage(export.run_stage, ("student", "eval.checkpoint", "export"), (), ("export",)),
@@ -192,21 +208,9 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
         for key, value in flat.items()
         if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
     }
-    outside = []
-    if name == "rationales":
-        data = run.config.data
-        read = sources.input_files(data.name, data.path, data.splits)
-        outside = [data.rationales, *map(str, read)]
+    outside = stage.outside(run.config)
     if "student" in stage.keys:
-        outside += [run.config.student.model, run.config.student.tokenizer]
-    if name == "weigh":
-        outside.append(run.config.weighting.answerer)
-    if name == "eval":
-        outside += run.config.eval.ood_paths
-    if name == "schedule":
-        outside.append(run.config.schedule.vectors)
-    if name in ("schedule", "distill"):
-        outside += curricula.source_files(run.config.schedule.curriculum)
+        outside = [*outside, run.config.student.model, run.config.student.tokenizer]
     if name in ("eval", "export"):
         found = (run.workdir / "checkpoints/student").glob("[0-9]*")
         settings["checkpoints"] = sorted(int(path.name) for path in found)

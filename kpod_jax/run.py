@@ -1,12 +1,13 @@
 """What the stages of one run share: configuration, directory, devices, student and tokens."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from kpod_jax import evaluate, files, sharding
+from kpod_jax import distill, evaluate, files, sharding
 from kpod_jax.configuration import Config
 from kpod_jax.data import records as records_io
 from kpod_jax.data import sources, tokens
@@ -117,6 +118,20 @@ class Run:
             decoder_start_id=self.student.decoder_start(self.prompt),
             **options,
         )
+
+    @functools.cached_property
+    def length(self) -> distill.Plan:
+        """The training's length; one stage at least, for a schedule to speak of."""
+        config = self.config.distill
+        source = self.batch_source(buckets=config.buckets, pack=config.pack)
+        length = distill.plan(config, source.steps_per_epoch, self.config.schedule.stage_steps)
+        return length if length.stages else dataclasses.replace(length, total_steps=1)
+
+    @functools.cached_property
+    def difficulty(self) -> Ragged:
+        """d_k of every step of the training rationales, as the scoring stage wrote them."""
+        arrays = files.read_npz(self.workdir / "step_difficulty.npz")
+        return Ragged(arrays["values"], arrays["offsets"])
 
     def weights(self) -> Ragged | None:
         """w_j of the training rationales; None where all are 1."""

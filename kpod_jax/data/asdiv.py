@@ -5,7 +5,6 @@ of problems is known to be the paper's: it is every other problem whose answer i
 without repeats of a question.
 """
 
-import functools
 import pathlib
 import re
 import xml.etree.ElementTree as ET
@@ -14,11 +13,10 @@ from typing import Any
 
 from kpod_jax import answers
 from kpod_jax.data import formulas, jsonl, tables
-from kpod_jax.data.published import DataSet, File, Splits, read_asset
+from kpod_jax.data.published import DataSet, File, Splits, coded_split, id_in
 from kpod_jax.errors import UserError
 
 _SOURCE = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml"
-_CODES = {"t": "train", "v": "validation", "e": "test"}
 # An answer's number, then its unit: "9 (apples)".
 _ANSWER = re.compile(
     r"(?P<number>[-+]?\$?\d[\d,]*(?:\.\d+)?(?:\s?\d*/\d+)?\s?%?)\s*(?:\([^()]*\))?"
@@ -73,24 +71,10 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
         return example | {"problem": str(error)}
 
 
-def id_of(row: Mapping[str, Any], stem: str, index: int) -> str:
-    """ASDiv's own id."""
-    del stem, index
-    return jsonl.text_column(row, "ID")
-
-
 def split_of(splits: Splits, stem: str, id_: str) -> str | None:
     """The split of a problem in the paper; None for those that it leaves out."""
     del splits, stem
-    number, codes = id_.removeprefix("nluds-"), _codes()
-    if not number.isdecimal() or not 1 <= int(number) <= len(codes):
-        return None
-    return _CODES.get(codes[int(number) - 1])
-
-
-@functools.cache
-def _codes() -> str:
-    return read_asset("asdiv")["splits"]
+    return coded_split("asdiv", "nluds-", id_)
 
 
 DATA_SET = DataSet(
@@ -100,7 +84,7 @@ DATA_SET = DataSet(
     answer_kind="number",
     files={"paper": {"ASDiv.xml": File(_SOURCE)}},
     read=read,
-    id_of=id_of,
+    id_of=id_in("ID"),
     parse=parse,
     split_of=split_of,
     notes={

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kpod_jax.data import jsonl, tables
-from kpod_jax.data.published import DataSet, File, Splits, read_asset
+from kpod_jax.data.published import DataSet, File, Splits, id_in, read_asset
 
 _SOURCE = "https://s3.amazonaws.com/commensenseqa"
 _FILES = {
@@ -50,12 +50,6 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
     return {"question": f"{stem} {shown}", "rationale": "", "answer": answer}
 
 
-def id_of(row: Mapping[str, Any], stem: str, index: int) -> str:
-    """CommonsenseQA's own id."""
-    del stem, index
-    return jsonl.text_column(row, "id")
-
-
 def split_of(splits: Splits, stem: str, id_: str) -> str | None:
     """The split of a record: the paper's test split is dev, its validation split a part of train.
 
@@ -87,7 +81,7 @@ DATA_SET = DataSet(
     files={"paper": _FILES, "official": _FILES},
     instead="commonsense_qa.jsonl",
     read=tables.json_lines,
-    id_of=id_of,
+    id_of=id_in("id"),
     parse=parse,
     split_of=split_of,
     notes={

@@ -1,6 +1,7 @@
 """What a published data set is to us: its files, how a row of them is read, and its splits."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -8,10 +9,13 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from kpod_jax.data import jsonl
 from kpod_jax.data.tables import Row
 
 Splits = Literal["paper", "official"]
 SPLITS = ("train", "validation", "test")
+# Letters of the assets that have one for each record.
+_SPLIT_OF_CODE = {"t": "train", "v": "validation", "e": "test"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,33 @@ class DataSet:
     instead: str = ""
     own_id: Callable[[str], str] = str
     has_rationales: bool = True
+
+
+def id_in(column: str) -> Callable[[Mapping[str, Any], str, int], str]:
+    """`DataSet.id_of` of a data set whose rows have ids of their own, in a column."""
+    return lambda row, stem, index: jsonl.text_column(row, column)
+
+
+def coded_split(name: str, prefix: str, id_: str) -> str | None:
+    """The paper's split of a numbered record, by its letter in the asset of a data set.
+
+    Args:
+      name: of the data set.
+      prefix: of its ids, before a number from 1.
+      id_: of the record.
+
+    Returns:
+      None for a record that the asset does not have or that is in no split.
+    """
+    number, codes = id_.removeprefix(prefix), _codes(name)
+    if not number.isdecimal() or not 1 <= int(number) <= len(codes):
+        return None
+    return _SPLIT_OF_CODE.get(codes[int(number) - 1])
+
+
+@functools.cache
+def _codes(name: str) -> str:
+    return read_asset(name)["splits"]
 
 
 @dataclasses.dataclass

@@ -1,6 +1,5 @@
 """SVAMP's original file, the paper's splits of it, and the 700/300 split of a mirror."""
 
-import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -8,13 +7,12 @@ from typing import Any
 
 from kpod_jax import answers
 from kpod_jax.data import formulas, jsonl, tables
-from kpod_jax.data.published import DataSet, File, Splits, read_asset
+from kpod_jax.data.published import DataSet, File, Splits, coded_split, id_in
 from kpod_jax.errors import UserError
 
 _SOURCE = "https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json"
 _MIRROR = "https://huggingface.co/datasets/ChilleD/SVAMP/resolve"
 _REVISION = "5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef"
-_CODES = {"t": "train", "v": "validation", "e": "test"}
 
 
 def read(path: pathlib.Path) -> Iterator[tables.Row]:
@@ -71,25 +69,11 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
         return example | {"problem": str(error)}
 
 
-def id_of(row: Mapping[str, Any], stem: str, index: int) -> str:
-    """SVAMP's own id."""
-    del stem, index
-    return jsonl.text_column(row, "ID")
-
-
 def split_of(splits: Splits, stem: str, id_: str) -> str | None:
     """The split of a record; the mirror's files are its splits."""
     if splits == "official":
         return stem
-    number, codes = id_.removeprefix("chal-"), _codes()
-    if not number.isdecimal() or not 1 <= int(number) <= len(codes):
-        return None
-    return _CODES[codes[int(number) - 1]]
-
-
-@functools.cache
-def _codes() -> str:
-    return read_asset("svamp")["splits"]
+    return coded_split("svamp", "chal-", id_)
 
 
 DATA_SET = DataSet(
@@ -104,7 +88,7 @@ DATA_SET = DataSet(
         },
     },
     read=read,
-    id_of=id_of,
+    id_of=id_in("ID"),
     parse=parse,
     split_of=split_of,
     notes={

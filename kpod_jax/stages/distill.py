@@ -11,7 +11,7 @@ from kpod_jax.run import Run
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
 from kpod_jax.schedule.protocol import Feedback
-from kpod_jax.stages.schedule import curriculum_of, length_of
+from kpod_jax.stages.schedule import curriculum_of
 from kpod_jax.stages.score import difficulty_of
 
 
@@ -32,7 +32,7 @@ def run_stage(run: Run) -> str:
     """Does it, and says in a few words what was done."""
     config, student = run.config, run.student
     start_steps = _start_steps(run)
-    length = length_of(run)
+    length = run.length
     source = run.batch_source(
         weights=run.weights(),
         start_steps=start_steps,

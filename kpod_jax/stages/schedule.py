@@ -1,14 +1,12 @@
 """Clusters of questions, and what is output at each stage of training (Eq. 9-13)."""
 
-import dataclasses
 import math
 
 import numpy as np
 from absl import logging
 
-from kpod_jax import distill, files
+from kpod_jax import files
 from kpod_jax.data import tokens
-from kpod_jax.data.records import Ragged
 from kpod_jax.run import Run
 from kpod_jax.schedule import clusters, curricula
 from kpod_jax.schedule.protocol import Curriculum, Setting
@@ -30,9 +28,9 @@ def run_stage(run: Run) -> str:
     found = clusters.cluster_questions(vectors, config.schedule.clusters, config.seed)
     if found.warning:
         logging.warning("%s", found.warning)
-    stages, difficulty = length_of(run).stages, _difficulty(run)
+    stages = run.length.stages
     curriculum = curriculum_of(run, found.labels)
-    plan = curricula.plan(curriculum, stages, difficulty, config.schedule.curriculum)
+    plan = curricula.plan(curriculum, stages, run.difficulty, config.schedule.curriculum)
     arrays = {"start_steps": plan.start_steps, "remaining": plan.remaining}
     if plan.target is not None:
         arrays["target"] = plan.target
@@ -49,25 +47,12 @@ def run_stage(run: Run) -> str:
 def curriculum_of(run: Run, labels: np.ndarray) -> Curriculum:
     """The curriculum of the configuration, for questions of these clusters."""
     options = run.config.schedule
-    stages = length_of(run).stages
+    stages = run.length.stages
     setting = Setting(
-        difficulty=_difficulty(run),
+        difficulty=run.difficulty,
         clusters=labels,
         stages=stages,
         ramp_stages=min(stages - 1, round(options.ramp_share * stages)),
         options=options.to_dict(),
     )
     return curricula.make(options.curriculum, setting)
-
-
-def _difficulty(run: Run) -> Ragged:
-    arrays = files.read_npz(run.workdir / "step_difficulty.npz")
-    return Ragged(arrays["values"], arrays["offsets"])
-
-
-def length_of(run: Run) -> distill.Plan:
-    """The training's length; one stage at least, for a schedule to speak of."""
-    config = run.config.distill
-    source = run.batch_source(buckets=config.buckets, pack=config.pack)
-    length = distill.plan(config, source.steps_per_epoch, run.config.schedule.stage_steps)
-    return length if length.stages else dataclasses.replace(length, total_steps=1)

@@ -139,8 +139,7 @@ class _Asking:
         for request in self._requests:
             answer = await self._answer(request)
             self._failures = self._failures + 1 if answer["error"] else 0
-            names = {"id": request.id, "sample": request.sample, "question": request.digest}
-            self._write(names | answer)
+            self._write(request.names | answer)
             if self._failures >= _GIVE_UP:
                 raise UserError(
                     f"The last {_GIVE_UP} requests to {self._endpoint()} all failed. This one: "

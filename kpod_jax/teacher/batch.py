@@ -91,8 +91,7 @@ def read_batch(
         if row is None or request is None:
             passed += 1
             continue
-        names = {"id": request.id, "sample": request.sample, "question": request.digest}
-        write(names | _answer(row))
+        write(request.names | _answer(row))
     if not results:
         raise UserError(
             f"{path} has no result of a batch. Expected the output file of the batch API: a line "

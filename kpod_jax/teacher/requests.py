@@ -40,6 +40,11 @@ class Request:
         """What tells it from every other."""
         return self.id, self.sample, self.digest
 
+    @property
+    def names(self) -> dict[str, Any]:
+        """The same in a row of answers."""
+        return {"id": self.id, "sample": self.sample, "question": self.digest}
+
 
 def make_requests(questions: Sequence[Question], teacher: Config) -> list[Request]:
     """The first sample of each question, then the second of each, ...

@@ -368,10 +368,7 @@ def _go_on(
     """The state of the latest checkpoint, its step, and whether the training was done by then."""
     if checkpoints is None or checkpoints.latest_step() is None:
         return state, 0, False
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore_like(state)
     return restored.state, restored.step, bool(restored.extra.get("done"))
 
 
