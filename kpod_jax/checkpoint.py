@@ -12,7 +12,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -74,7 +73,8 @@ class Checkpoints:
         Raises:
           UserError: the directory is missing (`read_only`) or cannot be written to.
         """
-        self._directory = pathlib.Path(directory).absolute()
+        directory = files.as_path(directory)
+        self._directory = directory if files.is_remote(directory) else directory.absolute()
         self._read_only = read_only
         self._best_metric = best_metric
         self._sign = 1.0 if best_mode == "max" else -1.0
@@ -295,7 +295,7 @@ class Checkpoints:
         with self._explained():
             if jax.process_index() == 0:
                 aside = self._directory / f"damaged-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
+                files.remove(aside)
                 (self._directory / str(step)).rename(aside)
             multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
             self._manager.reload()

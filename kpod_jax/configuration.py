@@ -180,6 +180,13 @@ def default() -> Config:
     distill.validate_every = 0  # Epochs between validations by accuracy; 0: only at the end.
     distill.max_steps = 0  # Stops after so many steps; 0: after the epochs.
 
+    watch = config.watch = ml_collections.ConfigDict()  # Of the training; changes nothing in it.
+    watch.hang_seconds = 3600.0  # A process in which no step ends for so long stops with exit code
+    # 124, as when another host hangs; a compilation or a validation must fit in. 0: never.
+    watch.profile_steps = (
+        0  # Steps that JAX's profiler traces, into profile/, soon after the start.
+    )
+
     mesh = config.mesh = ml_collections.ConfigDict()
     mesh.data = -1  # Devices along each axis; -1 takes what is left.
     mesh.fsdp = 1

@@ -43,7 +43,8 @@ def rationale_losses(
       N slices of float32, nats, one value a rationale token.
     """
 
-    @jax.jit
+    # A whole copy on every device, for every process to read.
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def batch_losses(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         return token_losses(module, params, batch)
 
@@ -51,7 +52,7 @@ def rationale_losses(
     with sharding.use(mesh):
         for batch in source.in_order(batch_size):
             index = batch.pop("index")
-            values = np.asarray(batch_losses(params, sharding.place_batch(batch, mesh)))
+            values = np.asarray(batch_losses(params, sharding.place_whole(batch, mesh)))
             for row, i in enumerate(index):
                 if i >= 0:
                     result[i] = values[row, : tokenized.rationale_lengths[i]]

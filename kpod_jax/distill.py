@@ -8,7 +8,6 @@ its last checkpoint to the same bits.
 import dataclasses
 import functools
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
-from kpod_jax import losses, sharding
+from kpod_jax import flops, losses, processes, sharding, watch
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
@@ -199,6 +198,25 @@ def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict
     return jax.jit(start, donate_argnums=0, out_shardings=shardings)(params)
 
 
+def model_flops(module: nn.Module, params: Params, frozen: Params) -> Callable[[Batch], int]:
+    """From a batch to the FLOPs that a step on it needs: forward, and backward where trained.
+
+    Attention and logits are in them; what `remat` computes again is not. A shape is counted once.
+    """
+    plain = module.clone(remat="none", attention="xla")
+    params, frozen = jax.eval_shape(lambda: (params, frozen))
+
+    def loss(trained: Params, frozen: Params, batch: Batch) -> jax.Array:
+        return jnp.sum(token_losses(plain, layout.combine(trained, frozen), batch))
+
+    @functools.cache
+    def count(shapes: tuple[tuple[str, tuple[int, ...], Any], ...]) -> int:
+        batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
+        return flops.matmul_flops(jax.grad(loss), params, frozen, batch)
+
+    return lambda batch: count(tuple((k, v.shape, v.dtype) for k, v in sorted(batch.items())))
+
+
 def train(
     module: nn.Module,
     params: Params,
@@ -206,6 +224,7 @@ def train(
     source: BatchSource,
     start_steps: Callable[[int], np.ndarray],
     config: Config,
+    watching: Config,
     *,
     length: Plan,
     seed: int,
@@ -226,6 +245,7 @@ def train(
       source: of batches, which ask `start_steps` for c_i.
       start_steps: c_i by stage, for the metrics.
       config: `distill` of the configuration.
+      watching: `watch` of the configuration.
       length: of the training, from `plan`.
       seed: of dropout.
       mesh: that the parameters lie on.
@@ -242,6 +262,7 @@ def train(
         micro_batches=config.micro_batches,
         dropout=config.dropout,
     )
+    flops_of = model_flops(module, params, frozen)
     key = jax.random.key(seed)
     with (
         sharding.use(mesh),
@@ -265,58 +286,66 @@ def train(
         iterator = source.iterate(first_batch, last_batch)
         if iterator_state is not None:
             iterator.set_state(iterator_state)
-        late, window, waited, began = OneStepLate(), 0.0, 0.0, time.monotonic()
+        late, window, sizes = OneStepLate(), watch.Window(), {}
+        tracer = watch.Tracer(workdir / "profile", first + 1, watching.profile_steps)
         with (
             MetricsWriter(workdir, STAGE, restored_step=first if first else None) as writer,
-            Progress(length.total_steps, "Distilling", initial=first) as progress,
+            Progress(total, "Distilling", initial=first) as progress,
+            processes.listening() as is_told_to_end,
+            watch.Watchdog(watching.hang_seconds, "distill") as watchdog,
         ):
 
             def record(done: tuple[int, dict[str, float]] | None) -> None:
                 """Writes a step's metrics, `log_every` steps apart."""
-                nonlocal window, waited, began
                 if done is None:
                     return
                 step, values = done
-                window += values["supervised_tokens"]
+                watchdog.beat(f"step {step} of {total}")
+                window.add(values["supervised_tokens"], sizes.pop(step))
                 progress.update(loss=values["loss"])
-                if step % config.log_every and step != length.total_steps:
+                if step % config.log_every and step != total:
                     return
-                now = time.monotonic()
-                stage = (step - 1) // length.steps_per_stage
-                values["tokens_per_second"] = window / max(now - began, 1e-9)
-                values["data_wait_share"] = waited / max(now - began, 1e-9)
+                stage = (step - 1) // per_stage
+                values |= window.values()
                 values["stage_number"] = stage
                 values["mean_start_step"] = float(np.mean(start_steps(stage)))
                 writer.write(step, values)
-                window, waited, began = 0.0, 0.0, now
 
             every = config.validate_every * length.steps_per_epoch
-            for step in range(first + 1, length.total_steps + 1):
+            for step in range(first + 1, total + 1):
                 if begin_stage is not None and (step - 1) % per_stage == 0:
                     record(late.flush())
-                    paused = time.monotonic()
-                    stage = (step - 1) // per_stage
-                    begin_stage(stage, layout.combine(state["params"], frozen))
-                    iterator = source.iterate(step - 1, min(total, step - 1 + per_stage))
-                    began += time.monotonic() - paused
-                asked = time.monotonic()
-                batch = next(iterator)
-                waited += time.monotonic() - asked
+                    with window.pausing():
+                        stage = (step - 1) // per_stage
+                        begin_stage(stage, layout.combine(state["params"], frozen))
+                        iterator = source.iterate(step - 1, min(total, step - 1 + per_stage))
+                        watchdog.beat(f"the beginning of stage {stage}")
+                with window.waiting():
+                    batch = next(iterator)
                 del batch["index"]
                 placed = sharding.place_batch(batch, mesh)
+                sizes[step] = flops_of(placed)
+                tracer.before(step)
                 state, metrics = train_step(state, frozen, placed, key)
                 record(late.push(step, metrics))
-                validates = step == length.total_steps or (every and step % every == 0)
-                if validates or step % config.checkpoint_every == 0:
+                told = is_told_to_end() and step < total
+                tracer.after(step, metrics, last=told or step == total)
+                validates = step == total or (every and step % every == 0)
+                if validates or told or step % config.checkpoint_every == 0:
                     record(late.flush())  # A run that goes on from here finds the line written.
-                    accuracy, paused = None, time.monotonic()
-                    if validates:
-                        accuracy = validate(layout.combine(state["params"], frozen))
-                        writer.write(step, {"validation_accuracy": accuracy})
-                    checkpoints.save(
-                        step,
-                        state,
-                        extra={"iterator": iterator.get_state()},
-                        metrics=None if accuracy is None else {"accuracy": accuracy},
-                    )
-                    began += time.monotonic() - paused
+                    with window.pausing():
+                        accuracy = None
+                        if validates:
+                            accuracy = validate(layout.combine(state["params"], frozen))
+                            writer.write(step, {"validation_accuracy": accuracy})
+                        writer.send()
+                        checkpoints.save(
+                            step,
+                            state,
+                            extra={"iterator": iterator.get_state()},
+                            metrics=None if accuracy is None else {"accuracy": accuracy},
+                        )
+                        watchdog.beat(f"the checkpoint of step {step}")
+                if told:
+                    checkpoints.wait()
+                    raise processes.Preempted(f"saved the student of step {step}")

@@ -1,23 +1,72 @@
 """Files that are there in whole or not at all: written to a temporary name, then renamed.
 
-Only open formats are written: text, JSON, JSON lines and NPZ without pickle.
+Only open formats are written: text, JSON, JSON lines and NPZ without pickle. Paths may be of a
+bucket, such as gs://BUCKET/run, where a file appears when it is closed. Of a run's processes the
+first alone writes; in the others writing does nothing.
 """
 
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import pathlib
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
+from etils import epath
 
 from kpod_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
+# Of this process; see `set_writer`.
+_is_writer = True
+
+
+def set_writer(value: bool) -> None:
+    """Says whether this process writes files, as the first of a run does."""
+    global _is_writer
+    _is_writer = value
+
+
+def as_path(path: PathLike) -> pathlib.Path:
+    """A path to work with: local, or of a bucket (gs://, s3://), which has the same methods."""
+    if not is_remote(path):
+        return pathlib.Path(path)
+    try:
+        found = epath.Path(path)
+        found.exists()
+    except ImportError as error:
+        scheme = os.fspath(path).partition(":")[0]
+        package = {"gs": "gcsfs", "s3": "s3fs"}.get(scheme, "the fsspec package of this scheme")
+        raise UserError(
+            f"{os.fspath(path)}: reading and writing there needs {package}: pip install {package}."
+        ) from error
+    return found  # pyright: ignore[reportReturnType]
+
+
+def is_remote(path: PathLike) -> bool:
+    """Whether a path is of a bucket, not of this machine."""
+    return "://" in os.fspath(path)
+
+
+def remove(path: PathLike) -> None:
+    """Removes a file or a directory with all that is in it, if it is there."""
+    path = as_path(path)
+    if not _is_writer:
+        return
+    if not path.is_dir():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+    elif is_remote(path):
+        path.rmtree(missing_ok=True)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -27,7 +76,23 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     Raises:
       UserError: the disk is full, read-only or not ours; an older `path` stays as it was.
     """
-    path = pathlib.Path(path)
+    if not _is_writer:
+        yield io.BytesIO()
+        return
+    path = as_path(path)
+    try:
+        with _uploading(path) if is_remote(path) else _renaming(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. Nothing was changed there; free some "
+            "space, mend the permissions or choose another --workdir, then run the same command "
+            "again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _renaming(path: pathlib.Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with contextlib.suppress(FileExistsError):  # Where it is a file, opening says so better.
@@ -37,15 +102,19 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {path}: {error.strerror or error}. Nothing was changed there; free some "
-            "space, mend the permissions or choose another --workdir, then run the same command "
-            "again."
-        ) from error
     finally:
         with contextlib.suppress(OSError):  # It is gone where it was renamed.
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def _uploading(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """An object of a bucket is there once all of it was sent, so it is sent when it is whole."""
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with path.open("wb") as target:
+            shutil.copyfileobj(file, target)
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -80,7 +149,7 @@ def read_json(path: PathLike) -> Any:
     Raises:
       UserError: the file is missing or not JSON; the message names the place.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -96,7 +165,7 @@ def read_npz(path: PathLike) -> dict[str, np.ndarray]:
       UserError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with as_path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -112,10 +181,12 @@ def digest(path: PathLike) -> str:
     Raises:
       UserError: the file is missing or cannot be read.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     try:
         if not path.is_dir():
-            state = path.stat()
+            if is_remote(path):
+                return _digest(path)
+            state = os.stat(path)
             if state.st_size < _LARGE:
                 return _digest(path)
             return _digest_once(path, state.st_size, state.st_mtime_ns)

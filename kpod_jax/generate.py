@@ -169,7 +169,7 @@ class Generator:
                 ids, mask = padded(
                     prompts, np.pad(taken // samples, rest, constant_values=-1), size, self._pad_id
                 )
-                placed = sharding.place_batch({"ids": ids, "mask": mask}, self._mesh)
+                placed = sharding.place_whole({"ids": ids, "mask": mask}, self._mesh)
                 slots = np.pad(slots, rest, constant_values=batch_size).astype(np.int32)
                 taken = np.pad(taken, rest).astype(np.int32)
                 rows = steps.fill(prepared, rows, placed["ids"], placed["mask"], slots, taken)

@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from kpod_jax import configuration
+from kpod_jax import configuration, processes
 from kpod_jax.errors import UserError
 
 _MODES = (
@@ -56,6 +56,14 @@ _SPLIT = flags.DEFINE_string("split", "test", "Predictions that --mode=compare r
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the files of --mode=compare; none: the first run's."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "HOST:PORT of the first of several processes, where JAX does not find out by itself (it does "
+    "on Cloud TPU, under SLURM and Open MPI); off: this process runs alone.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Of all, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this one, from 0, with --coordinator.")
 _MEMORY_ADVICE = (
     "A device's memory is full. Lower the batch size of the stage at work (weighting.batch_size, "
     "difficulty.batch_size, distill.batch_size or eval.batch_size), split the steps "
@@ -70,6 +78,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax says much below it; our lines are printed.
     try:
         _run()
+    except processes.Preempted as told:
+        print(f"\nTold to end: {told}. The same command goes on from there.", file=sys.stderr)
+        sys.exit(processes.EXIT_PREEMPTED)
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
@@ -96,6 +107,10 @@ def _run() -> None:
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # Models are ours; of transformers only tokenizers are used, and it need not say so each time.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Before anything asks for devices. These modes work on one host's processor alone.
+    if _MODE.value not in ("heatmap", "teach"):
+        processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        processes.raise_on_sigterm()
     if _MODE.value == "sweep":
         from kpod_jax import sweep
 

@@ -2,12 +2,16 @@
 
 `metrics.jsonl` of the work directory holds all stages. A stage that goes on from a checkpoint first
 cuts away what it wrote after that checkpoint, so that the file reads as one uninterrupted run.
+
+Objects of a bucket cannot be added to. There both are written in a local folder, and sent when a
+minute has gone or a checkpoint is to be saved.
 """
 
 import json
 import math
 import pathlib
-import shutil
+import tempfile
+import time
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -16,6 +20,9 @@ import tensorboardX
 
 from kpod_jax import files
 from kpod_jax.errors import UserError
+
+# Seconds between two times that the files are sent to a bucket.
+_SEND_EVERY = 60.0
 
 
 class MetricsWriter:
@@ -36,20 +43,28 @@ class MetricsWriter:
           UserError: the disk is full or read-only.
         """
         self._stage = stage
-        self._path = pathlib.Path(workdir) / "metrics.jsonl"
+        self._workdir = files.as_path(workdir)
+        self._path = self._workdir / "metrics.jsonl"
+        self._local: tempfile.TemporaryDirectory[str] | None = None
+        self._sent = time.monotonic()
         self._file: IO[str] | None = None
         self._events: tensorboardX.SummaryWriter | None = None
         if jax.process_index() != 0:
             return
         first_step = 0 if restored_step is None else restored_step + 1
-        directory = self._path.parent / "tensorboard" / stage
         if restored_step is None:
-            shutil.rmtree(directory, ignore_errors=True)
+            files.remove(self._workdir / "tensorboard" / stage)
         _cut(self._path, stage, restored_step)
+        folder = self._workdir
+        if files.is_remote(self._workdir):
+            self._local = tempfile.TemporaryDirectory()
+            folder = pathlib.Path(self._local.name)
+            if self._path.exists():
+                (folder / "metrics.jsonl").write_bytes(self._path.read_bytes())
         try:
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._events = tensorboardX.SummaryWriter(
-                str(directory),
+                str(folder / "tensorboard" / stage),
                 # TensorBoard hides older events from this step on.
                 purge_step=first_step,
                 # Names hold the time in seconds: one of a quick restart would be overwritten.
@@ -90,12 +105,29 @@ class MetricsWriter:
         for name, value in values.items():
             if isinstance(value, float | int):
                 self._events.add_scalar(name, value, step)
+        if time.monotonic() - self._sent > _SEND_EVERY:
+            self.send()
+
+    def send(self) -> None:
+        """Sends what was written so far to a bucket; a local folder has it already."""
+        if self._local is None or self._events is None:
+            return
+        self._events.flush()
+        folder = pathlib.Path(self._local.name)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with files.replacing(self._workdir / path.relative_to(folder).as_posix()) as target:
+                    target.write(path.read_bytes())
+        self._sent = time.monotonic()
 
     def close(self) -> None:
         """Writes what TensorBoard events are left and closes the files."""
         if self._file is not None and self._events is not None:
             self._events.close()
             self._file.close()
+            self.send()
+        if self._local is not None:
+            self._local.cleanup()
 
 
 class OneStepLate:
@@ -168,7 +200,7 @@ def _cut(path: pathlib.Path, stage: str, restored_step: int | None) -> None:
     if kept != lines:
         with files.replacing(path) as file:
             file.writelines(kept)
-    else:
+    elif not files.is_remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 

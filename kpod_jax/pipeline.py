@@ -7,7 +7,6 @@ date. This is the only place that knows their order.
 import dataclasses
 import importlib.metadata
 import pathlib
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 
 import kpod_jax
-from kpod_jax import configuration, files, report
+from kpod_jax import configuration, files, processes, report
 from kpod_jax.configuration import Config
 from kpod_jax.data import sources
 from kpod_jax.errors import UserError
@@ -41,6 +40,7 @@ class Stage:
       outside: files and directories elsewhere, besides the student's, that it reads.
       continues: a stale output is a training that may have taken days: it is not overwritten.
       partial: what an interrupted run of it goes on from; removed where that was another one's.
+      alone: work of the host, which one process does for all.
     """
 
     run: Callable[[Run], str]
@@ -52,6 +52,7 @@ class Stage:
     outside: Callable[[Config], Sequence[str]] = lambda config: ()
     continues: bool = False
     partial: tuple[str, ...] = ()
+    alone: bool = False
 
 
 def _report(run: Run) -> str:
@@ -77,6 +78,7 @@ STAGES: dict[str, Stage] = {
         (),
         (*(f"records/{split}.jsonl" for split in SPLITS), "records/rejected.jsonl"),
         outside=_data_files,
+        alone=True,
     ),
     "weigh": Stage(
         weigh.run_stage,
@@ -129,7 +131,7 @@ STAGES: dict[str, Stage] = {
         ("results.json",),
         outside=lambda config: config.eval.ood_paths,
     ),
-    "report": Stage(_report, (), (), ("report.html",)),
+    "report": Stage(_report, (), (), ("report.html",), alone=True),
     "export": Stage(export.run_stage, ("student", "eval.checkpoint", "export"), (), ("export",)),
 }
 
@@ -158,6 +160,7 @@ def run(
     _write_config(current)
     for name in [name for name in STAGES if name != "export"] if mode == "all" else [mode]:
         _run_stage(current, name)
+        processes.barrier(f"{name} ends")  # The first process has written what the others read.
     return current.workdir.path
 
 
@@ -192,10 +195,11 @@ def _run_stage(run: Run, name: str) -> None:
         say(f"{name}: made again: {why}")
     if stored != fingerprint:
         for part in stage.partial:
-            shutil.rmtree(run.workdir / part, ignore_errors=True)
+            files.remove(run.workdir / part)
     began = time.monotonic()
     run.workdir.mark(name, fingerprint, complete=False)
-    message = stage.run(run)
+    processes.barrier(f"{name} begins")  # What was removed is gone for all.
+    message = processes.first_alone(lambda: stage.run(run)) if stage.alone else stage.run(run)
     run.workdir.mark(name, fingerprint)
     say(f"{name}: {message} → {', '.join(stage.outputs)} ({time.monotonic() - began:.1f} s)")
 

@@ -125,26 +125,61 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def host_part(mesh: Mesh) -> tuple[int, int]:
+    """Which of how many equal parts of a batch's rows this process's devices hold.
+
+    Where the mesh lays the rows out otherwise, the part is the whole.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    where = batch_sharding(mesh).addressable_devices_indices_map((parts,))
+    rows = sorted({index[0].start or 0 for index in where.values() if index is not None})
+    size = len(rows)
+    whole = rows != list(range(rows[0], rows[0] + size)) or rows[0] % size or parts % size
+    return (0, 1) if whole else (rows[0] // size, parts // size)
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a tree of NumPy arrays [rows of this process, ...] on the mesh, split by rows.
+    """Puts a tree of NumPy arrays [rows of this process's `host_part`, ...] on the mesh, by rows.
 
     Raises:
       UserError: the devices do not divide the rows.
     """
     sharding = batch_sharding(mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    number, count = host_part(mesh)
 
     def place(array: np.ndarray) -> jax.Array:
-        rows = array.shape[0] * jax.process_count()
+        rows, first = array.shape[0] * count, array.shape[0] * number
         if rows % parts:
             raise UserError(
                 f"A batch of {rows} rows cannot be split over {parts} devices (mesh.data="
                 f"{mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}). Make the batch size "
                 f"a multiple of {parts}."
             )
-        return jax.make_array_from_process_local_data(sharding, array)
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            return array[start - first : stop - first]
+
+        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, part)
 
     return jax.tree.map(place, batch)
+
+
+def place_whole(tree: Any, mesh: Mesh) -> Any:
+    """Puts a tree of NumPy arrays, which every process has in full, on the mesh.
+
+    Rows are split as a batch's are, where the devices divide them; else all have a whole copy.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def place(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        splits = array.ndim > 0 and array.shape[0] % parts == 0
+        where = batch_sharding(mesh) if splits else replicated(mesh)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
 
 
 def _spec(

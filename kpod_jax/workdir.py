@@ -29,8 +29,8 @@ class Workdir:
         Raises:
           UserError: it cannot be made or written to.
         """
-        self.path = pathlib.Path(path)
-        self._siblings = [pathlib.Path(sibling) for sibling in siblings]
+        self.path = files.as_path(path)
+        self._siblings = [files.as_path(sibling) for sibling in siblings]
         try:
             (self.path / ".stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,7 +92,7 @@ class Workdir:
 
     def forget(self, stage: str) -> None:
         """Makes a stage count as not made."""
-        self._stage_file(stage).unlink(missing_ok=True)
+        files.remove(self._stage_file(stage))
 
     def take_over(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
         """Copies the stage's outputs from a sibling that made them from the very same."""
@@ -102,7 +102,6 @@ class Workdir:
             sibling = Workdir(path)
             if sibling.path != self.path and sibling.done(stage, fingerprint, outputs):
                 for name in outputs:
-                    (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                     with (
                         files.replacing(self.path / name) as target,
                         (sibling.path / name).open("rb") as source,

@@ -228,6 +228,7 @@ def run(workdir, validate, start_steps=start_steps, begin_stage=None):
         batches,
         start_steps,
         config,
+        configuration.default().watch,
         length=distill.plan(config, batches.steps_per_epoch),
         seed=0,
         mesh=mesh,

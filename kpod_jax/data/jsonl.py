@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kpod_jax.errors import UserError
-from kpod_jax.files import PathLike
+from kpod_jax.files import PathLike, as_path
 
 
 def read_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
@@ -20,7 +20,7 @@ def read_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any] | None, str]
       UserError: the file cannot be read at all.
     """
     try:
-        with open(path, "rb") as file:
+        with as_path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")

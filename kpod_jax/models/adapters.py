@@ -1,7 +1,6 @@
 """LoRA adapters as a directory that PEFT loads: the base model's id and the low-rank factors."""
 
 import math
-import pathlib
 from typing import Any
 
 import jax
@@ -39,7 +38,7 @@ def save_adapter(
     Raises:
       UserError: the disk is full or read-only.
     """
-    directory = pathlib.Path(directory)
+    directory = files.as_path(directory)
     flat = layout.flatten(params)
     names = family_of(config).names
     tensors = {}
@@ -75,4 +74,4 @@ def save_adapter(
     }
     files.write_json(directory / "adapter_config.json", value)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        hub.save_tokenizer(directory, tokenizer)

@@ -7,6 +7,7 @@ are transposed, and their heads folded. Only safetensors are read and written.
 import functools
 import math
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -177,7 +178,7 @@ def save_pretrained(
     Raises:
       UserError: the disk is full or read-only.
     """
-    directory = pathlib.Path(directory)
+    directory = files.as_path(directory)
     flat = layout.flatten(params)
     if lora is None and any(map(layout.is_adapter, flat)):
         raise TypeError("the parameters have adapters: save_pretrained needs their LoRAConfig")
@@ -203,10 +204,19 @@ def save_pretrained(
         metadata = {"total_size": sum(bytes_of.values())}
         files.write_json(directory / INDEX, {"metadata": metadata, "weight_map": where})
     for stale in {WEIGHTS, INDEX} - ({WEIGHTS} if len(shards) == 1 else {INDEX}):
-        (directory / stale).unlink(missing_ok=True)
+        files.remove(directory / stale)
     files.write_json(directory / "config.json", config.to_json() | {"dtype": dtype})
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(directory, tokenizer)
+
+
+def save_tokenizer(directory: files.PathLike, tokenizer: Any) -> None:
+    """Writes a tokenizer's files, as transformers loads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in pathlib.Path(folder).iterdir():
+            with files.replacing(files.as_path(directory) / path.name) as stream:
+                stream.write(path.read_bytes())
 
 
 def _names(path: str, leaf: Any, config: ModelConfig) -> list[str]:

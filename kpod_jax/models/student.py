@@ -88,7 +88,9 @@ class Student:
 
     def embeddings(self, params: Any) -> np.ndarray:
         """[V, D] float32, the input embedding table among the parameters."""
-        return np.asarray(jax.device_get(params["shared"]["embedding"]), np.float32)
+        table = hub.fetch(layout.flatten(params), "shared/embedding", None)
+        assert table is not None
+        return table
 
     def _born(self, mesh: Mesh, wanted: Callable[[str], bool] = lambda path: True) -> Any:
         """Random values, made where they live, of the parameters that are wanted."""

@@ -50,7 +50,7 @@ def readme_picture(
     Raises:
       UserError: the run lacks a part of the picture, or `path` ends in something else.
     """
-    path = pathlib.Path(path)
+    path = files.as_path(path)
     _kind(path)
     run = run_files.load(workdir)
     methods = summary.methods(comparison or ([run.results] if run.results else []))
@@ -85,7 +85,7 @@ def heat_map_picture(
     Raises:
       UserError: `path` ends in something else.
     """
-    return _save(lambda: _draw_heat_map(run, indices), pathlib.Path(path))
+    return _save(lambda: _draw_heat_map(run, indices), files.as_path(path))
 
 
 def _kind(path: pathlib.Path) -> str:

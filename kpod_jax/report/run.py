@@ -55,7 +55,7 @@ def load(workdir: files.PathLike) -> Run:
     Raises:
       UserError: `workdir` is no directory, a file is damaged, or files do not belong together.
     """
-    root = pathlib.Path(workdir)
+    root = files.as_path(workdir)
     if not root.is_dir():
         raise UserError(f"{root} is not a directory. Give the --workdir of a run.")
     records = _read_records(root / "records" / "train.jsonl")
@@ -98,7 +98,7 @@ def read_jsonl(path: files.PathLike) -> tuple[dict[str, Any], ...]:
       UserError: the file cannot be read, or another line is not a JSON object.
     """
     lines = list(jsonl.read_rows(path))
-    if lines and lines[-1][1] is None and not pathlib.Path(path).read_bytes().endswith(b"\n"):
+    if lines and lines[-1][1] is None and not files.as_path(path).read_bytes().endswith(b"\n"):
         del lines[-1]
     for number, row, problem in lines:
         if row is None:

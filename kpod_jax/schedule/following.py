@@ -3,8 +3,6 @@
 Letters: N examples.
 """
 
-import pathlib
-
 import numpy as np
 
 from kpod_jax import files
@@ -35,7 +33,7 @@ class Following:
         self._path = path
         self._name = name
         self._rows: list[np.ndarray] = []
-        if pathlib.Path(path).exists():
+        if files.as_path(path).exists():
             self._rows = list(files.read_npz(path)["start_steps"])
 
     def __call__(self, stage: int) -> np.ndarray:

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from kpod_jax import distill, files
+from kpod_jax import distill, files, sharding
 from kpod_jax.run import Run
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
@@ -39,7 +38,7 @@ def run_stage(run: Run) -> str:
         stage_of_step=lambda step: step // length.steps_per_stage,
         buckets=config.distill.buckets,
         input_steps=config.distill.input_steps,
-        host=(jax.process_index(), jax.process_count()),
+        host=sharding.host_part(run.mesh),
         pack=config.distill.pack,
     )
     # Checkpoints are chosen by it; the test split is not read before the evaluation.
@@ -56,6 +55,7 @@ def run_stage(run: Run) -> str:
         source,
         start_steps,
         config.distill,
+        config.watch,
         length=length,
         seed=config.seed,
         mesh=run.mesh,

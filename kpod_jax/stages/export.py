@@ -1,7 +1,5 @@
 """The student as a directory that others load."""
 
-import shutil
-
 from kpod_jax import files, model_card
 from kpod_jax.models import adapters, hub
 from kpod_jax.run import Run
@@ -14,7 +12,7 @@ def run_stage(run: Run) -> str:
     params, step = trained_params(run)
     lora, tokenizer = student.module.lora, student.tokenizer
     directory = run.workdir / "export"
-    shutil.rmtree(directory, ignore_errors=True)
+    files.remove(directory)
     is_adapter = lora is not None and config.export.lora == "adapter"
     if is_adapter:
         assert lora is not None

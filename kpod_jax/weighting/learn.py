@@ -11,7 +11,6 @@ Letters: B examples, P prefixes of each, R rationale tokens.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from kpod_jax import processes, sharding
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.data.records import Ragged
 from kpod_jax.weighting.answerer import Answerer, Params
@@ -47,6 +48,7 @@ class MaskLearner:
       straight_through: see `gumbel_mask`.
       clear_share: so many of the rows that the answerer is fit on have their whole rationale, and
         so many no mask, whatever is drawn.
+      mesh: that rows are split over; None: all that is at hand.
     """
 
     answerer: Answerer
@@ -57,6 +59,12 @@ class MaskLearner:
     prefix_samples: int = 1
     straight_through: bool = True
     clear_share: float = 0.5
+    mesh: Mesh | None = None
+
+    def take(self, problems: Problems, index: np.ndarray) -> Problems:
+        """Some rows, on the devices."""
+        rows = take(problems, index)
+        return rows if self.mesh is None else sharding.place_whole(rows, self.mesh)
 
     def logits(self, generator_params: Params, problems: Problems) -> jax.Array:
         """[B, R] the logits of w_j."""
@@ -189,14 +197,20 @@ def fit_answerer(
     state, first, _ = _go_on(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
     params, state = state["params"], state["opt_state"]
     indices = batches(len(problems.question), batch_size, seed, start=first)
-    for step in range(first, steps):
-        batch = take(problems, next(indices))
-        masked = jnp.array(step >= reading_steps)
-        params, state, loss = fit_step(params, state, batch, jax.random.fold_in(root, step), masked)
-        if step % 50 == 49 or step == steps - 1:
-            log("answerer", step + 1, {"answer_loss": float(loss)})
-        if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or step == steps - 1):
-            checkpoints.save(step + 1, {"params": params, "opt_state": state})
+    with processes.listening() as is_told_to_end:
+        for step in range(first, steps):
+            batch = learner.take(problems, next(indices))
+            masked = jnp.array(step >= reading_steps)
+            params, state, loss = fit_step(
+                params, state, batch, jax.random.fold_in(root, step), masked
+            )
+            if step % 50 == 49 or step == steps - 1:
+                log("answerer", step + 1, {"answer_loss": float(loss)})
+            ends, told = step == steps - 1, is_told_to_end()
+            if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends or told):
+                checkpoints.save(step + 1, {"params": params, "opt_state": state})
+            if told and not ends:
+                raise processes.Preempted(f"saved the answerer of step {step + 1}")
     return params
 
 
@@ -223,7 +237,7 @@ def measure_gap(
     count = len(problems.question)
     table = np.zeros((10, 2))
     for start in range(0, count, batch_size):
-        batch = take(problems, np.arange(start, min(start + batch_size, count)))
+        batch = learner.take(problems, np.arange(start, min(start + batch_size, count)))
         for tenth in range(10):
             for kept in (0, 1):
                 place = (tenth + 0.999) / 10  # The last one of each tenth.
@@ -289,8 +303,8 @@ def learn_masks(
     if not judge_every:
         judge_every, patience = steps + 1, 1
     root = jax.random.key(seed)
-    example = take(problems, np.arange(1))
-    params = learner.generator.init(
+    example = learner.take(problems, np.arange(1))
+    params = jax.jit(learner.generator.init)(
         root, learner.embeddings[example.rationale], example.rationale_mask
     )["params"]
     rate = optax.linear_schedule(learning_rate, learning_rate / 10, steps)
@@ -318,58 +332,64 @@ def learn_masks(
         return optax.apply_updates(answerer_params, updates), state
 
     state = {"params": params, "opt_state": optimizer.init(params)}
-    # The generator with the lowest objective, that objective, and looks since then.
-    state |= {"best": jax.tree.map(jnp.copy, params), "best_value": jnp.array(math.inf)}
-    state["since"] = jnp.array(0)
+    state["best"] = jax.tree.map(jnp.copy, params)
     if joint_learning_rate:
         state["answerer"] = answerer_params = jax.tree.map(jnp.copy, answerer_params)
         state["joint_state"] = joint_optimizer.init(answerer_params)
-    state, start, done = _go_on(checkpoints, state)
+    state, start, extra = _go_on(checkpoints, state)
+    done = extra.get("done", False)
+    # The lowest objective so far, and looks since then.
+    best_value, since = extra.get("best_value"), extra.get("since", 0)
     indices = batches(len(problems.question), batch_size, seed, start)
     joint_indices = batches(len(joint_problems.question), batch_size, seed + 1, start)
     first, last = temperatures
-    for step in range(start, 0 if done else steps):
-        temperature = first * (last / first) ** (step / steps)
-        alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, alpha_warmup * steps))
-        key = jax.random.fold_in(root, step)
-        batch = take(problems, next(indices))
-        answerer_params = state.get("answerer", answerer_params)
-        state["params"], state["opt_state"], parts = learn_step(
-            state["params"], state["opt_state"], answerer_params, batch, key, alpha, temperature
-        )
-        if joint_learning_rate:
-            batch = take(joint_problems, next(joint_indices))
-            key = jax.random.fold_in(key, 1)
-            answerer_params, state["joint_state"] = follow_step(
-                answerer_params, state["joint_state"], state["params"], batch, key, temperature
+    with processes.listening() as is_told_to_end:
+        for step in range(start, 0 if done else steps):
+            temperature = first * (last / first) ** (step / steps)
+            alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, alpha_warmup * steps))
+            key = jax.random.fold_in(root, step)
+            batch = learner.take(problems, next(indices))
+            answerer_params = state.get("answerer", answerer_params)
+            state["params"], state["opt_state"], parts = learn_step(
+                state["params"], state["opt_state"], answerer_params, batch, key, alpha, temperature
             )
-            state["answerer"] = answerer_params
-        judged = (step + 1) % judge_every == 0
-        if judged:
-            parts["held_out_objective"] = value = judge(state["params"], answerer_params)
-            if value < state["best_value"]:
-                state["best"] = jax.tree.map(jnp.copy, state["params"])
-                state["best_value"], state["since"] = jnp.array(value), jnp.array(0)
-            else:
-                state["since"] += 1
-        ends = step == steps - 1 or bool(state["since"] == patience)
-        if judged or step % 25 == 24 or ends:
-            log("generator", step + 1, {k: float(v) for k, v in parts.items()})
-        if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends):
-            checkpoints.save(step + 1, state, extra={"done": ends})
-        if ends:
-            break
-    return state["best"] if jnp.isfinite(state["best_value"]) else state["params"]
+            if joint_learning_rate:
+                batch = learner.take(joint_problems, next(joint_indices))
+                key = jax.random.fold_in(key, 1)
+                answerer_params, state["joint_state"] = follow_step(
+                    answerer_params, state["joint_state"], state["params"], batch, key, temperature
+                )
+                state["answerer"] = answerer_params
+            judged = (step + 1) % judge_every == 0
+            if judged:
+                parts["held_out_objective"] = value = judge(state["params"], answerer_params)
+                if best_value is None or value < best_value:
+                    state["best"] = jax.tree.map(jnp.copy, state["params"])
+                    best_value, since = value, 0
+                else:
+                    since += 1
+            ends = step == steps - 1 or since == patience
+            if judged or step % 25 == 24 or ends:
+                log("generator", step + 1, {k: float(v) for k, v in parts.items()})
+            told = is_told_to_end()
+            if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends or told):
+                extra = {"done": ends, "best_value": best_value, "since": since}
+                checkpoints.save(step + 1, state, extra=extra)
+            if ends:
+                break
+            if told:
+                raise processes.Preempted(f"saved the generator of step {step + 1}")
+    return state["params"] if best_value is None else state["best"]
 
 
 def _go_on(
     checkpoints: Checkpoints | None, state: dict[str, Any]
-) -> tuple[dict[str, Any], int, bool]:
-    """The state of the latest checkpoint, its step, and whether the training was done by then."""
+) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """The state of the latest checkpoint, its step, and what was saved beside it."""
     if checkpoints is None or checkpoints.latest_step() is None:
-        return state, 0, False
+        return state, 0, {}
     restored = checkpoints.restore_like(state)
-    return restored.state, restored.step, bool(restored.extra.get("done"))
+    return restored.state, restored.step, restored.extra
 
 
 def objective_on(
@@ -389,7 +409,7 @@ def objective_on(
             value = step(
                 generator_params,
                 answerer_params,
-                take(problems, index),
+                learner.take(problems, index),
                 jax.random.fold_in(root, start),
                 learner.alpha,
                 temperature,
@@ -404,15 +424,16 @@ def compute_weights(
     learner: MaskLearner, generator_params: Params, problems: Problems, batch_size: int
 ) -> Ragged:
     """w_j of every rationale token, without noise (Eq. 3): N slices of float32 in (0, 1)."""
+    where = None if learner.mesh is None else sharding.replicated(learner.mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=where)
     def weights(params, problems):
         return jax.nn.sigmoid(learner.logits(params, problems))
 
     result = []
     for start in range(0, len(problems.question), batch_size):
         index = np.arange(start, min(start + batch_size, len(problems.question)))
-        batch = take(problems, index)
-        values = np.asarray(weights(generator_params, batch))
-        result += [values[i][np.asarray(batch.rationale_mask[i])] for i in range(len(index))]
+        mask = take(problems, index).rationale_mask
+        values = np.asarray(weights(generator_params, learner.take(problems, index)))
+        result += [values[i][mask[i]] for i in range(len(index))]
     return Ragged.from_list(result, np.float32)

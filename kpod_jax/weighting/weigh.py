@@ -96,6 +96,7 @@ def weigh(
         config.prefix_samples,
         config.straight_through,
         config.clear_share,
+        mesh,
     )
     problems, judged = problems_of(train, pad_id), problems_of(held_out, pad_id)
     judged = jax.tree.map(lambda array: array[:_HELD_OUT], judged)

@@ -1,0 +1,151 @@
+"""A run in several processes, and one that is told to end."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from kpod_jax import files, processes
+from kpod_jax.errors import UserError
+from tests.conftest import LLAMA_JSON, ROOT
+from tests.test_pipeline import SMALL, environment, parameters
+
+# All four devices, whatever the processes. The answerer is random, so there is no gap to ask for.
+SETTINGS = (
+    "--config=configs/quickstart.py",
+    "--config.data.train_examples=24",
+    "--config.data.validation_examples=8",
+    "--config.data.test_examples=6",
+    "--config.student.init=random",
+    "--config.student.tokenizer=kpod_jax/assets/tiny_t5",
+    "--config.weighting.answerer=",
+    "--config.weighting.fit=same",
+    "--config.weighting.masking_steps=2",
+    "--config.weighting.steps=2",
+    "--config.weighting.batch_size=8",
+    "--config.weighting.min_gap=-99",
+    "--config.weighting.prefixes=sampled",
+    "--config.distill.epochs=2",
+    "--config.distill.batch_size=8",
+    "--config.distill.buckets=1",
+    "--config.distill.checkpoint_every=2",
+    "--config.distill.learning_rate=1e-3",
+    "--config.eval.max_new_tokens=8",
+)
+
+
+def start(
+    workdir: pathlib.Path, count: int, student: pathlib.Path, *flags: str
+) -> list[subprocess.Popen]:
+    """The processes of one run, four devices together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    env = environment(workdir.parent) | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"
+    }
+    command = [sys.executable, "-m", "kpod_jax.main", *SETTINGS, f"--workdir={workdir}"]
+    command += [f"--config.student.model={student}", *flags]
+    together = [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
+    return [
+        subprocess.Popen(
+            [*command, *(together if count > 1 else []), *([f"--process_id={i}"] * (count > 1))],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(running: list[subprocess.Popen]) -> list[str]:
+    """What each printed; all of them must end well."""
+    with_output: list[str] = [""] * len(running)
+
+    def read(i: int) -> None:
+        with_output[i] = running[i].communicate()[0]
+
+    readers = [threading.Thread(target=read, args=(i,)) for i in range(len(running))]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert [process.returncode for process in running] == [0] * len(running), with_output
+    return with_output
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("student") / "config.json"
+    path.write_text(json.dumps(LLAMA_JSON))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, student) -> dict[int, tuple[pathlib.Path, list[str]]]:
+    """The same run in one, two and four processes."""
+    root = tmp_path_factory.mktemp("processes")
+    meshes = {1: (), 2: ("--config.mesh.fsdp=2",), 4: ("--config.mesh.fsdp=2",)}
+    return {
+        count: (root / str(count), finish(start(root / str(count), count, student, *mesh)))
+        for count, mesh in meshes.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_do_what_one_does(runs, count):
+    one, many = runs[1][0], runs[count][0]
+    for name in ("token_weights.npz", "step_difficulty.npz", "schedule.npz"):
+        expected, found = files.read_npz(one / name), files.read_npz(many / name)
+        for key in expected:
+            np.testing.assert_allclose(
+                found[key], expected[key], rtol=2e-4, atol=2e-5, err_msg=name
+            )
+    expected, found = parameters(one, 6), parameters(many, 6)
+    import jax
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), expected, found
+    )
+    lines = (many / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len((one / "metrics.jsonl").read_text().splitlines())
+    assert (many / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_speaks_and_writes(runs):
+    workdir, outputs = runs[4]
+    assert "\neval: test accuracy" in outputs[0]
+    for output in outputs[1:]:
+        assert "eval:" not in output
+    assert not list(workdir.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_checkpoint_of_four_processes_is_gone_on_with_by_fewer(runs, student, count, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "copy"
+    shutil.copytree(runs[4][0], workdir)
+    shutil.rmtree(workdir / "checkpoints/student/6")
+    (workdir / ".stages/distill.json").unlink()
+    outputs = finish(start(workdir, count, student, "--mode=distill"))
+    assert "distill: 6 steps" in outputs[0]
+    expected, found = parameters(runs[4][0], 6), parameters(workdir, 6)
+    import jax
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), expected, found
+    )
