@@ -355,7 +355,8 @@ class Checkpoints:
 
 def _checksums(path: pathlib.Path) -> dict[str, str]:
     """SHA-256 by relative path of all files of a checkpoint's items."""
-    paths = sorted(file for file in path.glob("*/**/*") if file.is_file())
+    items = (item for item in path.iterdir() if item.is_dir())
+    paths = sorted(file for item in items for file in files.files_under(item))
     with concurrent.futures.ThreadPoolExecutor() as pool:  # Hashing lets go of the GIL.
         digests = pool.map(files.digest, paths)
         return {

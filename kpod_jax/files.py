@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
+import fsspec
 import numpy as np
 from etils import epath
 
@@ -38,11 +39,13 @@ def as_path(path: PathLike) -> pathlib.Path:
     """A path to work with: local, or of a bucket (gs://, s3://), which has the same methods."""
     if not is_remote(path):
         return pathlib.Path(path)
+    scheme = os.fspath(path).partition(":")[0]
+    # Another process may have written since a listing was fetched.
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     try:
         found = epath.Path(path)
         found.exists()
     except ImportError as error:
-        scheme = os.fspath(path).partition(":")[0]
         package = {"gs": "gcsfs", "s3": "s3fs"}.get(scheme, "the fsspec package of this scheme")
         raise UserError(
             f"{os.fspath(path)}: reading and writing there needs {package}: pip install {package}."
@@ -53,6 +56,15 @@ def as_path(path: PathLike) -> pathlib.Path:
 def is_remote(path: PathLike) -> bool:
     """Whether a path is of a bucket, not of this machine."""
     return "://" in os.fspath(path)
+
+
+def files_under(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """All files of a directory and of those in it; of a bucket, too, which knows no `**`."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from files_under(path)
+        else:
+            yield path
 
 
 def remove(path: PathLike) -> None:
@@ -191,9 +203,7 @@ def digest(path: PathLike) -> str:
                 return _digest(path)
             return _digest_once(path, state.st_size, state.st_mtime_ns)
         lines = [
-            f"{digest(file)}  {file.relative_to(path).as_posix()}\n"
-            for file in path.rglob("*")
-            if file.is_file()
+            f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_under(path)
         ]
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import pipeline, report, sharding
+from kpod_jax import pipeline, processes, report, sharding
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
 from kpod_jax.run import Run
@@ -214,41 +214,82 @@ def test_no_stage_reads_the_test_split_before_the_evaluation(tmp_path):
     assert json.loads((workdir / "results.json").read_text())["total"] == 8
 
 
-def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path):
-    """Kill -9 after the first checkpoints, then the same command again."""
-    workdir, _ = finished
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(killed, *SMALL),
+def begin(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(workdir, *flags),
         cwd=ROOT,
-        env=environment(tmp_path),
+        env=environment(workdir.parent),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    while process.poll() is None:
-        saved = [
-            int(path.name)
-            for path in killed.glob("checkpoints/student/[0-9]*")
-            if path.name.isdecimal()
-        ]
-        if max(saved, default=0) >= 4:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (killed / "results.json").exists()
-    done = run(killed, *SMALL)
-    assert done.returncode == 0, done.stderr
-    expected, found = parameters(workdir, 20), parameters(killed, 20)
-    flat = ocp.tree.to_flat_dict(expected)
-    for path, value in ocp.tree.to_flat_dict(found).items():
+
+
+def latest_checkpoint(workdir: pathlib.Path) -> int:
+    found = (path.name for path in workdir.glob("checkpoints/student/[0-9]*"))
+    return max((int(name) for name in found if name.isdecimal()), default=0)
+
+
+def check_same_bits(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Parameters, losses and predictions of two finished runs of SMALL are equal."""
+    flat = ocp.tree.to_flat_dict(parameters(one, 20))
+    for path, value in ocp.tree.to_flat_dict(parameters(other, 20)).items():
         np.testing.assert_array_equal(value, flat[path], err_msg=str(path))
     lines = [
         [json.loads(line) for line in (directory / "metrics.jsonl").open()]
-        for directory in (workdir, killed)
+        for directory in (one, other)
     ]
     losses = [[row["loss"] for row in rows if "loss" in row] for rows in lines]
     assert losses[0] == losses[1]
+    name = "predictions/test.jsonl"
+    assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_with_the_same_bits(finished, tmp_path, how):
+    """Killed, or told to end, after the first checkpoints; then the same command again."""
+    workdir, _ = finished
+    killed = tmp_path / "killed"
+    process = begin(killed, *SMALL)
+    while process.poll() is None and latest_checkpoint(killed) < 4:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, said = process.communicate()
+    if how == signal.SIGTERM:
+        assert process.returncode == processes.EXIT_PREEMPTED, said
+        step = int(re.search(r"Told to end: saved the student of step (\d+)", said)[1])
+        assert latest_checkpoint(killed) == step
+    else:
+        assert process.returncode == -how, "it ended before it could be killed"
+    assert not (killed / "results.json").exists()
+    done = run(killed, *SMALL)
+    assert done.returncode == 0, done.stderr
+    check_same_bits(workdir, killed)
+
+
+@pytest.mark.slow
+def test_chaos(finished, tmp_path):
+    """Killed at random moments, again and again, it ends as if nothing had been.
+
+    KPOD_CHAOS_KILLS is their number.
+    """
+    workdir, _ = finished
+    killed, rng = tmp_path / "killed", np.random.default_rng(0)
+    seconds = time.monotonic()
+    assert run(tmp_path / "timed", *SMALL).returncode == 0
+    seconds = time.monotonic() - seconds
+    for kill in range(int(os.environ.get("KPOD_CHAOS_KILLS") or 4)):
+        process = begin(killed, *SMALL)
+        try:
+            process.wait(rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM if kill % 2 else signal.SIGKILL)
+        _, said = process.communicate()
+        # Before the first line of its own, Python has not heard of SIGTERM.
+        codes = (0, -signal.SIGKILL, -signal.SIGTERM, processes.EXIT_PREEMPTED)
+        assert process.returncode in codes, said
+    assert run(killed, *SMALL).returncode == 0
+    check_same_bits(workdir, killed)
 
 
 def test_a_directory_of_another_configuration_is_left_alone(finished):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,13 +11,14 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from kpod_jax import files, processes
 from kpod_jax.errors import UserError
 from tests.conftest import LLAMA_JSON, ROOT
-from tests.test_pipeline import SMALL, environment, parameters
+from tests.test_pipeline import environment, parameters
 
 # All four devices, whatever the processes. The answerer is random, so there is no gap to ask for.
 SETTINGS = (
@@ -102,6 +104,67 @@ def runs(tmp_path_factory, student) -> dict[int, tuple[pathlib.Path, list[str]]]
     }
 
 
+def test_flags_that_say_half_are_named():
+    with pytest.raises(UserError, match="need --coordinator"):
+        processes.join(num_processes=2)
+    with pytest.raises(UserError, match="--process_id=2: expected"):
+        processes.join("localhost:1", 2, 2)
+    processes.join("off")
+
+
+def test_work_of_the_first_process_gives_its_result_and_its_error():
+    assert processes.first_alone(lambda: "done") == "done"
+
+    def fails():
+        raise UserError("no such file")
+
+    with pytest.raises(UserError, match="no such file"):
+        processes.first_alone(fails)
+
+
+def test_sigterm_is_noted_in_a_loop_and_raised_elsewhere():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        processes.raise_on_sigterm()
+        with processes.listening() as told:
+            assert not told()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told()
+        with pytest.raises(processes.Preempted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)  # Till the handler has run.
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_another_thread_listens_in_vain():
+    found = []
+
+    def work():
+        with processes.listening() as told:
+            found.append(told())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_all_but_the_first_process_write_nothing(tmp_path):
+    files.write_text(tmp_path / "a", "first")
+    try:
+        files.set_writer(False)
+        files.write_text(tmp_path / "a", "other")
+        files.write_text(tmp_path / "b", "other")
+        files.remove(tmp_path / "a")
+    finally:
+        files.set_writer(True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "first"
+    files.remove(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_do_what_one_does(runs, count):
@@ -113,8 +176,6 @@ def test_several_processes_do_what_one_does(runs, count):
                 found[key], expected[key], rtol=2e-4, atol=2e-5, err_msg=name
             )
     expected, found = parameters(one, 6), parameters(many, 6)
-    import jax
-
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), expected, found
     )
@@ -135,8 +196,6 @@ def test_the_first_process_alone_speaks_and_writes(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_checkpoint_of_four_processes_is_gone_on_with_by_fewer(runs, student, count, tmp_path):
-    import shutil
-
     workdir = tmp_path / "copy"
     shutil.copytree(runs[4][0], workdir)
     shutil.rmtree(workdir / "checkpoints/student/6")
@@ -144,8 +203,6 @@ def test_a_checkpoint_of_four_processes_is_gone_on_with_by_fewer(runs, student, 
     outputs = finish(start(workdir, count, student, "--mode=distill"))
     assert "distill: 6 steps" in outputs[0]
     expected, found = parameters(runs[4][0], 6), parameters(workdir, 6)
-    import jax
-
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), expected, found
     )

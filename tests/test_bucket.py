@@ -1,0 +1,140 @@
+"""Work directories in a bucket: objects that appear when they are closed and cannot be added to."""
+
+import json
+import logging
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kpod_jax import files, report
+from kpod_jax.checkpoint import Checkpoints
+from kpod_jax.errors import UserError
+from kpod_jax.metrics import MetricsWriter
+from kpod_jax.workdir import Workdir
+from tests.conftest import ROOT
+from tests.test_pipeline import SMALL, environment
+
+server = pytest.importorskip("gcp_storage_emulator.server")
+pytest.importorskip("gcsfs")
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    """Google Cloud Storage's interface on this machine; where it is, for gcsfs and TensorStore."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    address = f"http://localhost:{port}"
+    values = {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+    }
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    running = server.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+    running.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield values
+    running.stop()
+
+
+@pytest.fixture
+def bucket(emulator):
+    yield "gs://bucket/run"
+    files.remove("gs://bucket/run")
+
+
+def test_files_are_there_in_whole_or_not_at_all(bucket):
+    path = files.as_path(bucket) / "a/b.json"
+    files.write_json(path, {"x": 1})
+    assert files.read_json(path) == {"x": 1}
+    with pytest.raises(RuntimeError), files.replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert files.read_json(path) == {"x": 1}
+    files.write_npz(f"{bucket}/c.npz", values=np.arange(3))
+    np.testing.assert_array_equal(files.read_npz(f"{bucket}/c.npz")["values"], [0, 1, 2])
+    before = files.digest(bucket)
+    files.write_json(path, {"x": 2})
+    assert files.digest(bucket) != before
+    files.remove(bucket)
+    assert not path.exists()
+
+
+def test_stages_are_remembered_and_taken_over(bucket):
+    first = Workdir(bucket)
+    fingerprint = first.fingerprint({"a": 1}, [])
+    files.write_text(first / "out/x.txt", "made")
+    first.mark("stage", fingerprint)
+    assert Workdir(bucket).done("stage", fingerprint, ["out/x.txt"])
+    other = Workdir("gs://bucket/other", [bucket])
+    assert other.take_over("stage", fingerprint, ["out/x.txt"])
+    assert (other / "out/x.txt").read_text() == "made"
+    other.forget("stage")
+    assert other.stored("stage") is None
+
+
+def test_metrics_go_on_where_a_killed_run_had_sent_them(bucket):
+    path = files.as_path(bucket) / "metrics.jsonl"
+
+    def steps():
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    writer = MetricsWriter(bucket, "distill")
+    writer.write(1, {"loss": 1.0})
+    writer.write(2, {"loss": 2.0})
+    writer.send()
+    writer.write(3, {"loss": 3.0})  # Never sent.
+    assert steps() == [1, 2]
+    with MetricsWriter(bucket, "distill", restored_step=1) as writer:
+        writer.write(2, {"loss": 2.5})
+    assert steps() == [1, 2]
+    assert '"loss": 2.5' in path.read_text()
+    assert len(list((files.as_path(bucket) / "tensorboard/distill").glob("events*"))) == 2
+
+
+def test_what_reading_needs_is_named():
+    with pytest.raises(UserError, match="pip install s3fs"):
+        files.as_path("s3://bucket/run")
+
+
+def test_checkpoints_and_their_damages(bucket):
+    directory = files.as_path(bucket) / "checkpoints"
+    state = {"params": {"w": jnp.arange(6.0)}}
+    with Checkpoints(directory, best_metric="accuracy") as checkpoints:
+        checkpoints.save(1, state, extra={"place": 1}, metrics={"accuracy": 0.5})
+        checkpoints.save(2, {"params": {"w": jnp.ones(6)}}, extra={"place": 2})
+    name = next(path for path in files.files_under(directory / "2/state") if "/d/" in str(path))
+    name.write_bytes(name.read_bytes()[:-1])
+    with Checkpoints(directory, best_metric="accuracy") as checkpoints:
+        restored = checkpoints.restore_like(state)
+        assert checkpoints.steps() == [1]
+    assert restored.step == 1
+    assert restored.extra == {"place": 1}
+    np.testing.assert_array_equal(restored.state["params"]["w"], np.arange(6.0))
+    assert (directory / "damaged-2").is_dir()
+
+
+@pytest.mark.slow
+def test_a_whole_run_in_a_bucket(emulator, bucket, tmp_path):
+    command = [sys.executable, "-m", "kpod_jax.main", "--config=configs/quickstart.py", *SMALL]
+    for expected in ("report: ", "distill: up to date"):
+        done = subprocess.run(
+            [*command, f"--workdir={bucket}"],
+            cwd=ROOT,
+            env=environment(tmp_path) | emulator,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    assert not pathlib.Path(ROOT / "gs:").exists()
+    assert (files.as_path(bucket) / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert report.write(bucket)
