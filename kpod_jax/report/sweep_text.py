@@ -72,26 +72,20 @@ def accuracy(cell: Mapping[str, Any]) -> str:
 
 
 def plain(result: Mapping[str, Any]) -> str:
-    """One line a row and column, for a terminal."""
+    """One line a row, for a terminal, column after column; then what the first one shows."""
     width = max(24, *(len(row["name"]) + 2 for row in result["rows"]))
     lines = []
     for i, column in enumerate(result["columns"]):
         head = column["name"] if len(result["columns"]) > 1 else "method"
-        lines.append(f"{head:<{width}}{'accuracy':>10}{'spread':>9}{'p':>8}  of each seed")
-        total = 0
-        for row in result["rows"]:
-            if (cell := row["cells"][i]) is None:
-                continue
+        lines.append(f"{head:<{width}}{'accuracy':>10}{'spread':>9}  of each seed")
+        cells = [(row["name"], cell) for row in result["rows"] if (cell := row["cells"][i])]
+        for name, cell in cells:
             spread = "" if cell["spread"] is None else f"± {100 * cell['spread']:.1f}"
-            p = "" if cell["against"] is None else f"{cell['against']['p_holm']:.2g}"
             each = ", ".join(f"{100 * seed['accuracy']:.1f}" for seed in cell["seeds"])
-            lines.append(
-                f"{row['name']:<{width}}{100 * cell['mean']:>9.1f}%{spread:>9}{p:>8}  {each}"
-            )
-            total = cell["seeds"][0]["total"]
-        lines.append(f"{column['split']} split, {total} questions\n")
-    lines.append(f"spread: standard deviation; p: paired test against {result['reference']}, Holm")
-    lines += [f"{name} failed: {reason}" for name, reason in result["failed"].items()]
+            lines.append(f"{name:<{width}}{100 * cell['mean']:>9.1f}%{spread:>9}  {each}")
+        total = max((cell["seeds"][0]["total"] for _, cell in cells), default=0)
+        lines.append(f"{column['split']} split, {total} questions; spread: standard deviation\n")
+    lines.append(verdict(result).replace("\u00a0", " "))
     return "\n".join([*lines, *result["notes"]])
 
 
