@@ -7,9 +7,10 @@ percent; methods are named as in `configuration.METHODS`, data sets as in `data.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 # Of every student, by key of the configuration. What the paper leaves open is not here.
-SETTINGS: dict[str, object] = {
+SETTINGS: dict[str, Any] = {
     "data.splits": "paper",
     "data.step_separator": ".",
     "teacher.model": "GPT-3.5-Turbo",
@@ -57,7 +58,7 @@ class Student:
     """
 
     name: str
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     epochs: Mapping[str, int]
     table_1: Mapping[str, Mapping[str, float]]
 
@@ -138,7 +139,7 @@ def student(model: str) -> Student | None:
     return STUDENTS.get(pathlib.PurePosixPath(model.lower()).name)
 
 
-def settings(model: str, data: str) -> dict[str, object]:
+def settings(model: str, data: str) -> dict[str, Any]:
     """The paper's settings, with those of the student where it is one of the paper's."""
     found = student(model)
     if found is None:
@@ -172,5 +173,5 @@ def accuracy(model: str, data: str, method: str, tested: str) -> float | None:
 def differs(ours: object, theirs: object) -> bool:
     """Whether a value is not the paper's; of names, such as a model's, the last part counts."""
     if isinstance(theirs, str):
-        return pathlib.PurePosixPath(theirs.lower()).name not in str(ours).lower()
+        return theirs.lower().rpartition("/")[2] not in str(ours).lower()
     return ours != theirs

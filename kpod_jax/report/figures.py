@@ -35,9 +35,10 @@ PALETTE = {
     "series-4": ("#8147b5", "#c39bf3"),
     "series-5": ("#94701a", "#dfb54a"),
     "series-6": ("#b02a6b", "#f28cb8"),
+    "series-7": ("#5b7a1e", "#b2cf5f"),
 }
 SERIES = [light for name, (light, _) in PALETTE.items() if name.startswith("series")]
-LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 INK, MUTED, RULE, PAGE = (PALETTE[name][0] for name in ("ink", "muted", "rule", "page"))
 
 STYLE: dict[Any, Any] = {
@@ -177,15 +178,15 @@ def curves(
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    if any(line.label for line in lines):
-        axes.legend()
+    if named := sum(line.label is not None for line in lines):
+        axes.legend(fontsize=9 if named < 6 else 7)
     return figure
 
 
 @styled
-def accuracies(methods: Sequence[summary.Method]) -> Figure:
+def accuracies(methods: Sequence[summary.Method], title: str = "Accuracy") -> Figure:
     """Mean accuracy of each method as a bar, its interval as a line, its seeds as dots."""
-    figure, axes = _axes("Accuracy", "", "", height=max(_SIZE[1], 0.36 * len(methods) + 0.8))
+    figure, axes = _axes(title, "", "", height=max(_SIZE[1], 0.36 * len(methods) + 0.8))
     draw_accuracies(axes, methods)
     return figure
 

@@ -70,8 +70,8 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
     untrained = next((r["cells"][0] for r in result["rows"] if r["method"] == "none"), None)
     if untrained:
         name = untrained["seeds"][0]["run"]
-        split, rows = run_files.read_predictions(root / name, result["columns"][0]["split"])
-        if split == result["columns"][0]["split"]:
+        split, rows = run_files.read_predictions(root / name, result["columns"][0]["file"])
+        if split == result["columns"][0]["file"]:
             before = {str(row["id"]): str(row["prediction"]) for row in rows}
             run = dataclasses.replace(run, before=before)
     found = [

@@ -16,6 +16,7 @@ h3 { font: 600 .74rem/1.3 var(--sans); letter-spacing: .06em; text-transform: up
 section { margin-top: 2.6rem; }
 section > p, .verdict { max-width: 46rem; }
 p { margin: 0 0 .9rem; }
+a { color: inherit; text-underline-offset: .2em; }
 code { font: .84em/1.5 var(--mono); }
 .muted { color: var(--muted); }
 .eyebrow, nav, .caption, figcaption, .legend, table, .tiles, .badge, .nats {
@@ -67,7 +68,6 @@ meter::-webkit-meter-optimum-value { background: var(--series-0); border-radius:
 meter::-moz-meter-bar { background: var(--series-0); }
 .sweep td:first-child { min-width: 7rem; }
 .under { display: block; font-size: .74rem; color: var(--muted); white-space: nowrap; }
-.under a { color: inherit; text-underline-offset: .2em; }
 .missing { margin: 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
 .search input { font: .86rem/1.4 var(--sans); color: inherit; background: transparent;
   border: 1px solid var(--rule); border-radius: .4rem; padding: .4rem .7rem; width: 24rem;
@@ -108,7 +108,7 @@ footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--rule)
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   html { font-size: 9.5pt; }
   main { max-width: none; padding: 0; }
-  nav, .search { display: none; }
+  nav, .search, details:has(article) { display: none; }
   section { margin-top: 1.6rem; }
   .grid { grid-template-columns: 1fr 1fr; gap: 1rem 1.6rem; }
   .three { grid-template-columns: 1fr 1fr 1fr; }

@@ -70,13 +70,10 @@ def comparison(result: Result) -> Html:
             series = numbered[row["name"]] % len(figures.SERIES)
             dot = tag("i", class_="dot", style=f"background:var(--series-{series})")
         rows.append([join(filter(None, [dot, row["name"]])), *map(_cell, row["cells"])])
-    for name, values in sweep_text.papers(result):
-        cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
-        rows.append([tag("i", f"{name}, the paper"), *(tag("i", cell) for cell in cells)])
     head = ["Method", *(column["name"] for column in result["columns"])]
     caption = (
-        f"{sweep_text.SPREAD.format(reference=result['reference'])} Each seed's number leads to "
-        "its report."
+        f"{sweep_text.SPREAD.format(reference=result['reference'])} Under it the 95 % interval of "
+        "the sampling of questions; each seed's number leads to its report."
     )
     if sweep_text.papers(result):
         caption += f" The paper: {sweep_text.PAPERS}."
@@ -89,8 +86,8 @@ def comparison(result: Result) -> Html:
     bars = []
     for i, column in enumerate(result["columns"]):
         if len(found := methods(result, i)) > 1:
-            text = f"{column['name']}, {found[0].total:,} {column['split']} questions. {drawn}"
-            bars.append(figure(figures.accuracies(found), f"accuracy-{i}", text))
+            text = f"{column['name']}: {found[0].total:,} {column['split']} questions. {drawn}"
+            bars.append(figure(figures.accuracies(found, column["name"]), f"accuracy-{i}", text))
     wide = len(result["columns"]) > 1
     return section(
         "Comparison",
@@ -100,7 +97,7 @@ def comparison(result: Result) -> Html:
 
 
 def _cell(cell: Mapping[str, Any] | None) -> Html | str:
-    """A mean with its spread; under it, each seed with a link to its run's report."""
+    """A mean with its spread; under it, its interval, the paper's, and links to runs."""
     if cell is None:
         return "–"
     mark = "*" if cell["against"] and sweep_text.is_shown(cell["against"]) else ""
@@ -109,10 +106,12 @@ def _cell(cell: Mapping[str, Any] | None) -> Html | str:
         (tag("a", str(s["seed"]), href=f"{_path(s['run'])}/report.html") for s in seeds), ", "
     )
     label = "seed " if len(seeds) == 1 else "seeds "
+    theirs = "" if cell["paper"] is None else f"paper {100 * cell['paper']:.2f}; "
     return join(
         [
             tag("b", sweep_text.accuracy(cell) + mark),
-            tag("span", label, links, class_="under"),
+            tag("span", summary.percent(*cell["interval"]), class_="under"),
+            tag("span", theirs, label, links, class_="under"),
         ]
     )
 

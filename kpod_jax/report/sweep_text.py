@@ -19,6 +19,7 @@ SPREAD = (
     "against {reference}: paired test on the questions, p-values corrected by Holm's method in "
     "each column."
 )
+_NAMED = 4  # Methods in a sentence; of more it says how many.
 PAPERS = "as published, by its own teacher, rationales and splits"
 
 
@@ -200,4 +201,6 @@ def _tested(name: str, test: Mapping[str, Any]) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
+    if len(names) > _NAMED:
+        return f"{len(names)} others"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

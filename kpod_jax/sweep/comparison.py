@@ -29,11 +29,13 @@ def compare(
     Returns:
       "reference", the row that all others are held against: the first of KPOD, else the first;
       "base", its values of the keys that others change;
-      "shown", one of its runs; "columns", each with its name, data set and split; "rows", each with
-      its name, method, settings and cells (None where nothing was asked), one a column: "mean",
-      "spread" (the sample standard deviation over seeds, None for one), "interval" (95 %, of the
-      sampling of questions), "seeds", "against" (the paired test) and "paper" (the paper's
-      accuracy); "failed"; "notes", on what could not be compared.
+      "shown", one of its runs;
+      "columns", each with its name, data sets, split and file of predictions;
+      "rows", each with its name, method, settings and cells, one a column (None where nothing was
+      asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
+      (95 %, of the sampling of questions), "seeds", "against" (the paired test) and "paper" (the
+      paper's accuracy);
+      "failed"; "notes", on what could not be compared.
     """
     results = {name: files.read_json(root / name / "results.json") for name in runs}
     variants = _variants(runs)
@@ -120,13 +122,15 @@ def _columns(
                 shown = paper.DATA.get(tested, tested)
                 if several and not own:
                     shown = f"{paper.DATA.get(data, data)} → {shown}"
+                file = split if own else f"{tested}_test"
                 column = {
                     "name": shown,
                     "data": data,
                     "tested": tested,
-                    "split": split if own else f"{tested}_test",
+                    "split": split if own else "test",
+                    "file": file,
                 }
-                found.setdefault((data, column["split"]), column)
+                found.setdefault((data, file), column)
     return list(found.values())
 
 
@@ -136,7 +140,7 @@ def _result(
     """One run's figures of a column's questions."""
     if config.data.name != column["data"]:
         return None
-    own = result if column["split"] == result["split"] else result["ood"].get(column["tested"])
+    own = result if column["file"] == result["split"] else result["ood"].get(column["tested"])
     if own is None:
         return None
     found = {key: own[key] for key in ("accuracy", "correct", "total", "interval")}
@@ -164,7 +168,7 @@ def _test(
     methods = []
     for name, cell in cells:
         directories = tuple(str(root / seed["run"]) for seed in cell["seeds"])
-        rows = tuple(paired.read_rows(path, column["split"]) for path in directories)
+        rows = tuple(paired.read_rows(path, column["file"]) for path in directories)
         methods.append(paired.Method(name, directories, rows))
     if len(methods) < 2 or methods[0].name != reference:
         return

@@ -29,8 +29,9 @@ def test_means_spreads_and_tests_over_seeds(tmp_path):
     result = compared(tmp_path, runs)
     assert result["reference"] == "KPOD" and result["shown"] == "kpod-0"
     assert result["columns"] == [
-        {"name": "arithmetic", "data": "arithmetic", "tested": "arithmetic", "split": "test"}
-    ]
+        {"name": "arithmetic", "data": "arithmetic", "tested": "arithmetic", "split": "test",
+         "file": "test"}
+    ]  # fmt: skip
     found = cells(result)
     assert list(found) == ["KPOD", "SCoTD", "no distillation"]
     assert found["KPOD"]["mean"] == pytest.approx(0.75)
@@ -96,7 +97,7 @@ def test_other_data_sets_are_columns_with_tests_of_their_own(tmp_path):
     }
     result = compared(tmp_path, runs)
     assert [c["name"] for c in result["columns"]] == ["arithmetic", "SVAMP"]
-    assert [c["split"] for c in result["columns"]] == ["test", "svamp_test"]
+    assert [c["file"] for c in result["columns"]] == ["test", "svamp_test"]
     assert cells(result, 1)["KPOD"]["mean"] == 0.75
     assert cells(result, 1)["SCoTD"]["against"]["difference"] == pytest.approx(0.5)
     assert cells(result, 0)["SCoTD"]["against"]["difference"] == 0

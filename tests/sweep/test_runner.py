@@ -168,9 +168,9 @@ def test_runs_at_the_same_time_make_each_shared_stage_once(fake):
 
 
 def test_recipes_tell_which_stages_runs_share():
-    def recipes(method, seed=0, **changes):
+    def recipes(method, seed=0, changes=()):
         config = quickstart.get_config(method)
-        config.update_from_flattened_dict(changes)
+        config.update_from_flattened_dict(dict(changes))
         config.seed = seed
         return pipeline.recipes(config)
 
@@ -183,7 +183,7 @@ def test_recipes_tell_which_stages_runs_share():
     seed = recipes("kpod", 1)
     assert [seed[s] == kpod[s] for s in kpod] == [True, False, False, False]
     # Scoring has the same settings, but reads other weights.
-    alpha = recipes("kpod", **{"weighting.alpha": 0.9})
+    alpha = recipes("kpod", changes={"weighting.alpha": 0.9})
     assert alpha["score"].settings == kpod["score"].settings
     assert [alpha[s] == kpod[s] for s in kpod] == [True, False, False, False]
 
