@@ -60,10 +60,8 @@ def by_difficulty(run: Run) -> Html | None:
         if np.unique(x).size < 2:
             continue
         groups = summary.accuracy_by(x, correct)
-        counts = ", ".join(
-            f"{kind:g}: {np.count_nonzero(x == kind):,}" for kind in groups.x.tolist()
-        )
-        caption = f"Share of correct answers with its 95 % interval. Questions: {counts}."
+        counts = ", ".join(f"{np.count_nonzero(x == kind):,}" for kind in groups.x)
+        caption = f"Share of correct answers with its 95 % interval, of {counts} questions."
         drawing = figures.accuracy_by_group(groups, title, x_label)
         figures_.append(figure(drawing, f"by-{len(figures_)}", caption))
     if not figures_:

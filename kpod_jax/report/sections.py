@@ -251,7 +251,7 @@ def _against_the_paper(config: Mapping[str, Any]) -> Html | None:
     raw = _leaves(config["config"])
     known = [key for key in theirs if key in raw]
     rows = [
-        [tag("code", key), tag("code", ours[key]), tag("code", str(theirs[key]))]
+        [tag("code", key), tag("code", ours[key] or "–"), tag("code", str(theirs[key]))]
         for key in known
         if paper.differs(raw[key], theirs[key])
     ]

@@ -33,8 +33,8 @@ def compare(
       "columns", each with its name, data sets, split and file of predictions;
       "rows", each with its name, method, settings and cells, one a column (None where nothing was
       asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
-      (95 %, of the sampling of questions), "seeds", "against" (the paired test) and "paper" (the
-      paper's accuracy);
+      (95 %, of the sampling of questions: the mean of the seeds' limits), "seeds", "against" (the
+      paired test) and "paper" (the paper's accuracy);
       "failed"; "notes", on what could not be compared.
     """
     results = {name: files.read_json(root / name / "results.json") for name in runs}
@@ -154,7 +154,7 @@ def _paper(config: Config, column: Mapping[str, Any]) -> float | None:
 
 
 def _mean_interval(seeds: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The mean of the runs' limits, where no paired test brings a better one."""
+    """The mean of the runs' limits: of the sampling of the questions, which all runs share."""
     return [statistics.fmean(seed["interval"][side] for seed in seeds) for side in (0, 1)]
 
 
@@ -164,7 +164,7 @@ def _test(
     cells: Sequence[tuple[str, dict[str, Any]]],
     reference: str,
 ) -> None:
-    """Adds the paired tests against the reference, and the intervals of their questions."""
+    """Adds the paired tests against the reference."""
     methods = []
     for name, cell in cells:
         directories = tuple(str(root / seed["run"]) for seed in cell["seeds"])
@@ -173,8 +173,6 @@ def _test(
     if len(methods) < 2 or methods[0].name != reference:
         return
     result = paired.paired(methods, column["split"])
-    for (_, cell), summary in zip(cells, result["runs"], strict=True):
-        cell["interval"] = summary["interval"]
     for (_, cell), row in zip(cells[1:], result["comparisons"], strict=True):
         keys = ("difference", "interval", "p", "p_holm", "verdict")
         cell["against"] = {key: row[key] for key in keys}

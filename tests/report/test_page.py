@@ -137,7 +137,7 @@ def test_questions_by_difficulty(tmp_path):
     root = workdirs.build(tmp_path)
     text = Page(report.write(root).read_text(encoding="utf-8")).text
     # Eight questions of three steps and the hostile one of one step.
-    assert "Accuracy by length" in text and "Questions: 1: 1, 3: 8." in text
+    assert "Accuracy by length" in text and "interval, of 1, 8 questions." in text
 
 
 def test_a_heat_map_shows_whole_steps_with_their_keypoints(root):
