@@ -10,6 +10,6 @@ from configs.sweeps import common
 
 
 def get_runs(argument: str = ""):
-    seeds = 1 if argument == "short" else 2
+    seeds = 1 if "short" in argument.split(",") else 2
     options = common.parse(f"quickstart,seeds={seeds},{argument}")
     return common.runs(options, common.methods(("kpod", "scotd", "none")))
