@@ -25,6 +25,7 @@ from kpod_jax.sweep import comparison, workers
 from kpod_jax.workdir import Workdir
 
 _FAILURE = "failure.json"
+_LONGEST = 1000  # Characters of a reason; what a runtime says of its memory goes on for pages.
 
 
 def run(
@@ -63,6 +64,8 @@ def run(
         waiting = [name for name in runs if name not in done]
         if done:
             print(f"{len(done)} of {len(runs)} runs are done: {', '.join(done)}", flush=True)
+        for name in waiting:
+            (root / name / _FAILURE).unlink(missing_ok=True)
         codes = workers.work_off(
             waiting,
             command or functools.partial(_command, sweep, root),
@@ -98,13 +101,13 @@ def make(sweep: str, workdir: files.PathLike, names: Sequence[str]) -> None:
     for name in names:
         # Of several processes that make a run together, the first answers for the directory.
         with _alone(root / name) if not jax.process_index() else contextlib.nullcontext():
-            (root / name / _FAILURE).unlink(missing_ok=True)
             try:
                 pipeline.run(runs[name], root / name, siblings=[root / other for other in runs])
             except Exception as error:
                 what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 with contextlib.suppress(UserError):  # The disk may be what failed.
-                    files.write_json(root / name / _FAILURE, {"reason": f"{what}{error}"})
+                    reason = f"{what}{error}"[:_LONGEST]
+                    files.write_json(root / name / _FAILURE, {"reason": reason})
                 raise
 
 
@@ -131,8 +134,13 @@ def _ready(
     at_work: Collection[str],
 ) -> bool:
     """Whether no run that is at work has yet to make a stage that this one would make as well."""
+
+    def made(stage: str, recipe: pipeline.Recipe) -> bool:
+        same = (other for other in recipes if recipes[other].get(stage) == recipe)
+        return any(_made(root / other, stage, recipe.settings) for other in same)
+
     return all(
-        recipes[name].get(stage) != recipe or _made(root / other, stage, recipe.settings)
+        recipes[name].get(stage) != recipe or made(stage, recipe)
         for other in at_work
         for stage, recipe in recipes[other].items()
     )
@@ -147,7 +155,10 @@ def _done(config: Config, path: pathlib.Path) -> bool:
 
 def _made(path: pathlib.Path, stage: str, settings: Mapping[str, object]) -> bool:
     """Whether a run has made a stage with these settings."""
-    note = Workdir.note(path, stage)
+    try:
+        note = Workdir.note(path, stage)
+    except UserError:  # Damaged: the run itself says so.
+        return False
     if note is None or not note["complete"]:
         return False
     return all(note["fingerprint"].get(key) == value for key, value in settings.items())
@@ -173,7 +184,9 @@ class _Teller:
                 self._began[name] = time.monotonic()
                 self._say(name)
             elif self._show_stages:
-                stage = Workdir.at_work_on(self._root / name)
+                stage = None
+                with contextlib.suppress(UserError):
+                    stage = Workdir.at_work_on(self._root / name)
                 if stage and self._stages.get(name) != stage:
                     self._stages[name] = stage
                     self._say(f"{name}: {stage}")

@@ -206,6 +206,12 @@ def test_a_stage_is_waited_for_only_while_it_is_not_made(tmp_path):
     assert not ready()  # Of another configuration: it will be made again.
     workdir.mark("weigh", recipes["a"]["weigh"].settings)
     assert ready()
+    # Or another run has made it, which both copy.
+    workdir.forget("weigh")
+    assert not ready()
+    recipes["c"] = recipes["a"]
+    Workdir(tmp_path / "c").mark("weigh", recipes["a"]["weigh"].settings)
+    assert ready()
 
 
 def test_two_sweeps_do_not_share_a_directory(fake):
@@ -249,9 +255,14 @@ def test_a_run_in_this_process_says_why_it_failed(fake, monkeypatch):
         sweep.make(made.sweep, made.root, ["kpod-0"])
     reason = files.read_json(made.root / "kpod-0" / "failure.json")["reason"]
     assert reason == "ValueError: the third wheel"
-    monkeypatch.setattr(runner.pipeline, "run", lambda *args, **kwargs: None)
-    sweep.make(made.sweep, made.root, ["kpod-0"])
-    assert not (made.root / "kpod-0" / "failure.json").exists()
+
+
+def test_an_old_reason_is_not_told_again(fake):
+    made = fake("kpod-0")
+    made.plan(failing=["kpod-0"])
+    made.run()
+    made.plan(killed=["kpod-0"])
+    assert "SIGKILL" in made.run()["kpod-0"]
 
 
 @pytest.mark.slow
