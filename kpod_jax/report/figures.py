@@ -153,7 +153,7 @@ def curves(
     for step in stages:
         axes.axvline(step, color=MUTED, linewidth=0.7, linestyle=":", alpha=0.7)
     for line in lines:
-        colour = SERIES[line.method % len(SERIES)]
+        colour = _series(line.method)
         # The second time that a colour comes, its dashes are others.
         dashes = LINES[(line.method + line.method // len(SERIES)) % len(LINES)]
         y, low_high = line.y, line.band
@@ -198,7 +198,7 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
     for row, method in enumerate(methods):
         low, high = method.interval
         axes.barh(row, method.mean, height=0.52, color=PAGE)  # Hides the grid behind the bar.
-        axes.barh(row, method.mean, height=0.52, color=SERIES[row % len(SERIES)], alpha=0.7)
+        axes.barh(row, method.mean, height=0.52, color=_series(method.number), alpha=0.7)
         axes.plot([low, high], [row, row], color=INK, linewidth=1.3, marker="|", markersize=8)
         if len(method.accuracies) > 1:
             axes.plot(
@@ -211,8 +211,7 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
             )
         label = summary.percent(method.mean)
         axes.annotate(label, (high, row), (6, 0), textcoords="offset points", va="center")
-    names = [m.name + (f"\n{m.split}" if _several_splits(methods) else "") for m in methods]
-    axes.set_yticks(range(len(methods)), names)
+    axes.set_yticks(range(len(methods)), [method.name for method in methods])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     top = max(method.interval[1] for method in methods)
@@ -393,5 +392,5 @@ def _histograms(
         axes.legend()
 
 
-def _several_splits(methods: Sequence[summary.Method]) -> bool:
-    return len({method.split for method in methods}) > 1
+def _series(number: int) -> str:
+    return SERIES[number % len(SERIES)]

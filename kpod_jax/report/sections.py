@@ -50,14 +50,14 @@ def training(run: Run, compared: Sequence[summary.Method] = ()) -> Html | None:
     starts = [] if compared else summary.stage_starts(run.metrics)
 
     def lines(key: str) -> list[figures.Curve]:
-        methods = [(m.name, m.curves) for m in compared] or [(None, (run.metrics,))]
+        methods = [(m.name, m.number, m.curves) for m in compared] or [(None, 0, (run.metrics,))]
         found = []
-        for i, (name, runs) in enumerate(methods):
+        for name, number, runs in methods:
             each = [summary.series(rows, "distill", key) for rows in runs]
             if each := [(x, y) for x, y in each if len(x)]:
                 x, mean, spread = summary.band(each)
                 band = (mean - spread, mean + spread) if len(each) > 1 else None
-                found.append(figures.Curve(name, i, x, mean, band))
+                found.append(figures.Curve(name, number, x, mean, band))
         return found
 
     parts, seeds = [], any(len(m.curves) > 1 for m in compared)

@@ -24,67 +24,42 @@ NUMBER = "‹any number›"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The runs of one method on one split.
+    """The runs of one method on one set of questions, as figures show them.
 
     Attributes:
       name: as tables call it.
+      number: of its colour and its dashes.
       split: of the data set.
-      seeds: of its runs.
       accuracies: one a run, in [0, 1].
       mean: their mean.
-      spread: their sample standard deviation; None for a single run.
       interval: (low, high): the run's own 95 % interval, or the mean of the runs' limits. As the
         questions are the same in all runs, it is of the questions' sampling, not of the seeds.
-      steps: training steps of the evaluated checkpoints.
       total: number of questions of a run.
-      curves: the rows of metrics.jsonl of each run that names its file.
+      curves: the rows of metrics.jsonl of each run that has them.
     """
 
     name: str
+    number: int
     split: str
-    seeds: tuple[Any, ...]
     accuracies: tuple[float, ...]
     mean: float
-    spread: float | None
     interval: tuple[float, float]
-    steps: tuple[int, ...]
     total: int
     curves: tuple[tuple[dict[str, Any], ...], ...] = ()
 
 
-def methods(results: Iterable[Mapping[str, Any]], read_metrics: Any = None) -> list[Method]:
-    """Groups the results of several runs by method and split, known methods first.
-
-    Args:
-      results: dicts as in results.json, some perhaps with the path of their "metrics".
-      read_metrics: reads such a path; None leaves the curves out.
-    """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for result in results:
-        groups[str(result["method"]), str(result.get("split", ""))].append(result)
-    order = {name: i for i, name in enumerate(METHODS)}
-    found = []
-    for (name, split), runs in sorted(
-        groups.items(), key=lambda item: order.get(item[0][0], len(order))
-    ):
-        accuracies = tuple(float(run["accuracy"]) for run in runs)
-        low, high = (statistics.fmean(run["interval"][side] for run in runs) for side in (0, 1))
-        paths = [run["metrics"] for run in runs if run.get("metrics")] if read_metrics else []
-        found.append(
-            Method(
-                name=method_name(name),
-                split=split,
-                seeds=tuple(run.get("seed") for run in runs),
-                accuracies=accuracies,
-                mean=statistics.fmean(accuracies),
-                spread=statistics.stdev(accuracies) if len(runs) > 1 else None,
-                interval=(low, high),
-                steps=tuple(int(run["checkpoint_step"] or 0) for run in runs),
-                total=int(runs[0]["total"]),
-                curves=tuple(read_metrics(path) for path in paths),
-            )
-        )
-    return found
+def method(result: Mapping[str, Any], number: int = 0) -> Method:
+    """A single run, of what results.json holds."""
+    low, high = result["interval"]
+    return Method(
+        name=method_name(result["method"]),
+        number=number,
+        split=result["split"],
+        accuracies=(result["accuracy"],),
+        mean=result["accuracy"],
+        interval=(low, high),
+        total=result["total"],
+    )
 
 
 def method_name(key: str) -> str:

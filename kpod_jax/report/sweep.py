@@ -26,27 +26,26 @@ def methods(
       column: which questions.
       curves: the rows of metrics.jsonl by run.
     """
-    found = []
-    for row in result["rows"]:
-        cell = row["cells"][column]
-        if cell is None or row["settings"]:
-            continue
-        seeds, metrics = cell["seeds"], curves or {}
-        found.append(
-            summary.Method(
-                name=row["name"][:1].upper() + row["name"][1:],
-                split=result["columns"][column]["split"],
-                seeds=tuple(seed["seed"] for seed in seeds),
-                accuracies=tuple(seed["accuracy"] for seed in seeds),
-                mean=cell["mean"],
-                spread=cell["spread"],
-                interval=tuple(cell["interval"]),
-                steps=tuple(seed["checkpoint_step"] or 0 for seed in seeds),
-                total=seeds[0]["total"],
-                curves=tuple(metrics[s["run"]] for s in seeds if metrics.get(s["run"])),
+    found, metrics = [], curves or {}
+    for number, row in enumerate(_own_settings(result)):
+        if cell := row["cells"][column]:
+            found.append(
+                summary.Method(
+                    name=row["name"][:1].upper() + row["name"][1:],
+                    number=number,
+                    split=result["columns"][column]["split"],
+                    accuracies=tuple(seed["accuracy"] for seed in cell["seeds"]),
+                    mean=cell["mean"],
+                    interval=tuple(cell["interval"]),
+                    total=cell["seeds"][0]["total"],
+                    curves=tuple(metrics[s["run"]] for s in cell["seeds"] if metrics.get(s["run"])),
+                )
             )
-        )
     return found
+
+
+def _own_settings(result: Result) -> list[Mapping[str, Any]]:
+    return [row for row in result["rows"] if not row["settings"]]
 
 
 def failures(result: Result) -> Html | None:
@@ -60,9 +59,7 @@ def failures(result: Result) -> Html | None:
 
 def comparison(result: Result) -> Html:
     """The table, a row a variant and a column a set of questions, and the accuracies as bars."""
-    numbered = {
-        row["name"]: i for i, row in enumerate(r for r in result["rows"] if not r["settings"])
-    }
+    numbered = {row["name"]: i for i, row in enumerate(_own_settings(result))}
     rows = []
     for row in result["rows"]:
         dot = None

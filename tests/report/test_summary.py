@@ -7,28 +7,11 @@ from kpod_jax.report import summary
 from tests.report import workdirs
 
 
-def test_runs_are_grouped_by_method_known_ones_first():
-    rows = [
-        workdirs.results("mine", 0, 10),
-        workdirs.results("scotd", 0, 20),
-        workdirs.results("kpod", 0, 30),
-        workdirs.results("kpod", 1, 40),
-    ]
-    kpod, scotd, mine = summary.methods(rows)
-    assert (kpod.name, scotd.name, mine.name) == ("KPOD", "SCoTD", "Mine")
-    assert kpod.seeds == (0, 1)
-    assert kpod.mean == pytest.approx(0.7)
-    assert kpod.spread == pytest.approx(np.std([0.6, 0.8], ddof=1))
-    assert kpod.interval == pytest.approx((0.57, 0.83))
-    assert scotd.spread is None
-
-
-def test_splits_are_not_mixed():
-    rows = [workdirs.results("kpod", 0, 30), workdirs.results("kpod", 0, 40, split="validation")]
-    assert [(m.split, m.mean) for m in summary.methods(rows)] == [
-        ("test", 0.6),
-        ("validation", 0.8),
-    ]
+def test_a_single_run_is_a_method():
+    found = summary.method(workdirs.results("kpod", 0, 30))
+    assert (found.name, found.mean, found.accuracies) == ("KPOD", 0.6, (0.6,))
+    assert found.interval == pytest.approx((0.47, 0.73)) and found.total == 50
+    assert summary.method(workdirs.results("mine", 0, 30)).name == "Mine"
 
 
 def test_the_rows_of_a_resumed_run_replace_the_earlier_ones():

@@ -5,7 +5,7 @@ import html
 import pytest
 
 from kpod_jax import report
-from kpod_jax.report import sweep_text
+from kpod_jax.report import sweep, sweep_text
 from kpod_jax.sweep import comparison
 from tests.report import workdirs
 from tests.report.test_page import Page
@@ -150,3 +150,13 @@ def test_many_methods_are_counted_in_the_sentence(tmp_path):
     methods = ("kpod", "scotd", "none", "acl", "spl", "icl")
     result = made(tmp_path, {m: (m, 0, {}, "11" if m == "kpod" else "10") for m in methods})
     assert "no difference is shown from 5 others." in sweep_text.verdict(result)
+
+
+def test_a_method_keeps_its_colour_where_another_has_no_result(tmp_path):
+    runs = {
+        "a": ("kpod", 0, {}, "10"),
+        "b": ("scotd", 0, {}, "10", {"svamp": "11"}),
+    }
+    result = made(tmp_path, runs)
+    assert [(m.name, m.number) for m in sweep.methods(result, 0)] == [("KPOD", 0), ("SCoTD", 1)]
+    assert [(m.name, m.number) for m in sweep.methods(result, 1)] == [("SCoTD", 1)]
