@@ -12,6 +12,10 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "→": r"$\rightarrow$",
     "–": "--",
+    "±": r"$\pm$",
+    "<": "$<$",  # Else, in LaTeX's oldest fonts, they are other signs.
+    ">": "$>$",
+    "|": "$|$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 SPREAD = (
@@ -152,7 +156,7 @@ def latex(result: Mapping[str, Any]) -> str:
     caption += f" Seeds: {' or '.join(map(str, counts))}."
     if found:
         caption += f" The paper's rows: {PAPERS}."
-    caption = tex(caption).replace("±", r"$\pm$").replace(" * ", " $^{*}$ ")
+    caption = tex(caption).replace(" * ", " $^{*}$ ")
     lines += [
         r"\bottomrule",
         r"\end{tabular}",

@@ -106,13 +106,15 @@ def test_latex_by_hand(tmp_path):
     assert r"KPOD w.o.-sig-dif & 25.0$^{*}$ & 100.0 \\" in lines
     assert r"KPOD (paper) & 46.74 & 47.33 \\" in lines
     assert r"KPOD w.o.-sig-dif (paper) & 44.01 &  \\" in lines
+    assert any("mean $\\pm$ standard" in line and "$^{*}$ p $<$ 0.05" in line for line in lines)
     rules = [line for line in lines if line in (r"\toprule", r"\midrule", r"\bottomrule")]
     assert rules == [r"\toprule", r"\midrule", r"\midrule", r"\bottomrule"]
 
 
 def test_latex_escapes_what_it_takes_for_commands(tmp_path):
-    assert sweep_text.tex("a_b & 50% of $x^2$ #1 {~}\\") == (
-        r"a\_b \& 50\% of \$x\textasciicircum{}2\$ \#1 \{\textasciitilde{}\}\textbackslash{}"
+    assert sweep_text.tex("a_b & 50% of $x^2$ #1 {~}\\ < ±") == (
+        r"a\_b \& 50\% of \$x\textasciicircum{}2\$ \#1 \{\textasciitilde{}\}\textbackslash{} "
+        r"$<$ $\pm$"
     )
     runs = {
         "a": ("kpod", 0, {}, "10"),

@@ -3,8 +3,11 @@
 import collections
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -263,6 +266,17 @@ def test_an_old_reason_is_not_told_again(fake):
     made.run()
     made.plan(killed=["kpod-0"])
     assert "SIGKILL" in made.run()["kpod-0"]
+
+
+def test_sigterm_ends_the_sweep_in_order():
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are the main thread's")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, runner._ended_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
