@@ -1,7 +1,8 @@
 """The default configuration, with every key's meaning, and the checks made before any work starts.
 
 A configuration file makes the default tree, changes what it needs and returns it locked. Sources
-in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open.
+in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open. All of the
+paper's values, and the ranges that it shows, are data in kpod_jax/paper.py.
 """
 
 import re
@@ -59,7 +60,7 @@ def default() -> Config:
     data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
 
     teacher = config.teacher = ml_collections.ConfigDict()  # --mode=teach, see docs/teacher.md.
-    teacher.model = ""  # Its name at the endpoint. [paper: GPT-3.5-Turbo]
+    teacher.model = ""  # Its name at the endpoint.
     teacher.base_url = ""  # Of an OpenAI-compatible endpoint; empty: OPENAI_BASE_URL, else OpenAI.
     # The key comes from OPENAI_API_KEY alone.
     teacher.style = "zero_shot"  # zero_shot [paper], or few_shot: worked examples come first.
@@ -98,7 +99,7 @@ def default() -> Config:
     student.max_question_tokens = 256  # Longest prompt; a longer record is rejected by name.
     student.max_target_tokens = 384  # Longest rationale and answer; likewise.
     lora = student.lora = ml_collections.ConfigDict()
-    lora.rank = 0  # 0 trains all parameters. [paper: 64 for LLaMA-7B, 128 for FlanT5-XL]
+    lora.rank = 0  # 0 trains all parameters.
     lora.alpha = 16.0  # Scale of the adapters is alpha / rank. [ours]
     lora.dropout = 0.0  # On the adapters' input. [0, 1)
     lora.targets = ("q", "v")  # Projections with an adapter (T5: q k v o wi wi_0 wi_1 wo; LLaMA:
@@ -107,8 +108,8 @@ def default() -> Config:
 
     weighting = config.weighting = ml_collections.ConfigDict()
     weighting.weights = "learned"  # learned (Eq. 2-7), or uniform: every w_j = 1.
-    weighting.answerer = ""  # Directory or hub id; empty: the student. [paper: FlanT5-Large]
-    weighting.alpha = 0.5  # Price of a kept token (Eq. 7). [paper: 0.5; 0.3 to 0.9 shown]
+    weighting.answerer = ""  # Directory or hub id; empty: the student.
+    weighting.alpha = 0.5  # Price of a kept token (Eq. 7). [paper]
     weighting.alpha_warmup = 0.25  # Share of the steps over which alpha rises from 0. [ours]
     weighting.prefixes = "sampled"  # sampled of each rationale, all (Eq. 5), or step_ends: sampled
     # of those that end with a step, which suits answerers too weak to go on inside one. [ours]
@@ -147,12 +148,12 @@ def default() -> Config:
     schedule.curriculum = "kpod"  # kpod (Eq. 9-13); full: whole rationales from the start; icl:
     # suffixes that grow by as much for all; spl, acl: the easiest examples first, by the current
     # loss or a mixture; package.module:Class: your own (kpod_jax/schedule/protocol.py).
-    schedule.stage_steps = 0  # Steps of a stage; 0: an epoch. [paper: an epoch]
-    schedule.p = 0.5  # Exponent of the velocity (Eq. 10). [paper: 0.5; 0.5 to 2 shown]
-    schedule.initial_share = 0.3  # C0 / B (Eq. 10). [paper: 0.3; 0.1 to 0.4 shown]
-    schedule.beta = 12.0  # Weight of diversity (Eq. 12). [paper: 12; 10 to 16 shown]
-    schedule.clusters = 5  # K question clusters. [paper: 5; 3 to 9 shown]
-    schedule.ramp_share = 0.5  # T as a share of the stages. [paper: half of the epochs]
+    schedule.stage_steps = 0  # Steps of a stage; 0: an epoch. [paper]
+    schedule.p = 0.5  # Exponent of the velocity (Eq. 10). [paper]
+    schedule.initial_share = 0.3  # C0 / B (Eq. 10). [paper]
+    schedule.beta = 12.0  # Weight of diversity (Eq. 12). [paper]
+    schedule.clusters = 5  # K question clusters. [paper]
+    schedule.ramp_share = 0.5  # T as a share of the stages. [paper]
     schedule.solver = "greedy"  # greedy [ours] or ftgp [paper] (Eq. 13).
     schedule.vectors = ""  # What questions are clustered by: a GloVe or word2vec text file [paper:
     # GloVe], or a .npy file of a vector for each training record; empty: student embeddings.
@@ -160,13 +161,13 @@ def default() -> Config:
     schedule.mixing = 0.5  # acl: share of the current loss, the rest being the initial one. [ours]
 
     distill = config.distill = ml_collections.ConfigDict()
-    distill.epochs = 20  # An epoch is a stage. [paper: 20 to 100, see the configuration files]
-    distill.batch_size = 32  # Examples a step, over all devices. [paper: 4]
+    distill.epochs = 20  # An epoch is a stage.
+    distill.batch_size = 32  # Examples a step, over all devices.
     distill.buckets = 4  # Shapes of batches at most; each is compiled once.
     distill.pack = 0  # Decoder-only: tokens of a row that holds several examples; batch_size then
     # counts rows. 0: an example a row.
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
-    distill.learning_rate = 1e-3  # Peak. [paper: 5e-5 for FlanT5, 1e-5 for LLaMA]
+    distill.learning_rate = 1e-3  # Peak.
     distill.warmup_steps = 20  # Linear, from 0.
     distill.decay = "constant"  # After the warm-up: constant [paper], linear or cosine to 0.
     distill.weight_decay = 0.0  # adamw and adafactor.

@@ -50,8 +50,12 @@ _RECORDS = flags.DEFINE_list(
     "records", [], "Ids of the training records that --mode=heatmap shows; none: some of all."
 )
 _RUNS = flags.DEFINE_list(
-    "runs", [], "Work directories that --mode=compare compares; seeds of one are joined by +."
+    "runs",
+    [],
+    "Work directories that --mode=compare compares; seeds of one are joined by +. Or the names of "
+    "the runs of --mode=sweep that are made in this process, without a comparison; none: all.",
 )
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs of --mode=sweep at work at the same time.")
 _SPLIT = flags.DEFINE_string("split", "test", "Predictions that --mode=compare reads.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the files of --mode=compare; none: the first run's."
@@ -107,8 +111,9 @@ def _run() -> None:
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # Models are ours; of transformers only tokenizers are used, and it need not say so each time.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Before anything asks for devices. These modes work on one host's processor alone.
-    if _MODE.value not in ("heatmap", "teach"):
+    # Before anything asks for devices. These need none; a sweep's runs have processes of their own.
+    alone = _MODE.value in ("heatmap", "teach") or (_MODE.value == "sweep" and not _RUNS.value)
+    if not alone:
         processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         processes.raise_on_sigterm()
     if _MODE.value == "sweep":
@@ -116,7 +121,12 @@ def _run() -> None:
 
         if not _SWEEP.value:
             raise UserError("--mode=sweep needs --sweep, such as configs/sweeps/quickstart.py.")
-        sweep.run(_SWEEP.value, _WORKDIR.value)
+        if _RUNS.value:
+            sweep.make(_SWEEP.value, _WORKDIR.value, _RUNS.value)
+        elif failed := sweep.run(_SWEEP.value, _WORKDIR.value, parallel=_PARALLEL.value):
+            lines = [f"  {name}: {reason}" for name, reason in failed.items()]
+            print("\nRuns that failed:", *lines, sep="\n", file=sys.stderr)
+            sys.exit(1)
         return
     if _MODE.value == "heatmap":
         from kpod_jax import report

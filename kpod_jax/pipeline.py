@@ -6,6 +6,7 @@ date. This is the only place that knows their order.
 
 import dataclasses
 import importlib.metadata
+import json
 import pathlib
 import subprocess
 import time
@@ -164,6 +165,47 @@ def run(
     return current.workdir.path
 
 
+def up_to_date(config: Config, workdir: files.PathLike) -> bool:
+    """Whether a work directory has all that `run` would make, made from this configuration."""
+    current = Run(config, Workdir(workdir))
+    for name, stage in STAGES.items():
+        if name in ("report", "export") or not stage.needed(config):
+            continue
+        if not all((current.workdir / file).exists() for file in _inputs(current, name)):
+            return False
+        if not current.workdir.done(name, _fingerprint(current, name), stage.outputs):
+            return False
+    return (current.workdir / "report.html").is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a stage is made from, as far as configurations tell before anything is made.
+
+    Attributes:
+      settings: the configuration's keys that it depends on.
+      before: the recipes of the stages whose files it reads.
+    """
+
+    settings: dict[str, Any]
+    before: "tuple[Recipe, ...]"
+
+
+def recipes(config: Config) -> dict[str, Recipe]:
+    """Recipes of the stages that runs share; where they are equal, so is what two runs make."""
+    found: dict[str, Recipe] = {}
+    maker: dict[str, str] = {}
+    for name, stage in STAGES.items():
+        if stage.continues:
+            break  # Trainings, and what follows from them, are a run's own.
+        if stage.needed(config):
+            read = {maker[file] for file in (*stage.inputs, *stage.optional) if file in maker}
+            before = tuple(found[other] for other in sorted(read))
+            found[name] = Recipe(json.loads(json.dumps(_settings(config, name))), before)
+            maker |= dict.fromkeys(stage.outputs, name)
+    return found
+
+
 def _run_stage(run: Run, name: str) -> None:
     """Runs one stage unless its output is there and up to date."""
     stage = STAGES[name]
@@ -206,12 +248,7 @@ def _run_stage(run: Run, name: str) -> None:
 
 def _fingerprint(run: Run, name: str) -> dict[str, Any]:
     """What a stage's output depends on."""
-    stage, flat = STAGES[name], configuration.flatten(run.config)
-    settings = {
-        key: value
-        for key, value in flat.items()
-        if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
-    }
+    stage, settings = STAGES[name], _settings(run.config, name)
     outside = stage.outside(run.config)
     if "student" in stage.keys:
         outside = [*outside, run.config.student.model, run.config.student.tokenizer]
@@ -220,6 +257,15 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
         settings["checkpoints"] = sorted(int(path.name) for path in found)
         settings["training"] = run.workdir.stored("distill")
     return run.workdir.fingerprint(settings, _inputs(run, name), outside)
+
+
+def _settings(config: Config, name: str) -> dict[str, Any]:
+    """The configuration's keys that a stage depends on."""
+    return {
+        key: value
+        for key, value in configuration.flatten(config).items()
+        if any(key == part or key.startswith(f"{part}.") for part in STAGES[name].keys)
+    }
 
 
 def _inputs(run: Run, name: str) -> list[str]:

@@ -100,7 +100,9 @@ class Workdir:
             if not path.is_dir():  # It was not run yet.
                 continue
             sibling = Workdir(path)
-            if sibling.path != self.path and sibling.done(stage, fingerprint, outputs):
+            if sibling.path == self.path or any((path / name).is_dir() for name in outputs):
+                continue  # Directories, such as checkpoints, are not copied.
+            if sibling.done(stage, fingerprint, outputs):
                 for name in outputs:
                     with (
                         files.replacing(self.path / name) as target,
@@ -110,6 +112,22 @@ class Workdir:
                 self.mark(stage, fingerprint)
                 return True
         return False
+
+    @staticmethod
+    def note(path: files.PathLike, stage: str) -> dict[str, Any] | None:
+        """The fingerprint of a stage of some directory, and whether it is complete, or None."""
+        file = pathlib.Path(path) / ".stages" / f"{stage}.json"
+        return files.read_json(file) if file.is_file() else None
+
+    @staticmethod
+    def at_work_on(path: files.PathLike) -> str | None:
+        """The stage of some directory that was begun last and is not complete, or None."""
+        begun = [
+            file
+            for file in (pathlib.Path(path) / ".stages").glob("*.json")
+            if not files.read_json(file)["complete"]
+        ]
+        return max(begun, key=lambda file: file.stat().st_mtime).stem if begun else None
 
     def _stage_file(self, stage: str) -> pathlib.Path:
         return self.path / ".stages" / f"{stage}.json"

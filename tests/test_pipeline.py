@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import pipeline, processes, report, sharding
+from kpod_jax import configuration, pipeline, processes, report, sharding
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
 from kpod_jax.run import Run
@@ -101,6 +101,20 @@ def test_a_second_run_does_nothing_again(finished):
     for stage in ("rationales", "score", "schedule", "distill", "eval"):
         assert f"{stage}: up to date" in done.stdout
     assert (workdir / "checkpoints/student").stat().st_mtime_ns == before
+
+
+def test_up_to_date_is_a_run_whose_every_stage_is(finished, monkeypatch):
+    workdir, _ = finished
+    monkeypatch.chdir(ROOT)  # Where the run began: its student's path is relative.
+    config = configuration.default()
+    config.update(json.loads((workdir / "config.json").read_text())["config"])
+    assert pipeline.up_to_date(config, workdir)
+    for key, value in (("eval.split", "validation"), ("schedule.beta", 3.0), ("seed", 1)):
+        other = configuration.default()
+        other.update(config)
+        other.update_from_flattened_dict({key: value})
+        assert not pipeline.up_to_date(other, workdir), key
+    assert not pipeline.up_to_date(config, workdir.parent / "new")
 
 
 def test_the_checkpoint_of_a_step_is_evaluated_and_exported(finished, tmp_path):

@@ -108,3 +108,25 @@ def test_a_read_only_directory(tmp_path):
             Workdir(tmp_path / "run")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_directories_are_not_taken_over(tmp_path):
+    """A training's checkpoints: its metrics would be missing beside them."""
+    other = made(tmp_path / "other", {"alpha": 0.5})
+    (other / "checkpoints").mkdir()
+    workdir = Workdir(tmp_path / "run", [tmp_path / "other"])
+    (workdir / "in.txt").write_text("in")
+    fingerprint = workdir.fingerprint({"alpha": 0.5}, ["in.txt"])
+    assert not workdir.take_over("weigh", fingerprint, ["checkpoints"])
+    assert workdir.take_over("weigh", fingerprint, ["out.txt"])
+
+
+def test_the_stage_at_work_is_the_one_begun_last(tmp_path):
+    workdir = made(tmp_path, {"alpha": 0.5})
+    assert Workdir.at_work_on(tmp_path) is None and Workdir.note(tmp_path, "score") is None
+    for time, stage in enumerate(("score", "schedule")):
+        workdir.mark(stage, {}, complete=False)
+        os.utime(tmp_path / f".stages/{stage}.json", (time, time))
+    assert Workdir.at_work_on(tmp_path) == "schedule"
+    note = Workdir.note(tmp_path, "weigh")
+    assert note is not None and note["complete"]

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LEVEL = 0.05
+LEVEL = 0.05  # Below it, a corrected p-value counts as showing a difference.
 _FEW = 5  # Ids that a line names.
 
 
@@ -17,11 +17,11 @@ def verdict(row: Mapping[str, Any], questions: int) -> str:
       questions: how many both answered.
     """
     low, high = row["interval"]
-    if row["p_holm"] >= _LEVEL or low * high <= 0:
+    if row["p_holm"] >= LEVEL or low * high <= 0:
         return (
             f"No difference between {row['a']} and {row['b']} is shown (A minus B: "
-            f"{_points(row['difference'])} percentage points, 95 % interval {_points(low)} to "
-            f"{_points(high)}, p = {row['p_holm']:.2g}, {questions:,} questions), and neither is "
+            f"{points(row['difference'])} percentage points, 95 % interval {points(low)} to "
+            f"{points(high)}, p = {row['p_holm']:.2g}, {questions:,} questions), and neither is "
             "it shown that they are equally good."
         )
     names = row["a"], row["b"]
@@ -39,7 +39,7 @@ def verdict(row: Mapping[str, Any], questions: int) -> str:
 def markdown(result: Mapping[str, Any]) -> str:
     """All of comparison.json for a reader; names and ids cannot bring markup of their own."""
     lines = [
-        f"# Comparison on {result['questions']:,} {_plain(result['split'])} questions",
+        f"# Comparison on {result['questions']:,} {escaped(result['split'])} questions",
         "",
         "| run | accuracy | 95 % interval | correct |",
         "| --- | --- | --- | --- |",
@@ -52,19 +52,19 @@ def markdown(result: Mapping[str, Any]) -> str:
             low, high = row["interval"]
             count = f"{row['correct']:,}" if "correct" in row else f"mean of {len(run['seeds'])}"
             lines.append(
-                f"| {_plain(name)} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {count} |"
+                f"| {escaped(name)} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {count} |"
             )
     lines += ["", "Intervals: Wilson's of one run, bootstrap over questions of several seeds.", ""]
     for name, ids in result["missing"].items():
-        lines += [f"{_plain(name)} lacks {len(ids):,} questions, left out: {_some(ids)}.", ""]
+        lines += [f"{escaped(name)} lacks {len(ids):,} questions, left out: {_some(ids)}.", ""]
     for row in result["comparisons"]:
         lines += _pair(row, len(result["comparisons"]) > 1, result["resamples"])
     return "\n".join(lines)
 
 
 def _pair(row: Mapping[str, Any], several: bool, resamples: int) -> list[str]:
-    low, high = (_points(limit) for limit in row["interval"])
-    lines = [f"## A: {_plain(row['a'])}, B: {_plain(row['b'])}", ""]
+    low, high = (points(limit) for limit in row["interval"])
+    lines = [f"## A: {escaped(row['a'])}, B: {escaped(row['b'])}", ""]
     if table := row["mcnemar"]:
         lines += [
             "| | B right | B wrong |",
@@ -77,9 +77,9 @@ def _pair(row: Mapping[str, Any], several: bool, resamples: int) -> list[str]:
     corrected = f"; {row['p_holm']:.3g} after Holm's correction" if several else ""
     return [
         *lines,
-        f"{_plain(row['verdict'])}",
+        f"{escaped(row['verdict'])}",
         "",
-        f"- Accuracy of A minus B: {_points(row['difference'])} percentage points, 95 % interval "
+        f"- Accuracy of A minus B: {points(row['difference'])} percentage points, 95 % interval "
         f"{low} to {high} (paired bootstrap, {resamples:,} resamples).",
         f"- p = {row['p']:.3g} ({kind}){corrected}.",
         f"- A does better on {len(row['a_better']):,} questions: {_some(row['a_better'])}.",
@@ -88,15 +88,16 @@ def _pair(row: Mapping[str, Any], several: bool, resamples: int) -> list[str]:
     ]
 
 
-def _points(share: float) -> str:
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
     return f"{100 * share:+.1f}"
 
 
 def _some(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _FEW:,} more" if len(ids) > _FEW else ""
-    return (", ".join(map(_plain, ids[:_FEW])) or "none") + more
+    return (", ".join(map(escaped, ids[:_FEW])) or "none") + more
 
 
-def _plain(text: str) -> str:
+def escaped(text: str) -> str:
     """One line that Markdown takes for text, whatever a file's ids are."""
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")

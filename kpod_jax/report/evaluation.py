@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kpod_jax import reasoning_errors
-from kpod_jax.report import summary
-from kpod_jax.report.markup import Html, table, tag, tiles
+from kpod_jax.report import figures, summary
+from kpod_jax.report.markup import Html, figure, section, table, tag, tiles
+from kpod_jax.report.run import Run
 
 
 def samples(result: Mapping[str, Any]) -> Html | None:
@@ -38,6 +41,32 @@ def out_of_distribution(result: Mapping[str, Any]) -> Html | None:
     head = ["Data set", "Accuracy", "95 % interval", "Correct", "Records left out"]
     caption = "Test questions of data sets that the student was not trained on."
     return tag("div", table(head, rows, range(1, 5)), tag("p", caption, class_="caption"))
+
+
+def by_difficulty(run: Run) -> Html | None:
+    """Whether the student fails where much is to be done: accuracy by the teacher's steps."""
+    asked = [(row, run.judged.get(str(row["id"]))) for row in run.predictions]
+    asked = [(row, record) for row, record in asked if record is not None and record.steps]
+    correct = np.asarray([row["correct"] for row, _ in asked], np.float64)
+    kinds: list[tuple[str, str, list[float]]] = [
+        ("Accuracy by length", "steps of the teacher's rationale", [len(r.steps) for _, r in asked])
+    ]
+    if asked and all(record.hardness for _, record in asked):
+        hardest = [max(record.hardness or ()) for _, record in asked]
+        kinds.append(("Accuracy by hardness", "hardness of the hardest step", hardest))
+    figures_ = []
+    for title, x_label, values in kinds:
+        x = np.asarray(values)
+        if np.unique(x).size < 2:
+            continue
+        groups = summary.accuracy_by(x, correct)
+        counts = ", ".join(f"{np.count_nonzero(x == kind):,}" for kind in groups.x)
+        caption = f"Share of correct answers with its 95 % interval, of {counts} questions."
+        drawing = figures.accuracy_by_group(groups, title, x_label)
+        figures_.append(figure(drawing, f"by-{len(figures_)}", caption))
+    if not figures_:
+        return None
+    return section("Difficulty and correctness", tag("div", *figures_, class_="grid"))
 
 
 def errors(predictions: Sequence[Mapping[str, Any]]) -> Html | None:

@@ -35,9 +35,10 @@ PALETTE = {
     "series-4": ("#8147b5", "#c39bf3"),
     "series-5": ("#94701a", "#dfb54a"),
     "series-6": ("#b02a6b", "#f28cb8"),
+    "series-7": ("#5b7a1e", "#b2cf5f"),
 }
 SERIES = [light for name, (light, _) in PALETTE.items() if name.startswith("series")]
-LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 INK, MUTED, RULE, PAGE = (PALETTE[name][0] for name in ("ink", "muted", "rule", "page"))
 
 STYLE: dict[Any, Any] = {
@@ -77,12 +78,13 @@ _P = ParamSpec("_P")
 
 
 class Curve(NamedTuple):
-    """A line of `curves`: its legend (None to leave it out), its method's number, x and y, [m]."""
+    """A line of `curves`: its legend (None for none), its method's number, x, y and band, [m]."""
 
     label: str | None
     method: int
     x: np.ndarray
     y: np.ndarray
+    band: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
@@ -129,9 +131,15 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 @styled
 def curves(
-    lines: Sequence[Curve], title: str, y_label: str, *, share: bool = False, smooth: bool = False
+    lines: Sequence[Curve],
+    title: str,
+    y_label: str,
+    *,
+    share: bool = False,
+    smooth: bool = False,
+    stages: Sequence[int] = (),
 ) -> Figure:
-    """Metrics over training steps, one line a run; runs of a method share colour and dashes.
+    """Metrics over training steps, one line a run or a method, perhaps with its band.
 
     Args:
       lines: what to draw.
@@ -139,15 +147,24 @@ def curves(
       y_label: what the values are.
       share: the values are shares of 1, shown in percent and marked by dots.
       smooth: draw a running mean over 2 % of the run, and the values themselves faintly.
+      stages: steps that dotted lines mark.
     """
     figure, axes = _axes(title, "training step", y_label)
+    for step in stages:
+        axes.axvline(step, color=MUTED, linewidth=0.7, linestyle=":", alpha=0.7)
     for line in lines:
-        colour = SERIES[line.method % len(SERIES)]
-        dashes = LINES[line.method % len(LINES)]
-        y = line.y
+        colour = _series(line.method)
+        # The second time that a colour comes, its dashes are others.
+        dashes = LINES[(line.method + line.method // len(SERIES)) % len(LINES)]
+        y, low_high = line.y, line.band
         if smooth and len(y) >= 100:
-            axes.plot(line.x, y, color=colour, alpha=0.22, linewidth=0.7)
-            y = summary.running_mean(y, len(y) // 50)
+            if low_high is None:
+                axes.plot(line.x, y, color=colour, alpha=0.22, linewidth=0.7)
+            y, *smoothed = (summary.running_mean(v, len(y) // 50) for v in (y, *(low_high or ())))
+            low_high = smoothed or None
+        if low_high is not None:
+            low, high = low_high
+            axes.fill_between(line.x, low, high, color=colour, alpha=0.16, linewidth=0)
         marker = "o" if share or len(y) == 1 else ""
         axes.plot(
             *(line.x, y),
@@ -161,15 +178,15 @@ def curves(
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    if any(line.label for line in lines):
-        axes.legend()
+    if named := sum(line.label is not None for line in lines):
+        axes.legend(fontsize=9 if named < 6 else 7)
     return figure
 
 
 @styled
-def accuracies(methods: Sequence[summary.Method]) -> Figure:
+def accuracies(methods: Sequence[summary.Method], title: str = "Accuracy") -> Figure:
     """Mean accuracy of each method as a bar, its interval as a line, its seeds as dots."""
-    figure, axes = _axes("Accuracy", "", "")
+    figure, axes = _axes(title, "", "", height=max(_SIZE[1], 0.36 * len(methods) + 0.8))
     draw_accuracies(axes, methods)
     return figure
 
@@ -181,7 +198,7 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
     for row, method in enumerate(methods):
         low, high = method.interval
         axes.barh(row, method.mean, height=0.52, color=PAGE)  # Hides the grid behind the bar.
-        axes.barh(row, method.mean, height=0.52, color=SERIES[row % len(SERIES)], alpha=0.7)
+        axes.barh(row, method.mean, height=0.52, color=_series(method.number), alpha=0.7)
         axes.plot([low, high], [row, row], color=INK, linewidth=1.3, marker="|", markersize=8)
         if len(method.accuracies) > 1:
             axes.plot(
@@ -194,8 +211,7 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
             )
         label = summary.percent(method.mean)
         axes.annotate(label, (high, row), (6, 0), textcoords="offset points", va="center")
-    names = [m.name + (f"\n{m.split}" if _several_splits(methods) else "") for m in methods]
-    axes.set_yticks(range(len(methods)), names)
+    axes.set_yticks(range(len(methods)), [method.name for method in methods])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     top = max(method.interval[1] for method in methods)
@@ -324,8 +340,39 @@ def by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
     return figure
 
 
-def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
+@styled
+def accuracy_by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
+    """Share of correct answers for each x, with its 95 % interval."""
+    figure, axes = _axes(title, x_label, "correct answers")
+    axes.vlines(groups.x, groups.low, groups.high, color=SERIES[3], alpha=0.3, linewidth=7)
+    axes.plot(groups.x, groups.mean, color=SERIES[3], marker="o", markersize=5)
+    axes.set_ylim(0, None)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    return figure
+
+
+@styled
+def sensitivity(
+    setting: str, x: np.ndarray, mean: np.ndarray, spread: np.ndarray, base: float
+) -> Figure:
+    """Accuracy over the values [m] of one setting, with its spread over seeds."""
+    figure, axes = _axes(setting, "", "correct answers")
+    axes.axvline(base, color=MUTED, linewidth=1, linestyle=":")
+    axes.errorbar(
+        x, mean, yerr=spread, color=SERIES[0], marker="o", ms=4.5, elinewidth=1, capsize=3
+    )
+    top = float((mean + spread).max())
+    axes.set_ylim(0, 1.15 * top if top else 1)
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+    return figure
+
+
+def _axes(
+    title: str, x_label: str, y_label: str, *, height: float = _SIZE[1]
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return figure, axes
@@ -345,5 +392,5 @@ def _histograms(
         axes.legend()
 
 
-def _several_splits(methods: Sequence[summary.Method]) -> bool:
-    return len({method.split for method in methods}) > 1
+def _series(number: int) -> str:
+    return SERIES[number % len(SERIES)]

@@ -63,6 +63,12 @@ def table(
     return tag("div", inner, class_="table")
 
 
+def search(label: str) -> Html:
+    """A field that hides the articles of its section that lack a word; without scripts, nothing."""
+    field = Html(f'<input type="search" placeholder="{label}" aria-label="{label}">')
+    return Html(f'<p class="search" hidden>{field}<output class="muted"></output></p>')
+
+
 def figure(drawing: Figure, name: str, caption: str) -> Html:
     """A drawing with its caption, which screen readers hear as its description too."""
     image = Html(figures.svg(drawing, name, caption))

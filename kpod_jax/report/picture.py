@@ -14,7 +14,7 @@ from matplotlib.font_manager import FontProperties
 
 from kpod_jax import files
 from kpod_jax.errors import UserError
-from kpod_jax.report import figures, heatmap, summary
+from kpod_jax.report import figures, heatmap, summary, sweep
 from kpod_jax.report import run as run_files
 
 _SIZE = (12.0, 4.0)  # Inches, at 100 dots each.
@@ -35,14 +35,14 @@ class _Piece(NamedTuple):
 def readme_picture(
     workdir: files.PathLike,
     path: files.PathLike,
-    comparison: Sequence[Mapping[str, Any]] | None = None,
+    comparison: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Draws a rationale's heat map, the schedule and the accuracy of a run, 1200 × 400.
 
     Args:
       workdir: of the run.
       path: of the picture, ending in .png or .svg.
-      comparison: as for `write`; without it the accuracy is that of this run alone.
+      comparison: of a sweep, as for `write_sweep`; without it the accuracy is this run's alone.
 
     Returns:
       `path`.
@@ -53,7 +53,9 @@ def readme_picture(
     path = files.as_path(path)
     _kind(path)
     run = run_files.load(workdir)
-    methods = summary.methods(comparison or ([run.results] if run.results else []))
+    methods = [summary.method(run.results)] if run.results else []
+    if comparison is not None:
+        methods = sweep.methods(comparison, 0)
     there = {
         "records/train.jsonl": len(run.records) > 0,
         "token_weights.npz": run.weights is not None,

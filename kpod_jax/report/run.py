@@ -31,7 +31,8 @@ class Run:
       weighting: how the training of the token weights ended.
       metrics: one event of the run a row.
       predictions: one evaluated question a row.
-      rationales: the teacher's rationale of each evaluated question, by id.
+      judged: the record of each evaluated question, by id.
+      before: what the student generated before distillation, by the question's id.
       results: accuracy with its interval.
     """
 
@@ -45,7 +46,8 @@ class Run:
     weighting: dict[str, Any] | None = None
     metrics: tuple[dict[str, Any], ...] = ()
     predictions: tuple[dict[str, Any], ...] = ()
-    rationales: dict[str, str] = dataclasses.field(default_factory=dict)
+    judged: dict[str, Record] = dataclasses.field(default_factory=dict)
+    before: dict[str, str] = dataclasses.field(default_factory=dict)
     results: dict[str, Any] | None = None
 
 
@@ -60,7 +62,7 @@ def load(workdir: files.PathLike) -> Run:
         raise UserError(f"{root} is not a directory. Give the --workdir of a run.")
     records = _read_records(root / "records" / "train.jsonl")
     results = _optional(files.read_json, root / "results.json")
-    split, predictions = _read_predictions(root, (results or {}).get("split"))
+    split, predictions = read_predictions(root, (results or {}).get("split"))
     judged = _read_records(root / "records" / f"{split}.jsonl") if split else ()
     schedule = _optional(files.read_npz, root / "schedule.npz")
     difficulty = _optional(_read_ragged, root / "step_difficulty.npz")
@@ -84,7 +86,7 @@ def load(workdir: files.PathLike) -> Run:
         weighting=_optional(files.read_json, root / "weighting.json"),
         metrics=read_jsonl(root / "metrics.jsonl") if (root / "metrics.jsonl").exists() else (),
         predictions=predictions,
-        rationales={record.id: record.rationale for record in judged},
+        judged={record.id: record for record in judged},
         results=results,
     )
     _check(run)
@@ -124,10 +126,10 @@ def _read_ragged(path: pathlib.Path) -> Ragged:
     return ragged
 
 
-def _read_predictions(
+def read_predictions(
     root: pathlib.Path, split: str | None
 ) -> tuple[str | None, tuple[dict[str, Any], ...]]:
-    """The split that `results.json` speaks of, else the first of test, validation and others."""
+    """Predictions of `split` with its name, else of the first of test, validation and others."""
     there = sorted(path.stem for path in (root / "predictions").glob("*.jsonl"))
     for name in (split, "test", "validation", *there):
         if name in there:

@@ -1,7 +1,7 @@
 """The report's sections on results, training, schedule, generations and configuration.
 
-A section is a function of the run (and of the methods compared) that gives None where its files are
-not there. Those on tokens and steps are in `token_sections`.
+A section is a function of the run that gives None where its files are not there. Those on tokens
+and steps are in `token_sections`.
 """
 
 import re
@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from kpod_jax import paper
 from kpod_jax.report import evaluation, figures, summary
-from kpod_jax.report.markup import Html, figure, join, section, table, tag, tiles
+from kpod_jax.report.markup import Html, figure, search, section, table, tag, tiles
 from kpod_jax.report.run import Run
 
 _SHOWN = 6  # Generations of each kind.
 _ENTERED = 3  # Examples that are named a stage.
+_FOLDED = 30  # More of each kind, behind a fold.
 _LONGEST = 1500  # Characters of a generation that are shown.
 
 
-def results(run: Run, compared: Sequence[summary.Method]) -> Html | None:
-    """The run's own accuracy, then the table and the figure of the methods compared."""
+def results(run: Run) -> Html | None:
+    """How well the student answers: its own questions, and those of other data sets."""
     parts: list[Html | None] = []
     if run.results:
         result = run.results
@@ -35,83 +37,79 @@ def results(run: Run, compared: Sequence[summary.Method]) -> Html | None:
                         f"{result['correct']:,}",
                         f"of {result['total']:,} {result['split']} questions",
                     ),
-                    ("Checkpoint", _steps([result["checkpoint_step"] or 0]), "training steps"),
+                    ("Checkpoint", f"{result['checkpoint_step'] or 0:,}", "training steps"),
                 ]
             )
         )
         parts += evaluation.samples(result), evaluation.out_of_distribution(result)
-    if compared:
-        parts.append(_comparison(compared))
     return section("Results", *parts) if parts else None
 
 
-def _comparison(compared: Sequence[summary.Method]) -> Html:
-    several = len({method.split for method in compared}) > 1
-    rows = []
-    for i, method in enumerate(compared):
-        dot = tag("i", class_="dot", style=f"background:var(--series-{i % len(figures.SERIES)})")
-        spread = "" if method.spread is None else f" ± {100 * method.spread:.1f}"
-        seeds = ", ".join("–" if seed is None else str(seed) for seed in method.seeds)
-        rows.append(
-            [
-                join([dot, method.name]),
-                *([method.split] if several else []),
-                seeds,
-                tag("b", f"{100 * method.mean:.1f}{spread}"),
-                summary.percent(*method.interval),
-                _steps(method.steps),
-            ]
-        )
-    head = ["Method", *(["Split"] if several else []), "Seeds"]
-    numeric = range(len(head), len(head) + 3)
-    head += ["Accuracy (%)", "95 % interval", "Steps"]
-    caption = (
-        "Accuracy of the final answer: mean ± standard deviation over seeds. The interval is of "
-        "the sampling of the questions; of several seeds, it is the mean of their limits."
-    )
-    body = tag("div", table(head, rows, numeric), tag("p", caption, class_="caption"))
-    drawn = "Bars: mean accuracy. Lines: 95 % interval. Dots: single seeds."
-    return tag(
-        "div",
-        body,
-        figure(figures.accuracies(compared), "accuracy", drawn),
-        class_="grid wide-left",
-    )
-
-
-def training(run: Run, compared: Sequence[summary.Method]) -> Html | None:
-    """Loss and validation accuracy over the steps of distillation."""
-    runs = [(m.name, i, rows) for i, m in enumerate(compared) for rows in m.curves]
-    if not runs and run.metrics:
-        runs = [("", 0, run.metrics)]
+def training(run: Run, compared: Sequence[summary.Method] = ()) -> Html | None:
+    """Loss and validation accuracy over the steps of distillation, of a run or of methods."""
+    starts = [] if compared else summary.stage_starts(run.metrics)
 
     def lines(key: str) -> list[figures.Curve]:
-        found, named = [], set()
-        for name, i, rows in runs:
-            x, y = summary.series(rows, "distill", key)
-            if len(x):
-                found.append(figures.Curve(None if name in named else name or None, i, x, y))
-                named.add(name)
+        methods = [(m.name, m.number, m.curves) for m in compared] or [(None, 0, (run.metrics,))]
+        found = []
+        for name, number, runs in methods:
+            each = [summary.series(rows, "distill", key) for rows in runs]
+            if each := [(x, y) for x, y in each if len(x)]:
+                x, mean, spread = summary.band(each)
+                band = (mean - spread, mean + spread) if len(each) > 1 else None
+                found.append(figures.Curve(name, number, x, mean, band))
         return found
 
-    parts = []
+    parts, seeds = [], any(len(m.curves) > 1 for m in compared)
+    bands = " Lines are means over seeds, bands one standard deviation." if seeds else ""
+    marks = " Dotted: where a stage begins that shows more steps." if starts else ""
     if loss := lines("loss"):
-        drawing = figures.curves(loss, "Training loss", "nats per token", smooth=True)
+        drawing = figures.curves(
+            loss, "Training loss", "nats per token", smooth=True, stages=starts
+        )
         caption = (
             "Loss per supervised token (Eq. 15). While the schedule adds steps to the output, what "
-            "is supervised changes: methods compare on this axis only after the schedule has ended."
+            "is supervised changes: methods compare on this axis only after the schedule has "
+            f"ended.{bands}{marks}"
         )
         parts.append(figure(drawing, "loss", caption))
     if accuracy := lines("validation_accuracy"):
-        drawing = figures.curves(accuracy, "Validation accuracy", "correct answers", share=True)
-        caption = "Accuracy of the final answer on validation questions, by greedy decoding."
+        drawing = figures.curves(
+            accuracy, "Validation accuracy", "correct answers", share=True, stages=starts
+        )
+        caption = (
+            "Accuracy of the final answer on validation questions, by greedy decoding."
+            f"{bands}{marks}"
+        )
         parts.append(figure(drawing, "validation", caption))
-    return section("Training", tag("div", *parts, class_="grid")) if parts else None
+    if not parts:
+        return None
+    return section("Training", tag("div", *parts, class_="grid"), _by_stage(run, compared))
 
 
-def schedule(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+def _by_stage(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+    """What each stage of the schedule trained on and how it went, behind a fold."""
+    rows = [] if compared else summary.by_stage(run.metrics)
+    if len(rows) < 2:
+        return None
+    shown = [
+        [
+            f"{row.number}",
+            f"{row.first:,}–{row.last:,}",
+            f"{row.start_step:.2f}",
+            f"{row.loss:.3f}",
+            "" if row.tokens is None else f"{row.tokens:,.0f}",
+            "" if row.accuracy is None else summary.percent(row.accuracy),
+        ]
+        for row in rows
+    ]
+    head = ["Stage", "Steps", "Mean cᵢ", "Mean loss", "Supervised tokens a step", "Validation"]
+    fold = tag("summary", f"The {len(rows)} stages in figures")
+    return tag("details", fold, table(head, shown, range(6)))
+
+
+def schedule(run: Run) -> Html | None:
     """How rationales moved from the input to the output."""
-    del compared
     if run.schedule is None or not run.schedule["start_steps"].any():
         return None  # Whole rationales from the start.
     start, clusters = run.schedule["start_steps"], run.schedule["clusters"]
@@ -172,14 +170,17 @@ def _entries(run: Run, start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> 
     return tag("details", fold, table(head, rows, range(2 + len(kinds))))
 
 
-def generations(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+def generations(run: Run) -> Html | None:
     """Right and wrong generations beside the teacher's rationales."""
-    del compared
     if not run.predictions:
         return None
     right = [row for row in run.predictions if row["correct"]]
     wrong = [row for row in run.predictions if not row["correct"]]
     cards = [_card(run, row) for row in (*wrong[:_SHOWN], *right[:_SHOWN])]
+    more = [
+        _card(run, row)
+        for row in (*wrong[_SHOWN : _SHOWN + _FOLDED], *right[_SHOWN : _SHOWN + _FOLDED])
+    ]
     return section(
         "Generations",
         tag(
@@ -188,7 +189,11 @@ def generations(run: Run, compared: Sequence[summary.Method]) -> Html | None:
             f"{min(_SHOWN, len(right))} of {len(right):,} correct ones, in the order of the file.",
         ),
         evaluation.errors(run.predictions),
+        search("Search questions, rationales and generations")
+        if len(run.predictions) > 1
+        else None,
         *cards,
+        tag("details", tag("summary", f"{len(more)} more"), *more) if more else None,
     )
 
 
@@ -199,27 +204,33 @@ def _card(run: Run, row: Mapping[str, Any]) -> Html:
         said = "no answer found" if row["extracted"] in (None, "") else str(row["extracted"])
         why = f" ({row['error']})" if row.get("error") else ""
         badge = tag("b", f"✗ {said}, expected {row['gold']}{why}", class_="badge wrong")
-    output, more = str(row["prediction"]), ""
-    if len(output) > _LONGEST:
-        output, more = output[:_LONGEST], f" … {len(output) - _LONGEST:,} more characters"
-    teacher = run.rationales.get(str(row["id"]), "")
+    teacher, id_ = run.judged.get(str(row["id"])), str(row["id"])
+    rationale = teacher.rationale if teacher is not None and teacher.rationale else ""
+    columns = [
+        tag("div", tag("h3", "Teacher"), tag("p", rationale or "No rationale is stored.")),
+        tag("div", tag("h3", "Student"), _cut(str(row["prediction"]))),
+    ]
+    if id_ in run.before:
+        columns.append(tag("div", tag("h3", "Before distillation"), _cut(run.before[id_])))
     return tag(
         "article",
         tag("header", tag("code", row["id"]), badge),
         tag("p", row["question"], class_="question"),
-        tag(
-            "div",
-            tag("div", tag("h3", "Teacher"), tag("p", teacher or "No rationale is stored.")),
-            tag("div", tag("h3", "Student"), tag("p", output, tag("i", more, class_="muted"))),
-            class_="pair",
-        ),
+        tag("div", *columns, class_="pair"),
         class_="card",
     )
 
 
-def configuration(run: Run, compared: Sequence[summary.Method]) -> Html | None:
-    """Every setting, one a row, behind a fold."""
-    del compared
+def _cut(output: str) -> Html:
+    """A generation, its end left out where it is very long."""
+    more = ""
+    if len(output) > _LONGEST:
+        output, more = output[:_LONGEST], f" … {len(output) - _LONGEST:,} more characters"
+    return tag("p", output or "Nothing was generated.", tag("i", more, class_="muted"))
+
+
+def configuration(run: Run) -> Html | None:
+    """What is not as in the paper; then every setting, one a row, behind a fold."""
     if not run.config:
         return None
     rows = [[tag("code", key), tag("code", value)] for key, value in _flat(run.config)]
@@ -228,7 +239,40 @@ def configuration(run: Run, compared: Sequence[summary.Method]) -> Html | None:
         tag("summary", f"{len(rows)} settings, versions and devices of this run"),
         table(["Name", "Value"], rows, class_="settings"),
     )
-    return section("Configuration", fold)
+    return section("Configuration", _against_the_paper(run.config), fold)
+
+
+def _against_the_paper(config: Mapping[str, Any]) -> Html | None:
+    """The settings that the paper gives and this run has otherwise."""
+    ours = dict(_flat(config.get("config", {})))
+    if "student.model" not in ours or "data.name" not in ours:
+        return None
+    theirs = paper.settings(ours["student.model"], ours["data.name"])
+    raw = _leaves(config["config"])
+    known = [key for key in theirs if key in raw]
+    rows = [
+        [tag("code", key), tag("code", ours[key] or "–"), tag("code", str(theirs[key]))]
+        for key in known
+        if paper.differs(raw[key], theirs[key])
+    ]
+    student = paper.student(ours["student.model"])
+    whose = f" for {student.name}" if student else ", whose students were larger"
+    text = (
+        f"{len(known) - len(rows)} of the {len(known)} settings that the paper gives{whose}, are "
+        "the same here. These are not:"
+    )
+    shown = table(["Setting", "Here", "The paper"], rows, class_="settings") if rows else None
+    return tag("div", tag("p", text if rows else text.partition(" These")[0]), shown)
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Every leaf of nested dicts by its dotted name."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _leaves(inner, f"{name}.{key}" if name else str(key))
+    return found
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -240,10 +284,3 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, ", ".join(re.sub(r"\s+", " ", str(item)) for item in value)
     else:
         yield name, "–" if value is None else str(value)
-
-
-def _steps(steps: Sequence[int]) -> str:
-    low, high = min(steps), max(steps)
-    if not high:
-        return "–"
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"

@@ -16,6 +16,7 @@ h3 { font: 600 .74rem/1.3 var(--sans); letter-spacing: .06em; text-transform: up
 section { margin-top: 2.6rem; }
 section > p, .verdict { max-width: 46rem; }
 p { margin: 0 0 .9rem; }
+a { color: inherit; text-underline-offset: .2em; }
 code { font: .84em/1.5 var(--mono); }
 .muted { color: var(--muted); }
 .eyebrow, nav, .caption, figcaption, .legend, table, .tiles, .badge, .nats {
@@ -65,6 +66,14 @@ meter::-webkit-meter-bar { background: var(--rule); border: 0; border-radius: .2
   height: .4rem; }
 meter::-webkit-meter-optimum-value { background: var(--series-0); border-radius: .2rem; }
 meter::-moz-meter-bar { background: var(--series-0); }
+.sweep td:first-child { min-width: 7rem; }
+.under { display: block; font-size: .74rem; color: var(--muted); white-space: nowrap; }
+.missing { margin: 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
+.search input { font: .86rem/1.4 var(--sans); color: inherit; background: transparent;
+  border: 1px solid var(--rule); border-radius: .4rem; padding: .4rem .7rem; width: 24rem;
+  max-width: 100%; }
+.search output { font: .8rem var(--sans); margin-left: .8rem; }
+[hidden] { display: none !important; }
 .card { border: 1px solid var(--rule); border-radius: .5rem; padding: 1rem 1.15rem;
   margin: 0 0 1.1rem; }
 .card header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: .3rem 1rem;
@@ -81,7 +90,7 @@ meter::-moz-meter-bar { background: var(--series-0); }
 .pair { display: grid; gap: 1rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
 details > summary { cursor: pointer; font-family: var(--sans); font-size: .9rem; }
-details > .table { margin-top: .9rem; }
+details > .table, details > .card:nth-child(2) { margin-top: .9rem; }
 footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--rule);
   font: .78rem/1.5 var(--sans); color: var(--muted); }
 @media (max-width: 36rem) {
@@ -99,7 +108,7 @@ footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--rule)
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   html { font-size: 9.5pt; }
   main { max-width: none; padding: 0; }
-  nav { display: none; }
+  nav, .search, details:has(article) { display: none; }
   section { margin-top: 1.6rem; }
   .grid { grid-template-columns: 1fr 1fr; gap: 1rem 1.6rem; }
   .three { grid-template-columns: 1fr 1fr 1fr; }

@@ -4,6 +4,7 @@ Letters: N training records, T + 1 stages.
 """
 
 import dataclasses
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from kpod_jax import answers, paper
 from kpod_jax.configuration import METHODS
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.report import heatmap
@@ -22,67 +24,42 @@ NUMBER = "‹any number›"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The runs of one method on one split.
+    """The runs of one method on one set of questions, as figures show them.
 
     Attributes:
       name: as tables call it.
+      number: of its colour and its dashes.
       split: of the data set.
-      seeds: of its runs.
       accuracies: one a run, in [0, 1].
       mean: their mean.
-      spread: their sample standard deviation; None for a single run.
       interval: (low, high): the run's own 95 % interval, or the mean of the runs' limits. As the
         questions are the same in all runs, it is of the questions' sampling, not of the seeds.
-      steps: training steps of the evaluated checkpoints.
       total: number of questions of a run.
-      curves: the rows of metrics.jsonl of each run that names its file.
+      curves: the rows of metrics.jsonl of each run that has them.
     """
 
     name: str
+    number: int
     split: str
-    seeds: tuple[Any, ...]
     accuracies: tuple[float, ...]
     mean: float
-    spread: float | None
     interval: tuple[float, float]
-    steps: tuple[int, ...]
     total: int
     curves: tuple[tuple[dict[str, Any], ...], ...] = ()
 
 
-def methods(results: Iterable[Mapping[str, Any]], read_metrics: Any = None) -> list[Method]:
-    """Groups the results of several runs by method and split, known methods first.
-
-    Args:
-      results: dicts as in results.json, some perhaps with the path of their "metrics".
-      read_metrics: reads such a path; None leaves the curves out.
-    """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for result in results:
-        groups[str(result["method"]), str(result.get("split", ""))].append(result)
-    order = {name: i for i, name in enumerate(METHODS)}
-    found = []
-    for (name, split), runs in sorted(
-        groups.items(), key=lambda item: order.get(item[0][0], len(order))
-    ):
-        accuracies = tuple(float(run["accuracy"]) for run in runs)
-        low, high = (statistics.fmean(run["interval"][side] for run in runs) for side in (0, 1))
-        paths = [run["metrics"] for run in runs if run.get("metrics")] if read_metrics else []
-        found.append(
-            Method(
-                name=method_name(name),
-                split=split,
-                seeds=tuple(run.get("seed") for run in runs),
-                accuracies=accuracies,
-                mean=statistics.fmean(accuracies),
-                spread=statistics.stdev(accuracies) if len(runs) > 1 else None,
-                interval=(low, high),
-                steps=tuple(int(run["checkpoint_step"] or 0) for run in runs),
-                total=int(runs[0]["total"]),
-                curves=tuple(read_metrics(path) for path in paths),
-            )
-        )
-    return found
+def method(result: Mapping[str, Any], number: int = 0) -> Method:
+    """A single run, of what results.json holds."""
+    low, high = result["interval"]
+    return Method(
+        name=method_name(result["method"]),
+        number=number,
+        split=result["split"],
+        accuracies=(result["accuracy"],),
+        mean=result["accuracy"],
+        interval=(low, high),
+        total=result["total"],
+    )
 
 
 def method_name(key: str) -> str:
@@ -102,6 +79,73 @@ def series(
     }
     steps = sorted(values)
     return np.asarray(steps, np.int64), np.asarray([values[step] for step in steps], np.float64)
+
+
+def band(
+    each: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Several curves of (steps, values) as (steps, mean, standard deviation), [m] each.
+
+    Steps are the first curve's, as far as all reach; values between others' steps are interpolated.
+    """
+    low, high = max(x[0] for x, _ in each), min(x[-1] for x, _ in each)
+    steps = each[0][0][(each[0][0] >= low) & (each[0][0] <= high)]
+    values = np.asarray([np.interp(steps, x, y) for x, y in each])
+    spread = values.std(axis=0, ddof=1) if len(each) > 1 else np.zeros(len(steps))
+    return steps, values.mean(axis=0), spread
+
+
+class StageRow(NamedTuple):
+    """A stage of the training: its steps, mean c_i, loss, tokens and last validation accuracy."""
+
+    number: int
+    first: int
+    last: int
+    start_step: float
+    loss: float
+    tokens: float | None
+    accuracy: float | None
+
+
+def by_stage(rows: Iterable[Mapping[str, Any]]) -> list[StageRow]:
+    """The stages of a training, from its rows of metrics.jsonl; those that say their stage."""
+    groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    number = None
+    for row in rows:
+        if row.get("stage") == "distill":
+            number = row.get("stage_number", number)
+            if number is not None:
+                groups[int(number)].append(row)
+    found = []
+    for number, group in sorted(groups.items()):
+        losses = [row["loss"] for row in group if row.get("loss") is not None]
+        if not losses:
+            continue
+        tokens = [row["supervised_tokens"] for row in group if row.get("supervised_tokens")]
+        accuracies = [row["validation_accuracy"] for row in group if "validation_accuracy" in row]
+        starts = [row["mean_start_step"] for row in group if "mean_start_step" in row]
+        found.append(
+            StageRow(
+                number,
+                int(group[0]["step"]),
+                int(group[-1]["step"]),
+                float(starts[0]) if starts else 0.0,
+                statistics.fmean(losses),
+                statistics.fmean(tokens) if tokens else None,
+                float(accuracies[-1]) if accuracies else None,
+            )
+        )
+    return found
+
+
+def stage_starts(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The steps after which more of the rationales is output than before."""
+    stages = by_stage(rows)
+    return [
+        before.last
+        for before, after in itertools.pairwise(stages)
+        if after.start_step != before.start_step
+    ]
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -187,7 +231,7 @@ def step_numbers(difficulty: Ragged) -> np.ndarray:
 
 
 class Groups(NamedTuple):
-    """Per group of values: its x, their mean, and the quartiles around their middle half; [g]."""
+    """Per group of values, [g]: its x, their mean, and limits around it, such as quartiles."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -201,6 +245,14 @@ def grouped(x: np.ndarray, values: np.ndarray, most: int = 12) -> Groups:
     parts = [values[x == kind] for kind in kinds]
     low, high = np.asarray([np.quantile(part, (0.25, 0.75)) for part in parts]).T
     return Groups(kinds, np.asarray([part.mean() for part in parts]), low, high)
+
+
+def accuracy_by(x: np.ndarray, correct: np.ndarray, most: int = 12) -> Groups:
+    """Shares of `correct` by `x`, both [m], with Wilson's 95 % limits."""
+    kinds = np.unique(x)[:most]
+    counts = [(int(correct[x == kind].sum()), int((x == kind).sum())) for kind in kinds]
+    low, high = np.asarray([answers.wilson_interval(*count) for count in counts]).T
+    return Groups(kinds, np.asarray([right / total for right, total in counts]), low, high)
 
 
 def hardness(records: Sequence[Record]) -> np.ndarray | None:
@@ -217,40 +269,22 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
 
 
-def verdict(run: Run, compared: Sequence[Method]) -> str:
-    """One sentence: how well the student answers and, of several methods, against which others."""
-    if compared:
-        return _comparison(compared)
-    if run.results:
-        result = run.results
-        return (
-            f"{method_name(result['method'])}: the student answers {result['correct']:,} of "
-            f"{result['total']:,} {result['split']} questions correctly, "
-            f"{percent(result['accuracy'])} (95 % interval {percent(*result['interval'])})."
-        )
-    return "This run has not been evaluated yet; what it has made so far is shown below."
-
-
-def _comparison(compared: Sequence[Method]) -> str:
-    """The first method against the baselines, or against the next two where there are none."""
-    first, others = compared[0], [m for m in compared[1:] if m.split == compared[0].split]
-    baselines = [m for m in others if m.name in (method_name("scotd"), method_name("none"))]
-    parts = []
-    for other in baselines or others[:2]:
-        points = 100 * (first.mean - other.mean)
-        apart = first.interval[0] > other.interval[1] or other.interval[0] > first.interval[1]
-        name = "no distillation" if other.name == method_name("none") else other.name
-        parts.append(
-            f"{abs(points):.1f} points {'more' if points >= 0 else 'fewer'} than {name} "
-            f"({percent(other.mean)}; the intervals {'are disjoint' if apart else 'overlap'})"
-        )
-    seeds = f", mean of {len(first.seeds)} seeds" if len(first.seeds) > 1 else ""
-    return (
-        f"{first.name} answers {percent(first.mean)} of {first.total:,} {first.split} questions "
-        f"correctly (95 % interval {percent(*first.interval)}{seeds})"
-        + (": " + " and ".join(parts) if parts else "")
-        + "."
+def verdict(run: Run) -> str:
+    """How well the student answers, and the paper's figure where it has one."""
+    if not run.results:
+        return "This run has not been evaluated yet; what it has made so far is shown below."
+    result = run.results
+    own = (
+        f"{method_name(result['method'])}: the student answers {result['correct']:,} of "
+        f"{result['total']:,} {result['split']} questions correctly, "
+        f"{percent(result['accuracy'])} (95 % interval {percent(*result['interval'])})."
     )
+    tree = (run.config or {}).get("config", {})
+    model, data = (tree.get(r, {}).get(k, "") for r, k in (("student", "model"), ("data", "name")))
+    theirs = paper.accuracy(str(model), data, result["method"], data)
+    if theirs is None:
+        return own
+    return f"{own} The paper reports {percent(theirs / 100)}, with its own teacher and splits."
 
 
 def percent(*shares: float) -> str:

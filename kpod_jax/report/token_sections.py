@@ -6,16 +6,16 @@ import numpy as np
 
 from kpod_jax.data.records import Record
 from kpod_jax.report import figures, heatmap, summary
-from kpod_jax.report.markup import Html, figure, section, table, tag, tiles
+from kpod_jax.report.markup import Html, figure, search, section, table, tag, tiles
 from kpod_jax.report.run import Run
 
 _SHOWN = 4  # Rationales as heat maps.
+_FOLDED = 60  # With those behind a fold.
 _EACH = 12  # Heaviest and lightest words.
 
 
-def token_weights(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+def token_weights(run: Run) -> Html | None:
     """How the weighting ended: its numbers, the histogram, the heaviest and the lightest words."""
-    del compared
     if run.weights is None and run.weighting is None:
         return None
     parts, columns = [_weighting(run)], []
@@ -97,14 +97,15 @@ def _words(records: Sequence[Record], run: Run) -> Html | None:
     )
 
 
-def rationales(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+def rationales(run: Run) -> Html | None:
     """A few rationales with their words coloured by weight."""
-    del compared
     if run.weights is None or run.spans is None or not run.records:
         return None
     indices = spread(len(run.records), _SHOWN)
+    more = [i for i in spread(len(run.records), _FOLDED) if i not in indices]
     chosen = "spread evenly over the data set and not otherwise chosen"
-    return chosen_rationales(run, indices, f"{len(indices)} training examples, {chosen}.")
+    which = f"{len(indices)} training examples, {chosen}."
+    return chosen_rationales(run, indices, which, more)
 
 
 def spread(count: int, shown: int) -> list[int]:
@@ -113,15 +114,21 @@ def spread(count: int, shown: int) -> list[int]:
     return np.linspace(0, count - 1, shown).round().astype(int).tolist()
 
 
-def chosen_rationales(run: Run, indices: Sequence[int], which: str) -> Html:
-    """The heat maps of some rationales; `which` says in a sentence why these."""
+def chosen_rationales(
+    run: Run, indices: Sequence[int], which: str, more: Sequence[int] = ()
+) -> Html:
+    """The heat maps of some rationales, and of more behind a fold; `which` says why these."""
     known = any(run.records[i].keypoints for i in indices)
     beside = " At the right, the difficulty dₖ of each step in nats." if run.difficulty else ""
     return section(
         "What the weighting keeps",
         tag("p", f"{which} The ground of a word is its weight wⱼ.{beside}"),
         Html(heatmap.legend_html(known)),
+        search("Search questions and rationales") if len(indices) + len(more) > 1 else None,
         *(_rationale(run, i) for i in indices),
+        tag("details", tag("summary", f"{len(more)} more"), *(_rationale(run, i) for i in more))
+        if more
+        else None,
     )
 
 
@@ -152,9 +159,8 @@ def _rationale(run: Run, index: int) -> Html:
     )
 
 
-def difficulties(run: Run, compared: Sequence[summary.Method]) -> Html | None:
+def difficulties(run: Run) -> Html | None:
     """Which steps the student found hard before distillation."""
-    del compared
     if run.difficulty is None or not len(run.difficulty.values):
         return None
     values = run.difficulty.values.astype(np.float64)

@@ -8,7 +8,7 @@ from tests.report import workdirs
 
 
 def method(name, accuracy=30, **more):
-    return summary.methods([workdirs.results(name, 0, accuracy, **more)])[0]
+    return summary.method(workdirs.results(name, 0, accuracy, **more))
 
 
 def test_matplotlib_stays_as_it_was():

@@ -5,13 +5,17 @@ import pytest
 
 from kpod_jax import report
 from kpod_jax.errors import UserError
+from kpod_jax.sweep import comparison
 from tests.report import workdirs
+from tests.sweep.runs import config, write
 
 
 def test_png_of_a_readmes_size(tmp_path):
     root = workdirs.build(tmp_path / "run")
-    rows = [workdirs.results(name, 0, n) for name, n in (("kpod", 31), ("scotd", 20), ("none", 3))]
-    path = report.readme_picture(root, tmp_path / "picture.png", rows)
+    right = {"kpod": "1110", "scotd": "1100", "none": "0000"}
+    runs = {name: write(tmp_path, name, config(name), marks) for name, marks in right.items()}
+    result = comparison.compare("a.py", runs, tmp_path, {})
+    path = report.readme_picture(root, tmp_path / "picture.png", result)
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", content[16:24]) == (1200, 400)

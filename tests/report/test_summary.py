@@ -1,34 +1,17 @@
 import numpy as np
 import pytest
 
+from kpod_jax import answers
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.report import summary
-from kpod_jax.report.run import Run
 from tests.report import workdirs
 
 
-def test_runs_are_grouped_by_method_known_ones_first():
-    rows = [
-        workdirs.results("mine", 0, 10),
-        workdirs.results("scotd", 0, 20),
-        workdirs.results("kpod", 0, 30),
-        workdirs.results("kpod", 1, 40),
-    ]
-    kpod, scotd, mine = summary.methods(rows)
-    assert (kpod.name, scotd.name, mine.name) == ("KPOD", "SCoTD", "Mine")
-    assert kpod.seeds == (0, 1)
-    assert kpod.mean == pytest.approx(0.7)
-    assert kpod.spread == pytest.approx(np.std([0.6, 0.8], ddof=1))
-    assert kpod.interval == pytest.approx((0.57, 0.83))
-    assert scotd.spread is None
-
-
-def test_splits_are_not_mixed():
-    rows = [workdirs.results("kpod", 0, 30), workdirs.results("kpod", 0, 40, split="validation")]
-    assert [(m.split, m.mean) for m in summary.methods(rows)] == [
-        ("test", 0.6),
-        ("validation", 0.8),
-    ]
+def test_a_single_run_is_a_method():
+    found = summary.method(workdirs.results("kpod", 0, 30))
+    assert (found.name, found.mean, found.accuracies) == ("KPOD", 0.6, (0.6,))
+    assert found.interval == pytest.approx((0.47, 0.73)) and found.total == 50
+    assert summary.method(workdirs.results("mine", 0, 30)).name == "Mine"
 
 
 def test_the_rows_of_a_resumed_run_replace_the_earlier_ones():
@@ -93,16 +76,36 @@ def test_rank_correlation():
     assert summary.rank_correlation(np.ones(3), np.array([1, 2, 3.0])) is None
 
 
-def test_verdict_compares_with_the_baselines(tmp_path):
-    rows = [
-        workdirs.results("kpod", 0, 40),
-        workdirs.results("scotd", 0, 35),
-        workdirs.results("none", 0, 2),
-        workdirs.results("without_diversity", 0, 39),
+def test_bands_are_over_the_steps_that_all_runs_have():
+    runs = [
+        (np.array([10, 20, 30]), np.array([4.0, 2.0, 1.0])),
+        (np.array([10, 20]), np.array([6.0, 2.0])),
+        (np.array([5, 15, 25]), np.array([5.0, 5.0, 3.0])),
     ]
-    text = summary.verdict(Run(tmp_path), summary.methods(rows)).replace("\u00a0", " ")
-    assert text == (
-        "KPOD answers 80.0 % of 50 test questions correctly (95 % interval 67.0–93.0 %): "
-        "10.0 points more than SCoTD (70.0 %; the intervals overlap) and "
-        "76.0 points more than no distillation (4.0 %; the intervals are disjoint)."
-    )
+    steps, mean, spread = summary.band(runs)
+    assert steps.tolist() == [10, 20]
+    assert mean.tolist() == [5.0, pytest.approx((2 + 2 + 4) / 3)]
+    assert spread == pytest.approx([1.0, np.std([2, 2, 4], ddof=1)])
+    assert summary.band(runs[:1])[2].tolist() == [0, 0, 0]
+
+
+def test_stages_of_a_training():
+    rows = [
+        {"stage": "weigh", "step": 1, "loss": 9.0},
+        {"stage": "distill", "step": 1, "loss": 3.0, "stage_number": 0, "mean_start_step": 2.0},
+        {"stage": "distill", "step": 2, "loss": 1.0, "stage_number": 0, "mean_start_step": 2.0},
+        {"stage": "distill", "step": 2, "validation_accuracy": 0.5},
+        {"stage": "distill", "step": 3, "loss": 1.0, "stage_number": 1, "mean_start_step": 0.0},
+        {"stage": "distill", "step": 4, "loss": 1.0, "stage_number": 2, "mean_start_step": 0.0},
+    ]
+    first, second, _ = summary.by_stage(rows)
+    assert first == (0, 1, 2, 2.0, 2.0, None, 0.5)
+    assert (second.number, second.first, second.last, second.accuracy) == (1, 3, 3, None)
+    assert summary.stage_starts(rows) == [2]
+    assert summary.by_stage([{"stage": "distill", "step": 1, "loss": 1.0}]) == []
+
+
+def test_accuracy_by_group():
+    groups = summary.accuracy_by(np.array([1, 1, 2, 2]), np.array([1.0, 0, 1, 1]))
+    assert groups.x.tolist() == [1, 2] and groups.mean.tolist() == [0.5, 1.0]
+    assert (groups.low[0], groups.high[0]) == answers.wilson_interval(1, 2)

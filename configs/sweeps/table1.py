@@ -1,0 +1,19 @@
+r"""Table 1: KPOD against every other way to distil, the same student, steps and questions.
+
+    python -m kpod_jax.main --mode=sweep --workdir=runs/table1 \
+        --sweep=configs/sweeps/table1.py:flan_t5_large,data=gsm8k+asdiv+svamp,seeds=3
+
+All methods of `kpod_jax.configuration.METHODS` but the ablations of Table 2. CommonsenseQA, the
+paper's fourth column, has no rationales of its own: ask a teacher (docs/teacher.md), then add
+`data=commonsense_qa,data.rationales=FILE`. What may follow the colon is explained in
+configs/sweeps/common.py.
+"""
+
+from configs.sweeps import common
+from kpod_jax import paper
+from kpod_jax.configuration import METHODS
+
+
+def get_runs(argument: str = ""):
+    names = [name for name in METHODS if name == "kpod" or name not in paper.TABLE_2]
+    return common.runs(common.parse(argument), common.methods(names))

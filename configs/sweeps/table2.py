@@ -1,0 +1,15 @@
+r"""Table 2: KPOD and its seven ablations.
+
+    python -m kpod_jax.main --mode=sweep --workdir=runs/table2 \
+        --sweep=configs/sweeps/table2.py:quickstart,seeds=5
+
+The paper's are of LLaMA-7B on GSM8K (`table2.py:llama_7b`). What may follow the colon is explained
+in configs/sweeps/common.py.
+"""
+
+from configs.sweeps import common
+from kpod_jax import paper
+
+
+def get_runs(argument: str = ""):
+    return common.runs(common.parse(argument), common.methods(paper.TABLE_2))

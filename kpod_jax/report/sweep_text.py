@@ -1,0 +1,210 @@
+"""The comparison of a sweep as plain text, Markdown and LaTeX; and what it allows to say."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kpod_jax.report import summary
+from kpod_jax.report.comparison import LEVEL, escaped, points
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "→": r"$\rightarrow$",
+    "–": "--",
+    "±": r"$\pm$",
+    "<": "$<$",  # Else, in LaTeX's oldest fonts, they are other signs.
+    ">": "$>$",
+    "|": "$|$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+SPREAD = (
+    "Accuracy of the final answer in percent: mean ± standard deviation over seeds. * p < 0.05 "
+    "against {reference}: paired test on the questions, p-values corrected by Holm's method in "
+    "each column."
+)
+_NAMED = 4  # Methods in a sentence; of more it says how many.
+PAPERS = "as published, by its own teacher, rationales and splits"
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """What the first column shows about the reference, in one or two sentences.
+
+    Args:
+      result: as in `comparison.json`.
+    """
+    reference, column = result["reference"], result["columns"][0]
+    row = next(row for row in result["rows"] if row["name"] == reference)
+    cell = row["cells"][0]
+    if cell is None:
+        return f"{reference} was not asked the questions of {column['name']}."
+    count = len(cell["seeds"])
+    seeds = f", mean of {count} seeds ± {100 * cell['spread']:.1f}" if count > 1 else ""
+    low, high = cell["interval"]
+    first = (
+        f"{reference} answers {summary.percent(cell['mean'])} of {cell['seeds'][0]['total']:,} "
+        f"{column['split']} questions of {column['name']} correctly (95 % interval "
+        f"{summary.percent(low, high)}{seeds})."
+    )
+    better, worse, open_ = [], [], []
+    for other in result["rows"]:
+        test = (other["cells"][0] or {}).get("against")
+        if test:
+            shown = is_shown(test)
+            group = open_ if not shown else better if test["difference"] > 0 else worse
+            group.append(other["name"])
+    said = [
+        f"{what} {_list(names)}"
+        for what, names in (
+            ("more than", better), ("fewer than", worse), ("no difference is shown from", open_),
+        )
+        if names
+    ]  # fmt: skip
+    second = f" By paired tests on the questions: {'; '.join(said)}." if said else ""
+    return first + second
+
+
+def is_shown(test: Mapping[str, Any]) -> bool:
+    """Whether a paired test shows a difference: by its corrected p-value and by its interval."""
+    low, high = test["interval"]
+    return test["p_holm"] < LEVEL and low * high > 0
+
+
+def accuracy(cell: Mapping[str, Any]) -> str:
+    """The mean in percent, with its spread if there is one."""
+    spread = "" if cell["spread"] is None else f" ± {100 * cell['spread']:.1f}"
+    return f"{100 * cell['mean']:.1f}{spread}"
+
+
+def plain(result: Mapping[str, Any]) -> str:
+    """One line a row, for a terminal, column after column; then what the first one shows."""
+    width = max(24, *(len(row["name"]) + 2 for row in result["rows"]))
+    lines = []
+    for i, column in enumerate(result["columns"]):
+        head = column["name"] if len(result["columns"]) > 1 else "method"
+        lines.append(f"{head:<{width}}{'accuracy':>10}{'spread':>9}  of each seed")
+        cells = [(row["name"], cell) for row in result["rows"] if (cell := row["cells"][i])]
+        for name, cell in cells:
+            spread = "" if cell["spread"] is None else f"± {100 * cell['spread']:.1f}"
+            each = ", ".join(f"{100 * seed['accuracy']:.1f}" for seed in cell["seeds"])
+            lines.append(f"{name:<{width}}{100 * cell['mean']:>9.1f}%{spread:>9}  {each}")
+        total = max((cell["seeds"][0]["total"] for _, cell in cells), default=0)
+        lines.append(f"{column['split']} split, {total} questions; spread: standard deviation\n")
+    lines.append(verdict(result).replace("\u00a0", " "))
+    return "\n".join([*lines, *result["notes"]])
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table, the tests behind it, and what failed; names bring no markup of their own."""
+    columns, reference = result["columns"], escaped(result["reference"])
+    lines = [
+        f"# {escaped(result['sweep'])}",
+        "",
+        escaped(verdict(result)),
+        "",
+        f"| method | seeds | {' | '.join(escaped(column['name']) for column in columns)} |",
+        f"| --- | --- |{' --- |' * len(columns)}",
+    ]
+    for row in result["rows"]:
+        cells = [_marked(cell, r"\*") for cell in row["cells"]]
+        lines.append(f"| {escaped(row['name'])} | {seeds(row)} | {' | '.join(cells)} |")
+    for name, values in papers(result):
+        cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
+        lines.append(f"| {escaped(name)}, the paper | | {' | '.join(cells)} |")
+    lines += ["", SPREAD.format(reference=reference).replace("*", r"\*"), ""]
+    if papers(result):
+        lines += [f"The paper: {PAPERS}.", ""]
+    for i, column in enumerate(columns):
+        tested = [(row, cell) for row in result["rows"] if (cell := row["cells"][i])]
+        tested = [(row, cell) for row, cell in tested if cell["against"]]
+        if tested:
+            lines += [
+                f"## {escaped(column['name'])}: {reference} minus each other",
+                "",
+                "| method | points | 95 % interval | p | Holm |",
+                "| --- | --- | --- | --- | --- |",
+                *(_tested(row["name"], cell["against"]) for row, cell in tested),
+                "",
+            ]
+    lines += [f"- {escaped(name)} failed: {escaped(why)}" for name, why in result["failed"].items()]
+    lines += [f"- {escaped(note)}" for note in result["notes"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(result: Mapping[str, Any]) -> str:
+    r"""A table for a paper; it needs `\usepackage{booktabs}`."""
+    columns = result["columns"]
+    head = " & ".join(["Method", *(tex(column["name"]) for column in columns)])
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        rf"{head} \\",
+        r"\midrule",
+    ]
+    for row in result["rows"]:
+        cells = [_marked(cell, "$^{*}$").replace("±", r"$\pm$") for cell in row["cells"]]
+        lines.append(rf"{' & '.join([tex(row['name']), *cells])} \\")
+    if found := papers(result):
+        lines.append(r"\midrule")
+        for name, values in found:
+            cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
+            lines.append(rf"{' & '.join([f'{tex(name)} (paper)', *cells])} \\")
+    counts = sorted({len(cell["seeds"]) for row in result["rows"] for cell in row["cells"] if cell})
+    caption = SPREAD.format(reference=result["reference"])
+    caption += f" Seeds: {' or '.join(map(str, counts))}."
+    if found:
+        caption += f" The paper's rows: {PAPERS}."
+    caption = tex(caption).replace(" * ", " $^{*}$ ")
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{caption}}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX sets as it is, in one line."""
+    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
+
+
+def seeds(row: Mapping[str, Any]) -> str:
+    """The seeds of a row, of all of its cells."""
+    found = {seed["seed"] for cell in row["cells"] if cell for seed in cell["seeds"]}
+    return ", ".join(map(str, sorted(found)))
+
+
+def papers(result: Mapping[str, Any]) -> Sequence[tuple[str, list[float | None]]]:
+    """The rows that the paper has, too: (name, its accuracies by column)."""
+
+    def rows() -> Iterator[tuple[str, list[float | None]]]:
+        for row in result["rows"]:
+            values = [cell["paper"] if cell else None for cell in row["cells"]]
+            if not row["settings"] and any(value is not None for value in values):
+                yield row["name"], values
+
+    return list(rows())
+
+
+def _marked(cell: Mapping[str, Any] | None, mark: str) -> str:
+    if cell is None:
+        return ""
+    shown = cell["against"] is not None and is_shown(cell["against"])
+    return accuracy(cell) + (mark if shown else "")
+
+
+def _tested(name: str, test: Mapping[str, Any]) -> str:
+    low, high = map(points, test["interval"])
+    return (
+        f"| {escaped(name)} | {points(test['difference'])} | {low} to {high} | {test['p']:.2g} | "
+        f"{test['p_holm']:.2g} |"
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    if len(names) > _NAMED:
+        return f"{len(names)} others"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

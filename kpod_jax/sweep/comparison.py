@@ -1,0 +1,179 @@
+"""What the runs of a sweep show together, as plain values: `comparison.json`.
+
+A row is a variant: a method, or a method with a setting changed, over its seeds. A column is a set
+of questions: the test split of a data set, or of another one that students were not trained on.
+"""
+
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kpod_jax import compare as paired
+from kpod_jax import configuration, files, paper
+from kpod_jax.configuration import METHODS, Config
+from kpod_jax.errors import UserError
+
+
+def compare(
+    sweep: str, runs: Mapping[str, Config], root: pathlib.Path, failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """All figures of a sweep.
+
+    Args:
+      sweep: how it was asked for.
+      runs: the configurations of the runs that are done, by name.
+      root: the directory that holds the runs' directories.
+      failed: reasons of those that failed, by name.
+
+    Returns:
+      "reference", the row that all others are held against: the first of KPOD, else the first;
+      "base", its values of the keys that others change;
+      "shown", one of its runs;
+      "columns", each with its name, data sets, split and file of predictions;
+      "rows", each with its name, method, settings and cells, one a column (None where nothing was
+      asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
+      (95 %, of the sampling of questions: the mean of the seeds' limits), "seeds", "against" (the
+      paired test) and "paper" (the paper's accuracy);
+      "failed"; "notes", on what could not be compared.
+    """
+    results = {name: files.read_json(root / name / "results.json") for name in runs}
+    variants = _variants(runs)
+    columns = _columns(runs, results)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, config in runs.items():
+        label, settings = variants[name]
+        empty = {"name": label, "method": config.method, "settings": settings}
+        row = rows.setdefault(label, empty | {"cells": [None] * len(columns)})
+        for i, column in enumerate(columns):
+            result = _result(results[name], config, column)
+            if result is not None:
+                cell = row["cells"][i] or {"seeds": [], "paper": _paper(config, column)}
+                row["cells"][i] = cell
+                cell["seeds"].append({"run": name, "seed": config.seed, **result})
+    reference = next((row for row in rows.values() if row["method"] == "kpod"), None)
+    reference = reference or next(iter(rows.values()))
+    ordered = [reference, *(row for row in rows.values() if row is not reference)]
+    notes = []
+    for i, column in enumerate(columns):
+        cells = [(row["name"], cell) for row in ordered if (cell := row["cells"][i])]
+        for _, cell in cells:
+            accuracies = [seed["accuracy"] for seed in cell["seeds"]]
+            cell["mean"] = statistics.fmean(accuracies)
+            cell["spread"] = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+            cell["interval"] = _mean_interval(cell["seeds"])
+            cell["against"] = None
+        try:
+            _test(root, column, cells, reference["name"])
+        except UserError as error:
+            notes.append(f"{column['name']}: no paired tests. {error}")
+    return {
+        "sweep": sweep,
+        "reference": reference["name"],
+        "base": _base(runs, variants, reference),
+        "shown": next(c["seeds"][0]["run"] for c in reference["cells"] if c),
+        "columns": columns,
+        "rows": list(rows.values()),
+        "failed": dict(failed),
+        "notes": notes,
+    }
+
+
+def _variants(runs: Mapping[str, Config]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What each run is a seed of: the variant's name, and the settings that make it.
+
+    Of the runs of a method on a data set, the first has the method's name alone; others are named
+    by the keys in which they differ from it.
+    """
+    first: dict[tuple[str, str], dict[str, object]] = {}
+    found = {}
+    for name, config in runs.items():
+        flat = configuration.flatten(config)
+        base = first.setdefault((config.method, config.data.name), flat)
+        changed = {
+            key: value for key, value in flat.items() if key != "seed" and value != base[key]
+        }
+        label = ", ".join([METHODS[config.method][0], *(f"{k} = {v}" for k, v in changed.items())])
+        found[name] = label, changed
+    return found
+
+
+def _base(
+    runs: Mapping[str, Config],
+    variants: Mapping[str, tuple[str, Mapping[str, Any]]],
+    reference: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The reference's values of all keys that make variants."""
+    config = next(config for name, config in runs.items() if variants[name][0] == reference["name"])
+    flat = configuration.flatten(config)
+    return {key: flat[key] for _, settings in variants.values() for key in settings}
+
+
+def _columns(
+    runs: Mapping[str, Config], results: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each data set's own split, then those of other data sets, in the order of the runs."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    several = len({config.data.name for config in runs.values()}) > 1
+    for own in (True, False):
+        for name, config in runs.items():
+            data, split = config.data.name, results[name]["split"]
+            for tested in [data] if own else results[name].get("ood", {}):
+                shown = paper.DATA.get(tested, tested)
+                if several and not own:
+                    shown = f"{paper.DATA.get(data, data)} → {shown}"
+                file = split if own else f"{tested}_test"
+                column = {
+                    "name": shown,
+                    "data": data,
+                    "tested": tested,
+                    "split": split if own else "test",
+                    "file": file,
+                }
+                found.setdefault((data, file), column)
+    return list(found.values())
+
+
+def _result(
+    result: Mapping[str, Any], config: Config, column: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """One run's figures of a column's questions."""
+    if config.data.name != column["data"]:
+        return None
+    own = result if column["file"] == result["split"] else result["ood"].get(column["tested"])
+    if own is None:
+        return None
+    found = {key: own[key] for key in ("accuracy", "correct", "total", "interval")}
+    return found | {"checkpoint_step": result["checkpoint_step"]}
+
+
+def _paper(config: Config, column: Mapping[str, Any]) -> float | None:
+    """The paper's accuracy as a share of 1."""
+    value = paper.accuracy(config.student.model, column["data"], config.method, column["tested"])
+    return None if value is None else value / 100
+
+
+def _mean_interval(seeds: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The mean of the runs' limits: of the sampling of the questions, which all runs share."""
+    return [statistics.fmean(seed["interval"][side] for seed in seeds) for side in (0, 1)]
+
+
+def _test(
+    root: pathlib.Path,
+    column: Mapping[str, Any],
+    cells: Sequence[tuple[str, dict[str, Any]]],
+    reference: str,
+) -> None:
+    """Adds the paired tests against the reference."""
+    methods = []
+    for name, cell in cells:
+        directories = tuple(str(root / seed["run"]) for seed in cell["seeds"])
+        rows = tuple(paired.read_rows(path, column["file"]) for path in directories)
+        methods.append(paired.Method(name, directories, rows))
+    if len(methods) < 2 or methods[0].name != reference:
+        return
+    result = paired.paired(methods, column["split"])
+    for (_, cell), row in zip(cells[1:], result["comparisons"], strict=True):
+        keys = ("difference", "interval", "p", "p_holm", "verdict")
+        cell["against"] = {key: row[key] for key in keys}
+        cell["against"]["questions"] = result["questions"]

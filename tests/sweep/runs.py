@@ -1,0 +1,43 @@
+"""Runs of a sweep without a model: their results and predictions, made up."""
+
+import pathlib
+from typing import Any
+
+from configs import quickstart
+from kpod_jax import answers, files
+from kpod_jax.configuration import Config
+
+
+def config(method: str = "kpod", seed: int = 0, **changes: Any) -> Config:
+    """A configuration; "schedule__beta=10.0" changes a key."""
+    made = quickstart.get_config(method)
+    made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    made.seed = seed
+    return made
+
+
+def write(
+    root: pathlib.Path, name: str, made: Config, right: str, ood: dict[str, str] | None = None
+) -> Config:
+    """Leaves what a run leaves whose answers are right where `right` has a 1; gives its config."""
+    found = {}
+    for split, marks in {"test": right, **{f"{k}_test": v for k, v in (ood or {}).items()}}.items():
+        rows = [
+            {"id": f"q{i}", "question": f"{i} + 1?", "gold": str(i + 1), "correct": mark == "1",
+             "prediction": f"It is {i}.", "extracted": str(i)}
+            for i, mark in enumerate(marks)
+        ]  # fmt: skip
+        files.write_jsonl(root / name / "predictions" / f"{split}.jsonl", rows)
+        correct, total = marks.count("1"), len(marks)
+        found[split] = {
+            "accuracy": correct / total, "correct": correct, "total": total,
+            "interval": list(answers.wilson_interval(correct, total)),
+        }  # fmt: skip
+    files.write_json(
+        root / name / "results.json",
+        {
+            "method": made.method, "seed": made.seed, "split": "test", "checkpoint_step": 8,
+            **found["test"], "ood": {k: found[f"{k}_test"] for k in ood or {}},
+        },
+    )  # fmt: skip
+    return made
