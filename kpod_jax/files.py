@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-import fsspec
+import fsspec.config
 import numpy as np
 from etils import epath
 
