@@ -246,7 +246,7 @@ def _rows(rows: int, mesh: Mesh) -> int:
 
 def _logits(rows: int, target: int, run: Run) -> int:
     """Bytes of the logits of a chunk, of so many rows on a device."""
-    positions = rows * min(target, losses.chunk_of(rows))
+    positions = rows * losses.chunk_of(rows, target)
     return positions * run.student.config.vocab_size * 4 // run.mesh.shape["tensor"]
 
 

@@ -43,7 +43,7 @@ def token_losses(
       [B, U] float32 in nats, 0 where not supervised.
     """
     rows, length = targets_BxU.shape
-    chunk = min(chunk or chunk_of(sharding.rows_of_a_device(rows)), length)
+    chunk = chunk or chunk_of(sharding.rows_of_a_device(rows), length)
     padding = [(0, 0), (0, -length % chunk)]
     order = jnp.argsort(~supervised_BxU, axis=1, stable=True)
     place = jnp.argsort(order, axis=1)
@@ -81,9 +81,9 @@ def token_losses(
     return jnp.take_along_axis(nll, place, 1)
 
 
-def chunk_of(rows: int) -> int:
-    """C for so many rows on a device."""
-    return max(_LEAST, _POSITIONS // rows)
+def chunk_of(rows: int, length: int) -> int:
+    """C for so many rows on a device, and not much longer than these."""
+    return min(max(_LEAST, _POSITIONS // rows), -(-length // _LEAST) * _LEAST)
 
 
 def weighted_loss(
