@@ -101,12 +101,12 @@ def activations_sent(
     """
     if mesh["tensor"] == 1:
         return 0.0
-    c, rows = hub.load_config(model), rows / (mesh["data"] * mesh["fsdp"])
+    c, own = hub.load_config(model), rows / (mesh["data"] * mesh["fsdp"])
     if isinstance(c, T5Config):
         tokens = 2 * c.num_layers * source + 3 * c.num_decoder_layers * target
     else:
         tokens = 2 * c.num_hidden_layers * (source + target)
-    return 2 * 2 * 2 * rows * tokens * c.d_model
+    return 2 * 2 * 2 * own * tokens * c.d_model
 
 
 def read_compiled(folder: str) -> list[dict[str, Any]]:

@@ -92,27 +92,26 @@ def compile_for(
     kind = run.mesh.devices.flat[0].device_kind
     mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     say(f"{config.student.model} on {topology} ({run.mesh.size} × {kind}; {mesh})")
+    job = {
+        "student": config.student.model,
+        "answerer": config.weighting.answerer or config.student.model,
+        "topology": topology,
+        "device_kind": kind,
+        "mesh": dict(run.mesh.shape),
+        "batch_size": config.distill.batch_size,
+        "lengths": [config.student.max_question_tokens, config.student.max_target_tokens],
+        "remat": config.student.remat,
+        "lora": config.student.lora.rank,
+    }
     reports = []
     for step in job_steps(run, names):
         reports.append(compile_step(step, run.mesh))
         say(describe(reports[-1], run.mesh.size))
         if not reports[-1].fits:
             say(advice(reports[-1], config, run.mesh.size))
-    if workdir:
-        value = {
-            "student": config.student.model,
-            "answerer": config.weighting.answerer or config.student.model,
-            "topology": topology,
-            "device_kind": kind,
-            "mesh": dict(run.mesh.shape),
-            "batch_size": config.distill.batch_size,
-            "lengths": [config.student.max_question_tokens, config.student.max_target_tokens],
-            "remat": config.student.remat,
-            "lora": config.student.lora.rank,
-            "steps": [dataclasses.asdict(report) for report in reports],
-        }
-        files.write_json(f"{workdir}/compile.json", value)
-        say(f"{workdir}/compile.json")
+        if workdir:  # After each step: some take minutes.
+            steps = [dataclasses.asdict(report) for report in reports]
+            files.write_json(f"{workdir}/compile.json", job | {"steps": steps})
     return reports
 
 
@@ -190,7 +189,7 @@ def compile_step(step: Step, mesh: Mesh) -> Report:
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes
     peak = memory.argument_size_in_bytes + made + temporary + memory.generated_code_size_in_bytes
-    found = costs.collectives(compiled.as_text())
+    found = costs.collectives(compiled.as_text() or "")
     counted = compiled.cost_analysis()["flops"] * mesh.size
     return Report(
         **result,

@@ -12,6 +12,7 @@ from configs import flan_t5_xl, llama_7b, quickstart, t5_base
 from kpod_jax import abstract_steps, ahead_of_time, costs
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.errors import UserError
+from kpod_jax.models.t5_config import T5Config
 from tests.weighting import tiny
 
 needs_compiler = pytest.mark.skipif(
@@ -97,6 +98,7 @@ def test_a_step_computes_six_operations_a_parameter_and_token():
     step = step_of(config, "train")
     traced = step.function.trace(*step.arguments)
     c = one_device(config).student.config
+    assert isinstance(c, T5Config)
     inner, mlp = 4 * c.d_model * c.num_heads * c.d_kv, 3 * c.d_model * c.d_ff
     encoder = c.num_layers * (inner + mlp)
     decoder = c.num_decoder_layers * (2 * inner + mlp) + c.d_model * c.vocab_size
