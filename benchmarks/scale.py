@@ -74,7 +74,8 @@ def train_flops(
 
 def matrix_parameters(model: str) -> float:
     """Parameters of layers and head, which are what is gathered and summed up."""
-    weights, _, head = forward_products(model, 1, 1)
+    source = int(isinstance(hub.load_config(model), T5Config))  # Else its layers would count twice.
+    weights, _, head = forward_products(model, source, 1)
     return (weights + head) / 2
 
 
