@@ -9,11 +9,11 @@ needs: it multiplies bfloat16 and int8 matrices by way of float32 copies.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from absl import app
 
 from benchmarks import tables
 from kpod_jax import configuration, distill, sharding
+from kpod_jax.abstract_steps import batch_of
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
 
@@ -64,22 +64,11 @@ def of_train_step(student: Student, rows: int, prompt: int, target: int) -> Memo
     optimizer = distill.make_optimizer(config, 100)
     step = distill.make_train_step(student.module, optimizer, distill.learning_rate(config, 100))
     trained, frozen = student.split(student.abstract(mesh))
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, size), dtype, sharding=sharding.batch_sharding(mesh))
-        for name, size, dtype in (
-            ("input_ids", prompt, jnp.int32),
-            ("input_mask", prompt, jnp.bool_),
-            ("decoder_input_ids", target, jnp.int32),
-            ("targets", target, jnp.int32),
-            ("loss_weights", target, jnp.float32),
-            ("supervised", target, jnp.bool_),
-        )
-    }
-    counter = jax.ShapeDtypeStruct((), jnp.int32)
-    state = {"params": trained, "opt_state": jax.eval_shape(optimizer.init, trained)}
+    batch = batch_of(rows, prompt, target, mesh)
+    state = distill.abstract_state(trained, optimizer)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with sharding.use(mesh):
-        lowered = step.lower(state | {"step": counter}, frozen, batch, key)  # pyright: ignore
+        lowered = step.lower(state, frozen, batch, key)  # pyright: ignore
         found = lowered.compile().memory_analysis()
     return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes)
 

@@ -19,7 +19,7 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
-from kpod_jax import flops, losses, processes, sharding, watch
+from kpod_jax import costs, losses, processes, sharding, watch
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
@@ -168,37 +168,50 @@ def make_train_step(
     return train_step
 
 
-def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """The state before the first step; the parameters are donated to it.
+def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of `start_state`'s result: a tree of jax.ShapeDtypeStruct.
 
-    What the optimiser keeps for a parameter lies as the parameter does. Left to itself the compiler
-    would copy these zeros to every device.
+    What the optimiser keeps for a parameter lies as the parameter does; the rest is whole on every
+    device.
 
     Args:
-      params: those that are trained, on a mesh.
+      params: those that are trained, on a mesh, concrete or abstract.
       optimizer: from `make_optimizer`.
     """
-
-    def start(params: Params) -> dict[str, Any]:
-        opt_state = optimizer.init(params)
-        return {"params": params, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32)}
-
     keystr = jax.tree_util.keystr
     by_path = {keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     whole = sharding.replicated(next(iter(by_path.values())).sharding.mesh)
 
-    def where(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    def placed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        where = whole
         for start in range(len(path)):  # An entry of the state ends like its parameter's path.
             param = by_path.get(keystr(path[start:]))
             if param is not None and param.shape == leaf.shape:
-                return param.sharding
-        return whole
+                where = param.sharding
+                break
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    shardings = jax.tree_util.tree_map_with_path(where, jax.eval_shape(start, params))
+    state = jax.eval_shape(functools.partial(_first_state, optimizer), params)
+    return jax.tree_util.tree_map_with_path(placed, state)
+
+
+def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """The state before the first step; the parameters are donated to it.
+
+    Where its parts lie is said by `abstract_state`: left to itself the compiler would copy the
+    optimiser's zeros to every device.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(params, optimizer))
+    start = functools.partial(_first_state, optimizer)
     return jax.jit(start, donate_argnums=0, out_shardings=shardings)(params)
 
 
-def model_flops(module: nn.Module, params: Params, frozen: Params) -> Callable[[Batch], int]:
+def _first_state(optimizer: optax.GradientTransformation, params: Params) -> dict[str, Any]:
+    opt_state = optimizer.init(params)
+    return {"params": params, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32)}
+
+
+def model_flops(module: nn.Module, params: Params, frozen: Params) -> Callable[[Batch], float]:
     """From a batch to the FLOPs that a step on it needs: forward, and backward where trained.
 
     Attention and logits are in them; what `remat` computes again is not. A shape is counted once.
@@ -210,9 +223,9 @@ def model_flops(module: nn.Module, params: Params, frozen: Params) -> Callable[[
         return jnp.sum(token_losses(plain, layout.combine(trained, frozen), batch))
 
     @functools.cache
-    def count(shapes: tuple[tuple[str, tuple[int, ...], Any], ...]) -> int:
+    def count(shapes: tuple[tuple[str, tuple[int, ...], Any], ...]) -> float:
         batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
-        return flops.matmul_flops(jax.grad(loss), params, frozen, batch)
+        return costs.flops(jax.make_jaxpr(jax.grad(loss))(params, frozen, batch))
 
     return lambda batch: count(tuple((k, v.shape, v.dtype) for k, v in sorted(batch.items())))
 

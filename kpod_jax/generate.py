@@ -116,8 +116,7 @@ class Generator:
           buckets: lengths that prompts are padded to at most, each of which is compiled for.
         """
         self._mesh, self._batch_size, self._buckets = mesh, batch_size, buckets
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._refill = min(batch_size, -(-batch_size // _REFILL // parts) * parts or parts)
+        self._refill = refill_rows(batch_size, mesh)
         self._seed = (sampling or Sampling()).seed
         self._pad_id = student.tokenizer.pad_token_id
         self._max_new_tokens = max_new_tokens
@@ -184,6 +183,12 @@ class Generator:
             yield running[ended], written[ended]
             running[ended] = -1
             free = np.flatnonzero(running < 0)
+
+
+def refill_rows(batch_size: int, mesh: Mesh) -> int:
+    """R: rows that are filled at a time, a part of the batch that the devices divide."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return min(batch_size, -(-batch_size // _REFILL // parts) * parts or parts)
 
 
 def make_steps(

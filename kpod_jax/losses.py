@@ -11,7 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-_CHUNK = 32
+from kpod_jax import sharding
+
+# A chunk has so many positions of a device's rows together, or more where there are many rows: its
+# logits are what takes memory, and every chunk costs the devices a sum of the head's gradient.
+_POSITIONS, _LEAST = 1024, 32
 
 
 def token_losses(
@@ -19,7 +23,7 @@ def token_losses(
     targets_BxU: jax.Array,
     supervised_BxU: jax.Array,
     logits: Callable[[jax.Array], jax.Array],
-    chunk: int = _CHUNK,
+    chunk: int | None = None,
 ) -> jax.Array:
     """-log P of every supervised token, without ever holding the logits of all positions.
 
@@ -33,12 +37,13 @@ def token_losses(
       targets_BxU: int32.
       supervised_BxU: bool.
       logits: the head, [B, C, D] -> [B, C, V] float32.
-      chunk: C.
+      chunk: C; None suits it to the rows of a device.
 
     Returns:
       [B, U] float32 in nats, 0 where not supervised.
     """
-    length = targets_BxU.shape[1]
+    rows, length = targets_BxU.shape
+    chunk = chunk or chunk_of(sharding.rows_of_a_device(rows), length)
     padding = [(0, 0), (0, -length % chunk)]
     order = jnp.argsort(~supervised_BxU, axis=1, stable=True)
     place = jnp.argsort(order, axis=1)
@@ -52,14 +57,15 @@ def token_losses(
         split = array.reshape(array.shape[0], -1, chunk, *array.shape[2:])
         return jnp.moveaxis(split, 1, 0)
 
-    @jax.checkpoint
     def losses(hidden_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
         logits_BxCxV = logits(hidden_BxCxD).astype(jnp.float32)
         picked = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
         return jax.nn.logsumexp(logits_BxCxV, -1) - picked
 
-    def one(_, chunk_of):
-        hidden_BxCxD, targets_BxC, supervised_BxC = chunk_of
+    # The branch is inside: what a branch leaves for the backward pass is kept for every chunk anew,
+    # the head's matrix among it.
+    @jax.checkpoint
+    def one(hidden_BxCxD: jax.Array, targets_BxC: jax.Array, supervised_BxC: jax.Array):
         result = jax.lax.cond(
             supervised_BxC.any(),
             losses,
@@ -67,11 +73,17 @@ def token_losses(
             hidden_BxCxD,
             targets_BxC,
         )
-        return None, jnp.where(supervised_BxC, result, 0.0)
+        return jnp.where(supervised_BxC, result, 0.0)
 
-    _, nll = jax.lax.scan(one, None, (chunks(hidden), chunks(targets), chunks(supervised)))
+    parts = (chunks(hidden), chunks(targets), chunks(supervised))
+    _, nll = jax.lax.scan(lambda _, part: (None, one(*part)), None, parts)
     nll = jnp.moveaxis(nll, 0, 1).reshape(targets.shape)[:, :length]
     return jnp.take_along_axis(nll, place, 1)
+
+
+def chunk_of(rows: int, length: int) -> int:
+    """C for so many rows on a device, and not much longer than these."""
+    return min(max(_LEAST, _POSITIONS // rows), -(-length // _LEAST) * _LEAST)
 
 
 def weighted_loss(

@@ -29,6 +29,7 @@ _MODES = (
     "heatmap",
     "sweep",
     "compare",
+    "compile",
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,8 +41,8 @@ _MODE = flags.DEFINE_enum(
     "all",
     _MODES,
     "What to do: one stage, all of them (without export), ask a teacher for rationales (teach), "
-    "show the token weights of a work directory (heatmap), a sweep, or a comparison of runs "
-    "(compare).",
+    "show the token weights of a work directory (heatmap), a sweep, a comparison of runs "
+    "(compare), or the steps compiled for TPUs that are not there (compile).",
 )
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
@@ -57,6 +58,12 @@ _RUNS = flags.DEFINE_list(
 )
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs of --mode=sweep at work at the same time.")
 _SPLIT = flags.DEFINE_string("split", "test", "Predictions that --mode=compare reads.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v5e:4x4", "TPUs that --mode=compile compiles for: a kind and a slice's sides."
+)
+_STEPS = flags.DEFINE_list(
+    "steps", [], "Steps that --mode=compile compiles: train, fit, learn, fill, decode; none: all."
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the files of --mode=compare; none: the first run's."
 )
@@ -101,6 +108,16 @@ def _run() -> None:
 
         text, path = compare.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value)
         print(f"{text}\n{path}")
+        return
+    if _MODE.value == "compile":
+        from kpod_jax import ahead_of_time
+
+        jax.config.update("jax_platforms", "cpu")  # The compiler's host; it takes no accelerator.
+        if _CONFIG.value is None:
+            raise UserError("--config is missing, such as --config=configs/t5_base.py.")
+        configuration.check(_CONFIG.value)
+        steps = _STEPS.value or ahead_of_time.STEPS
+        ahead_of_time.compile_for(_CONFIG.value, _TOPOLOGY.value, _WORKDIR.value, steps)
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: the directory for everything that the run writes.")

@@ -56,23 +56,29 @@ class Run:
             )
         return student
 
-    def load_student(self, model: str, *, adapters: bool = True) -> Student:
-        """A model under the student's settings, perhaps without its adapters."""
+    def load_student(self, model: str, *, adapters: bool = True, **options: Any) -> Student:
+        """A model under the student's settings, perhaps without its adapters.
+
+        Args:
+          model: directory, or id on the hub.
+          adapters: whether it has those of `student.lora`.
+          **options: of `models.student.load_student`, in place of the configuration's.
+        """
         config = self.config.student
         lora = None
         if config.lora.rank and adapters:
             lora = LoRAConfig(**(config.lora.to_dict() | {"targets": tuple(config.lora.targets)}))
-        return load_student(
-            model,
-            init=config.init,
-            tokenizer=config.tokenizer,
-            dtype=config.dtype,
-            scan_layers=config.scan_layers,
-            remat=config.remat,
-            attention=config.attention,
-            lora=lora,
-            seed=self.config.seed,
-        )
+        settings: dict[str, Any] = {
+            "init": config.init,
+            "tokenizer": config.tokenizer,
+            "dtype": config.dtype,
+            "scan_layers": config.scan_layers,
+            "remat": config.remat,
+            "attention": config.attention,
+            "lora": lora,
+            "seed": self.config.seed,
+        }
+        return load_student(model, **(settings | options))
 
     def records(self, split: str) -> list[Record]:
         """A split, as the first stage wrote it."""

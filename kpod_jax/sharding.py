@@ -92,6 +92,17 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec)
 
 
+def rows_of_a_device(rows: int) -> int:
+    """How many of a traced batch's rows `constrain` puts on a device; outside of `use` all."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
+    if mesh.empty or not rules:
+        return rows
+    spec = _spec(("batch",), (rows,), dict(mesh.shape), rules)  # pyright: ignore[reportArgumentType]
+    over = spec[0] or ()
+    over = (over,) if isinstance(over, str) else over
+    return rows // int(np.prod([mesh.shape[axis] for axis in over]))
+
+
 def param_shardings(boxed: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
     """The sharding of every parameter.
 
@@ -145,17 +156,11 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
       UserError: the devices do not divide the rows.
     """
     sharding = batch_sharding(mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
     number, count = host_part(mesh)
 
     def place(array: np.ndarray) -> jax.Array:
         rows, first = array.shape[0] * count, array.shape[0] * number
-        if rows % parts:
-            raise UserError(
-                f"A batch of {rows} rows cannot be split over {parts} devices (mesh.data="
-                f"{mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}). Make the batch size "
-                f"a multiple of {parts}."
-            )
+        check_rows(rows, mesh)
 
         def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(rows)
@@ -180,6 +185,21 @@ def place_whole(tree: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
     return jax.tree.map(place, tree)
+
+
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """Looks whether a batch can be placed.
+
+    Raises:
+      UserError: the devices do not divide its rows.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise UserError(
+            f"A batch of {rows} rows cannot be split over {parts} devices (mesh.data="
+            f"{mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}). Make the batch size "
+            f"a multiple of {parts}."
+        )
 
 
 def _spec(

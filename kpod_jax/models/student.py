@@ -112,11 +112,27 @@ class Student:
         return self.module.init(key, ids, ids == 0, ids)["params"]
 
 
+class NoTokenizer:
+    """In a tokenizer's place where nothing is tokenised: its ids are those of an architecture."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Takes them over."""
+        self.pad_token_id, self.eos_token_id = config.pad_token_id, config.eos_token_id
+        self._size = config.vocab_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def get_vocab(self) -> dict[str, int]:
+        """No token has a name."""
+        return {}
+
+
 def load_student(
     model: str,
     *,
     init: str = "pretrained",
-    tokenizer: str = "",
+    tokenizer: str | None = "",
     dtype: str = "float32",
     scan_layers: bool = True,
     remat: str = "none",
@@ -130,7 +146,7 @@ def load_student(
       model: directory in Hugging Face's format, or id on the hub; with `init="random"` also a
         config.json or a known name (`t5_config.NAMED`).
       init: "pretrained" or "random".
-      tokenizer: where it comes from, if not from `model`.
+      tokenizer: where it comes from, if not from `model`; None: there is none, for compiling alone.
       dtype: of activations and matrix products.
       scan_layers: see `T5`.
       remat: see `T5`.
@@ -149,7 +165,7 @@ def load_student(
     config = hub.load_config(model)
     if init != "random":
         hub.check_weights(model)
-    loaded = load_tokenizer(tokenizer or model)
+    loaded: Any = NoTokenizer(config) if tokenizer is None else load_tokenizer(tokenizer or model)
     if len(loaded) > config.vocab_size:
         raise UserError(
             f"The tokenizer {tokenizer or model!r} has {len(loaded)} tokens, but the model "

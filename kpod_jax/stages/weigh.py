@@ -3,6 +3,7 @@
 from kpod_jax import files
 from kpod_jax.data import tokens
 from kpod_jax.errors import UserError
+from kpod_jax.models.student import Student
 from kpod_jax.run import Run
 from kpod_jax.weighting import weigh
 
@@ -10,12 +11,6 @@ from kpod_jax.weighting import weigh
 def run_stage(run: Run) -> str:
     """Does it, and says in a few words what was done."""
     config = run.config
-    # All of the answerer's weights are fit.
-    answerer = config.weighting.answerer
-    if answerer or config.student.lora.rank:
-        model = run.load_student(answerer or config.student.model, adapters=False)
-    else:
-        model = run.student
     held_out, _ = run.tokenize(run.records("validation"))
     if not held_out.records:
         raise UserError(
@@ -27,7 +22,7 @@ def run_stage(run: Run) -> str:
         run.train_set,
         held_out,
         run.student,
-        model,
+        answerer_of(run),
         run.mesh,
         config.weighting,
         fresh=_fresh(run) if config.weighting.fit == "fresh" else None,
@@ -50,6 +45,15 @@ def run_stage(run: Run) -> str:
     if result.summary["auc"] is not None:
         message += f", AUC of keypoints over filler {result.summary['auc']:.3f} (held out)"
     return message
+
+
+def answerer_of(run: Run) -> Student:
+    """The answerer before it is fit: a student without adapters, as all of its weights are fit."""
+    config = run.config
+    answerer = config.weighting.answerer
+    if answerer or config.student.lora.rank:
+        return run.load_student(answerer or config.student.model, adapters=False)
+    return run.student
 
 
 def _fresh(run: Run) -> tokens.TokenizedSet:

@@ -154,6 +154,67 @@ class MaskLearner:
         return keep.astype(jnp.float32), prefix_B
 
 
+def answerer_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """Adam for fitting the answerer in so many steps: a warm-up, then a cosine."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(50, steps - 1), steps, learning_rate / 20
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
+def generator_optimizer(
+    learning_rate: float, clip_norm: float, steps: int
+) -> optax.GradientTransformation:
+    """Adam for training the generator in so many steps, at a rate that falls to a tenth."""
+    rate = optax.linear_schedule(learning_rate, learning_rate / 10, steps)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
+
+
+def make_fit_step(
+    learner: MaskLearner, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[Params, Any, jax.Array]]:
+    """The answerer's step: (params, opt_state, problems, key, masked) -> (params, opt_state, loss).
+
+    `masked`, a scalar bool, is whether prefixes and masks are drawn, see `random_masks`. Parameters
+    and state are donated.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def fit_step(params, state, problems, key, masked):
+        def loss(params):
+            keep, prefix = learner.random_masks(key, problems, masked)
+            return learner.answerer.losses(params, problems, keep, prefix).mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return fit_step
+
+
+def make_learn_step(
+    learner: MaskLearner, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[Params, Any, dict[str, jax.Array]]]:
+    """The generator's step (Eq. 7), which gives new parameters, state, and the objective's parts.
+
+    It takes (params, opt_state, answerer_params, embeddings, problems, key, alpha, temperature);
+    the first two are donated. The embeddings are those of `learner`, whose own are not looked at:
+    what a jitted function closes over becomes a constant of the compiled program.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def learn_step(params, state, answerer_params, embeddings, problems, key, alpha, temperature):
+        objective = dataclasses.replace(learner, embeddings=embeddings).objective
+        (_, parts), gradient = jax.value_and_grad(objective, has_aux=True)(
+            params, answerer_params, problems, key, alpha, temperature
+        )
+        updates, state = optimizer.update(gradient, state, params)
+        parts["gradient_norm"] = optax.global_norm(gradient)
+        return optax.apply_updates(params, updates), state, parts
+
+    return learn_step
+
+
 def fit_answerer(
     learner: MaskLearner,
     params: Params,
@@ -178,21 +239,8 @@ def fit_answerer(
     steps = reading_steps + masking_steps
     if not steps:
         return params
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, min(50, steps - 1), steps, learning_rate / 20
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def fit_step(params, state, problems, key, masked):
-        def loss(params):
-            keep, prefix = learner.random_masks(key, problems, masked)
-            return learner.answerer.losses(params, problems, keep, prefix).mean()
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
-
+    optimizer = answerer_optimizer(learning_rate, steps)
+    fit_step = make_fit_step(learner, optimizer)
     params, root = jax.tree.map(jnp.copy, params), jax.random.key(seed)
     state, first, _ = _go_on(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
     params, state = state["params"], state["opt_state"]
@@ -307,20 +355,11 @@ def learn_masks(
     params = jax.jit(learner.generator.init)(
         root, learner.embeddings[example.rationale], example.rationale_mask
     )["params"]
-    rate = optax.linear_schedule(learning_rate, learning_rate / 10, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
+    optimizer = generator_optimizer(learning_rate, clip_norm, steps)
+    learn_step = make_learn_step(learner, optimizer)
     joint_optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(joint_learning_rate or 0.0)
     )
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def learn_step(params, state, answerer_params, problems, key, alpha, temperature):
-        (_, parts), gradient = jax.value_and_grad(learner.objective, has_aux=True)(
-            params, answerer_params, problems, key, alpha, temperature
-        )
-        updates, state = optimizer.update(gradient, state, params)
-        parts["gradient_norm"] = optax.global_norm(gradient)
-        return optax.apply_updates(params, updates), state, parts
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def follow_step(answerer_params, state, params, problems, key, temperature):
@@ -351,7 +390,14 @@ def learn_masks(
             batch = learner.take(problems, next(indices))
             answerer_params = state.get("answerer", answerer_params)
             state["params"], state["opt_state"], parts = learn_step(
-                state["params"], state["opt_state"], answerer_params, batch, key, alpha, temperature
+                state["params"],
+                state["opt_state"],
+                answerer_params,
+                learner.embeddings,
+                batch,
+                key,
+                alpha,
+                temperature,
             )
             if joint_learning_rate:
                 batch = learner.take(joint_problems, next(joint_indices))

@@ -87,17 +87,8 @@ def weigh(
     _check_lengths(train, answerer)
     pad_id = student.tokenizer.pad_token_id
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
-    learner = learn.MaskLearner(
-        make_answerer(answerer, config.encoding),
-        Generator(config.hidden, config.heads, config.initial_weight),
-        jax.device_put(embeddings, sharding.replicated(mesh)),
-        config.alpha,
-        config.prefixes,
-        config.prefix_samples,
-        config.straight_through,
-        config.clear_share,
-        mesh,
-    )
+    embeddings = jax.device_put(embeddings, sharding.replicated(mesh))
+    learner = make_learner(answerer, embeddings, config, mesh)
     problems, judged = problems_of(train, pad_id), problems_of(held_out, pad_id)
     judged = jax.tree.map(lambda array: array[:_HELD_OUT], judged)
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
@@ -312,6 +303,23 @@ def _check_lengths(tokenized: TokenizedSet, answerer: Student) -> None:
         f"{limit} at most (max_position_embeddings in its config.json). Lower "
         "student.max_question_tokens and student.max_target_tokens, so that such records are "
         "rejected by name, or choose another weighting.answerer."
+    )
+
+
+def make_learner(
+    answerer: Student, embeddings: jax.Array, config: Config, mesh: Mesh | None = None
+) -> learn.MaskLearner:
+    """Mask learning with a model as its answerer, as `weighting` of the configuration has it."""
+    return learn.MaskLearner(
+        make_answerer(answerer, config.encoding),
+        Generator(config.hidden, config.heads, config.initial_weight),
+        embeddings,
+        config.alpha,
+        config.prefixes,
+        config.prefix_samples,
+        config.straight_through,
+        config.clear_share,
+        mesh,
     )
 
 
