@@ -44,6 +44,8 @@ def default() -> Config:
     data.path = ""  # Folder with the data set's own files; empty: download or generate.
     data.splits = "paper"  # paper: KPOD's train/validation/test; official: the data set's own.
     data.rationales = ""  # A teacher's JSONL or CSV file; empty: the data set's own solutions.
+    data.rationales_per_question = 1  # Most of a training question; each is an example. 0: all that
+    # the teacher's file has. The built-in task makes as many as are asked for.
     columns = data.columns = ml_collections.ConfigDict()  # What your data, or else the teacher's
     columns.question = "question"  # file, call their columns.
     columns.rationale = "rationale"
