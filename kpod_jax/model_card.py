@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import kpod_jax
-from kpod_jax.configuration import METHODS, Config
+from kpod_jax.configuration import Config, method_name
 
 _CARD = """\
 ---
@@ -86,7 +86,7 @@ def model_card(
     use = _USE.format(auto=auto, prompt=example, tokens=student.max_target_tokens)
     if is_adapter:
         use += "\n\n`transformers` loads adapters with the `peft` package installed."
-    name = METHODS[config.method][0]
+    name = method_name(config.method)
     # What made the student; where its maker keeps files is nobody's business.
     sections = ("student", "weighting", "difficulty", "schedule", "distill")
     settings = {section: config[section].to_dict() for section in sections}

@@ -16,12 +16,11 @@ from typing import Any
 import jax
 
 import kpod_jax
-from kpod_jax import configuration, files, report
+from kpod_jax import baselines, configuration, files, plugins, report
 from kpod_jax.configuration import Config
 from kpod_jax.data import sources
 from kpod_jax.errors import UserError
 from kpod_jax.run import SPLITS, Run, say
-from kpod_jax.schedule import curricula
 from kpod_jax.stages import distill, evaluation, export, rationales, schedule, score, weigh
 from kpod_jax.weighting.weigh import CHECKPOINTS as WEIGHER
 from kpod_jax.workdir import Workdir
@@ -39,6 +38,7 @@ class Stage:
       optional: outputs of other stages that it reads where the configuration needs those.
       needed: whether the configuration asks for it at all.
       outside: files and directories elsewhere, besides the student's, that it reads.
+      settings: further keys and values that it depends on.
       continues: a stale output is a training that may have taken days: it is not overwritten.
       partial: what an interrupted run of it goes on from; removed where that was another one's.
     """
@@ -50,6 +50,7 @@ class Stage:
     optional: tuple[str, ...] = ()
     needed: Callable[[Config], bool] = lambda config: True
     outside: Callable[[Config], Sequence[str]] = lambda config: ()
+    settings: Callable[[Config], dict[str, Any]] = lambda config: {}
     continues: bool = False
     partial: tuple[str, ...] = ()
 
@@ -65,7 +66,11 @@ def _data_files(config: Config) -> list[str]:
 
 
 def _curriculum_files(config: Config) -> list[str]:
-    return curricula.source_files(config.schedule.curriculum)
+    return plugins.source_files(config.schedule.curriculum)
+
+
+def _method_files(config: Config) -> list[str]:
+    return [*_curriculum_files(config), *baselines.files(config)]
 
 
 _RECORDS = ("records/train.jsonl",)
@@ -119,7 +124,8 @@ STAGES: dict[str, Stage] = {
         ("checkpoints/student",),
         ("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
         needed=lambda config: config.distill.epochs > 0,
-        outside=_curriculum_files,
+        outside=_method_files,
+        settings=baselines.settings,
         continues=True,
     ),
     "eval": Stage(
@@ -208,6 +214,7 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
         for key, value in flat.items()
         if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
     }
+    settings |= stage.settings(run.config)
     outside = stage.outside(run.config)
     if "student" in stage.keys:
         outside = [*outside, run.config.student.model, run.config.student.tokenizer]

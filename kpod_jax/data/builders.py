@@ -51,7 +51,7 @@ class ArithmeticConfig(tfds.core.BuilderConfig):
     @classmethod
     def of(cls, sizes: dict[str, int], seed: int) -> "ArithmeticConfig":
         """A configuration whose name tells it from any other, older versions of the task too."""
-        texts = (pathlib.Path(part.__file__).read_bytes() for part in (arithmetic, stories))
+        texts = (pathlib.Path(str(part.__file__)).read_bytes() for part in (arithmetic, stories))
         code = hashlib.sha256(b"".join(texts)).hexdigest()[:8]
         counts = "-".join(str(sizes[split]) for split in ARITHMETIC_SIZES)
         return cls(name=f"seed{seed}-{counts}-{code}", sizes=sizes, seed=seed)

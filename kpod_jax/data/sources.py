@@ -79,8 +79,8 @@ def load_records(
         record. The built-in task makes as many as are asked for; other data sets have one each.
 
     Returns:
-      The records, in the order of their source, rationales of one question side by side, and those that cannot be used: broken ones and
-      those that are left out, each with its reason.
+      The records, in the order of their source, those of one question side by side, and those that
+      cannot be used: broken ones and those that are left out, each with its reason.
 
     Raises:
       UserError: an unknown name or split, files that are missing or unreadable, no records, or too
