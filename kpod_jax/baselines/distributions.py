@@ -63,8 +63,9 @@ def read(path: str, tokenized: TokenizedSet, tokenizer: "PreTrainedTokenizerFast
     """Reads a file and aligns it.
 
     Teacher and student may cut the same text differently. A student's token that spells the very
-    characters of a teacher's gets its distribution: the alternatives that are single tokens of the
-    student, scaled to sum to 1. All other tokens are one-hot.
+    characters of a teacher's, white space before them aside, gets its distribution: those
+    alternatives that are single tokens of the student, scaled to sum to 1. All other tokens are
+    one-hot.
 
     Args:
       path: see above.
