@@ -87,6 +87,8 @@ def default() -> Config:
     teacher.top_p = 1.0  # Likewise, 0: the endpoint's default.
     teacher.max_tokens = 512  # Longest answer; one that is cut off there is rejected.
     teacher.max_tokens_name = "max_tokens"  # max_completion_tokens for OpenAI's reasoning models.
+    teacher.logprobs = 0  # Likeliest tokens whose log probabilities are asked for at each place,
+    # for baseline.distributions; 0: none. OpenAI gives at most 20, and reasoning models none.
     teacher.keep = "right"  # right: rationales whose answer is the data set's; all: every one.
     teacher.concurrency = 8  # Requests under way at a time.
     teacher.requests_per_minute = 0.0  # Most that are sent, evenly spaced; 0: no limit.
@@ -280,6 +282,7 @@ _RANGES = {
     "teacher.temperature": (-1, 2),
     "teacher.top_p": (0, 1),
     "teacher.max_tokens": (1, _INFINITY),
+    "teacher.logprobs": (0, 20),
     "teacher.concurrency": (1, 1000),
     "teacher.timeout": (0.1, _INFINITY),
     "teacher.retries": (0, 1000),
