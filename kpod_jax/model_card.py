@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import kpod_jax
+from kpod_jax import baselines
 from kpod_jax.configuration import Config, method_name
 
 _CARD = """\
@@ -90,6 +91,9 @@ def model_card(
     # What made the student; where its maker keeps files is nobody's business.
     sections = ("student", "weighting", "difficulty", "schedule", "distill")
     settings = {section: config[section].to_dict() for section in sections}
+    if (kind := baselines.class_of(config.method)) is not None:
+        own = [key for key in kind.keys if key not in kind.file_keys]
+        settings["baseline"] = {key: config.baseline[key] for key in own}
     return _CARD.format(
         library="peft" if is_adapter else "transformers",
         base_model=json.dumps(student.model),

@@ -33,19 +33,22 @@ class MccKd(Method):
 
     @classmethod
     def faults(cls, config: Any) -> list[str]:
-        """Pairs take two rationales of a question, and places of a row that do not move."""
-        faults = []
-        if config.data.rationales_per_question == 1:
-            faults.append(
-                "data.rationales_per_question=1: expected several (or 0, all of "
-                "data.rationales) for mcc_kd, which compares rationales of one question"
+        """Pairs take two rationales of a question, and two rows of a part of a batch."""
+        data, distill, found = config.data, config.distill, []
+        several = f"several rationales of a question for {config.method}, which compares them"
+        if data.name in ("gsm8k", "asdiv", "svamp", "commonsense_qa") and not data.rationales:
+            found.append(
+                f"data.rationales='': expected a teacher's file with {several}, such as "
+                "--mode=teach writes with teacher.samples above 1"
             )
-        elif config.data.name in ("gsm8k", "asdiv", "svamp") and not config.data.rationales:
-            faults.append(
-                f"data.rationales='': {config.data.name} has one rationale a question; expected a "
-                "teacher's file with several, such as --mode=teach writes with teacher.samples"
+        elif data.rationales_per_question == 1 and (data.rationales or data.name == "arithmetic"):
+            found.append(f"data.rationales_per_question=1: expected {several}")
+        if distill.batch_size % (2 * distill.micro_batches):
+            found.append(
+                f"distill.batch_size={distill.batch_size}: expected a multiple of 2 times "
+                f"distill.micro_batches={distill.micro_batches}, as rows are compared in pairs"
             )
-        return faults
+        return found
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """The kept rationales, grouped by question."""

@@ -122,7 +122,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _rng_of(record: Record, purpose: str = "") -> np.random.Generator:
-    """Randomness that a question alone decides, whatever the data set's size and order."""
+    """Randomness that question and purpose decide, whatever the data set's size and order."""
     digest = hashlib.sha256(f"{purpose} {record.question}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8]))
 
@@ -246,7 +246,7 @@ def counterfactual(record: Record) -> Record | None:
     options = [other for other in story.with_another_number() if other.answer != story.answer]
     if not options:
         return None
-    rng = _rng_of(record, "counterfactual")
+    rng = _rng_of(record, f"counterfactual {record.id}")
     other = _pick(rng, options)
     return other.explained(rng, record.question, f"{record.id}#counterfactual")
 

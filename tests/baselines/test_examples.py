@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -238,8 +240,17 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
     [
         ("scott", {"weighting.weights": "learned"}, "weighting.weights='learned': expected unif"),
         ("scott", {"data.name": "gsm8k"}, "baseline.counterfactuals='': expected a teacher's"),
-        ("mcc_kd", {"data.rationales_per_question": 1}, "rationales_per_question=1: expected sev"),
-        ("mcc_kd", {"data.name": "gsm8k"}, "data.rationales='': gsm8k has one rationale a quest"),
+        (
+            "mcc_kd",
+            {"data.rationales_per_question": 1},
+            "rationales_per_question=1: expected several rat",
+        ),
+        (
+            "mcc_kd",
+            {"data.name": "gsm8k"},
+            "data.rationales='': expected a teacher's file with several",
+        ),
+        ("mcc_kd", {"distill.batch_size": 6, "distill.micro_batches": 2}, "a multiple of 2 times"),
         ("mcc_kd", {"baseline.ngram": 0}, "baseline.ngram=0: expected at least 1"),
         ("mcc_kd", {"baseline.diverse_rationales": 1}, "diverse_rationales=1: expected at least 2"),
         ("specialized_kd", {"baseline.formats": ("few",)}, "expected different ones of"),
@@ -283,8 +294,12 @@ def test_a_method_of_ones_own_is_the_documentations(build, byte_tokenizer):
 class Own(Method):
     """Makes what it is told."""
 
-    made = ()
-    shares = {}  # noqa: RUF012
+    made: Sequence[Example] = ()
+    given: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def shares(self):
+        return self.given
 
     def examples(self, records):
         return list(self.made)
@@ -306,6 +321,6 @@ class Own(Method):
 )
 def test_examples_that_are_none_are_named(build, made, shares, said):
     method = make(Own)
-    method.made, method.shares = made, shares
+    method.made, method.given = made, shares
     with pytest.raises(UserError, match=re.escape(said)):
         build(method)

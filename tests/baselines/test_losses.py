@@ -37,6 +37,10 @@ def test_symmetric_kl_is_the_mean_of_both_directions():
     np.testing.assert_allclose(found, (one + other) / 2, rtol=1e-6)
 
 
+def on_device(batch):
+    return {key: jnp.asarray(value) for key, value in batch.items()}
+
+
 def logits_of(module, params, batch):
     keys = ("input_ids", "input_mask", "decoder_input_ids")
     hidden = module.apply({"params": params}, *(jnp.asarray(batch[key]) for key in keys))
@@ -72,7 +76,7 @@ def test_mcc_kds_loss_by_hand(consistent):
     objective, source = pair_batch(consistent)
     batch = source[0]
     module, params = tiny.t5(), tiny.params(tiny.t5())
-    total, plain = objective.loss(module, params, batch, None)
+    total, plain = objective.loss(module, params, on_device(batch), None)
     log_p = log_softmax(logits_of(module, params, batch))
     nll = -np.take_along_axis(log_p, batch["targets"][..., None], -1)[..., 0]
     cross_entropy = nll[batch["supervised"]].sum()
@@ -103,7 +107,7 @@ def test_pairs_stay_together_in_micro_batches():
     source = BatchSource(
         data, 8, 0, pad_id=0, decoder_start_id=0, buckets=1, groups=groups, arrays=objective.arrays
     )
-    batch = {key: value for key, value in source[0].items() if key != "index"}
+    batch = on_device({key: value for key, value in source[0].items() if key != "index"})
     found = []
     for parts in (1, 4):
         optimizer = distill.optax.sgd(1.0)
@@ -142,7 +146,7 @@ def test_the_distribution_loss_is_cross_entropy_where_the_teacher_is_one_hot():
     )
     module, params = tiny.t5(), tiny.params(tiny.t5())
     soft, hard = (
-        jax.value_and_grad(lambda p, loss=loss: loss(module, p, batch, None)[0])(params)
+        jax.value_and_grad(lambda p, loss=loss: loss(module, p, on_device(batch), None)[0])(params)
         for loss in (specialized_kd.distribution_loss, distill.cross_entropy)
     )
     np.testing.assert_allclose(soft[0], hard[0], rtol=1e-5)

@@ -32,8 +32,9 @@ def test_rationales_of_one_question_differ_and_lead_to_its_answer():
             assert (other.question, other.answer) == (record.question, record.answer)
             assert results(other) == results(record)
             assert results(other)[-1] == record.answer
-            assert len(other.hardness) == len(other.steps)
-            keys = [other.rationale[a:b] for a, b in other.keypoints]
+            assert len(other.hardness or ()) == len(other.steps)
+            keys = [other.rationale[a:b] for a, b in other.keypoints or ()]
+            assert keys
             assert all(key in "+-*/" or key.isalnum() for key in keys)
 
 
