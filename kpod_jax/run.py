@@ -121,10 +121,10 @@ class Run:
     @functools.cached_property
     def method(self) -> baselines.Method | None:
         """The method, if it trains on examples of its own; None where records are the examples."""
-        config, tokenizer = self.config, self.student.tokenizer
-        kind = baselines.class_of(config.method)
+        config, kind = self.config, baselines.class_of(self.config.method)
         if kind is None:
             return None
+        tokenizer = self.student.tokenizer
 
         def token_lengths(texts: Sequence[str]) -> np.ndarray:
             ids = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
@@ -151,10 +151,17 @@ class Run:
         if self.method is None:
             return baselines.TrainingSet(self.train_set)
         student, resolved = self.config.student, functools.cache(self._resolved)
+        start_of = self.student.decoder_start
 
         def tokenize(
             records: Sequence[Record], prompts: Sequence[str], sentences: Sequence[bool]
         ) -> tuple[tokens.TokenizedSet, list[records_io.Rejected]]:
+            if prompts and start_of(resolved(prompts[0])) != start_of(self.asked_prompt):
+                raise UserError(
+                    f"The prompt that the student is asked by, {self.asked_prompt!r}, ends in "
+                    f"another token than those that it is trained on, {prompts[0][-80:]!r}; "
+                    "expected prompts that end alike."
+                )
             return tokens.tokenize(
                 records,
                 self.student.tokenizer,

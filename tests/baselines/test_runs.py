@@ -51,8 +51,15 @@ def parameters(workdir: pathlib.Path, step: int):
     return ocp.PyTreeCheckpointer().restore(workdir / f"checkpoints/student/{step}/state")["params"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [*baselines.METHODS, OWN])
+# The one with most of its own is tried each time.
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in (*baselines.METHODS, OWN)
+    if name != "mcc_kd"
+]
+
+
+@pytest.mark.parametrize("method", ["mcc_kd", *SLOW])
 def test_a_whole_run_of_each_method(at_home, tmp_path, method, capsys):
     config = config_of(method)
     workdir = pipeline.run(config, tmp_path / "run")
