@@ -78,11 +78,13 @@ class Objective:
       loss: of a batch, see `distill.Loss`.
       arrays: further arrays for a batch, see `BatchSource`; None: none.
       pairs: whether rows 2 k and 2 k + 1 of a batch are two examples of one group.
+      note: what is said of it with the number of examples.
     """
 
     loss: Loss = cross_entropy
     arrays: Callable[[np.ndarray, int], Batch] | None = None
     pairs: bool = False
+    note: str = ""
 
 
 class Method(abc.ABC):

@@ -111,7 +111,13 @@ class SpecializedKd(Method):
         if not path:
             return Objective()
         given = distributions.read(path, tokenized, self.setting.tokenizer)
-        return Objective(distribution_loss, given.arrays)
+        thinking = [example.record for example in examples if example.record.steps]
+        tokens = int(tokenized.rationale_lengths.sum())
+        note = (
+            f"distributions for {given.rationales} of {len(thinking)} rationales and "
+            f"{given.matched / max(1, tokens):.0%} of their tokens"
+        )
+        return Objective(distribution_loss, given.arrays, note=note)
 
 
 def distribution_loss(

@@ -229,7 +229,7 @@ class BatchSource:
         )
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, whole (c_i = 0), bucket by bucket: for scoring, unpacked.
+        """Every example exactly once, whole (c_i = 0), by bucket: for scoring, unpacked, ungrouped.
 
         Args:
           batch_size: B; None is that of training.

@@ -83,4 +83,6 @@ def _examples(run: Run) -> str:
         rows = [{"id": bad.id, "reason": bad.reason} for bad in training.left_out]
         files.write_jsonl(run.workdir / "records/left_out.jsonl", rows)
         found.append(f"{len(rows)} left out (records/left_out.jsonl)")
+    if training.objective.note:
+        found.append(training.objective.note)
     return f"examples: {', '.join(found)}; "

@@ -1,8 +1,10 @@
 """Whole runs of the methods on the built-in task, and what makes their students stale."""
 
 import json
+import math
 import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -12,6 +14,7 @@ import pytest
 
 from configs import quickstart
 from kpod_jax import baselines, configuration, pipeline
+from kpod_jax.data import arithmetic
 from kpod_jax.errors import UserError
 from kpod_jax.run import Run
 from kpod_jax.workdir import Workdir
@@ -90,6 +93,29 @@ def test_a_whole_run_of_each_method(at_home, tmp_path, method, capsys):
     pipeline.run(config, workdir, "export")
     card = (workdir / "export/README.md").read_text()
     assert Run(config, Workdir(workdir)).asked_prompt in card
+
+
+@pytest.mark.slow
+def test_a_whole_run_with_a_teachers_distributions(at_home, tmp_path, capsys):
+    """The teacher's tokens are words; half of its mass is on others, for half of the records."""
+    rows = []
+    for record in arithmetic.generate("train", 8):
+        tokens = re.findall(r"\s*\S+", record.rationale)
+        tops = [{token: math.log(0.5), " pens": math.log(0.25)} for token in tokens]
+        row = {"question": record.question, "rationale": record.rationale}
+        rows.append(row | {"tokens": tokens, "top_logprobs": tops})
+    path = tmp_path / "distributions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    formats = ("zero_shot_answer_only", "zero_shot_chain_of_thought")
+    config = config_of(
+        "specialized_kd", baseline__distributions=str(path), baseline__formats=formats
+    )
+    workdir = pipeline.run(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "distributions for 8 of 16 rationales and " in said and "does not give" not in said
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in found if "loss" in row]
+    assert np.isfinite(losses).all() and min(losses) > 0
 
 
 def test_a_changed_method_never_takes_anothers_student(at_home, tmp_path):
