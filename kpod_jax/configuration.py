@@ -10,19 +10,18 @@ from typing import Any, TypeAlias
 
 import ml_collections
 
+from kpod_jax import plugins
 from kpod_jax.errors import UserError
 
 # A ConfigDict, whose values type checkers cannot know.
 Config: TypeAlias = Any
 
+_PLAIN = {"weighting.weights": "uniform", "schedule.curriculum": "full"}
 METHODS = {
     # name: (what it is called in tables, the keys that make it)
     "kpod": ("KPOD", {}),
-    "scotd": ("SCoTD", {"weighting.weights": "uniform", "schedule.curriculum": "full"}),
-    "none": (
-        "no distillation",
-        {"weighting.weights": "uniform", "schedule.curriculum": "full", "distill.epochs": 0},
-    ),
+    "scotd": ("SCoTD", _PLAIN),
+    "none": ("no distillation", _PLAIN | {"distill.epochs": 0}),
     "without_significance": ("KPOD w.o.-sig", {"weighting.weights": "uniform"}),
     "without_significance_in_difficulty": ("KPOD w.o.-sig-dif", {"difficulty.weights": "uniform"}),
     "without_progression": ("KPOD w.o.-prog", {"schedule.curriculum": "full"}),
@@ -30,13 +29,25 @@ METHODS = {
     "acl": ("KPOD-ACL", {"schedule.curriculum": "acl"}),
     "spl": ("KPOD-SPL", {"schedule.curriculum": "spl"}),
     "icl": ("KPOD-ICL", {"schedule.curriculum": "icl"}),
+    # These train on examples of their own making: kpod_jax/baselines/, docs/baselines.md.
+    "answer_only": ("answer only", _PLAIN),
+    "specialized_kd": ("Specialized KD", _PLAIN),
+    "scott": ("SCOTT", _PLAIN),
+    "mcc_kd": ("MCC-KD", _PLAIN | {"data.rationales_per_question": 5}),
+    "distilling_step_by_step": ("Distilling Step-by-Step", _PLAIN),
 }
+
+
+def method_name(method: str) -> str:
+    """What a method is called; its import path, where it is one of your own."""
+    return METHODS[method][0] if method in METHODS else method
 
 
 def default() -> Config:
     """The whole tree; a key that is not here does not exist."""
     config = ml_collections.ConfigDict()
-    config.method = "kpod"  # A name of METHODS; set it with `apply_method`.
+    config.method = "kpod"  # A name of METHODS, or package.module:Class, your own
+    # (docs/extending.md); set it with `apply_method`.
     config.seed = 0  # Of everything random: shuffling, masks, dropout, clusters.
 
     data = config.data = ml_collections.ConfigDict()
@@ -45,6 +56,8 @@ def default() -> Config:
     data.path = ""  # Folder with the data set's own files; empty: download or generate.
     data.splits = "paper"  # paper: KPOD's train/validation/test; official: the data set's own.
     data.rationales = ""  # A teacher's JSONL or CSV file; empty: the data set's own solutions.
+    data.rationales_per_question = 1  # Most of a training question; each is an example. 0: all that
+    # the teacher's file has. The built-in task makes as many as are asked for.
     columns = data.columns = ml_collections.ConfigDict()  # What your data, or else the teacher's
     columns.question = "question"  # file, call their columns.
     columns.rationale = "rationale"
@@ -75,6 +88,8 @@ def default() -> Config:
     teacher.top_p = 1.0  # Likewise, 0: the endpoint's default.
     teacher.max_tokens = 512  # Longest answer; one that is cut off there is rejected.
     teacher.max_tokens_name = "max_tokens"  # max_completion_tokens for OpenAI's reasoning models.
+    teacher.logprobs = 0  # Likeliest tokens whose log probabilities are asked for at each place,
+    # for baseline.distributions; 0: none. OpenAI gives at most 20, and reasoning models none.
     teacher.keep = "right"  # right: rationales whose answer is the data set's; all: every one.
     teacher.concurrency = 8  # Requests under way at a time.
     teacher.requests_per_minute = 0.0  # Most that are sent, evenly spaced; 0: no limit.
@@ -184,9 +199,30 @@ def default() -> Config:
     watch = config.watch = ml_collections.ConfigDict()  # Of the training; changes nothing in it.
     watch.hang_seconds = 3600.0  # A process in which no step ends for so long stops with exit code
     # 124, as when another host hangs; a compilation or a validation must fit in. 0: never.
-    watch.profile_steps = (
-        0  # Steps that JAX's profiler traces, into profile/, soon after the start.
+    watch.profile_steps = 0  # Steps that the profiler traces, into profile/, soon after the start.
+
+    # Methods' own keys, see docs/baselines.md.
+    baseline = config.baseline = ml_collections.ConfigDict()
+    # In brackets the source of the value: a method's paper, its authors' code, or ours.
+    baseline.answer_prompt = "Q: {question} A: Let's answer directly."  # answer_only,
+    # specialized_kd, distilling_step_by_step: asks for an answer without a rationale. [ours]
+    baseline.rationale_weight = 1.0  # distilling_step_by_step: λ of the rationale task. [code: its
+    # recommended alpha = 0.5 is the same]
+    baseline.counterfactuals = ""  # scott: a teacher's JSONL file of question, rationale and the
+    # other answer that it supports; empty: made by the built-in task.
+    baseline.counterfactual_weight = 0.5  # scott: α, share of the counterfactual loss. [code: 0.5]
+    baseline.consistency_weight = 0.01  # mcc_kd: λ of the divergence. [code: 0.01 for GSM8K]
+    baseline.diverse_rationales = 2  # mcc_kd: rationales of a question that are kept. [code: 2]
+    baseline.ngram = 3  # mcc_kd: N of the N-grams that similarity is measured by. [ours]
+    baseline.formats = (  # specialized_kd: of the data. [paper: these four]
+        "zero_shot_answer_only",
+        "zero_shot_chain_of_thought",
+        "in_context_answer_only",
+        "in_context_chain_of_thought",
     )
+    baseline.demonstrations = 4  # specialized_kd: examples in an in-context prompt. [code: 4]
+    baseline.distributions = ""  # specialized_kd: the teacher's token distributions, a JSONL file
+    # (docs/baselines.md); empty: its text alone is matched.
 
     mesh = config.mesh = ml_collections.ConfigDict()
     mesh.data = -1  # Devices along each axis; -1 takes what is left.
@@ -213,7 +249,6 @@ def default() -> Config:
 
 
 _CHOICES = {
-    "method": tuple(METHODS),
     "data.name": (
         *("arithmetic", "gsm8k", "asdiv", "svamp", "commonsense_qa"),
         *("jsonl", "csv", "huggingface"),
@@ -252,6 +287,7 @@ _RANGES = {
     "teacher.temperature": (-1, 2),
     "teacher.top_p": (0, 1),
     "teacher.max_tokens": (1, _INFINITY),
+    "teacher.logprobs": (0, 20),
     "teacher.concurrency": (1, 1000),
     "teacher.timeout": (0.1, _INFINITY),
     "teacher.retries": (0, 1000),
@@ -284,6 +320,10 @@ _RANGES = {
     "distill.log_every": (1, _INFINITY),
     "distill.checkpoint_every": (1, _INFINITY),
     "distill.keep": (1, _INFINITY),
+    "baseline.counterfactual_weight": (0, 1),
+    "baseline.diverse_rationales": (2, _INFINITY),
+    "baseline.ngram": (1, _INFINITY),
+    "baseline.demonstrations": (1, _INFINITY),
     "mesh.data": (-1, _INFINITY),
     "mesh.fsdp": (-1, _INFINITY),
     "mesh.tensor": (-1, _INFINITY),
@@ -294,15 +334,18 @@ _RANGES = {
 
 
 def apply_method(config: Config, method: str) -> Config:
-    """Sets the keys that make a method of METHODS, in place.
+    """Sets the keys that make a method of METHODS or of your own, in place.
 
     Raises:
       UserError: the method is unknown; the message names those that exist.
     """
-    if method not in METHODS:
-        raise UserError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}.")
+    if method not in METHODS and not plugins.is_path(method):
+        raise UserError(
+            f"Unknown method {method!r}; expected one of {', '.join(METHODS)}, or "
+            "package.module:Class."
+        )
     config.method = method
-    config.update_from_flattened_dict(METHODS[method][1])
+    config.update_from_flattened_dict(METHODS[method][1] if method in METHODS else _PLAIN)
     return config
 
 
@@ -312,6 +355,8 @@ def check(config: Config) -> None:
     Raises:
       UserError: one message that names each key at fault, its value and what was expected.
     """
+    from kpod_jax import baselines  # They read this file.
+
     faults = []
     for key, value in flatten(config).items():
         if key in _CHOICES:
@@ -322,10 +367,18 @@ def check(config: Config) -> None:
             if not low <= value <= high:
                 bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
                 faults.append(f"{key}={value!r}: expected {bound}")
-    for key in ("prompt", "answer_template"):
-        field = "{question}" if key == "prompt" else "{answer}"
-        if config.student[key].count(field) != 1:
-            faults.append(f"student.{key}={config.student[key]!r}: expected {field} once in it")
+    if config.method not in METHODS and not plugins.is_path(config.method):
+        faults.append(
+            f"method={config.method!r}: expected one of {', '.join(METHODS)}, or "
+            "package.module:Class"
+        )
+    for block, key, field in (
+        ("student", "prompt", "{question}"),
+        ("student", "answer_template", "{answer}"),
+        ("baseline", "answer_prompt", "{question}"),
+    ):
+        if config[block][key].count(field) != 1:
+            faults.append(f"{block}.{key}={config[block][key]!r}: expected {field} once in it")
     faults += _teacher_faults(config.teacher)
     if config.distill.batch_size % config.distill.micro_batches:
         faults.append(
@@ -333,7 +386,7 @@ def check(config: Config) -> None:
             f"distill.batch_size={config.distill.batch_size}"
         )
     curriculum = config.schedule.curriculum
-    if curriculum not in CURRICULA and not re.fullmatch(r"\w+(\.\w+)*:\w+", curriculum):
+    if curriculum not in CURRICULA and not plugins.is_path(curriculum):
         faults.append(
             f"schedule.curriculum={curriculum!r}: expected one of {', '.join(CURRICULA)}, or "
             "package.module:Class"
@@ -361,6 +414,7 @@ def check(config: Config) -> None:
     checkpoint = str(config.eval.checkpoint)
     if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
         faults.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")
+    faults += baselines.faults(config)
     if faults:
         raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
 

@@ -68,9 +68,21 @@ def token_losses(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """[B, U] -log P of every supervised target token under teacher forcing; 0 elsewhere."""
+    hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
+    return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore
+
+
+def hidden_states(
+    module: nn.Module,
+    params: Any,
+    batch: Batch | dict[str, jax.Array],
+    *,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The decoder's output [B, U, D] under teacher forcing, and the head, [..., D] -> [..., V]."""
     variables = {"params": params}
     packed: dict[str, Any] = {"segments_BxU": batch["segments"]} if "segments" in batch else {}
-    hidden = module.apply(
+    hidden: Any = module.apply(
         variables,
         batch["input_ids"],
         batch["input_mask"],
@@ -79,8 +91,8 @@ def token_losses(
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         **packed,
     )
-    head = functools.partial(module.apply, variables, method="logits")
-    return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore
+    head: Any = functools.partial(module.apply, variables, method="logits")
+    return hidden, head
 
 
 def step_difficulty(nll: Ragged, weights: Ragged | None, tokenized: TokenizedSet) -> Ragged:

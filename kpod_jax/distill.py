@@ -31,6 +31,9 @@ from kpod_jax.progress import Progress
 STAGE = "distill"
 Params = Any
 Batch = dict[str, jax.Array]
+# (module, parameters, batch, dropout key or None) -> (what is minimised, Σ nll), both sums over the
+# batch's rows: the step divides them by the number of supervised tokens of the whole batch.
+Loss = Callable[[nn.Module, Params, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,15 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
     return update
 
 
+def cross_entropy(
+    module: nn.Module, params: Params, batch: Batch, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`."""
+    nll = token_losses(module, params, batch, dropout_key=dropout_key)
+    total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+    return total, jnp.sum(nll)
+
+
 def make_train_step(
     module: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -99,6 +111,8 @@ def make_train_step(
     *,
     micro_batches: int = 1,
     dropout: bool = False,
+    loss: Loss = cross_entropy,
+    rows_together: int = 1,
 ) -> Callable[
     [dict[str, Any], Params, Batch, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]
 ]:
@@ -113,15 +127,15 @@ def make_train_step(
       rate: for the metrics.
       micro_batches: parts that a batch is worked off in; divides its rows.
       dropout: with the module's own rates, seeded by `key` and the step.
+      loss: what is minimised.
+      rows_together: so many neighbouring rows are never divided between micro-batches.
     """
 
     def weighted(
         trained: Params, frozen: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         params = layout.combine(trained, frozen)
-        nll = token_losses(module, params, batch, dropout_key=key if dropout else None)
-        total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
-        return total, jnp.sum(nll)
+        return loss(module, params, batch, key if dropout else None)
 
     gradient = jax.value_and_grad(weighted, has_aux=True)
 
@@ -132,10 +146,13 @@ def make_train_step(
         if micro_batches == 1:
             (total, plain), grads = gradient(params, frozen, batch, key)
             return grads, total, plain
-        # Rows are dealt out in turn, so that every device keeps its share of each part.
-        parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0), batch
-        )
+
+        def dealt(x: jax.Array) -> jax.Array:
+            """Rows are dealt out in turn, so that every device keeps its share of each part."""
+            groups = x.reshape(-1, micro_batches, rows_together, *x.shape[1:])
+            return jnp.moveaxis(groups, 1, 0).reshape(micro_batches, -1, *x.shape[1:])
+
+        parts = jax.tree.map(dealt, batch)
 
         def add(carry, part):
             number, batch = part
@@ -245,6 +262,8 @@ def train(
     workdir: pathlib.Path,
     validate: Callable[[Params], float],
     begin_stage: Callable[[int, Params], None] | None = None,
+    loss: Loss = cross_entropy,
+    rows_together: int = 1,
 ) -> None:
     """Trains from `params`, or goes on from the work directory's latest checkpoint.
 
@@ -266,6 +285,8 @@ def train(
       validate: from parameters to the accuracy on the validation split.
       begin_stage: is told each stage and its first parameters before any of its batches is made.
         None where the schedule is known beforehand: then batches are made ahead across stages.
+      loss: see `make_train_step`.
+      rows_together: see `make_train_step`.
     """
     optimizer = make_optimizer(config, length.total_steps)
     train_step = make_train_step(
@@ -274,6 +295,8 @@ def train(
         learning_rate(config, length.total_steps),
         micro_batches=config.micro_batches,
         dropout=config.dropout,
+        loss=loss,
+        rows_together=rows_together,
     )
     flops_of = model_flops(module, params, frozen)
     key = jax.random.key(seed)

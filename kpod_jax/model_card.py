@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import kpod_jax
-from kpod_jax.configuration import METHODS, Config
+from kpod_jax import baselines
+from kpod_jax.configuration import Config, method_name
 
 _CARD = """\
 ---
@@ -86,10 +87,13 @@ def model_card(
     use = _USE.format(auto=auto, prompt=example, tokens=student.max_target_tokens)
     if is_adapter:
         use += "\n\n`transformers` loads adapters with the `peft` package installed."
-    name = METHODS[config.method][0]
+    name = method_name(config.method)
     # What made the student; where its maker keeps files is nobody's business.
     sections = ("student", "weighting", "difficulty", "schedule", "distill")
     settings = {section: config[section].to_dict() for section in sections}
+    if (kind := baselines.class_of(config.method)) is not None:
+        own = [key for key in kind.keys if key not in kind.file_keys]
+        settings["baseline"] = {key: config.baseline[key] for key in own}
     return _CARD.format(
         library="peft" if is_adapter else "transformers",
         base_model=json.dumps(student.model),

@@ -16,12 +16,11 @@ from typing import Any
 import jax
 
 import kpod_jax
-from kpod_jax import configuration, files, processes, report
+from kpod_jax import baselines, configuration, files, plugins, processes, report
 from kpod_jax.configuration import Config
 from kpod_jax.data import sources
 from kpod_jax.errors import UserError
 from kpod_jax.run import SPLITS, Run, say
-from kpod_jax.schedule import curricula
 from kpod_jax.stages import distill, evaluation, export, rationales, schedule, score, weigh
 from kpod_jax.weighting.weigh import CHECKPOINTS as WEIGHER
 from kpod_jax.workdir import Workdir
@@ -39,6 +38,7 @@ class Stage:
       optional: outputs of other stages that it reads where the configuration needs those.
       needed: whether the configuration asks for it at all.
       outside: files and directories elsewhere, besides the student's, that it reads.
+      settings: further keys and values that it depends on.
       continues: a stale output is a training that may have taken days: it is not overwritten.
       partial: what an interrupted run of it goes on from; removed where that was another one's.
       alone: work of the host, which one process does for all.
@@ -51,6 +51,7 @@ class Stage:
     optional: tuple[str, ...] = ()
     needed: Callable[[Config], bool] = lambda config: True
     outside: Callable[[Config], Sequence[str]] = lambda config: ()
+    settings: Callable[[Config], dict[str, Any]] = lambda config: {}
     continues: bool = False
     partial: tuple[str, ...] = ()
     alone: bool = False
@@ -67,7 +68,11 @@ def _data_files(config: Config) -> list[str]:
 
 
 def _curriculum_files(config: Config) -> list[str]:
-    return curricula.source_files(config.schedule.curriculum)
+    return plugins.source_files(config.schedule.curriculum)
+
+
+def _method_files(config: Config) -> list[str]:
+    return [*_curriculum_files(config), *baselines.files(config)]
 
 
 _RECORDS = ("records/train.jsonl",)
@@ -122,7 +127,8 @@ STAGES: dict[str, Stage] = {
         ("checkpoints/student",),
         ("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
         needed=lambda config: config.distill.epochs > 0,
-        outside=_curriculum_files,
+        outside=_method_files,
+        settings=baselines.settings,
         continues=True,
     ),
     "eval": Stage(
@@ -260,12 +266,13 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
 
 
 def _settings(config: Config, name: str) -> dict[str, Any]:
-    """The configuration's keys that a stage depends on."""
+    """What a stage depends on by configuration."""
+    stage = STAGES[name]
     return {
         key: value
         for key, value in configuration.flatten(config).items()
-        if any(key == part or key.startswith(f"{part}.") for part in STAGES[name].keys)
-    }
+        if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
+    } | stage.settings(config)
 
 
 def _inputs(run: Run, name: str) -> list[str]:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from kpod_jax import distill, evaluate, files, sharding
+from kpod_jax import baselines, distill, evaluate, files, sharding
+from kpod_jax.baselines import training_set
 from kpod_jax.configuration import Config
 from kpod_jax.data import records as records_io
 from kpod_jax.data import sources, tokens
@@ -92,9 +94,17 @@ class Run:
     @functools.cached_property
     def prompt(self) -> str:
         """The template of prompts, in the student's form."""
+        return self._resolved(self.config.student.prompt)
+
+    @property
+    def asked_prompt(self) -> str:
+        """The template that a trained student is asked by, which is its method's."""
+        return self.prompt if self.method is None else self._resolved(self.method.prompt)
+
+    def _resolved(self, prompt: str) -> str:
         return tokens.resolve_prompt(
             self.student.tokenizer,
-            self.config.student.prompt,
+            prompt,
             decoder_only=self.student.decoder_only,
             chat=self.config.student.chat,
         )
@@ -114,14 +124,89 @@ class Run:
             decoder_only=self.student.decoder_only,
         )
 
+    @functools.cached_property
+    def method(self) -> baselines.Method | None:
+        """The method, if it trains on examples of its own; None where records are the examples."""
+        config, kind = self.config, baselines.class_of(self.config.method)
+        if kind is None:
+            return None
+        tokenizer = self.student.tokenizer
+
+        def token_lengths(texts: Sequence[str]) -> np.ndarray:
+            ids = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+            return np.array([len(row) for row in ids], np.int64)
+
+        return kind(
+            baselines.Setting(
+                options=config.baseline.to_dict(),
+                data=config.data.name,
+                answer_kind=sources.answer_kind(config.data.name, config.data.answer_kind),
+                step_separator=config.data.step_separator,
+                prompt=config.student.prompt,
+                answer_template=config.student.answer_template,
+                seed=config.seed,
+                token_lengths=token_lengths,
+                max_question_tokens=config.student.max_question_tokens,
+                tokenizer=tokenizer,
+            )
+        )
+
+    @functools.cached_property
+    def training(self) -> baselines.TrainingSet:
+        """What the student is trained on: the records, or its method's examples of them."""
+        if self.method is None:
+            return baselines.TrainingSet(self.train_set)
+        student, resolved = self.config.student, functools.cache(self._resolved)
+        start_of = self.student.decoder_start
+
+        def tokenize(
+            records: Sequence[Record], prompts: Sequence[str], sentences: Sequence[bool]
+        ) -> tuple[tokens.TokenizedSet, list[records_io.Rejected]]:
+            if prompts and start_of(resolved(prompts[0])) != start_of(self.asked_prompt):
+                raise UserError(
+                    f"The prompt that the student is asked by, {self.asked_prompt!r}, ends in "
+                    f"another token than those that it is trained on, {prompts[0][-80:]!r}; "
+                    "expected prompts that end alike."
+                )
+            return tokens.tokenize(
+                records,
+                self.student.tokenizer,
+                prompt=[resolved(prompt) for prompt in prompts],
+                answer_template=[student.answer_template if s else "" for s in sentences],
+                max_question_tokens=student.max_question_tokens,
+                max_target_tokens=student.max_target_tokens,
+                decoder_only=self.student.decoder_only,
+                need_rationale=False,
+            )
+
+        return training_set.make(self.method, self.records("train"), tokenize)
+
     def batch_source(self, **options: Any) -> BatchSource:
-        """Batches of the training examples."""
+        """Batches of the training records."""
+        return self._source(self.train_set, self.prompt, **options)
+
+    def training_source(self, **options: Any) -> BatchSource:
+        """Batches of what the student is trained on."""
+        training, config = self.training, self.config.distill
+        return self._source(
+            training.tokenized,
+            self.asked_prompt,
+            buckets=config.buckets,
+            pack=config.pack,
+            input_steps=config.input_steps,
+            example_weights=training.weights,
+            groups=training.groups,
+            arrays=training.objective.arrays,
+            **options,
+        )
+
+    def _source(self, tokenized: tokens.TokenizedSet, prompt: str, **options: Any) -> BatchSource:
         return BatchSource(
-            self.train_set,
+            tokenized,
             self.config.distill.batch_size,
             self.config.seed,
             pad_id=self.student.tokenizer.pad_token_id,
-            decoder_start_id=self.student.decoder_start(self.prompt),
+            decoder_start_id=self.student.decoder_start(prompt),
             **options,
         )
 
@@ -129,8 +214,8 @@ class Run:
     def length(self) -> distill.Plan:
         """The training's length; one stage at least, for a schedule to speak of."""
         config = self.config.distill
-        source = self.batch_source(buckets=config.buckets, pack=config.pack)
-        length = distill.plan(config, source.steps_per_epoch, self.config.schedule.stage_steps)
+        steps = self.training_source().steps_per_epoch
+        length = distill.plan(config, steps, self.config.schedule.stage_steps)
         return length if length.stages else dataclasses.replace(length, total_steps=1)
 
     @functools.cached_property
@@ -153,7 +238,7 @@ class Run:
             self.student,
             records,
             self.mesh,
-            prompt=self.prompt,
+            prompt=self.asked_prompt,
             answer_kind=sources.answer_kind(config.data.name, config.data.answer_kind),
             batch_size=config.eval.batch_size,
             max_new_tokens=config.eval.max_new_tokens or config.student.max_target_tokens,

@@ -43,6 +43,11 @@ def test_a_card_names_no_private_files():
     config.data.path = config.data.cache = config.data.rationales = "/home/me/secret"
     text, _ = card(config)
     assert "secret" not in text
+    config = quickstart.get_config("scott")
+    config.baseline.counterfactuals = "/home/me/secret"
+    text, _ = card(config)
+    assert "secret" not in text and '"counterfactual_weight": 0.5' in text
+    assert "distilled on `arithmetic` by SCOTT" in text
 
 
 @pytest.mark.parametrize("is_adapter", [True, False])

@@ -10,212 +10,173 @@ splits share no question whatever the seeds and the sizes.
 """
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+import string
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from kpod_jax.data import stories
 from kpod_jax.data.records import Record
+from kpod_jax.data.stories import LARGEST as LARGEST
+from kpod_jax.data.stories import Operation
 
 _T = TypeVar("_T")
 # Sixteenths of all questions. "fresh" is for what must not know the training answers, such as the
 # pre-training of a student and the answerer of the token weighting.
 _SPLITS = {"train": range(6), "validation": range(6, 8), "test": range(8, 10)}
 _SPLITS["fresh"] = range(10, 16)
-LARGEST = 40
-
-NAMES = {
-    "he": ("Tom", "Ben", "Omar", "Luis", "Ivan", "Paul", "Sam", "Karl"),
-    "she": ("Anna", "Mia", "Rosa", "Lena", "Ines", "Ruth", "Kim", "Nora"),
-}
-_HIS = {"he": "his", "she": "her"}
-ITEMS = "pens cups books stamps apples cards shells coins balls eggs plums nuts keys rings".split()
-_BOXES = "boxes bags jars baskets".split()
-_OPENERS = ("First", "Then", "Now", "Next", "After that", "So", "Well", "Here", "Again")
-_ASIDES = (
-    "as we can see",
-    "as the story says",
-    "to go on like this",
-    "if we read it with care",
-    "it is plain to say",
-    "which is easy to see",
-)
-_NUMBERED_ASIDES = (
-    "as it says on page {}",
-    "as line {} tells us",
-    "just like problem {} before",
-    "as the teacher of room {} said",
-)
-_FILLER_STEPS = (
-    "Let us read the story with care.",
-    "It is a good idea to go on step by step.",
-    "We can say that all went well so far.",
-    "This is like problem {} in the book.",
-    "We got to line {} of the story.",
-)
-_DISTRACTORS = (
-    "{Name} is {} years old.",
-    "{Name} lives in house number {}.",
-    "It is day {} of the year.",
-)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Operation:
-    """One change of the quantity.
+class _Story:
+    """What a question tells.
 
     Attributes:
-      event: the sentence of the question; formatted with name, he, his, items, box, a and b.
-      clauses: ways to explain it; formatted likewise, with {eq} for one of the equations.
-      equations: words and symbols around {a}, {b} and {c}; operators stand in brackets.
-      apply: (a, b) -> c, or None where it does not come out as a whole number.
-      hardness: how hard the result is to find; a carry adds 1.
-      operand: (low, high) of b, or None where there is no b.
-      start: (low, high) of a where the operation begins a story.
-      question: what is asked when this is the last to change whose quantity it is.
+      words: that its sentences are formatted with.
+      operations: in order.
+      start: the quantity before the first one.
+      operands: of each, 0 where it has none.
     """
 
-    event: str
-    clauses: tuple[str, ...]
-    equations: tuple[tuple[str, ...], ...]
-    apply: Callable[[int, int], int | None]
-    hardness: float
-    operand: tuple[int, int] | None = None
-    start: tuple[int, int] = (2, 9)
-    question: str | None = None
+    words: dict[str, str]
+    operations: tuple[Operation, ...]
+    start: int
+    operands: tuple[int, ...]
+
+    @classmethod
+    def of(cls, question: str) -> "_Story":
+        """Reads a question of this task.
+
+        Raises:
+          ValueError: it is none.
+        """
+        words = {"box": ""}
+        operations, operands, start = [], [], None
+        for sentence in question.split(". ")[:-1]:
+            known = stories.MIDDLES + stories.ENDS if operations else stories.STARTS
+            for operation in known:
+                if found := _pattern(operation.event).fullmatch(sentence + "."):
+                    words |= found.groupdict()
+                    operations.append(operation)
+                    operands.append(int(words.pop("b", 0)))
+                    start = int(words.pop("a")) if start is None else start
+                    break
+        if start is None:
+            raise ValueError(f"not a question of the built-in task: {question!r:.80}")
+        words["he"] = "he" if words["name"] in stories.NAMES["he"] else "she"
+        words["his"] = stories.HIS[words["he"]]
+        return cls(words, tuple(operations), start, tuple(operands))
+
+    @property
+    def quantities(self) -> list[int] | None:
+        """The quantity at the start and after each operation, or None where one is impossible."""
+        result = [self.start]
+        for operation, operand in zip(self.operations, self.operands, strict=True):
+            c = operation.apply(result[-1], operand)
+            if c is None or not 1 <= c <= LARGEST:
+                return None
+            result.append(c)
+        return result
+
+    @property
+    def answer(self) -> int | None:
+        """The last quantity, or None."""
+        return None if (quantities := self.quantities) is None else quantities[-1]
+
+    def with_another_number(self) -> "list[_Story]":
+        """Every possible story in which the start or one operand is another."""
+        low, high = self.operations[0].start
+        found = [dataclasses.replace(self, start=a) for a in range(low, high + 1)]
+        for i, operation in enumerate(self.operations):
+            low, high = operation.operand or (0, -1)
+            before, after = self.operands[:i], self.operands[i + 1 :]
+            found += [
+                dataclasses.replace(self, operands=(*before, b, *after))
+                for b in range(low, high + 1)
+            ]
+        return [story for story in found if story != self and story.answer is not None]
+
+    def explained(self, rng: np.random.Generator, question: str, id_: str) -> Record:
+        """A rationale for it, whose answer its operations lead to."""
+        quantities, rationale = self.quantities, _Rationale()
+        assert quantities is not None
+        for i, (operation, b) in enumerate(zip(self.operations, self.operands, strict=True)):
+            rationale.add(rng, operation, self.words, quantities[i], b, quantities[i + 1])
+        return rationale.record(question, quantities[-1], id_)
 
 
-def _half(a: int, _: int) -> int | None:
-    return a // 2 if a % 2 == 0 else None
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """Matches what a template of an event can be formatted to."""
+    kinds, words = {"a": r"\d+", "b": r"\d+"}, r"\w+"
+    return re.compile(
+        "".join(
+            re.escape(text) + (f"(?P<{name}>{kinds.get(name, words)})" if name else "")
+            for text, name, _, _ in string.Formatter().parse(template)
+        )
+    )
 
 
-def _divide(a: int, b: int) -> int | None:
-    return a // b if a % b == 0 else None
+def _rng_of(record: Record, purpose: str = "") -> np.random.Generator:
+    """Randomness that question and purpose decide, whatever the data set's size and order."""
+    digest = hashlib.sha256(f"{purpose} {record.question}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8]))
 
 
-# In equations, pieces in brackets are operators: keypoints, as the numbers are.
-_PLUS = (("{a}", "[+]", "{b}", "=", "{c}"), ("{a}", "[plus]", "{b}", "is", "{c}"))
-_MINUS = (("{a}", "[-]", "{b}", "=", "{c}"), ("{a}", "[minus]", "{b}", "is", "{c}"))
-_TIMES = (("{a}", "[*]", "{b}", "=", "{c}"), ("{a}", "[times]", "{b}", "is", "{c}"))
-_OVER = (("{a}", "[/]", "{b}", "=", "{c}"), ("{a}", "[over]", "{b}", "is", "{c}"))
-
-_STARTS = (
-    _Operation(
-        "{name} has {a} {box} with {b} {items} in each.",
-        ("{name} has {eq} {items} to begin with", "all the {box} together hold {eq} {items}"),
-        _TIMES,
-        lambda a, b: a * b,
-        3.0,
-        (2, 9),
-    ),
-    _Operation(
-        "{name} buys {a} dozen {items}.",
-        ("{name} buys {eq} {items}", "the shop gives {name} {eq} {items}"),
-        (("{a}", "[dozen]", "or", "{c}"),),
-        lambda a, _: a * 12,
-        3.0,
-    ),
-    _Operation(
-        "{name} finds one of the {items} every day for {a} weeks.",
-        ("it takes {eq} days to find as many {items}", "{name} goes on for {eq} days"),
-        (("{a}", "[weeks]", "or", "{c}"),),
-        lambda a, _: a * 7,
-        3.0,
-    ),
-    _Operation(
-        "{name} has {a} red and {b} blue {items}.",
-        ("{name} has {eq} {items} of both kinds", "we add both kinds up to get {eq} {items}"),
-        _PLUS,
-        lambda a, b: a + b,
-        1.0,
-        (2, 20),
-        (2, 20),
-    ),
-)
-_MIDDLES = (
-    _Operation(
-        "Then {he} buys {b} more {items}.",
-        ("{he} buys some more to have {eq} {items}", "with the new ones there are {eq} {items}"),
-        _PLUS,
-        lambda a, b: a + b,
-        1.0,
-        (2, 20),
-    ),
-    _Operation(
-        "A friend brings {b} {items}.",
-        ("the friend is kind and there are {eq} {items}", "with the gift {he} has {eq} {items}"),
-        _PLUS,
-        lambda a, b: a + b,
-        1.0,
-        (2, 20),
-    ),
-    _Operation(
-        "Then {he} gives away {b} {items}.",
-        ("{he} gives some away and keeps {eq} {items}", "there are only {eq} {items} left"),
-        _MINUS,
-        lambda a, b: a - b,
-        1.0,
-        (2, 20),
-    ),
-    _Operation(
-        "On the way home {he} loses {b} {items}.",
-        ("{he} is sad to have only {eq} {items}", "some get lost so {he} can keep {eq} {items}"),
-        _MINUS,
-        lambda a, b: a - b,
-        1.0,
-        (2, 20),
-    ),
-    _Operation(
-        "By now {his} sister has twice as many {items}.",
-        ("{his} sister has {eq} {items}", "the sister got {eq} {items}"),
-        (("[twice]", "{a}", "or", "{c}"),),
-        lambda a, _: a * 2,
-        2.0,
-        question="How many {items} does the sister have in the end?",
-    ),
-    _Operation(
-        "But {his} brother has half as many {items}.",
-        ("{his} brother has {eq} {items}", "the brother got {eq} {items}"),
-        (("[half]", "of", "{a}", "or", "{c}"),),
-        _half,
-        2.0,
-        question="How many {items} does the brother have in the end?",
-    ),
-)
-_ENDS = (
-    _Operation(
-        "All the {items} are put into {b} {box}, as many in each.",
-        ("each of the {box} can fit {eq} {items}", "we share them out to get {eq} {items} in each"),
-        _OVER,
-        _divide,
-        3.0,
-        (2, 9),
-        question="How many {items} are in each of the {box}?",
-    ),
-    _Operation(
-        "All the {items} are sold for {b} dollars each.",
-        ("they are sold for {eq} dollars", "all that money makes {eq} dollars"),
-        _TIMES,
-        lambda a, b: a * b,
-        3.0,
-        (2, 9),
-        question="How many dollars are paid?",
-    ),
-)
-
-
-class _Text:
-    """Text that remembers which of its characters are keypoints."""
+class _Rationale:
+    """Steps as they are made, with what is known of them."""
 
     def __init__(self) -> None:
-        self.text = ""
-        self.keypoints: list[tuple[int, int]] = []
+        self._text = ""
+        self._ends: list[int] = []
+        self._keypoints: list[tuple[int, int]] = []
+        self._hardness: list[float] = []
 
-    def add(self, piece: str, *, key: bool = False) -> None:
-        if key:
-            self.keypoints.append((len(self.text), len(self.text) + len(piece)))
-        self.text += piece
+    def add(
+        self, rng: np.random.Generator, operation: Operation, words: dict, a: int, b: int, c: int
+    ) -> None:
+        """Explains one operation, perhaps after a step of filler."""
+        if rng.random() < 0.15:
+            filler = _pick(rng, stories.FILLER_STEPS)
+            self._text += filler.format(int(rng.integers(1, LARGEST + 1))) + " "
+            self._end_step(0.0)
+        self._text += _pick(rng, stories.OPENERS) + ", "
+        chance = rng.random()
+        if chance < 0.25:
+            self._text += _pick(rng, stories.ASIDES) + ", "
+        elif chance < 0.5:
+            aside = _pick(rng, stories.NUMBERED_ASIDES)
+            self._text += aside.format(int(rng.integers(1, LARGEST + 1))) + ", "
+        before, after = _pick(rng, operation.clauses).split("{eq}")
+        self._text += before.format(**words)
+        for place, piece in enumerate(_pick(rng, operation.equations)):
+            self._text += " " if place else ""
+            start = len(self._text)
+            self._text += piece.strip("[]").format(a=a, b=b, c=c)
+            if piece[0] in "{[":
+                self._keypoints.append((start, len(self._text)))
+        self._text += after.format(**words) + ". "
+        self._end_step(operation.hardness + _carries(a, b, c))
+
+    def _end_step(self, hardness: float) -> None:
+        self._ends.append(len(self._text))
+        self._hardness.append(hardness)
+
+    def record(self, question: str, answer: int, id_: str = "") -> Record:
+        """The example."""
+        text, starts = self._text.rstrip(), [0, *self._ends[:-1]]
+        return Record(
+            id=id_,
+            question=question,
+            steps=tuple(text[a:b] for a, b in zip(starts, self._ends, strict=True)),
+            answer=str(answer),
+            keypoints=tuple(self._keypoints),
+            hardness=tuple(self._hardness),
+        )
 
 
 def generate(
@@ -248,6 +209,48 @@ def generate(
     return records
 
 
+def rationales_per_question(record: Record, count: int) -> list[Record]:
+    """A problem with `count` different explanations: openers, asides, clauses, forms of equations.
+
+    Args:
+      record: of this task.
+      count: at least 1.
+
+    Returns:
+      The record itself, then others of the same question and answer, whose ids end in #2, #3, …;
+      a longer list starts with the shorter one.
+    """
+    story, known, result = _Story.of(record.question), {record.rationale}, [record]
+    rng = _rng_of(record)
+    while len(result) < count:
+        other = story.explained(rng, record.question, f"{record.id}#{len(result) + 1}")
+        if other.rationale not in known:
+            known.add(other.rationale)
+            result.append(other)
+    return result
+
+
+def counterfactual(record: Record) -> Record | None:
+    """The same question with a rationale that gets one number of the story wrong.
+
+    All that follows is calculated rightly from that number, so the rationale supports its answer,
+    which is another one than the record's.
+
+    Args:
+      record: of this task.
+
+    Returns:
+      A record whose id ends in #counterfactual, or None where no number can be changed.
+    """
+    story = _Story.of(record.question)
+    options = [other for other in story.with_another_number() if other.answer != story.answer]
+    if not options:
+        return None
+    rng = _rng_of(record, f"counterfactual {record.id}")
+    other = _pick(rng, options)
+    return other.explained(rng, record.question, f"{record.id}#counterfactual")
+
+
 class Equation(NamedTuple):
     """A single operation, as the rationales write it, cut before its result."""
 
@@ -258,7 +261,7 @@ class Equation(NamedTuple):
 def equations() -> list[Equation]:
     """Every operation that rationales can hold, in each way of writing it."""
     result = []
-    for operation in dict.fromkeys((o.apply, o.equations) for o in _STARTS + _MIDDLES + _ENDS):
+    for operation in dict.fromkeys((o.apply, o.equations) for o in stories.ALL):
         apply, forms = operation
         for pieces in forms:
             template = " ".join(piece.strip("[]") for piece in pieces)
@@ -290,17 +293,18 @@ def _problem(rng: np.random.Generator, count: int) -> Record | None:
     he = _pick(rng, ["he", "she"])
     words = {
         "he": he,
-        "his": _HIS[he],
-        "name": _pick(rng, NAMES[he]),
-        "items": _pick(rng, ITEMS),
-        "box": _pick(rng, _BOXES),
+        "his": stories.HIS[he],
+        "name": _pick(rng, stories.NAMES[he]),
+        "items": _pick(rng, stories.ITEMS),
+        "box": _pick(rng, stories.BOXES),
     }
-    operations = [_pick(rng, _STARTS), *(_pick(rng, _MIDDLES) for _ in range(count - 1))]
+    operations = [_pick(rng, stories.STARTS)]
+    operations += [_pick(rng, stories.MIDDLES) for _ in range(count - 1)]
     if count > 1 and rng.random() < 0.35:
-        operations[-1] = _pick(rng, _ENDS)
+        operations[-1] = _pick(rng, stories.ENDS)
 
-    events, steps, keypoints, hardness = [], [], [], []
-    asked, end = "How many {items} does {name} have?", 0
+    events, rationale = [], _Rationale()
+    asked = "How many {items} does {name} have?"
     quantity = int(rng.integers(operations[0].start[0], operations[0].start[1] + 1))
     for operation in operations:
         if operation.operand is None:
@@ -310,56 +314,17 @@ def _problem(rng: np.random.Generator, count: int) -> Record | None:
         result = operation.apply(quantity, operand)
         if result is None or not 1 <= result <= LARGEST:
             return None
-        if rng.random() < 0.15:
-            steps.append(_pick(rng, _FILLER_STEPS).format(int(rng.integers(1, LARGEST + 1))) + " ")
-            hardness.append(0.0)
-            end += len(steps[-1])
-        numbers = {"a": quantity, "b": operand, "c": result}
-        events.append(operation.event.format(**words, **numbers))
-        step = _explain(rng, operation, words, numbers)
-        steps.append(step.text + " ")
-        keypoints += [(end + start, end + stop) for start, stop in step.keypoints]
-        end += len(steps[-1])
-        hardness.append(operation.hardness + _carries(quantity, operand, result))
+        events.append(operation.event.format(**words, a=quantity, b=operand))
+        rationale.add(rng, operation, words, quantity, operand, result)
         asked = operation.question or asked
         quantity = result
     if rng.random() < 0.5:
         place = int(rng.integers(len(events) + 1))
-        text = _pick(rng, _DISTRACTORS)
+        text = _pick(rng, stories.DISTRACTORS)
         events.insert(place, text.format(int(rng.integers(2, LARGEST + 1)), Name=words["name"]))
-    return Record(
-        id="",
-        question=" ".join([*events, asked.format(**words)]),
-        steps=(*steps[:-1], steps[-1].rstrip()),
-        answer=str(quantity),
-        keypoints=tuple(keypoints),
-        hardness=tuple(hardness),
-    )
+    return rationale.record(" ".join([*events, asked.format(**words)]), quantity)
 
 
 def _carries(a: int, b: int, c: int) -> bool:
     """Whether a + b = c carries, or a - b = c borrows."""
     return (c == a + b and a % 10 + b % 10 > 9) or (c == a - b and a % 10 < b % 10)
-
-
-def _explain(
-    rng: np.random.Generator, operation: _Operation, words: dict, numbers: dict[str, int]
-) -> _Text:
-    """One step of the rationale: an opener, perhaps an aside, a clause with the equation in it."""
-    text = _Text()
-    text.add(_pick(rng, _OPENERS) + ", ")
-    chance = rng.random()
-    if chance < 0.25:
-        text.add(_pick(rng, _ASIDES) + ", ")
-    elif chance < 0.5:
-        text.add(_pick(rng, _NUMBERED_ASIDES).format(int(rng.integers(1, LARGEST + 1))) + ", ")
-    clause = _pick(rng, operation.clauses)
-    before, after = clause.split("{eq}")
-    text.add(before.format(**words))
-    for place, piece in enumerate(_pick(rng, operation.equations)):
-        if place:
-            text.add(" ")
-        key = piece[0] in "{["
-        text.add(piece.strip("[]").format(**numbers), key=key)
-    text.add(after.format(**words) + ".")
-    return text

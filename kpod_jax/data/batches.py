@@ -13,7 +13,7 @@ from typing import Literal
 import grain
 import numpy as np
 
-from kpod_jax.data import packing
+from kpod_jax.data import packing, pairs
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
@@ -46,6 +46,9 @@ class BatchSource:
         input_steps: Literal["decoder", "encoder"] = "decoder",
         host: tuple[int, int] = (0, 1),
         pack: int = 0,
+        example_weights: np.ndarray | None = None,
+        groups: Ragged | None = None,
+        arrays: Callable[[np.ndarray, int], Batch] | None = None,
     ) -> None:
         """Lays out the examples; batches are made when they are asked for.
 
@@ -67,6 +70,15 @@ class BatchSource:
           pack: tokens of a row that holds several examples, for a decoder-only student, whose
             batches then have one shape and "segments" besides; 0 is an example a row. Examples
             that share a row do so in every epoch.
+          example_weights: [N] float32, which all of an example's loss weights are multiplied by.
+            A batch's weights are besides scaled by its number of supervised tokens over their mean
+            in an epoch: a step divides by the former, so that examples count the same in whatever
+            batch they are. For start steps that do not change. None: neither.
+          groups: numbers of examples, two at least in each slice: rows 2 k and 2 k + 1 of a batch
+            are then two examples of one slice, drawn anew in each epoch, and a slice occurs once an
+            epoch. None: a row is an example by itself.
+          arrays: from a batch's examples, [B] with -1 for padding rows, and U to further arrays of
+            B rows for the batch, for a loss of one's own.
 
         Raises:
           UserError: no examples, a setting out of range, weights of other examples, or a batch that
@@ -84,7 +96,17 @@ class BatchSource:
         ):
             if setting < least:
                 raise UserError(f"{name}={setting} is not possible; expected at least {least}.")
+        if (pack or input_steps == "encoder") and (groups is not None or arrays is not None):
+            raise UserError(
+                "This method's loss looks at places of a row, which distill.pack and "
+                "distill.input_steps='encoder' move; expected 0 and decoder."
+            )
         number, count = host
+        if groups is not None and batch_size % (2 * count):
+            raise UserError(
+                f"distill.batch_size={batch_size}: this method puts pairs of rows into a batch; "
+                f"expected a multiple of {2 * count}."
+            )
         if batch_size % count:
             raise UserError(
                 f"A batch of {batch_size} rows cannot be divided between {count} hosts. Make "
@@ -94,10 +116,12 @@ class BatchSource:
         self._host_rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
         self._tokenized = tokenized
         self._batch_size = batch_size
+        self._groups, self._arrays = groups, arrays
+        self._items_of_batch = batch_size // (1 if groups is None else 2)
         self._seed = seed
         self._pad_id = pad_id
         self._decoder_start_id = decoder_start_id
-        self._weights = _target_weights(tokenized, weights)
+        self._weights = _target_weights(tokenized, weights, example_weights)
         self._input_steps = input_steps
         self._start_steps = start_steps or (lambda stage: np.zeros(len(tokenized), np.int32))
         self._stage_of_step = stage_of_step or (lambda step: step // self.steps_per_epoch)
@@ -114,17 +138,22 @@ class BatchSource:
             self._buckets = [(np.arange(len(self._bins)), np.array([0, pack]))]
         else:
             lengths_Nx2 = np.stack([tokenized.questions.lengths, tokenized.targets.lengths], axis=1)
-            self._buckets = length_buckets(lengths_Nx2, buckets, batch_size)
-        # An item is what a row holds: an example, or a bin of them.
+            if groups is not None:
+                lengths_Nx2 = pairs.longest(lengths_Nx2, groups)
+            self._buckets = length_buckets(lengths_Nx2, buckets, self._items_of_batch)
+        # An item is what a row holds: an example, or a bin of them; of groups, what two rows hold.
         self._shape_of_item = np.zeros((sum(len(m) for m, _ in self._buckets), 2), np.int64)
         for members, shape in self._buckets:
             self._shape_of_item[members] = shape
         self._epochs: dict[int, np.ndarray] = {}
+        self._counts_N = None
+        if example_weights is not None:
+            self._counts_N = _supervised_counts(tokenized, np.asarray(self._start_steps(0)))
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch."""
-        return sum(-(-len(members) // self._batch_size) for members, _ in self._buckets)
+        return sum(-(-len(members) // self._items_of_batch) for members, _ in self._buckets)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -136,10 +165,11 @@ class BatchSource:
     def padding_share(self) -> float:
         """Share of the tokens of an epoch's batches that are padding, in [0, 1)."""
         data = self._tokenized
-        used = int(data.questions.lengths.sum() + data.targets.lengths.sum())
-        batches = [-(-len(members) // self._batch_size) for members, _ in self._buckets]
+        used_N = data.questions.lengths + data.targets.lengths
+        used = used_N.sum() if self._groups is None else pairs.expected(used_N, self._groups)
+        batches = [-(-len(members) // self._items_of_batch) for members, _ in self._buckets]
         sizes = [int(shape.sum()) for _, shape in self._buckets]
-        return 1 - used / (self._batch_size * int(np.dot(batches, sizes)))
+        return 1 - float(used) / (self._batch_size * int(np.dot(batches, sizes)))
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a training step, or this host's rows of it.
@@ -164,7 +194,15 @@ class BatchSource:
             )
         rows_B = self._epoch_rows(epoch)[place]
         shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
-        return self._batch(rows_B[self._host_rows], shape, start_steps_N)
+        if self._groups is not None:
+            rows_B = pairs.drawn(rows_B, self._groups, [self._seed, epoch])
+        batch = self._batch(rows_B[self._host_rows], shape, start_steps_N)
+        if self._counts_N is not None:
+            rows = rows_B[rows_B >= 0]
+            examples = np.concatenate([self._bins[i] for i in rows]) if self._pack else rows
+            mean = self._counts_N.sum() / self.steps_per_epoch
+            batch["loss_weights"] *= np.float32(self._counts_N[examples].sum() / mean)
+        return batch
 
     def iterate(
         self, start_step: int, total_steps: int, *, threads: int = 2, prefetch: int = 8
@@ -191,7 +229,7 @@ class BatchSource:
         )
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, whole (c_i = 0), bucket by bucket: for scoring, unpacked.
+        """Every example exactly once, whole (c_i = 0), by bucket: for scoring, unpacked, ungrouped.
 
         Args:
           batch_size: B; None is that of training.
@@ -202,14 +240,14 @@ class BatchSource:
                 yield self._batch(rows_B, shape, whole_N)
 
     def _epoch_rows(self, epoch: int) -> np.ndarray:
-        """[steps per epoch, B] examples of an epoch's batches, -1 for padding rows."""
+        """[steps per epoch, B] items of an epoch's batches, -1 for padding; of groups B / 2."""
         rows = self._epochs.get(epoch)
         if rows is not None:
             return rows
         generator = np.random.default_rng([self._seed, epoch])
         rows = np.concatenate(
             [
-                batch_rows(generator.permutation(members), self._batch_size)
+                batch_rows(generator.permutation(members), self._items_of_batch)
                 for members, _ in self._buckets
             ]
         )
@@ -246,7 +284,8 @@ class BatchSource:
             weights, supervised = _from(weights, moved_B, 0), _from(supervised, moved_B, False)
         decoder_input_ids = np.full_like(targets, self._decoder_start_id)
         decoder_input_ids[:, 1:] = targets[:, :-1]
-        return {
+        further = {} if self._arrays is None else self._arrays(rows_B, int(size_U))
+        return further | {
             "input_ids": input_ids,
             "input_mask": input_mask,
             "decoder_input_ids": decoder_input_ids,
@@ -286,8 +325,13 @@ def _from(array_BxU: np.ndarray, start_B: np.ndarray, fill: float) -> np.ndarray
     return np.where(inside, values, np.asarray(fill, array_BxU.dtype))
 
 
-def _target_weights(tokenized: TokenizedSet, weights: Ragged | None) -> Ragged:
-    """float32 weights parallel to the targets: w_j, then 1 for the answer sentence and EOS."""
+def _target_weights(
+    tokenized: TokenizedSet, weights: Ragged | None, example_weights: np.ndarray | None
+) -> Ragged:
+    """float32 weights parallel to the targets: w_j, then 1 for the answer sentence and EOS.
+
+    All of an example's are multiplied by its own weight.
+    """
     targets = tokenized.targets
     values = np.ones(len(targets.values), np.float32)
     if weights is not None:
@@ -301,4 +345,13 @@ def _target_weights(tokenized: TokenizedSet, weights: Ragged | None) -> Ragged:
         example = np.repeat(np.arange(len(targets)), targets.lengths)
         place = np.arange(len(values)) - targets.offsets[example]
         values[place < tokenized.rationale_lengths[example]] = weights.values
+    if example_weights is not None:
+        values *= np.repeat(example_weights.astype(np.float32), targets.lengths)
     return Ragged(values, targets.offsets)
+
+
+def _supervised_counts(tokenized: TokenizedSet, start_steps_N: np.ndarray) -> np.ndarray:
+    """[N] supervised tokens of each example."""
+    targets = tokenized.targets
+    supervised = tokenized.steps.values >= np.repeat(start_steps_N, targets.lengths)
+    return np.add.reduceat(supervised.astype(np.int64), targets.offsets[:-1])

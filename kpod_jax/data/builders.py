@@ -24,6 +24,7 @@ from kpod_jax.data import (
     download,
     gsm8k,
     published,
+    stories,
     svamp,
 )
 from kpod_jax.data.records import Rejected
@@ -50,7 +51,8 @@ class ArithmeticConfig(tfds.core.BuilderConfig):
     @classmethod
     def of(cls, sizes: dict[str, int], seed: int) -> "ArithmeticConfig":
         """A configuration whose name tells it from any other, older versions of the task too."""
-        code = hashlib.sha256(pathlib.Path(arithmetic.__file__).read_bytes()).hexdigest()[:8]
+        texts = (pathlib.Path(str(part.__file__)).read_bytes() for part in (arithmetic, stories))
+        code = hashlib.sha256(b"".join(texts)).hexdigest()[:8]
         counts = "-".join(str(sizes[split]) for split in ARITHMETIC_SIZES)
         return cls(name=f"seed{seed}-{counts}-{code}", sizes=sizes, seed=seed)
 

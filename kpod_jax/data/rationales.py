@@ -21,12 +21,13 @@ def apply(
     columns: Mapping[str, str],
     separator: str,
     own_id: Callable[[str], str] = str,
+    per_question: int = 1,
 ) -> Loaded:
     """Gives records the teacher's rationales in place of their own.
 
     A row has `id` (a record's, or the one that its source has for it), `question` (the record's, up
     to white space and case), `rationale`, and `answer`, the one that the rationale leads to. Of
-    several good rows for a record the first one counts.
+    several good rows for a record the first `per_question` that differ count.
 
     Args:
       loaded: a split.
@@ -38,6 +39,8 @@ def apply(
       columns: names of the source's columns.
       separator: that ends a step.
       own_id: the id that the data set's source has for a record.
+      per_question: most rationales of a training record; 0: all. The second and later ones are
+        `Loaded.further`, as records whose ids end in #2, #3, …. Other splits get one.
 
     Returns:
       The split with them. Of the source's rows, those that cannot be read, fit no record or have
@@ -51,7 +54,8 @@ def apply(
     names |= {record.id: record for record in loaded.records}
     unused = {name for id_ in loaded.elsewhere for name in (id_, own_id(id_))} - names.keys()
     unused |= {bad.id for bad in [*loaded.broken, *loaded.absent]} - names.keys()
-    found: dict[str, str] = {}
+    most = per_question if split == "train" else 1
+    found: dict[str, list[str]] = {}
     broken, absent, more, others = [], [], [], []
     for row in _rows(source):
         try:
@@ -76,34 +80,48 @@ def apply(
         if not answers.answers_equal(stated, record.answer, kind):
             reason = f"has the answer {stated!r} where the data set's is {record.answer!r}"
             absent.append(Rejected(row.place, f"{row.place} {reason}"))
-        elif record.id in found:
+        elif rationale in (kept := found.setdefault(record.id, [])) or 0 < most <= len(kept):
             more.append(record.id)
         else:
-            found[record.id] = rationale
+            kept.append(rationale)
     if more:
-        reason = f"{len(more)} further rationales, for {len(set(more))} records; the first counts"
+        counts = {0: "they repeat others", 1: "the first counts"}.get(
+            most, f"the first {most} count"
+        )
+        reason = f"{len(more)} further rationales, for {len(set(more))} records; {counts}"
         absent.append(Rejected(source, f"{source} has {reason}: {_some(more)}"))
     if others:
         reason = f"{len(others)} rationales for records that are not in the train split"
         absent.append(Rejected(source, f"{source} has {reason}: {_some(others)}"))
-    records = [_given(r, found[r.id], separator) if r.id in found else r for r in loaded.records]
+    records = [_given(r, found[r.id][0], separator) if r.id in found else r for r in loaded.records]
     if split != "train":
         return dataclasses.replace(loaded, records=records)
     for record in loaded.records:
         if record.id not in found:
             absent.append(Rejected(record.id, f"{source} has no usable rationale for it"))
+    further = {
+        record.id: [
+            _given(record, rationale, separator, f"#{number}")
+            for number, rationale in enumerate(found[record.id][1:], 2)
+        ]
+        for record in records
+        if len(found.get(record.id, ())) > 1
+    }
     return Loaded(
         [record for record in records if record.id in found],
         loaded.broken + broken,
         loaded.absent + absent,
         loaded.elsewhere,
+        further,
     )
 
 
-def _given(record: Record, rationale: str, separator: str) -> Record:
+def _given(record: Record, rationale: str, separator: str, mark: str = "") -> Record:
     # What is known of the old rationale does not hold for the new one.
     steps = split_steps(rationale, separator)
-    return dataclasses.replace(record, steps=steps, keypoints=None, hardness=None)
+    return dataclasses.replace(
+        record, id=record.id + mark, steps=steps, keypoints=None, hardness=None
+    )
 
 
 def _rows(source: str) -> Iterator[tables.Row]:

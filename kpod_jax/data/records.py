@@ -85,12 +85,14 @@ class Loaded:
       broken: at fault, such as lines that cannot be read.
       absent: left out without a fault, such as questions that a teacher has no good rationale for.
       elsewhere: ids of the data set's records in other splits, as far as they are known.
+      further: other rationales of a record's question, by the record's id, as records.
     """
 
     records: list[Record] = dataclasses.field(default_factory=list)
     broken: list[Rejected] = dataclasses.field(default_factory=list)
     absent: list[Rejected] = dataclasses.field(default_factory=list)
     elsewhere: set[str] = dataclasses.field(default_factory=set)
+    further: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Data sets by name: the built-in one, published ones, and a user's own."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kpod_jax.data import asdiv, commonsense_qa, gsm8k, own, rationales, svamp
+from kpod_jax.data import arithmetic, asdiv, commonsense_qa, gsm8k, own, rationales, svamp
 from kpod_jax.data.published import SPLITS, DataSet, Splits
 from kpod_jax.data.records import Loaded, Record, Rejected, check_bad_share
 from kpod_jax.data.steps import split_steps
@@ -52,6 +53,7 @@ def load_records(
     seed: int = 0,
     max_bad_share: float = 0.01,
     need_rationales: bool = True,
+    per_question: int = 1,
 ) -> tuple[list[Record], list[Rejected]]:
     """Loads one split of a data set.
 
@@ -73,10 +75,12 @@ def load_records(
       max_bad_share: of the split's records that may be broken.
       need_rationales: whether a training record without a rationale is of no use; if not, it is
         returned without steps, for a teacher to be asked.
+      per_question: most rationales of a training question, 0 for all of `rationales`; each is a
+        record. The built-in task makes as many as are asked for; other data sets have one each.
 
     Returns:
-      The records, in the order of their source, and those that cannot be used: broken ones and
-      those that are left out, each with its reason.
+      The records, in the order of their source, those of one question side by side, and those that
+      cannot be used: broken ones and those that are left out, each with its reason.
 
     Raises:
       UserError: an unknown name or split, files that are missing or unreadable, no records, or too
@@ -111,6 +115,7 @@ def load_records(
             columns=own.COLUMNS if theirs else columns,
             separator=separator,
             own_id=PUBLISHED[name].own_id if name in PUBLISHED else str,
+            per_question=per_question,
         )
     rejected = loaded.broken + loaded.absent
     check_bad_share(loaded.broken, len(loaded.records) + len(rejected), max_bad_share)
@@ -120,7 +125,11 @@ def load_records(
             f"The {split} split of {name} has no records{f' in {path}' if path else ''}"
             f"{f' that can be used: {reasons}' if reasons else ''}. Expected at least one."
         )
-    return loaded.records[: limit or None], rejected
+    records = loaded.records[: limit or None]
+    if name == "arithmetic" and not rationales and split == "train":
+        several = (arithmetic.rationales_per_question(r, max(1, per_question)) for r in records)
+        return list(itertools.chain.from_iterable(several)), rejected
+    return [r for first in records for r in (first, *loaded.further.get(first.id, ()))], rejected
 
 
 # `rationales` is a name of the interface.

@@ -62,11 +62,12 @@ def tokenize(
     records: Sequence[Record],
     tokenizer: "PreTrainedTokenizerFast",
     *,
-    prompt: str = PROMPT,
-    answer_template: str = ANSWER_TEMPLATE,
+    prompt: str | Sequence[str] = PROMPT,
+    answer_template: str | Sequence[str] = ANSWER_TEMPLATE,
     max_question_tokens: int,
     max_target_tokens: int,
     decoder_only: bool = False,
+    need_rationale: bool = True,
 ) -> tuple[TokenizedSet, list[Rejected]]:
     """Tokenises records; what cannot be used whole is rejected with its reason, never cut.
 
@@ -76,23 +77,36 @@ def tokenize(
     Args:
       records: in any order, which is kept.
       tokenizer: from `load_tokenizer`.
-      prompt: what the encoder reads, with `{question}` in it.
-      answer_template: the answer sentence, with `{answer}` in it.
+      prompt: what the encoder reads, with `{question}` in it; one for all records, or each one's.
+      answer_template: the answer sentence, with `{answer}` in it; likewise. A record's own may be
+        "": then its target is the rationale alone.
       max_question_tokens: bound of a prompt's tokens, EOS counted.
       max_target_tokens: bound of a target's tokens, EOS counted.
       decoder_only: see `TokenizedSet.questions`.
+      need_rationale: whether a record without steps is turned down; if not, its target is the
+        answer sentence alone, and n_i = 0.
 
     Raises:
-      UserError: a template lacks its placeholder.
+      UserError: a template lacks its placeholder, or a decoder-only student's prompts end in
+        different tokens.
     """
-    _check_template("prompt", prompt, "{question}")
-    _check_template("answer_template", answer_template, "{answer}")
-    rejected = {i: reason for i, r in enumerate(records) if (reason := _missing(r))}
+    prompts, templates = _one_each(prompt, len(records)), _one_each(answer_template, len(records))
+    for template in dict.fromkeys(prompts):
+        _check_template("prompt", template, "{question}")
+    for template in dict.fromkeys(templates):
+        if template or isinstance(answer_template, str):
+            _check_template("answer_template", template, "{answer}")
+    rejected = {i: reason for i, r in enumerate(records) if (reason := _missing(r, need_rationale))}
     kept = [i for i in range(len(records)) if i not in rejected]
 
-    questions = _prompts(tokenizer, [records[i].question for i in kept], prompt, decoder_only)
+    questions = _prompts(
+        tokenizer,
+        [records[i].question for i in kept],
+        [prompts[i] for i in kept],
+        decoder_only,
+    )
     answers = _encode(tokenizer, [records[i].answer for i in kept])
-    texts = [_target_text(records[i], answer_template) for i in kept]
+    texts = [_target_text(records[i], templates[i]) for i in kept]
     encoded = _call(tokenizer, texts, offsets=True)
     eos_id = _eos_id(tokenizer)
     special = {eos_id, cast(int, tokenizer.pad_token_id)}
@@ -101,7 +115,7 @@ def tokenize(
         kept, questions, answers, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
         target.append(eos_id)
-        if spans[0][0] >= len(records[i].rationale.rstrip()):
+        if records[i].steps and spans[0][0] >= len(records[i].rationale.rstrip()):
             rejected[i] = "the tokenizer finds no token in its rationale"
         elif len(answer) == 1 or tokenizer.unk_token_id in answer:
             rejected[i] = (
@@ -157,7 +171,8 @@ def tokenize_questions(
     """
     _check_template("prompt", prompt, "{question}")
     questions = [record.question for record in records]
-    return Ragged.from_list(_prompts(tokenizer, questions, prompt, decoder_only), np.int32)
+    prompts = [prompt] * len(questions)
+    return Ragged.from_list(_prompts(tokenizer, questions, prompts, decoder_only), np.int32)
 
 
 def resolve_prompt(
@@ -211,17 +226,35 @@ def decoder_start(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> int:
 
 
 def _prompts(
-    tokenizer: "PreTrainedTokenizerFast", questions: list[str], prompt: str, decoder_only: bool
+    tokenizer: "PreTrainedTokenizerFast",
+    questions: list[str],
+    prompts: list[str],
+    decoder_only: bool,
 ) -> list[list[int]]:
-    texts = [prompt.replace("{question}", question) for question in questions]
+    texts = [p.replace("{question}", q) for p, q in zip(prompts, questions, strict=True)]
     if not decoder_only:
         return _encode(tokenizer, texts)
     # What the tokenizer puts before every text, such as LLaMA's <s>.
     alone, plain = tokenizer("a").input_ids, _call(tokenizer, ["a"])["input_ids"][0]
     begin = alone[: len(alone) - len(plain)] if alone[-len(plain) :] == plain else []
-    if tokenizer.bos_token is not None and prompt.startswith(str(tokenizer.bos_token)):
-        begin = []  # A chat template brings it along.
-    return [[*begin, *ids[:-1]] for ids in _call(tokenizer, texts)["input_ids"]]
+    bos = tokenizer.bos_token
+    found, ends = [], {}
+    for prompt, ids in zip(prompts, _call(tokenizer, texts)["input_ids"], strict=True):
+        ends.setdefault(ids[-1], prompt)
+        # A chat template brings it along.
+        has_begin = bos is not None and prompt.startswith(str(bos))
+        found.append([*([] if has_begin else begin), *ids[:-1]])
+    if len(ends) > 1 and len(set(prompts)) > 1:  # Of a single one `decoder_start` tells.
+        some = " and ".join(repr(prompt[-40:]) for prompt in list(ends.values())[:2])
+        raise UserError(
+            f"Prompts end in different tokens: {some}. A decoder-only student's must end alike; "
+            "change student.prompt or baseline.answer_prompt."
+        )
+    return found
+
+
+def _one_each(value: str | Sequence[str], count: int) -> Sequence[str]:
+    return [value] * count if isinstance(value, str) else value
 
 
 def _check_template(name: str, template: str, placeholder: str) -> None:
@@ -232,10 +265,10 @@ def _check_template(name: str, template: str, placeholder: str) -> None:
         )
 
 
-def _missing(record: Record) -> str | None:
+def _missing(record: Record, need_rationale: bool) -> str | None:
     for what, text in (
         ("question", record.question),
-        ("rationale", record.rationale),
+        *((("rationale", record.rationale),) if need_rationale or record.steps else ()),
         ("answer", record.answer),
     ):
         if not text.strip():
@@ -244,9 +277,9 @@ def _missing(record: Record) -> str | None:
 
 
 def _target_text(record: Record, answer_template: str) -> str:
-    rationale = record.rationale
-    space = "" if rationale[-1].isspace() else " "
-    return rationale + space + answer_template.replace("{answer}", record.answer)
+    rationale, sentence = record.rationale, answer_template.replace("{answer}", record.answer)
+    space = " " if rationale and sentence and not rationale[-1].isspace() else ""
+    return rationale + space + sentence
 
 
 def _call(tokenizer: "PreTrainedTokenizerFast", texts: list[str], offsets: bool = False):

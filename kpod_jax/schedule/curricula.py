@@ -17,13 +17,12 @@ Letters: N examples.
 """
 
 import dataclasses
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable
 
 import numpy as np
 
+from kpod_jax import plugins
 from kpod_jax.data.records import Ragged
 from kpod_jax.errors import UserError
 from kpod_jax.schedule import value
@@ -166,15 +165,7 @@ def make(name: str, setting: Setting) -> Curriculum:
     """
     if ":" not in name:
         return CURRICULA[name](setting)
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"schedule.curriculum={name!r} cannot be imported: {error}. Expected "
-            "package.module:Class, with the package in the working directory or installed."
-        ) from error
-    curriculum = found(setting)
+    curriculum = plugins.load(name, "schedule.curriculum")(setting)
     for needed in ("needs_feedback", "start_steps"):
         if not hasattr(curriculum, needed):
             raise UserError(
@@ -182,16 +173,6 @@ def make(name: str, setting: Setting) -> Curriculum:
                 "Curriculum for what a curriculum has."
             )
     return curriculum
-
-
-def source_files(name: str) -> list[str]:
-    """The file of a curriculum of one's own, whose change makes a schedule stale; else nothing."""
-    module, _, attribute = name.partition(":")
-    try:
-        spec = importlib.util.find_spec(module) if attribute else None
-    except ImportError:
-        return []  # `make` says so.
-    return [spec.origin] if spec is not None and spec.origin is not None else []
 
 
 @dataclasses.dataclass(frozen=True)

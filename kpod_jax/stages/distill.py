@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kpod_jax import distill, files, sharding
-from kpod_jax.run import Run
+from kpod_jax.run import Run, say
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
 from kpod_jax.schedule.protocol import Feedback
@@ -16,6 +16,8 @@ from kpod_jax.stages.score import difficulty_of
 
 def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
     """c_i by stage."""
+    if (given := run.training.start_steps) is not None:
+        return lambda stage: given
     num_steps, name = run.train_set.num_steps, run.config.schedule.curriculum
     if name == "full":
         return curricula.FullRationale(num_steps).start_steps
@@ -29,17 +31,16 @@ def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
 
 def run_stage(run: Run) -> str:
     """Does it, and says in a few words what was done."""
-    config, student = run.config, run.student
+    config, student, training = run.config, run.student, run.training
+    for note in run.method.notes if run.method else ():
+        say(f"distill: {note}")
     start_steps = _start_steps(run)
     length = run.length
-    source = run.batch_source(
+    source = run.training_source(
         weights=run.weights(),
         start_steps=start_steps,
         stage_of_step=lambda step: step // length.steps_per_stage,
-        buckets=config.distill.buckets,
-        input_steps=config.distill.input_steps,
         host=sharding.host_part(run.mesh),
-        pack=config.distill.pack,
     )
     # Checkpoints are chosen by it; the test split is not read before the evaluation.
     evaluator = run.evaluator(run.records("validation"))
@@ -62,9 +63,26 @@ def run_stage(run: Run) -> str:
         workdir=run.workdir.path,
         validate=evaluator.accuracy,
         begin_stage=begin_stage if isinstance(start_steps, Following) else None,
+        loss=training.objective.loss,
+        rows_together=2 if training.groups is not None else 1,
     )
     return (
-        f"{length.total_steps} steps in {length.stages} stages, "
+        f"{_examples(run)}{length.total_steps} steps in {length.stages} stages, "
         f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}, "
         f"{source.padding_share:.0%} padding"
     )
+
+
+def _examples(run: Run) -> str:
+    """How many examples a method made, by task, and how many do not fit the student."""
+    training = run.training
+    if run.method is None:
+        return ""
+    found = [f"{count} {task}".rstrip() for task, count in training.tasks.items()]
+    if training.left_out:
+        rows = [{"id": bad.id, "reason": bad.reason} for bad in training.left_out]
+        files.write_jsonl(run.workdir / "records/left_out.jsonl", rows)
+        found.append(f"{len(rows)} left out (records/left_out.jsonl)")
+    if training.objective.note:
+        found.append(training.objective.note)
+    return f"examples: {', '.join(found)}; "

@@ -34,7 +34,7 @@ def run_stage(run: Run) -> str:
     results = run.workdir / "results.json"
     card = model_card.model_card(
         config,
-        prompt=run.prompt,
+        prompt=run.asked_prompt,
         step=step,
         decoder_only=student.decoder_only,
         is_adapter=is_adapter,

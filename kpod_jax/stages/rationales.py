@@ -26,6 +26,7 @@ def run_stage(run: Run) -> str:
             separator=config.data.step_separator,
             limit=config.data[f"{split}_examples"],
             max_bad_share=config.data.max_bad_share,
+            per_question=config.data.rationales_per_question,
         )
         if split == "train":
             tokenized, too_long = run.tokenize(found)

@@ -161,6 +161,9 @@ class _Asking:
             answer = _failed(f"no connection to {self._endpoint()}: {clean(cause or error)}")
         except (ValueError, RecursionError):
             answer = _failed("the response is not JSON")
+        spelled = "".join(token for token, _ in answer.get("logprobs", ()))
+        if self._without_key(spelled) != spelled:
+            del answer["logprobs"]
         return {k: self._without_key(v) if isinstance(v, str) else v for k, v in answer.items()}
 
     def _status(self, error: openai.APIStatusError) -> str:

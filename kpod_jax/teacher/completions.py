@@ -1,6 +1,7 @@
 """Reading a chat completion, whoever sent it, and cutting its text into rationale and answer."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -41,6 +42,8 @@ def read_completion(body: Any) -> dict[str, Any]:
     Returns:
       `text`; `finish`, the endpoint's reason to stop; `prompt_tokens` and `completion_tokens`, None
       where they are not told; `model`; and `error`, which says why there is no text, or None.
+      Where the endpoint gives them, `logprobs`: each token and the log probabilities of tokens that
+      could have stood there, itself among them.
     """
     body = _object(body)
     usage, choices = _object(body.get("usage")), body.get("choices")
@@ -52,14 +55,34 @@ def read_completion(body: Any) -> dict[str, Any]:
         error = "the response has no choices"
     elif not isinstance(text, str) or not text.strip():
         error = f"the response has no text (finish_reason {clean(finish, 40)})"
+    distributions = _logprobs(_object(first.get("logprobs")).get("content"))
     return {
-        "text": text.strip().encode("utf-8", "replace").decode() if isinstance(text, str) else "",
+        "text": _utf8(text.strip()) if isinstance(text, str) else "",
         "finish": clean(finish, 40) if isinstance(finish, str) else None,
         "prompt_tokens": _count(usage.get("prompt_tokens")),
         "completion_tokens": _count(usage.get("completion_tokens")),
         "model": clean(body.get("model"), 200) if isinstance(body.get("model"), str) else None,
         "error": error,
-    }
+    } | ({"logprobs": distributions} if distributions and error is None else {})
+
+
+def _logprobs(content: Any) -> list[tuple[str, dict[str, float]]]:
+    """Tokens and distributions of a response; [] where any of them is not as it should be."""
+    found = []
+    for entry in map(_object, content if isinstance(content, list) else []):
+        others, top = entry.get("top_logprobs"), {}
+        for one in (*map(_object, others if isinstance(others, list) else []), entry):
+            token, logprob = one.get("token"), one.get("logprob")
+            if not isinstance(token, str) or not isinstance(logprob, int | float):
+                return []
+            if math.isfinite(logprob):
+                top[_utf8(token)] = min(0.0, float(logprob))
+        found.append((_utf8(entry["token"]), top))
+    return found
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def clean(value: object, limit: int = 300) -> str:

@@ -65,6 +65,8 @@ def make_requests(questions: Sequence[Question], teacher: Config) -> list[Reques
         options["temperature"] = teacher.temperature
     if teacher.top_p:
         options["top_p"] = teacher.top_p
+    if teacher.logprobs:
+        options |= {"logprobs": True, "top_logprobs": teacher.logprobs}
     return [
         Request(
             question.id,
@@ -84,6 +86,8 @@ def settings(teacher: Config) -> dict[str, Any]:
       UserError: the file of examples cannot be read.
     """
     used = {f"teacher.{name}": teacher[name] for name in _SETTINGS}
+    if teacher.logprobs:  # Without them, answers are as they were before there was such a key.
+        used["teacher.logprobs"] = teacher.logprobs
     if teacher.style == "few_shot":
         used["teacher.examples"] = files.digest(teacher.examples or _OWN_EXAMPLES)
     return used

@@ -22,6 +22,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes rationales.jsonl, rejected.jsonl and summary.json of what was answered so far.
 
+    Where the teacher's log probabilities were asked for, distributions.jsonl has those of the
+    rationales, as `baseline.distributions` reads them.
+
     A row of rationales.jsonl has `id`, `sample`, `question`, `rationale`, `answer` (that of the
     data set), `teacher`, `extracted` (the teacher's answer) and `correct`.
 
@@ -41,7 +44,7 @@ def write_results(
     teacher, kind = config.teacher, answer_kind(config.data)
     position = {question.id: i for i, question in enumerate(questions)}
     answered, errors = ledger.answered(), ledger.errors()
-    kept, rejected, reasons = [], [], collections.Counter()
+    kept, rejected, distributions, reasons = [], [], [], collections.Counter()
     correct = 0
     for request in sorted(requests, key=lambda request: position[request.id]):
         question = questions[position[request.id]]
@@ -59,6 +62,12 @@ def write_results(
             reasons[_group(judged.reason)] += 1
             rejected.append(names | answer | {"reason": judged.reason, "text": row["text"]})
         else:
+            pairs = row.get("logprobs", ())
+            tokens, tops = [token for token, _ in pairs], [top for _, top in pairs]
+            # Tokens that are parts of characters may not spell the text.
+            if "".join(tokens).lstrip().startswith(judged.rationale):
+                spelled = {"rationale": judged.rationale, "tokens": tokens, "top_logprobs": tops}
+                distributions.append({"question": question.question} | spelled)
             row = {"rationale": judged.rationale, "teacher": teacher.model}
             kept.append(names | row | answer | {"correct": judged.correct})
     count = len(requests) - reasons["no answer"] - reasons["not asked yet"]
@@ -82,6 +91,8 @@ def write_results(
     }
     files.write_jsonl(directory / "rationales.jsonl", kept)
     files.write_jsonl(directory / "rejected.jsonl", rejected)
+    if teacher.logprobs:
+        files.write_jsonl(directory / "distributions.jsonl", distributions)
     files.write_json(directory / "summary.json", summary)
     return summary
 

@@ -408,7 +408,8 @@ def learn_masks(
                 state["answerer"] = answerer_params
             judged = (step + 1) % judge_every == 0
             if judged:
-                parts["held_out_objective"] = value = judge(state["params"], answerer_params)
+                value = judge(state["params"], answerer_params)
+                parts["held_out_objective"] = jnp.asarray(value)
                 if best_value is None or value < best_value:
                     state["best"] = jax.tree.map(jnp.copy, state["params"])
                     best_value, since = value, 0

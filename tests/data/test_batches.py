@@ -349,3 +349,62 @@ def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized):
         UserError, match=r"Record 9 has 131 tokens, more than a row of distill\.pack=30"
     ):
         make(tokenized, pack=30)
+
+
+GROUPS = Ragged.from_list([[0, 1], [2, 3, 4], [5, 5], [6, 7, 8, 9, 10]])
+
+
+def group_of(example):
+    return next(g for g in range(len(GROUPS)) if example in GROUPS[g])
+
+
+def test_pairs_of_one_group_stand_side_by_side_and_each_group_once_an_epoch(tokenized):
+    source = make(tokenized, groups=GROUPS, buckets=2)
+    drawn = []
+    for epoch in range(6):
+        groups = []
+        for batch in epoch_of(source, epoch):
+            assert batch["index"].shape == (4,)
+            for one, other in batch["index"].reshape(-1, 2).tolist():
+                assert (one < 0) == (other < 0)
+                if one < 0:
+                    continue
+                assert group_of(one) == group_of(other)
+                assert one != other or one == 5
+                groups.append(group_of(one))
+                drawn.append((one, other))
+        assert sorted(groups) == [0, 1, 2, 3]
+    assert len({pair for pair in drawn if group_of(pair[0]) == 3}) > 2  # Drawn anew.
+    # A batch is a function of seed and step alone, and hosts share it.
+    for step in (0, 7):
+        whole = make(tokenized, groups=GROUPS, buckets=2)[step]
+        assert_same(whole, source[step])
+        parts = [make(tokenized, groups=GROUPS, buckets=2, host=(i, 2))[step] for i in (0, 1)]
+        for key, value in whole.items():
+            np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), value)
+
+
+def test_pairs_need_whole_pairs_of_rows_and_rows_that_stand_still(tokenized):
+    with pytest.raises(UserError, match=r"batch_size=3: .* expected a multiple of 2"):
+        make(tokenized, batch_size=3, groups=GROUPS)
+    with pytest.raises(UserError, match="expected 0 and decoder"):
+        make(tokenized, groups=GROUPS, input_steps="encoder")
+
+
+def test_a_loss_of_ones_own_has_arrays_of_its_own(tokenized):
+    source = make(tokenized, arrays=lambda rows, size: {"sizes": np.full(len(rows), size)})
+    batch = source[0]
+    assert (batch["sizes"] == batch["targets"].shape[1]).all() and batch["sizes"].shape == (4,)
+
+
+def test_examples_count_by_their_weights_whatever_their_batch(tokenized):
+    weights = np.linspace(0.5, 2, len(tokenized)).astype(np.float32)
+    source = make(tokenized, example_weights=weights, buckets=3)
+    found = np.zeros(len(tokenized))
+    for batch in epoch_of(source, 0):
+        for row, i in enumerate(batch["index"].tolist()):
+            if i >= 0:
+                found[i] = (batch["loss_weights"][row] / batch["supervised"].sum()).sum()
+    expected = weights * tokenized.targets.lengths
+    mean = tokenized.targets.lengths.sum() / source.steps_per_epoch
+    np.testing.assert_allclose(found, expected / mean, rtol=1e-5)

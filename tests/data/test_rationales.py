@@ -156,3 +156,32 @@ def test_a_teacher_for_the_built_in_task_and_for_ones_own(tmp_path):
         rationales=str(teacher),
     )
     assert (taught.steps, rejected) == (("By heart.",), [])
+
+
+def test_several_rationales_of_a_question_are_several_records(tmp_path):
+    rows = [good(0, rationale=f"Way {n}. So 2.") for n in (1, 2, 2, 3)]
+    path = tmp_path / "teacher.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, good(1)]))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    lines = [{"id": f"{i}", "question": q, "answer": 2 * i + 2} for i, q in enumerate(QUESTIONS)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def loaded_with(per_question, limit=0):
+        records, rejected = sources.load_records(
+            "jsonl",
+            "train",
+            path=str(folder),
+            rationales=str(path),
+            per_question=per_question,
+            limit=limit,
+        )
+        return [(r.id, r.rationale) for r in records], [bad.reason for bad in rejected]
+
+    first, second, third = (f"Way {n}. So 2." for n in (1, 2, 3))
+    assert loaded_with(2)[0] == [("0", first), ("0#2", second), ("1", "So 4.")]
+    assert loaded_with(0)[0] == [("0", first), ("0#2", second), ("0#3", third), ("1", "So 4.")]
+    # A limit counts questions.
+    assert loaded_with(0, limit=1)[0] == [("0", first), ("0#2", second), ("0#3", third)]
+    assert any("2 further rationales" in r and "the first 2 count" in r for r in loaded_with(2)[1])
+    assert any("1 further rationales" in r and "repeat" in r for r in loaded_with(0)[1])

@@ -274,3 +274,36 @@ def test_questions_that_begin_a_turn_are_rejected(byte_tokenizer):
     _, rejected = tokenize([record, TWO_STEPS], tokenizer)
     assert [r.id for r in rejected] == [record.id]
     assert "begin a turn" in rejected[0].reason
+
+
+def test_each_record_may_have_templates_of_its_own(byte_tokenizer):
+    """An answer alone, a rationale alone, and both, in one set."""
+    bare = dataclasses.replace(TWO_STEPS, id="bare", steps=())
+    tokenized, rejected = tokenize(
+        [bare, TWO_STEPS, dataclasses.replace(TWO_STEPS, id="both")],
+        byte_tokenizer,
+        prompt=["[label] {question}!", "[rationale] {question}!", "{question}?"],
+        answer_template=["So {answer}.", "", "So {answer}."],
+        need_rationale=False,
+    )
+    assert rejected == []
+    texts = [text_of(byte_tokenizer, tokenized.targets[i], 1) for i in range(3)]
+    assert texts == ["So 7.", TWO_STEPS.rationale, TWO_STEPS.rationale + " So 7."]
+    starts = [text_of(byte_tokenizer, tokenized.questions[i])[:5] for i in range(3)]
+    assert starts == ["[labe", "[rati", "Tom h"]
+    assert tokenized.num_steps.tolist() == [0, 2, 2]
+    assert tokenized.rationale_lengths.tolist() == [0, *[len(TWO_STEPS.rationale)] * 2]
+    assert not tokenized.steps[0].any()
+    # EOS is of the answer sentence, even where there is none.
+    assert (tokenized.steps[1] == 2).tolist() == [False] * len(TWO_STEPS.rationale) + [True]
+    check_invariants(tokenized)
+
+
+def test_prompts_of_a_decoder_only_student_that_end_differently_are_refused(byte_tokenizer):
+    with pytest.raises(UserError, match=r"Prompts end in different tokens: .* and .*answer_prompt"):
+        tokenize(
+            [TWO_STEPS, dataclasses.replace(TWO_STEPS, id="other")],
+            byte_tokenizer,
+            prompt=["{question} A:", "{question} A."],
+            decoder_only=True,
+        )

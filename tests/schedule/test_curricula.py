@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kpod_jax import plugins
 from kpod_jax.data.records import Ragged
 from kpod_jax.errors import UserError
 from kpod_jax.schedule import curricula
@@ -114,8 +115,8 @@ def test_a_curriculum_of_ones_own(tmp_path, monkeypatch):
     name = "my_own_curricula:Backwards"
     plan = curricula.plan(curricula.make(name, setting()), 3, DIFFICULTY, name)
     assert plan.start_steps.tolist() == [[2, 1, 3, 0], [1, 0, 2, 0], [0, 0, 1, 0]]
-    assert [pathlib.Path(path) for path in curricula.source_files(name)] == [module]
-    assert curricula.source_files("kpod") == curricula.source_files("no_such.package:Class") == []
+    assert [pathlib.Path(path) for path in plugins.source_files(name)] == [module]
+    assert plugins.source_files("kpod") == plugins.source_files("no_such.package:Class") == []
     with pytest.raises(UserError, match="has no needs_feedback"):
         curricula.make("my_own_curricula:Bare", setting())
 

@@ -289,3 +289,63 @@ def test_killed_and_run_again_asks_nothing_twice(config, endpoint, tmp_path, how
     assert len(rows(tmp_path, "rationales.jsonl")) == 6
     assert KEY.encode() not in done.stdout + done.stderr + error
     assert os.environ["OPENAI_API_KEY"] == KEY  # It was there to be leaked.
+
+
+def logprobs(*entries):
+    """As the API has them: each token, its own log probability, and those of others."""
+    return {
+        "content": [
+            {
+                "token": token,
+                "logprob": logprob,
+                "top_logprobs": [{"token": t, "logprob": p} for t, p in top.items()],
+            }
+            for token, logprob, top in entries
+        ]
+    }
+
+
+def test_the_teachers_distributions_are_stored_beside_the_rationales(config, endpoint, tmp_path):
+    config.data.train_examples = 3
+    config.teacher.logprobs = 2
+
+    def reply(question, number):
+        body = add(question)
+        text = body["choices"][0]["message"]["content"]
+        spelled = [("\n" + text[:3], -0.5, {text[:3]: -1.0, "x": -2.0}), (text[3:], -0.1, {})]
+        broken = [("\ufffd", -0.5, {})], [(None, -0.5, {})]
+        given = [spelled, *broken][number_of(question)]
+        body["choices"][0]["logprobs"] = logprobs(*given)
+        return body
+
+    endpoint.reply = reply
+    config.teacher.concurrency = 1
+    teach(config, tmp_path)
+    assert endpoint.bodies[0]["logprobs"] is True and endpoint.bodies[0]["top_logprobs"] == 2
+    assert len(rows(tmp_path, "rationales.jsonl")) == 3
+    # Those that do not spell the rationale, and what is no token, are left out.
+    (found,) = rows(tmp_path, "distributions.jsonl")
+    text = "0 + 1 = 1."
+    assert (found["question"], found["rationale"]) == ("How much is 0 + 1?", text)
+    assert "".join(found["tokens"]).strip().startswith(text)
+    first = {text[:3]: -1.0, "x": -2.0, "\n" + text[:3]: -0.5}
+    assert found["top_logprobs"][0] == first
+    config.teacher.logprobs = 0
+    with pytest.raises(UserError, match=r"teacher\.logprobs was 2"):
+        teach(config, tmp_path)
+
+
+def test_distributions_that_spell_the_key_are_not_stored(config, endpoint, tmp_path):
+    config.data.train_examples = 1
+    config.teacher.logprobs = 1
+
+    def reply(question, number):
+        body = add(question)
+        body["choices"][0]["logprobs"] = logprobs((KEY[:5], -0.5, {}), (KEY[5:], -0.5, {}))
+        return body
+
+    endpoint.reply = reply
+    teach(config, tmp_path)
+    assert rows(tmp_path, "distributions.jsonl") == []
+    for path in (tmp_path / "teacher").rglob("*.json*"):
+        assert KEY[5:] not in path.read_text()

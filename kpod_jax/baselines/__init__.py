@@ -1,0 +1,81 @@
+"""Methods that KPOD is compared with, each in a file of its own, and one's own by import path."""
+
+import functools
+from typing import Any
+
+from kpod_jax import configuration, plugins
+from kpod_jax.baselines.answer_only import AnswerOnly
+from kpod_jax.baselines.distilling_step_by_step import DistillingStepByStep
+from kpod_jax.baselines.mcc_kd import MccKd
+from kpod_jax.baselines.protocol import Method as Method
+from kpod_jax.baselines.protocol import Setting as Setting
+from kpod_jax.baselines.scott import Scott
+from kpod_jax.baselines.specialized_kd import SpecializedKd
+from kpod_jax.baselines.training_set import TrainingSet as TrainingSet
+from kpod_jax.configuration import Config
+from kpod_jax.errors import UserError
+
+METHODS: dict[str, type[Method]] = {
+    "answer_only": AnswerOnly,
+    "specialized_kd": SpecializedKd,
+    "scott": Scott,
+    "mcc_kd": MccKd,
+    "distilling_step_by_step": DistillingStepByStep,
+}
+# Of the data, what methods may look at besides the records.
+_DATA = ("name", "answer_kind", "step_separator")
+
+
+def class_of(name: str) -> type[Method] | None:
+    """The class of a method; None where records are trained on as they are.
+
+    Raises:
+      UserError: a class of one's own cannot be imported, or is no `protocol.Method`.
+    """
+    return _own(name) if plugins.is_path(name) else METHODS.get(name)
+
+
+def faults(config: Config) -> list[str]:
+    """What is wrong with a configuration for its method, a line each."""
+    method = class_of(config.method)
+    if method is None:
+        return []
+    # What the method trains on has neither token weights nor a schedule.
+    found = [
+        f"{key}={value!r}: expected {wanted} with method={config.method!r}; choose methods with "
+        f"--config=FILE:{config.method}"
+        for key, value, wanted in (
+            ("weighting.weights", config.weighting.weights, "uniform"),
+            ("schedule.curriculum", config.schedule.curriculum, "full"),
+        )
+        if value != wanted
+    ]
+    return found + method.faults(config)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Keys and values that a method's students depend on, besides those of the training itself."""
+    method = class_of(config.method)
+    if method is None:
+        return {}
+    keys = [f"baseline.{key}" for key in method.keys] + [f"data.{key}" for key in _DATA]
+    flat = configuration.flatten(config)
+    return {"method": config.method} | {key: flat[key] for key in keys}
+
+
+def files(config: Config) -> list[str]:
+    """Files that a method reads, its own among them if it is one of yours."""
+    method = class_of(config.method)
+    if method is None:
+        return []
+    return [config.baseline[key] for key in method.file_keys] + plugins.source_files(config.method)
+
+
+@functools.cache
+def _own(name: str) -> type[Method]:
+    found = plugins.load(name, "method")
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(
+            f"method={name!r} is no subclass of kpod_jax.baselines.Method; see docs/extending.md."
+        )
+    return found

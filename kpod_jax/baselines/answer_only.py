@@ -1,0 +1,28 @@
+"""Fine-tuning on answers: the student never sees a rationale."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from kpod_jax.baselines.protocol import Example, Method
+from kpod_jax.data.records import Record
+
+
+class AnswerOnly(Method):
+    """Question -> answer sentence."""
+
+    keys = ("answer_prompt",)
+
+    @property
+    def prompt(self) -> str:
+        """It asks for no steps."""
+        return self.setting.options["answer_prompt"]
+
+    def examples(self, records: Sequence[Record]) -> list[Example]:
+        """One a question: other rationales of it make no difference."""
+        first = {(record.question, record.answer): record for record in reversed(records)}
+        return [Example(without_steps(r), self.prompt) for r in reversed(first.values())]
+
+
+def without_steps(record: Record, mark: str = "") -> Record:
+    """The record with its answer alone, and a mark at its id."""
+    return dataclasses.replace(record, id=record.id + mark, steps=(), keypoints=None, hardness=None)

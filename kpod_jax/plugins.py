@@ -1,0 +1,43 @@
+"""Classes of one's own, named in a configuration by `package.module:Class`."""
+
+import importlib
+import importlib.util
+import re
+from typing import Any
+
+from kpod_jax.errors import UserError
+
+
+def is_path(name: str) -> bool:
+    """Whether a name has the form package.module:Class."""
+    return re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None
+
+
+def load(name: str, key: str) -> Any:
+    """Imports what a configuration key names.
+
+    Args:
+      name: package.module:Class.
+      key: of the configuration, for messages.
+
+    Raises:
+      UserError: it cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{key}={name!r} cannot be imported: {error}. Expected package.module:Class, with the "
+            "package in the working directory or installed."
+        ) from error
+
+
+def source_files(name: str) -> list[str]:
+    """The file of a class of one's own, whose change makes what it made stale; else nothing."""
+    module, _, attribute = name.partition(":")
+    try:
+        spec = importlib.util.find_spec(module) if attribute else None
+    except ImportError:
+        return []  # `load` says so.
+    return [spec.origin] if spec is not None and spec.origin is not None else []

@@ -1,0 +1,170 @@
+"""Whole runs of the methods on the built-in task, and what makes their students stale."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import quickstart
+from kpod_jax import baselines, configuration, pipeline
+from kpod_jax.data import arithmetic
+from kpod_jax.errors import UserError
+from kpod_jax.run import Run
+from kpod_jax.workdir import Workdir
+from tests.conftest import ROOT
+
+OWN = "examples.last_step:LastStep"
+SMALL = {
+    "data.train_examples": 16,
+    "data.validation_examples": 4,
+    "data.test_examples": 4,
+    "distill.epochs": 1,
+    "distill.batch_size": 8,
+    "distill.buckets": 1,
+    "distill.log_every": 1,
+    "distill.checkpoint_every": 1,
+    "distill.keep": 9,
+    "eval.max_new_tokens": 4,
+}
+
+
+def config_of(method, **changes):
+    config = quickstart.get_config(method)
+    config.update_from_flattened_dict(SMALL | {k.replace("__", "."): v for k, v in changes.items()})
+    configuration.check(config)
+    return config
+
+
+@pytest.fixture
+def at_home(tmp_path_factory, monkeypatch):
+    """In the repository, as its configurations expect; data sets are prepared once."""
+    monkeypatch.chdir(ROOT)
+    path = tmp_path_factory.getbasetemp() / "tfds"
+    monkeypatch.setitem(os.environ, "TFDS_DATA_DIR", str(path))
+
+
+def parameters(workdir: pathlib.Path, step: int):
+    return ocp.PyTreeCheckpointer().restore(workdir / f"checkpoints/student/{step}/state")["params"]
+
+
+# The one with most of its own is tried each time.
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in (*baselines.METHODS, OWN)
+    if name != "mcc_kd"
+]
+
+
+@pytest.mark.parametrize("method", ["mcc_kd", *SLOW])
+def test_a_whole_run_of_each_method(at_home, tmp_path, method, capsys):
+    config = config_of(method)
+    workdir = pipeline.run(config, tmp_path / "run")
+    results = json.loads((workdir / "results.json").read_text())
+    assert (results["method"], results["total"]) == (method, 4)
+    said = capsys.readouterr().out
+    assert "distill: examples: " in said
+    if method == "scott":
+        assert "contrastive decoding needs the teacher's logits" in said
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    last = len(losses)
+    assert np.isfinite(losses).all() and results["checkpoint_step"] == last > 1
+    assert "<html" in (workdir / "report.html").read_text()
+
+    # Killed after the first step it goes on to the same bits.
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    for step in range(2, last + 1):
+        shutil.rmtree(again / f"checkpoints/student/{step}")
+    note = again / ".stages/distill.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"complete": False}))
+    pipeline.run(config, again, "distill")
+    expected, found = parameters(workdir, last), parameters(again, last)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+    # It is exported with the prompt that it is asked by.
+    pipeline.run(config, workdir, "export")
+    card = (workdir / "export/README.md").read_text()
+    assert Run(config, Workdir(workdir)).asked_prompt in card
+
+
+@pytest.mark.slow
+def test_a_whole_run_with_a_teachers_distributions(at_home, tmp_path, capsys):
+    """The teacher's tokens are words; half of its mass is on others, for half of the records."""
+    rows = []
+    for record in arithmetic.generate("train", 8):
+        tokens = re.findall(r"\s*\S+", record.rationale)
+        tops = [{token: math.log(0.5), " pens": math.log(0.25)} for token in tokens]
+        row = {"question": record.question, "rationale": record.rationale}
+        rows.append(row | {"tokens": tokens, "top_logprobs": tops})
+    path = tmp_path / "distributions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    formats = ("zero_shot_answer_only", "zero_shot_chain_of_thought")
+    config = config_of(
+        "specialized_kd", baseline__distributions=str(path), baseline__formats=formats
+    )
+    workdir = pipeline.run(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "distributions for 8 of 16 rationales and " in said and "does not give" not in said
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in found if "loss" in row]
+    assert np.isfinite(losses).all() and min(losses) > 0
+
+
+def test_a_changed_method_never_takes_anothers_student(at_home, tmp_path):
+    workdir = Workdir(tmp_path)
+    (tmp_path / "records").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / f"records/{split}.jsonl").write_text("")
+
+    def distilled(config):
+        return pipeline._fingerprint(Run(config, workdir), "distill")
+
+    found = {name: distilled(config_of(name)) for name in ("scotd", *baselines.METHODS, OWN)}
+    texts = [json.dumps(fingerprint, sort_keys=True) for fingerprint in found.values()]
+    assert len(set(texts)) == len(found)
+    # Keys of other methods change nothing, those of its own do.
+    assert distilled(config_of("scott", baseline__ngram=2)) == found["scott"]
+    assert distilled(config_of("scott", baseline__counterfactual_weight=0.1)) != found["scott"]
+    assert distilled(config_of("scotd", baseline__ngram=2)) == found["scotd"]
+    assert not any("baseline" in key or key == "method" for key in found["scotd"])
+    assert any(key.endswith("last_step.py") for key in found[OWN])
+    # A file that a method reads is part of it.
+    path = tmp_path / "counterfactuals.jsonl"
+    path.write_text("{}\n")
+    one = distilled(config_of("scott", baseline__counterfactuals=str(path)))
+    path.write_text("{ }\n")
+    other = distilled(config_of("scott", baseline__counterfactuals=str(path)))
+    assert one != other != found["scott"]
+
+
+def test_a_student_is_asked_in_the_form_that_it_was_trained_on(at_home, tmp_path):
+    asked = {
+        name: Run(config_of(name), Workdir(tmp_path)).asked_prompt
+        for name in ("scotd", *baselines.METHODS, OWN)
+    }
+    thinking = "Q: {question} A: Let's think step by step."
+    direct = "Q: {question} A: Let's answer directly."
+    assert asked == {
+        "scotd": thinking,
+        "answer_only": direct,
+        "specialized_kd": thinking,
+        "scott": "[factual] " + thinking,
+        "mcc_kd": thinking,
+        "distilling_step_by_step": "[label] " + direct,
+        OWN: thinking,
+    }
+
+
+def test_losses_that_look_at_places_are_not_for_packed_rows(at_home, tmp_path):
+    config = config_of("mcc_kd", data__train_examples=4, distill__input_steps="encoder")
+    pipeline.run(config, tmp_path / "run", "rationales")
+    with pytest.raises(UserError, match="expected 0 and decoder"):
+        pipeline.run(config, tmp_path / "run", "distill")
