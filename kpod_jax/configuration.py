@@ -198,7 +198,7 @@ def default() -> Config:
 
     watch = config.watch = ml_collections.ConfigDict()  # Of the training; changes nothing in it.
     watch.hang_seconds = 3600.0  # A process in which no step ends for so long stops with exit code
-    # 124, as when another host hangs; a compilation or a validation must fit in. 0: never.
+    # 134, as when another host hangs; a compilation or a validation must fit in. 0: never.
     watch.profile_steps = 0  # Steps that the profiler traces, into profile/, soon after the start.
 
     # Methods' own keys, see docs/baselines.md.

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import threading
@@ -16,8 +17,8 @@ import numpy as np
 
 from kpod_jax import devices, files
 
-# As the command `timeout` has it.
-EXIT_HUNG = 124
+# As of a program that aborts; schedulers that start again after a crash do so here.
+EXIT_HUNG = 128 + signal.SIGABRT
 # Training steps before a trace begins: those at first compile.
 _TRACED_FROM = 10
 

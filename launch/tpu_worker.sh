@@ -32,7 +32,7 @@ case $1 in
     export PATH="$HOME/.local/bin:$PATH" PIP_BREAK_SYSTEM_PACKAGES=1
     command -v uv >/dev/null || python3 -m pip install --quiet --user uv
     [[ -x .venv/bin/python ]] || uv venv --quiet --python '>=3.11,<3.14' .venv
-    uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]'
+    uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]' gcsfs
     ;;
   start)
     shift
@@ -44,10 +44,6 @@ case $1 in
       echo $$ >run.pid
       set -a; if [[ -e ../kpod-jax.env ]]; then source ../kpod-jax.env; fi; set +a
       code=0; "$@" || code=$?
-      if [[ -d gs: ]]; then
-        echo "error: what was written is in ~/kpod-jax/gs: of this machine, not in the bucket."
-        code=1
-      fi
       echo "$code" >run.exit' kpod .venv/bin/python -u -m kpod_jax.main "$@" >run.log 2>&1 </dev/null &
     until [[ -s run.pid ]]; do sleep 0.1; done
     ;;

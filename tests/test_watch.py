@@ -53,7 +53,7 @@ def test_a_run_that_does_not_move_is_ended(capfd):
     with watch.Watchdog(0.2, "distill", end) as dog:
         dog.beat("step 7 of 9")
         assert ended.wait(30)
-    assert codes == [124]
+    assert codes == [134]
     message = capfd.readouterr().err
     assert "nothing has moved" in message
     assert "step 7 of 9" in message
