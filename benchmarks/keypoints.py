@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 import transformers
 from absl import app, flags, logging
@@ -29,11 +30,14 @@ from benchmarks import tables
 from configs import quickstart
 from kpod_jax import sharding
 from kpod_jax.data import arithmetic, tokens
+from kpod_jax.data.buckets import padded
+from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
 from kpod_jax.weighting import weigh
-from kpod_jax.weighting.problems import problems_of, take
+from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.problems import batches, problems_of, take
 
 _ONLY = flags.DEFINE_list("only", [], "Groups of rows; empty: all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
@@ -60,6 +64,7 @@ class Task:
         self.student = load_student(self.config.student.model, scan_layers=False)
         self.answerer = load_student(self.config.weighting.answerer, scan_layers=False)
         self.mesh = sharding.make_mesh()
+        self.params = self.student.load(self.mesh)
         data = self.config.data
         self.train = self._tokenize(arithmetic.generate("train", data.train_examples))
         self.held_out = self._tokenize(arithmetic.generate("validation", 256))
@@ -159,7 +164,43 @@ def attention_mass(task: Task, seed: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def from_labels(task: Task, seed: int) -> np.ndarray:
+    """What the generator can express: trained on the truth itself, in as many steps."""
+    config = task.config.weighting
+    pad_id, table = task.student.tokenizer.pad_token_id, task.student.embeddings(task.params)
+    network = Generator(config.hidden, config.heads, config.initial_weight)
+    train, held_out = (problems_of(part, pad_id) for part in (task.train, task.held_out))
+    kinds = Ragged.from_list([_kinds(task.train, i) < 3 for i in range(len(task.train))])
+    labels, _ = padded(kinds, np.arange(len(kinds)), train.rationale.shape[1], False)
+    optimizer = optax.adam(4e-3)
+
+    def logits(params, rationale, mask):
+        return network.apply({"params": params}, jnp.asarray(table)[rationale], mask)
+
+    @jax.jit
+    def step(params, state, rationale, mask, labels):
+        def loss(params):
+            losses = optax.sigmoid_binary_cross_entropy(logits(params, rationale, mask), labels)
+            return jnp.mean(losses, where=mask)
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    params = network.init(
+        jax.random.key(seed), jnp.asarray(table)[train.rationale[:1]], train.rationale_mask[:1]
+    )["params"]
+    state, indices = optimizer.init(params), batches(len(labels), config.batch_size, seed)
+    for _ in range(config.steps):
+        rows = next(indices)
+        params, state = step(
+            params, state, train.rationale[rows], train.rationale_mask[rows], labels[rows]
+        )
+    found = jax.nn.sigmoid(jax.jit(logits)(params, held_out.rationale, held_out.rationale_mask))
+    return np.asarray(found)[np.asarray(held_out.rationale_mask)]
+
+
 ROWS = [
+    Row("baselines", "the generator, trained on the truth", baseline=from_labels),
     Row("baselines", "random", baseline=random),
     Row("baselines", "inverse document frequency", baseline=inverse_document_frequency),
     Row("baselines", "digits only", baseline=digits),

@@ -86,24 +86,6 @@ def finish(running: list[subprocess.Popen]) -> list[str]:
     return with_output
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("student") / "config.json"
-    path.write_text(json.dumps(LLAMA_JSON))
-    return path
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, student) -> dict[int, tuple[pathlib.Path, list[str]]]:
-    """The same run in one, two and four processes."""
-    root = tmp_path_factory.mktemp("processes")
-    meshes = {1: (), 2: ("--config.mesh.fsdp=2",), 4: ("--config.mesh.fsdp=2",)}
-    return {
-        count: (root / str(count), finish(start(root / str(count), count, student, *mesh)))
-        for count, mesh in meshes.items()
-    }
-
-
 def test_flags_that_say_half_are_named():
     with pytest.raises(UserError, match="need --coordinator"):
         processes.join(num_processes=2)
@@ -165,44 +147,44 @@ def test_all_but_the_first_process_write_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_do_what_one_does(runs, count):
-    one, many = runs[1][0], runs[count][0]
-    for name in ("token_weights.npz", "step_difficulty.npz", "schedule.npz"):
-        expected, found = files.read_npz(one / name), files.read_npz(many / name)
-        for key in expected:
-            np.testing.assert_allclose(
-                found[key], expected[key], rtol=2e-4, atol=2e-5, err_msg=name
-            )
-    expected, found = parameters(one, 6), parameters(many, 6)
+def check_like(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+    """Parameters after the last step, to what another order of sums changes."""
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), expected, found
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+        parameters(workdir, 6),
+        parameters(expected, 6),
     )
-    lines = (many / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == len((one / "metrics.jsonl").read_text().splitlines())
-    assert (many / "report.html").exists()
 
 
 @pytest.mark.slow
-def test_the_first_process_alone_speaks_and_writes(runs):
-    workdir, outputs = runs[4]
-    assert "\neval: test accuracy" in outputs[0]
-    for output in outputs[1:]:
-        assert "eval:" not in output
-    assert not list(workdir.rglob("*.tmp"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_checkpoint_of_four_processes_is_gone_on_with_by_fewer(runs, student, count, tmp_path):
-    workdir = tmp_path / "copy"
-    shutil.copytree(runs[4][0], workdir)
-    shutil.rmtree(workdir / "checkpoints/student/6")
-    (workdir / ".stages/distill.json").unlink()
-    outputs = finish(start(workdir, count, student, "--mode=distill"))
-    assert "distill: 6 steps" in outputs[0]
-    expected, found = parameters(runs[4][0], 6), parameters(workdir, 6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), expected, found
-    )
+def test_several_processes_do_what_one_does(tmp_path):
+    """Of two and of four; the checkpoints of four are gone on with by one and by two."""
+    student = tmp_path / "config.json"
+    student.write_text(json.dumps(LLAMA_JSON))
+    one = tmp_path / "1"
+    finish(start(one, 1, student))
+    for count in (2, 4):
+        many = tmp_path / str(count)
+        outputs = finish(start(many, count, student, "--config.mesh.fsdp=2"))
+        for name in ("token_weights.npz", "step_difficulty.npz", "schedule.npz"):
+            expected, found = files.read_npz(one / name), files.read_npz(many / name)
+            for key in expected:
+                np.testing.assert_allclose(
+                    found[key], expected[key], rtol=2e-4, atol=2e-5, err_msg=name
+                )
+        check_like(many, one)
+        lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (one, many)]
+        assert len(lines[0]) == len(lines[1])
+        # The first process alone speaks and writes.
+        assert "\neval: test accuracy" in outputs[0]
+        assert not any("eval:" in output for output in outputs[1:])
+        assert (many / "report.html").exists()
+        assert not list(many.rglob("*.tmp"))
+    for count in (1, 2):
+        fewer = tmp_path / f"4 to {count}"
+        shutil.copytree(tmp_path / "4", fewer)
+        shutil.rmtree(fewer / "checkpoints/student/6")
+        (fewer / ".stages/distill.json").unlink()
+        outputs = finish(start(fewer, count, student, "--mode=distill"))
+        assert "distill: 6 steps" in outputs[0]
+        check_like(fewer, tmp_path / "4")
