@@ -156,6 +156,11 @@ def check_like(workdir: pathlib.Path, expected: pathlib.Path) -> None:
     )
 
 
+# Where processes share cores, one waits for another's compilation longer than collectives allow.
+@pytest.mark.skipif(
+    (os.cpu_count() or 1) < 4 and not os.environ.get("KPOD_TEST_PROCESSES"),
+    reason="four processes want four cores; KPOD_TEST_PROCESSES=1 tries it on fewer",
+)
 @pytest.mark.slow
 def test_several_processes_do_what_one_does(tmp_path):
     """Of two and of four; the checkpoints of four are gone on with by one and by two."""
