@@ -59,7 +59,7 @@ class Stage:
 
 def _report(run: Run) -> str:
     path = report.write(run.workdir.path)
-    return f"{path.stat().st_size // 1000} kB"
+    return f"{len(path.read_bytes()) // 1000} kB"
 
 
 def _data_files(config: Config) -> list[str]:
