@@ -158,7 +158,7 @@ def attention_mass(task: Task, seed: int) -> np.ndarray:
             ids = torch.tensor([[*question, *rationale[:length], end]])
             with torch.no_grad():
                 seen = model(input_ids=ids, decoder_input_ids=start, output_attentions=True)
-            layers = torch.stack(seen.cross_attentions)[:, 0, :, 0].mean(dim=(0, 1)).numpy()
+            layers = torch.stack(seen.cross_attentions)[:, 0, :, 0].float().mean(dim=(0, 1)).numpy()
             mass[:length] += layers[len(question) : len(question) + length]
         found.append(mass)
     return np.concatenate(found)

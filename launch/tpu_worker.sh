@@ -32,7 +32,7 @@ case $1 in
     export PATH="$HOME/.local/bin:$PATH" PIP_BREAK_SYSTEM_PACKAGES=1
     command -v uv >/dev/null || python3 -m pip install --quiet --user uv
     [[ -x .venv/bin/python ]] || uv venv --quiet --python '>=3.11,<3.14' .venv
-    uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]' gcsfs
+    uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]' 'gcsfs>=2025.3,<2027'
     ;;
   start)
     shift

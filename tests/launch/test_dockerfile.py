@@ -51,9 +51,9 @@ def test_targets_install_what_the_package_names(target, extra):
     base, lines = stages()[target]
     assert base == "base"
     (install,) = [rest for key, rest in lines if key == "RUN"]
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (jax,) = extras["optional-dependencies"][extra]
-    assert install == f'pip install -r requirements.txt "{jax}"'
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [project["optional-dependencies"][name][0] for name in (extra, "gcs")]
+    assert install == 'pip install -r requirements.txt "{}" "{}"'.format(*wanted)
 
 
 @pytest.mark.parametrize("target", ["tpu", "gpu"])

@@ -241,7 +241,7 @@ def test_hostile_arguments_reach_the_program_through_two_shells(worker):
     assert "from-the-file" not in json.dumps(worker.calls())
     uv = [call for call in worker.calls() if call[0] == "uv"]
     assert [call[1] for call in uv] == ["pip"]  # The environment was there.
-    assert uv[0][-3:] == ["requirements.txt", "jax[tpu]", "gcsfs"]
+    assert uv[0][-3:] == ["requirements.txt", "jax[tpu]", "gcsfs>=2025.3,<2027"]
 
 
 def test_a_running_command_is_left_alone_until_it_is_stopped(worker):
