@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
+import fsspec
 import fsspec.config
 import numpy as np
 from etils import epath
@@ -44,7 +45,7 @@ def as_path(path: PathLike) -> pathlib.Path:
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     try:
         found = epath.Path(path)
-        found.exists()
+        fsspec.get_filesystem_class(scheme)  # Imports it, and asks nothing of the network.
     except ImportError as error:
         package = {"gs": "gcsfs", "s3": "s3fs"}.get(scheme, "the fsspec package of this scheme")
         raise UserError(
@@ -65,6 +66,14 @@ def files_under(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             yield from files_under(path)
         else:
             yield path
+
+
+def copy_folder(folder: PathLike, target: PathLike) -> None:
+    """Copies the files of a local folder and of those in it, each in whole or not at all."""
+    for path in files_under(pathlib.Path(folder)):
+        name = path.relative_to(folder).as_posix()
+        with replacing(as_path(target) / name) as file:
+            file.write(path.read_bytes())
 
 
 def remove(path: PathLike) -> None:

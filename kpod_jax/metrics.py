@@ -113,11 +113,7 @@ class MetricsWriter:
         if self._local is None or self._events is None:
             return
         self._events.flush()
-        folder = pathlib.Path(self._local.name)
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with files.replacing(self._workdir / path.relative_to(folder).as_posix()) as target:
-                    target.write(path.read_bytes())
+        files.copy_folder(self._local.name, self._workdir)
         self._sent = time.monotonic()
 
     def close(self) -> None:

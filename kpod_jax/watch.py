@@ -3,7 +3,6 @@
 import contextlib
 import faulthandler
 import os
-import pathlib
 import signal
 import sys
 import tempfile
@@ -157,7 +156,7 @@ class Tracer:
           first_step: of this process's training.
           steps: to trace; 0: none.
         """
-        self._directory = files.as_path(directory)
+        self._directory = directory
         self._from = first_step + _TRACED_FROM
         self._to = self._from + steps
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -174,11 +173,6 @@ class Tracer:
             return
         jax.block_until_ready(results)
         jax.profiler.stop_trace()
-        folder = pathlib.Path(self._folder.name)
-        for path in folder.rglob("*"):
-            if path.is_file():
-                name = path.relative_to(folder).as_posix()
-                with files.replacing(self._directory / name) as target:
-                    target.write(path.read_bytes())
+        files.copy_folder(self._folder.name, self._directory)
         self._folder.cleanup()
         self._folder = None

@@ -214,9 +214,7 @@ def save_tokenizer(directory: files.PathLike, tokenizer: Any) -> None:
     """Writes a tokenizer's files, as transformers loads them."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        for path in pathlib.Path(folder).iterdir():
-            with files.replacing(files.as_path(directory) / path.name) as stream:
-                stream.write(path.read_bytes())
+        files.copy_folder(folder, directory)
 
 
 def _names(path: str, leaf: Any, config: ModelConfig) -> list[str]:

@@ -63,7 +63,10 @@ class MaskLearner:
 
     def take(self, problems: Problems, index: np.ndarray) -> Problems:
         """Some rows, on the devices."""
-        rows = take(problems, index)
+        return self.place(take(problems, index))
+
+    def place(self, rows: Problems) -> Problems:
+        """Rows of the host, on the devices."""
         return rows if self.mesh is None else sharding.place_whole(rows, self.mesh)
 
     def logits(self, generator_params: Params, problems: Problems) -> jax.Array:
@@ -480,7 +483,7 @@ def compute_weights(
     result = []
     for start in range(0, len(problems.question), batch_size):
         index = np.arange(start, min(start + batch_size, len(problems.question)))
-        mask = take(problems, index).rationale_mask
-        values = np.asarray(weights(generator_params, learner.take(problems, index)))
-        result += [values[i][mask[i]] for i in range(len(index))]
+        rows = take(problems, index)
+        values = np.asarray(weights(generator_params, learner.place(rows)))
+        result += [values[i][rows.rationale_mask[i]] for i in range(len(index))]
     return Ragged.from_list(result, np.float32)
