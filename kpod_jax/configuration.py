@@ -59,14 +59,15 @@ def default() -> Config:
     data.rationales_per_question = 1  # Most of a training question; each is an example. 0: all that
     # the teacher's file has. The built-in task makes as many as are asked for.
     columns = data.columns = ml_collections.ConfigDict()  # What your data, or else the teacher's
-    columns.question = "question"  # file, call their columns.
-    columns.rationale = "rationale"
-    columns.answer = "answer"
-    columns.id = "id"
+    # file, call their columns.
+    columns.question = "question"  # The question's.
+    columns.rationale = "rationale"  # The rationale's.
+    columns.answer = "answer"  # The gold answer's.
+    columns.id = "id"  # The id's; records without one are called by file and line.
     data.cache = ""  # Where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
-    data.train_examples = 0  # First so many examples of the split; 0: all.
-    data.validation_examples = 0  # Likewise.
-    data.test_examples = 0  # Likewise.
+    data.train_examples = 0  # First so many questions of the training split; 0: all.
+    data.validation_examples = 0  # Likewise, of the validation split.
+    data.test_examples = 0  # Likewise, of the test split.
     data.answer_kind = ""  # What is looked for in a generation: number, choice, yes_no; empty: the
     # data set's own kind, number for your own data.
     data.max_bad_share = 0.01  # Share of unusable records from which on the run stops. [0, 1]
@@ -77,7 +78,7 @@ def default() -> Config:
     teacher.base_url = ""  # Of an OpenAI-compatible endpoint; empty: OPENAI_BASE_URL, else OpenAI.
     # The key comes from OPENAI_API_KEY alone.
     teacher.style = "zero_shot"  # zero_shot [paper], or few_shot: worked examples come first.
-    teacher.prompt = "Q: {question} A: Let's think step by step."  # [paper]
+    teacher.prompt = "Q: {question} A: Let's think step by step."  # What it is asked. [paper]
     teacher.instruction = (  # Comes before it; the answer is read from the end. [ours]
         "Reason in short, plain sentences, without headings, lists or LaTeX. End with the sentence "
         '"Therefore, the answer is ANSWER.", with the answer alone for ANSWER.'
@@ -85,7 +86,8 @@ def default() -> Config:
     teacher.examples = ""  # few_shot: JSONL of question, rationale, answer; empty: three of ours.
     teacher.samples = 1  # Rationales asked for each question.
     teacher.temperature = 0.0  # Above 0 where samples are several; below 0: the endpoint's default.
-    teacher.top_p = 1.0  # Likewise, 0: the endpoint's default.
+    teacher.top_p = 1.0  # Probability of the likeliest tokens that are drawn from; 0: the
+    # endpoint's default.
     teacher.max_tokens = 512  # Longest answer; one that is cut off there is rejected.
     teacher.max_tokens_name = "max_tokens"  # max_completion_tokens for OpenAI's reasoning models.
     teacher.logprobs = 0  # Likeliest tokens whose log probabilities are asked for at each place,
@@ -96,10 +98,11 @@ def default() -> Config:
     teacher.timeout = 300.0  # Seconds that the endpoint may be silent.
     teacher.retries = 8  # Of a request that meets 408, 409, 429, 5xx, silence or a lost connection.
     teacher.input_price = 0.0  # Dollars for a million prompt tokens, for the cost that is shown.
-    teacher.output_price = 0.0  # Likewise, completion tokens.
+    teacher.output_price = 0.0  # Likewise, for completion tokens.
     teacher.batch = "none"  # write: files for OpenAI's batch API instead; read: its results.
     teacher.batch_results = ""  # The file of results that batch=read takes in.
 
+    # See docs/students.md.
     student = config.student = ml_collections.ConfigDict()
     student.model = "kpod_jax/assets/tiny_t5"  # Directory, or id on the Hugging Face hub.
     student.init = "pretrained"  # pretrained, or random: the architecture alone is loaded.
@@ -108,11 +111,11 @@ def default() -> Config:
     student.scan_layers = True  # One compiled layer; False unrolls, faster for few layers on CPU.
     student.remat = "none"  # What is computed anew in the backward pass: none, dots, full.
     student.attention = "xla"  # xla, or cudnn: flash attention on a GPU, in bfloat16.
-    student.prompt = "Q: {question} A: Let's think step by step."  # [paper]
+    student.prompt = "Q: {question} A: Let's think step by step."  # What it reads. [paper]
     student.chat = False  # The prompt is a user's turn in the tokenizer's chat template (Instruct).
     student.answer_template = "Therefore, the answer is {answer}."  # Ends a rationale. [paper]
     student.max_question_tokens = 256  # Longest prompt; a longer record is rejected by name.
-    student.max_target_tokens = 384  # Longest rationale and answer; likewise.
+    student.max_target_tokens = 384  # Longest rationale and answer; likewise rejected.
     lora = student.lora = ml_collections.ConfigDict()
     lora.rank = 0  # 0 trains all parameters.
     lora.alpha = 16.0  # Scale of the adapters is alpha / rank. [ours]
@@ -121,6 +124,7 @@ def default() -> Config:
     # q k v o gate up down), or ("all-linear",).
     lora.base_dtype = "float32"  # Of the frozen weights: float32, bfloat16 or int8.
 
+    # See docs/token_weighting.md.
     weighting = config.weighting = ml_collections.ConfigDict()
     weighting.weights = "learned"  # learned (Eq. 2-7), or uniform: every w_j = 1.
     weighting.answerer = ""  # Directory or hub id; empty: the student.
@@ -159,6 +163,7 @@ def default() -> Config:
     difficulty.weights = "learned"  # ŵ of Eq. 8: from the token weights, or uniform.
     difficulty.batch_size = 64  # Examples a scoring pass.
 
+    # See docs/schedule.md.
     schedule = config.schedule = ml_collections.ConfigDict()
     schedule.curriculum = "kpod"  # kpod (Eq. 9-13); full: whole rationales from the start; icl:
     # suffixes that grow by as much for all; spl, acl: the easiest examples first, by the current
@@ -201,9 +206,9 @@ def default() -> Config:
     # 134, as when another host hangs; a compilation or a validation must fit in. 0: never.
     watch.profile_steps = 0  # Steps that the profiler traces, into profile/, soon after the start.
 
-    # Methods' own keys, see docs/baselines.md.
+    # Methods' own keys, see docs/baselines.md. In brackets the source of the value: a method's
+    # paper, its authors' code, or ours.
     baseline = config.baseline = ml_collections.ConfigDict()
-    # In brackets the source of the value: a method's paper, its authors' code, or ours.
     baseline.answer_prompt = "Q: {question} A: Let's answer directly."  # answer_only,
     # specialized_kd, distilling_step_by_step: asks for an answer without a rationale. [ours]
     baseline.rationale_weight = 1.0  # distilling_step_by_step: λ of the rationale task. [code: its
@@ -224,16 +229,18 @@ def default() -> Config:
     baseline.distributions = ""  # specialized_kd: the teacher's token distributions, a JSONL file
     # (docs/baselines.md); empty: its text alone is matched.
 
+    # Devices along each axis, whose product they are; -1 takes what is left. See docs/scale.md.
     mesh = config.mesh = ml_collections.ConfigDict()
-    mesh.data = -1  # Devices along each axis; -1 takes what is left.
-    mesh.fsdp = 1
-    mesh.tensor = 1
+    mesh.data = -1  # Each has a copy of the parameters and rows of its own.
+    mesh.fsdp = 1  # Parameters and optimiser state are split, and so are rows.
+    mesh.tensor = 1  # Heads and hidden units are split.
 
+    # See docs/evaluation.md.
     evaluation = config.eval = ml_collections.ConfigDict()
-    evaluation.split = "test"  # train, validation or test.
+    evaluation.split = "test"  # That is asked: train, validation or test.
     evaluation.checkpoint = "best"  # best (by validation accuracy), latest, or a step's number.
-    evaluation.batch_size = 64
-    evaluation.max_new_tokens = 0  # 0: student.max_target_tokens.
+    evaluation.batch_size = 64  # Prompts that are answered at a time.
+    evaluation.max_new_tokens = 0  # Longest generation. 0: student.max_target_tokens.
     evaluation.temperature = 0.0  # 0: greedy [ours]; else tokens are drawn.
     evaluation.top_p = 1.0  # Drawn from the likeliest tokens with this probability. (0, 1]
     evaluation.samples = 1  # Generations a question; the answer that most of them give counts.
@@ -242,13 +249,14 @@ def default() -> Config:
     evaluation.ood_paths = ()  # The folder of each, "" where it needs none; (): none needs one.
     evaluation.ood_examples = 0  # First so many questions of each; 0: all.
 
+    # See docs/students.md.
     export = config.export = ml_collections.ConfigDict()
     export.lora = "merged"  # merged into the weights, or adapter: a directory that PEFT loads.
     export.dtype = "float32"  # Of the exported weights: float32 or bfloat16.
     return config
 
 
-_CHOICES = {
+CHOICES = {
     "data.name": (
         *("arithmetic", "gsm8k", "asdiv", "svamp", "commonsense_qa"),
         *("jsonl", "csv", "huggingface"),
@@ -281,7 +289,7 @@ _CHOICES = {
 CURRICULA = ("kpod", "full", "icl", "spl", "acl")
 _INFINITY = float("inf")
 # Lowest and highest value, both allowed.
-_RANGES = {
+RANGES = {
     "data.max_bad_share": (0, 1),
     "teacher.samples": (1, 1000),
     "teacher.temperature": (-1, 2),
@@ -359,11 +367,11 @@ def check(config: Config) -> None:
 
     faults = []
     for key, value in flatten(config).items():
-        if key in _CHOICES:
-            if value not in _CHOICES[key]:
-                faults.append(f"{key}={value!r}: expected one of {', '.join(_CHOICES[key])}")
+        if key in CHOICES:
+            if value not in CHOICES[key]:
+                faults.append(f"{key}={value!r}: expected one of {', '.join(CHOICES[key])}")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            low, high = _RANGES.get(key, (0, _INFINITY))
+            low, high = RANGES.get(key, (0, _INFINITY))
             if not low <= value <= high:
                 bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
                 faults.append(f"{key}={value!r}: expected {bound}")
@@ -422,7 +430,7 @@ def check(config: Config) -> None:
 def _ood_faults(options: Config) -> list[str]:
     """What is wrong with `eval.ood` and `eval.ood_paths`."""
     names, paths = tuple(options.ood), tuple(options.ood_paths)
-    known = _CHOICES["data.name"]
+    known = CHOICES["data.name"]
     if not all(name in known for name in names) or len(set(names)) < len(names):
         return [f"eval.ood={names!r}: expected different names of {', '.join(known)}"]
     if paths and len(paths) != len(names):

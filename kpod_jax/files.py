@@ -54,6 +54,14 @@ def as_path(path: PathLike) -> pathlib.Path:
     return found  # pyright: ignore[reportReturnType]
 
 
+def local(name: PathLike) -> pathlib.Path:
+    """A local path; kpod_jax/assets/… is the package's own wherever the working directory is."""
+    path = pathlib.Path(name).expanduser()
+    if path.parts[:2] == ("kpod_jax", "assets") and not path.exists():
+        return pathlib.Path(__file__).parents[1] / path
+    return path
+
+
 def is_remote(path: PathLike) -> bool:
     """Whether a path is of a bucket, not of this machine."""
     return "://" in os.fspath(path)

@@ -12,37 +12,19 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from kpod_jax import configuration, processes
+from kpod_jax import configuration, processes, usage
 from kpod_jax.errors import UserError
-
-_MODES = (
-    "all",
-    "teach",
-    "rationales",
-    "weigh",
-    "score",
-    "schedule",
-    "distill",
-    "eval",
-    "report",
-    "export",
-    "heatmap",
-    "sweep",
-    "compare",
-    "compile",
-)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/t5_base.py.", lock_config=True
 )
+_HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes.")
 _MODE = flags.DEFINE_enum(
     "mode",
     "all",
-    _MODES,
-    "What to do: one stage, all of them (without export), ask a teacher for rationales (teach), "
-    "show the token weights of a work directory (heatmap), a sweep, a comparison of runs "
-    "(compare), or the steps compiled for TPUs that are not there (compile).",
+    list(usage.MODES),
+    "What to do: a stage, all of them without the export, or one of the other modes above.",
 )
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
@@ -75,6 +57,10 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Of all, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this one, from 0, with --coordinator.")
+_FLAGS = (
+    *(_CONFIG, _WORKDIR, _MODE, _SWEEP, _PARALLEL, _RUNS, _SPLIT, _OUTPUT, _RECORDS),
+    *(_TOPOLOGY, _STEPS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
+)
 _MEMORY_ADVICE = (
     "A device's memory is full. Lower the batch size of the stage at work (weighting.batch_size, "
     "difficulty.batch_size, distill.batch_size or eval.batch_size), split the steps "
@@ -173,6 +159,9 @@ def _cache_directory() -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a key or a method that does not exist is one line, not a traceback."""
+    if any(argument in _HELP for argument in argv[1:]):
+        print(usage.text(holder.name for holder in _FLAGS), end="")
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -182,10 +171,18 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (KeyError, AttributeError, TypeError) as error:
         message = f"no such configuration key: {error.args[0] if error.args else error}"
     print(
-        f"error: {message}\nSee --help, or kpod_jax/configuration.py for the keys.", file=sys.stderr
+        f"error: {message}\nSee --help; the keys are in docs/configuration.md, which "
+        "python -m kpod_jax.configuration_reference prints.",
+        file=sys.stderr,
     )
     sys.exit(2)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command kpod-jax, which finds modules of one's own as `python -m` does."""
+    sys.path.insert(0, os.getcwd())
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    command()

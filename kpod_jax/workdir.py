@@ -56,8 +56,8 @@ class Workdir:
         for name in inputs:
             result[f"file {name}"] = files.digest(self.path / name)
         for name in outside:
-            if name and os.path.exists(name):
-                result[f"file {name}"] = files.digest(name)
+            if name and os.path.exists(path := files.local(name)):
+                result[f"file {name}"] = files.digest(path)
         return json.loads(json.dumps(result))  # As it will be read again, with lists for tuples.
 
     def stored(self, stage: str) -> dict[str, Any] | None:

@@ -88,8 +88,8 @@ def test_methods_set_their_keys_and_no_others():
 
 def test_every_key_that_is_checked_exists():
     keys = configuration.flatten(configuration.default()).keys()
-    assert configuration._CHOICES.keys() <= keys
-    assert configuration._RANGES.keys() <= keys
+    assert configuration.CHOICES.keys() <= keys
+    assert configuration.RANGES.keys() <= keys
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -1,9 +1,9 @@
 """Loading tokenizers, whatever the form of their files."""
 
 import os
-import pathlib
 from typing import TYPE_CHECKING
 
+from kpod_jax import files
 from kpod_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
     # Imported here: it takes a second, and most of the package does without it.
     import transformers
 
-    path = pathlib.Path(name).expanduser()
+    path = files.local(name)
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         path = next(iter(sorted(path.glob("*.model"))), path)
     if path.is_file() and path.suffix == ".json":

@@ -38,7 +38,7 @@ def find(model: str, names: tuple[str, ...] = _EVERYTHING) -> pathlib.Path:
     Raises:
       UserError: there is no such directory, and the hub cannot be asked.
     """
-    path = pathlib.Path(model).expanduser()
+    path = files.local(model)
     if path.exists():
         return path
     import huggingface_hub

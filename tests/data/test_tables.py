@@ -183,7 +183,7 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
 
 def test_every_data_set_and_column_that_is_checked_exists():
     config = configuration.default()
-    assert configuration._CHOICES["data.name"] == sources.NAMES
+    assert configuration.CHOICES["data.name"] == sources.NAMES
     assert config.data.columns.to_dict() == own.COLUMNS
 
 
