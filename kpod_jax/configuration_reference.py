@@ -47,13 +47,14 @@ def get_config(method="kpod"):
     return configuration.apply_method(config, method or "kpod")
 ```
 
-The files of [`configs/`](../configs) belong to the repository and are named from its root. Where the
-package is installed (`pip install .`) give the path of a file of your own, from anywhere:
+The files of [`configs/`](../configs) belong to the repository and are named from its root. Where
+the package is installed (`pip install .`) give the path of a file of your own, from anywhere:
 `kpod-jax --config=mine.py --workdir=runs/mine`.
 
-In the explanations, `[paper]` marks values of the KPOD paper, `[ours]` choices that it leaves open, and
-`[code]` those of a baseline's public code. In the column of the paper, a range in parentheses is
-the one over which it shows accuracy to move by a few points. Its results are in `kpod_jax/paper.py`.
+In the explanations, `[paper]` marks values of the KPOD paper, `[ours]` choices that it leaves
+open, and `[code]` those of a baseline's public code. In the column of the paper, a range in
+parentheses is the one over which it shows accuracy to move by no more than a few points. Its
+results are in `kpod_jax/paper.py`.
 """
 
 

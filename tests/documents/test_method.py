@@ -1,0 +1,61 @@
+"""Names that the documents give are those of the code."""
+
+import ast
+import functools
+import pathlib
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.documents.markdown import PAGES
+
+_NAME = re.compile(r"`([\w/.]+\.py)::([\w.]+)`")
+
+
+@functools.cache
+def defined(path: pathlib.Path) -> frozenset[str]:
+    """Functions, classes, their methods, and module-level variables of a file."""
+
+    def names(body: list[ast.stmt], before: str = ""):
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield before + node.name
+            elif isinstance(node, ast.ClassDef):
+                yield before + node.name
+                yield from names(node.body, f"{before}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                yield from (before + t.id for t in targets if isinstance(t, ast.Name))
+
+    return frozenset(names(ast.parse(path.read_text()).body))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_exists(page):
+    for file, name in _NAME.findall((ROOT / page).read_text()):
+        assert (ROOT / file).is_file(), file
+        assert name in defined(ROOT / file), f"{file}::{name}"
+
+
+def test_the_method_has_every_equation_with_code_and_a_test():
+    page = (ROOT / "docs/method.md").read_text()
+    parts = re.split(r"^- \*\*", page, flags=re.MULTILINE)[1:]
+    shown = {}
+    for part in parts:
+        for number in re.findall(r"Eq\. (\d+)", part.partition("**")[0]):
+            shown[int(number)] = part
+    assert sorted(shown) == [*range(1, 14), 15]
+    for number, part in shown.items():
+        files = [file for file, _ in _NAME.findall(part)]
+        assert any(file.startswith("kpod_jax/") for file in files), number
+        assert any(file.startswith("tests/") for file in files), number
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page):
+    for name in re.findall(
+        r"`((?:kpod_jax|configs|benchmarks|tests|launch|docs|examples)/[\w/.]*)`",
+        (ROOT / page).read_text(),
+    ):
+        assert (ROOT / name).exists(), name
