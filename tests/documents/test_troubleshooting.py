@@ -38,7 +38,7 @@ def test_quoted_messages_exist():
     texts = [text for symptom in symptoms() for text in quoted(symptom)]
     missing = [text for text in texts if not any(text in message for message in messages())]
     assert missing == []
-    assert len(texts) >= 20 and min(map(len, texts)) >= 3
+    assert len(texts) >= 20 and min(map(len, texts)) >= 9
 
 
 def test_a_message_that_is_none_is_seen():
