@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import pathlib
 import re
 
@@ -59,3 +60,34 @@ def test_files_that_are_named_exist(page):
         (ROOT / page).read_text(),
     ):
         assert (ROOT / name).exists(), name
+
+
+def is_module(parts: list[str]) -> bool:
+    try:
+        return importlib.util.find_spec(".".join(parts)) is not None
+    except ModuleNotFoundError:  # What stands before it is no package.
+        return False
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_dotted_names_exist(page):
+    for name in re.findall(r"`(kpod_jax(?:\.\w+)+)`", (ROOT / page).read_text()):
+        parts = name.split(".")
+        count = next(n for n in range(len(parts), 0, -1) if is_module(parts[:n]))
+        found: object = importlib.import_module(".".join(parts[:count]))
+        for part in parts[count:]:
+            found = getattr(found, part)
+
+
+def test_figures_of_the_readme_are_those_of_the_pages():
+    """Of the rows of "What was measured": each number stands on the page that it links to."""
+    text = (ROOT / "README.md").read_text().partition("## What was measured")[2]
+    rows = re.findall(r"^\| (?!what|---)(.*) \|$", text.partition("## Bring")[0], re.MULTILINE)
+    assert len(rows) >= 4
+    for row in rows:
+        what, result, _, link = row.split(" | ")
+        target = re.search(r"\]\((docs/\w+\.md)\)", link)
+        assert target is not None
+        page = (ROOT / target[1]).read_text()
+        for number in re.findall(r"\d[\d.,e-]*\d", f"{what.partition('(Eq')[0]} {result}"):
+            assert number in page, f"{number} is not in {target[1]}"
