@@ -12,6 +12,7 @@ import tomllib
 import zipfile
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -81,10 +82,13 @@ def test_licences_go_with_ours(name):
         metadata = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("it is not installed")
-    said = [metadata.get("License-Expression", ""), (metadata.get("License") or "")[:200]]
-    said += [c for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
-    assert LICENCES.search(" ".join(filter(None, said))), said
-    assert not re.search(r"\bA?GPL|Affero", " ".join(filter(None, said)))
+    said = [
+        *(value[:200] for value in metadata.get_all("License-Expression") or []),
+        *(value[:200] for value in metadata.get_all("License") or []),
+        *(c for c in metadata.get_all("Classifier") or [] if c.startswith("License")),
+    ]
+    assert LICENCES.search(" ".join(said)), said
+    assert not re.search(r"\bA?GPL|Affero", " ".join(said))
 
 
 def test_there_is_one_version():
@@ -93,6 +97,16 @@ def test_there_is_one_version():
     elsewhere = (ROOT / "CITATION.cff", ROOT / "README.md", ROOT / "pyproject.toml")
     assert not any(f'"{kpod_jax.__version__}"' in path.read_text() for path in elsewhere)
     assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+
+
+def test_the_citation_is_of_the_paper():
+    text = (ROOT / "CITATION.cff").read_text()
+    cited = yaml.safe_load(text)
+    paper = cited["preferred-citation"]
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    assert paper["title"] == "Keypoint-based Progressive Chain-of-Thought Distillation for LLMs"
+    assert paper["authors"][0] == {"family-names": "Feng", "given-names": "Kaituo"}
+    assert paper["year"] == 2024 and "2405.16064" in paper["identifiers"][0]["value"]
 
 
 def test_help_explains_every_mode_then_every_flag(capsys):

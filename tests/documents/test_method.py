@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from kpod_jax import configuration, usage
 from tests.conftest import ROOT
 from tests.documents.markdown import PAGES
 
@@ -91,3 +92,19 @@ def test_figures_of_the_readme_are_those_of_the_pages():
         page = (ROOT / target[1]).read_text()
         for number in re.findall(r"\d[\d.,e-]*\d", f"{what.partition('(Eq')[0]} {result}"):
             assert number in page, f"{number} is not in {target[1]}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_modes_and_flags_in_the_text_exist(page):
+    text = (ROOT / page).read_text()
+    keys = configuration.flatten(configuration.default()).keys()
+    blocks = {key.rpartition(".")[0] for key in keys}
+    rooms = {block.partition(".")[0] for block in blocks}
+    code = " ".join(re.findall(r"`([^`\n]+)`", text))
+    for name in re.findall(r"(?<![\w./-])(?:--config\.)?([a-z]+\.[a-z_.*]*[a-z_*])\b(?!\()", code):
+        room, _, last = name.partition(".")
+        if room in rooms and last not in ("py", "npz", "json", "jsonl", "html", "sh", "md"):
+            pattern = re.compile(re.escape(name).replace(r"\*", r"\w*"))
+            assert any(pattern.fullmatch(known) for known in (*keys, *blocks)), name
+    for mode in re.findall(r"--mode=(\w+)", text):
+        assert mode in usage.MODES, mode
