@@ -18,7 +18,6 @@ from absl import app, flags
 
 from kpod_jax import configuration, files, paper
 
-_WRITE = flags.DEFINE_bool("write", False, "Writes docs/configuration.md instead.")
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "configuration.md"
 _HEAD = """\
 # Configuration
@@ -160,7 +159,7 @@ def main(argv: list[str]) -> None:
     """Prints the page, or writes it."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if _WRITE.value:
+    if flags.FLAGS.write:
         files.write_text(PAGE, text())
         print(PAGE)
     else:
@@ -168,4 +167,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here, as benchmarks have a flag of that name, too.
+    flags.DEFINE_bool("write", False, "Writes docs/configuration.md instead.")
     app.run(main)

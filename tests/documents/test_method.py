@@ -108,3 +108,19 @@ def test_keys_modes_and_flags_in_the_text_exist(page):
             assert any(pattern.fullmatch(known) for known in (*keys, *blocks)), name
     for mode in re.findall(r"--mode=(\w+)", text):
         assert mode in usage.MODES, mode
+
+
+def test_the_map_has_every_room_and_no_other():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| room |")[2].partition("\n\n")[0]
+    cells = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `kpod_jax")]
+    listed = {
+        name.removeprefix("kpod_jax/").rstrip("/")
+        for cell in cells
+        for name in re.findall(r"`([^`]+)`", cell)
+    }
+    there = {
+        path.name
+        for path in (ROOT / "kpod_jax").iterdir()
+        if path.name[0] != "_" and path.name not in ("assets", "py.typed")
+    }
+    assert listed == there
