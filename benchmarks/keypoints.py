@@ -143,13 +143,13 @@ def gradient_times_input(task: Task, seed: int) -> np.ndarray:
 
 
 def attention_mass(task: Task, seed: int) -> np.ndarray:
-    """The decoder's attention to a token where it answers, over layers, heads and prefixes."""
+    """The answerer's attention to a token where it answers, over layers, heads and prefixes."""
     rng, held_out = np.random.default_rng(seed), task.held_out
-    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(
-        task.config.weighting.answerer, attn_implementation="eager"
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        task.config.weighting.answerer, attn_implementation="eager", dtype=torch.float32
     )
-    end, start = model.config.eos_token_id, torch.tensor([[model.config.decoder_start_token_id]])
-    found = []
+    # The end token parts the prefix from the answer: what is read there is what is answered from.
+    end, found = model.config.eos_token_id, []
     for i, size in enumerate(held_out.rationale_lengths):
         question, rationale = held_out.questions[i][:-1], held_out.targets[i][:size]
         mass = np.zeros(size)
@@ -157,8 +157,8 @@ def attention_mass(task: Task, seed: int) -> np.ndarray:
             length = int(rng.integers(1, size + 1))
             ids = torch.tensor([[*question, *rationale[:length], end]])
             with torch.no_grad():
-                seen = model(input_ids=ids, decoder_input_ids=start, output_attentions=True)
-            layers = torch.stack(seen.cross_attentions)[:, 0, :, 0].float().mean(dim=(0, 1)).numpy()
+                seen = model(input_ids=ids, output_attentions=True)
+            layers = torch.stack(seen.attentions)[:, 0, :, -1].mean(dim=(0, 1)).numpy()
             mass[:length] += layers[len(question) : len(question) + length]
         found.append(mass)
     return np.concatenate(found)
@@ -210,7 +210,7 @@ ROWS = [
     Row("alpha", "α = 0.1", {"alpha": 0.1}),
     Row("alpha", "α = 0.3", {"alpha": 0.3}),
     Row("alpha", "α = 0.9", {"alpha": 0.9}),
-    Row("masks", "soft masks", {"straight_through": False}),
+    Row("masks", "soft masks", {"estimator": "soft"}),
     Row("masks", "temperature 0.3 throughout", {"temperature_start": 0.3, "temperature_end": 0.3}),
     Row("masks", "temperature 2 throughout", {"temperature_start": 2.0, "temperature_end": 2.0}),
     Row("masks", "α from the first step on", {"alpha_warmup": 0.0}),

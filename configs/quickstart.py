@@ -27,7 +27,7 @@ def get_config(method: str = "kpod"):
     # batch of this size. Soft masks that start everywhere between 0 and 1 show what a token is
     # worth from nothing to whole; at low temperatures most of them are flat.
     config.weighting.prefixes = "step_ends"
-    config.weighting.straight_through = False
+    config.weighting.estimator = "soft"
     config.weighting.initial_weight = 0.5
     config.weighting.temperature_start = 2.0
     config.weighting.temperature_end = 0.5

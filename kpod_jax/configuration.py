@@ -144,7 +144,10 @@ def default() -> Config:
     weighting.patience = 4  # Looks in a row without a lower one that end mask learning early.
     weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
     weighting.temperature_end = 0.5  # Reached at the last step. [ours]
-    weighting.straight_through = True  # Hard masks with the soft gradient; False: soft masks.
+    weighting.estimator = "straight_through"  # Of the gradient by the masks. straight_through: hard
+    # masks with the gradient of soft ones; soft: soft masks (Eq. 4); score_function: the losses of
+    # hard masks are compared, without bias and without a gradient of the answerer. [ours]
+    weighting.mask_samples = 8  # Masks of an example and step for score_function. [ours]
     weighting.initial_weight = 0.88  # w_j before training: a mask of less may let nothing through.
     weighting.hidden = 64  # Width of the generator's MLP (Eq. 3). [ours]
     weighting.heads = 4  # Of the generator's attention (Eq. 2). [ours]
@@ -277,6 +280,7 @@ CHOICES = {
     "weighting.weights": ("learned", "uniform"),
     "weighting.prefixes": ("sampled", "all", "step_ends"),
     "weighting.encoding": ("bidirectional", "causal"),
+    "weighting.estimator": ("straight_through", "soft", "score_function"),
     "weighting.fit": ("other_fold", "fresh", "same"),
     "difficulty.weights": ("learned", "uniform"),
     "schedule.solver": ("greedy", "ftgp"),
@@ -304,6 +308,7 @@ RANGES = {
     "student.max_target_tokens": (8, _INFINITY),
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
+    "weighting.mask_samples": (2, _INFINITY),
     "weighting.initial_weight": (0.01, 0.99),
     "weighting.clear_share": (0, 1),
     "weighting.steps": (1, _INFINITY),

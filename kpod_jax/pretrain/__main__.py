@@ -8,7 +8,7 @@ from kpod_jax.pretrain import answerer, student
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write the model to.", required=True)
 _WHAT = flags.DEFINE_enum("what", "student", ["student", "answerer"], "What to make.")
 _STUDENT = flags.DEFINE_string(
-    "student", "kpod_jax/assets/tiny_t5", "Directory that the answerer starts from."
+    "student", "kpod_jax/assets/tiny_t5", "Directory whose tokenizer the answerer has."
 )
 _SCALE = flags.DEFINE_float("scale", 1.0, "Scales the number of steps, for a quick try.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
@@ -21,8 +21,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     seed, scale = _SEED.value, _SCALE.value
     if _WHAT.value == "answerer":
-        start, params = answerer.train_answerer(_STUDENT.value, scale=scale, seed=seed)
-        config, tokenizer = start.config, start.tokenizer
+        config, params, tokenizer = answerer.train_answerer(_STUDENT.value, scale=scale, seed=seed)
     else:
         config, params, tokenizer = student.train_student(scale=scale, seed=seed)
     hub.save_pretrained(_OUTPUT.value, config, params, tokenizer, dtype="bfloat16")

@@ -45,7 +45,9 @@ class MaskLearner:
         end with a step. The last is no estimate of Eq. 5: it looks where answers are decided, and
         leaves out prefixes cut inside a step, of which most decide nothing.
       prefix_samples: P, where sampled.
-      straight_through: see `gumbel_mask`.
+      estimator: of the gradient of L_p: "straight_through" or "soft", see `gumbel_mask`, go through
+        the answerer; "score_function" compares the losses of hard masks, and has no bias.
+      mask_samples: masks of each example, for "score_function" alone; at least 2.
       clear_share: so many of the rows that the answerer is fit on have their whole rationale, and
         so many no mask, whatever is drawn.
       mesh: that rows are split over; None: all that is at hand.
@@ -57,7 +59,8 @@ class MaskLearner:
     alpha: float
     prefixes: str = "sampled"
     prefix_samples: int = 1
-    straight_through: bool = True
+    estimator: str = "straight_through"
+    mask_samples: int = 8
     clear_share: float = 0.5
     mesh: Mesh | None = None
 
@@ -96,19 +99,14 @@ class MaskLearner:
         logits_BxR = self.logits(generator_params, problems)
         prefix_key, mask_key = jax.random.split(key)
         prefix_BxP, share_BxP = self._prefixes(prefix_key, problems)
-        count = prefix_BxP.shape[1]
-        # Eq. 5 has one mask for all prefixes. Sampled prefixes have a mask each, which is less
-        # noisy, unless it is one mask that makes them cheap.
-        if self.prefixes == "all" or self.answerer.causal:
-            keep = gumbel_mask(mask_key, logits_BxR, temperature, self.straight_through)
-            losses = self.answerer.prefix_losses(answerer_params, problems, keep, prefix_BxP)
+        if self.estimator == "score_function":
+            answer_loss = self._score_function(
+                answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP
+            )
         else:
-            logits = jnp.repeat(logits_BxR, count, axis=0)
-            keep = gumbel_mask(mask_key, logits, temperature, self.straight_through)
-            rows = problems.repeat(count)
-            losses = self.answerer.losses(answerer_params, rows, keep, prefix_BxP.ravel())
-            losses = losses.reshape(share_BxP.shape)
-        answer_loss = jnp.mean(jnp.sum(losses * share_BxP, axis=1))
+            answer_loss = self._pathwise(
+                answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP, temperature
+            )
         weights = jax.nn.sigmoid(logits_BxR)
         kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
         entropy = -jax.nn.log_sigmoid(logits_BxR) * weights
@@ -120,6 +118,69 @@ class MaskLearner:
         }
         return answer_loss + alpha * kept, parts
 
+    def _pathwise(
+        self,
+        answerer_params: Params,
+        problems: Problems,
+        key: jax.Array,
+        logits_BxR: jax.Array,
+        prefix_BxP: jax.Array,
+        share_BxP: jax.Array,
+        temperature: jax.Array | float,
+    ) -> jax.Array:
+        """L_p / n, whose gradient goes through the answerer and the relaxed masks (Eq. 4, 5)."""
+        hard = self.estimator == "straight_through"
+        # Eq. 5 has one mask for all prefixes. Sampled prefixes have a mask each, which is less
+        # noisy, unless it is one mask that makes them cheap.
+        if self.prefixes == "all" or self.answerer.causal:
+            keep = gumbel_mask(key, logits_BxR, temperature, hard)
+            losses = self.answerer.prefix_losses(answerer_params, problems, keep, prefix_BxP)
+        else:
+            count = prefix_BxP.shape[1]
+            logits = jnp.repeat(logits_BxR, count, axis=0)
+            keep = gumbel_mask(key, logits, temperature, hard)
+            rows = problems.repeat(count)
+            losses = self.answerer.losses(answerer_params, rows, keep, prefix_BxP.ravel())
+            losses = losses.reshape(share_BxP.shape)
+        return jnp.mean(jnp.sum(losses * share_BxP, axis=1))
+
+    def _score_function(
+        self,
+        answerer_params: Params,
+        problems: Problems,
+        key: jax.Array,
+        logits_BxR: jax.Array,
+        prefix_BxP: jax.Array,
+        share_BxP: jax.Array,
+    ) -> jax.Array:
+        """L_p / n under M hard masks, with the score function's gradient, which has no bias.
+
+        d E[L] / d logit_j = E[(L - b) (m_j - w_j)]. For b each mask has the mean loss of the
+        example's other masks, prefix by prefix; and of the losses only those count whose prefix
+        holds the token, since the others do not depend on it. No gradient goes through the
+        answerer, so each mask costs a forward pass.
+        """
+        count, (rows, length) = self.mask_samples, logits_BxR.shape
+        weights_BxR = jax.nn.sigmoid(logits_BxR)
+        keep_MxBxR = jax.random.bernoulli(key, weights_BxR, (count, rows, length))
+        repeated = jax.tree.map(lambda array: jnp.concatenate([array] * count), problems)
+        losses = self.answerer.prefix_losses(
+            jax.lax.stop_gradient(answerer_params),
+            repeated,
+            keep_MxBxR.reshape(-1, length).astype(jnp.float32),
+            jnp.concatenate([prefix_BxP] * count),
+        )
+        losses_MxBxP = jax.lax.stop_gradient(losses.reshape(count, *prefix_BxP.shape)) * share_BxP
+        above_MxBxP = (losses_MxBxP - losses_MxBxP.mean(axis=0)) * count / (count - 1)
+        holds_BxPxR = jnp.arange(length) < prefix_BxP[..., None]
+        above_MxBxR = jnp.einsum("mbp,bpr->mbr", above_MxBxP, holds_BxPxR.astype(jnp.float32))
+        # Its value is 0; its gradient by the logits is the score function's.
+        score_MxBxR = (keep_MxBxR - jax.lax.stop_gradient(weights_BxR)) * (
+            logits_BxR - jax.lax.stop_gradient(logits_BxR)
+        )
+        surrogate_MxB = jnp.sum(above_MxBxR * score_MxBxR, axis=-1, where=problems.rationale_mask)
+        return jnp.mean(losses_MxBxP.sum(axis=-1) + surrogate_MxB)
+
     def _prefixes(self, key: jax.Array, problems: Problems) -> tuple[jax.Array, jax.Array]:
         """[B, P] the prefixes' lengths, and each one's share of its example's mean."""
         rows, r = problems.rationale_mask.shape
@@ -128,14 +189,16 @@ class MaskLearner:
             prefix = jnp.broadcast_to(jnp.arange(1, r + 1), (rows, r))
             return prefix, (prefix <= n_B[:, None]) / n_B[:, None]
         shape = (rows, self.prefix_samples)
-        prefix = self.nth_prefix(problems, jax.random.uniform(key, shape))
+        # One of each of P equal parts, which is less noisy than any P, and as unbiased.
+        place = (jnp.arange(self.prefix_samples) + jax.random.uniform(key, shape)) / shape[1]
+        prefix = self.nth_prefix(problems, place)
         return prefix, jnp.full(shape, 1 / self.prefix_samples)
 
     def nth_prefix(self, problems: Problems, place_BxP: jax.Array) -> jax.Array:
         """[B, P] the length of the prefix at a place in [0, 1) of those that are looked at."""
         ends = problems.step_ends if self.prefixes == "step_ends" else problems.rationale_mask
         count_BxR = jnp.cumsum(ends, axis=1)
-        wanted_BxP = jnp.floor(place_BxP * count_BxR[:, -1:]) + 1
+        wanted_BxP = jnp.minimum(jnp.floor(place_BxP * count_BxR[:, -1:]) + 1, count_BxR[:, -1:])
         return 1 + jnp.sum(count_BxR[:, None, :] < wanted_BxP[:, :, None], axis=-1)
 
     def random_masks(

@@ -317,7 +317,8 @@ def make_learner(
         config.alpha,
         config.prefixes,
         config.prefix_samples,
-        config.straight_through,
+        config.estimator,
+        config.mask_samples,
         config.clear_share,
         mesh,
     )

@@ -5,6 +5,7 @@ answer's loss, the generator is trained by the price of its masks alone and keep
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.flatten_util
@@ -187,7 +188,7 @@ def test_cut_off_masks_are_trained_by_their_price_alone(random_answerer, problem
 
 
 def test_the_gradient_for_soft_masks_is_that_of_finite_differences(random_answerer, problems):
-    of = learner(straight_through=False, prefixes="all")
+    of = learner(estimator="soft", prefixes="all")
     flat, unravel = jax.flatten_util.ravel_pytree(generator_params(of, problems))
 
     @jax.jit
@@ -206,7 +207,7 @@ def test_the_gradient_for_soft_masks_is_that_of_finite_differences(random_answer
 
 
 def test_all_prefixes_is_the_mean_over_a_loop_of_single_ones(random_answerer, problems):
-    of = learner(straight_through=False, prefixes="all")
+    of = learner(estimator="soft", prefixes="all")
     params, key = generator_params(of, problems), jax.random.key(3)
     objective = jax.jit(of.objective)
     value, parts = objective(params, random_answerer, problems, key, ALPHA, 0.8)
@@ -249,6 +250,51 @@ def test_sampled_prefixes_agree_with_all_of_them_in_expectation(random_answerer,
     assert (difference**2).sum() < 6 * error.sum()
     # The bound is no empty one: it is well below the gradient itself.
     assert 6 * error[:-1].sum() < 0.1 * (a.mean(axis=0)[:-1] ** 2).sum()
+
+
+def test_the_score_functions_gradient_is_that_of_the_expectation_over_all_masks(
+    random_answerer, problems
+):
+    of = learner(prefixes="all", estimator="score_function", mask_samples=4)
+    params = generator_params(of, problems)
+    width = int(problems.rationale_mask.sum(axis=1).max())
+    problems = problems.replace(
+        rationale=problems.rationale[:, :width],
+        rationale_mask=problems.rationale_mask[:, :width],
+        step_ends=problems.step_ends[:, :width],
+    )
+    masks_MxR = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=width)))
+    rows = len(problems.question)
+    every = jax.tree.map(lambda array: jnp.repeat(array, len(masks_MxR), axis=0), problems)
+    prefix, share = of._prefixes(jax.random.key(0), problems)
+    losses = of.answerer.prefix_losses(
+        random_answerer,
+        every,
+        jnp.tile(masks_MxR, (rows, 1)),
+        jnp.repeat(prefix, len(masks_MxR), axis=0),
+    ).reshape(rows, len(masks_MxR), -1)
+
+    def expected(params):
+        w_Bx1xR = jax.nn.sigmoid(of.logits(params, problems))[:, None]
+        probability_BxM = jnp.prod(jnp.where(masks_MxR == 1, w_Bx1xR, 1 - w_Bx1xR), axis=-1)
+        return jnp.einsum("bmp,bp,bm->b", losses, share, probability_BxM).mean()
+
+    def one(key):
+        def objective(params):
+            return of.objective(params, random_answerer, problems, key, 0.0, 1.0)[0]
+
+        value, gradient = jax.value_and_grad(objective)(params)
+        return jnp.append(jax.flatten_util.ravel_pytree(gradient)[0], value)
+
+    value, gradient = jax.jit(jax.value_and_grad(expected))(params)
+    exact = np.append(jax.flatten_util.ravel_pytree(gradient)[0], value)
+    keys = jax.random.split(jax.random.key(1), 3000)
+    found = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys))
+    error, difference = found.var(axis=0) / len(found), found.mean(axis=0) - exact
+    assert abs(difference[-1]) < 4 * np.sqrt(error[-1])
+    assert (difference[:-1] ** 2).sum() < 6 * error[:-1].sum()
+    # The bound is no empty one: it is well below the gradient itself.
+    assert 6 * error[:-1].sum() < 0.2 * (exact[:-1] ** 2).sum()
 
 
 def test_batches_of_prefixes_and_masks_for_fitting(problems):
