@@ -129,8 +129,8 @@ def train_answerer(
             logging.info("step %d of %d, nats: %s", step + 1, steps + even_steps, means)
             sums = None
     held_out = _problems("validation", 256, tokenizer, seed)
-    learner = learn.MaskLearner(learner.answerer, Generator(8, 1), jnp.zeros((1, 1)), 0.0)
-    gap = learn.measure_gap(learner, params, held_out, 64)
+    masks = learn.MaskLearner(learner.answerer, Generator(8, 1), jnp.zeros((1, 1)), 0.0)
+    gap = learn.measure_gap(masks, params, held_out, 64)
     means = {kind: round(float(gap[kind]), 2) for kind in ("none_masked", "all_masked")}
     tenths = [round(value, 2) for value in gap["by_prefix"]["none_masked"]]
     logging.info("held out, nats: %s, of prefixes by tenths %s", means, tenths)
@@ -262,5 +262,3 @@ class _Learner:
         return self.answerer.prefix_losses(
             params, problems, keep.astype(jnp.float32), prefix
         ).mean()
-
-
