@@ -142,6 +142,28 @@ def gradient_times_input(task: Task, seed: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def occlusion(task: Task, seed: int) -> np.ndarray:
+    """By how much the answer's loss rises, in nats, when a token alone is masked: what L_p pays."""
+    del seed
+    problems = problems_of(task.held_out, task.student.tokenizer.pad_token_id)
+    answerer, params = weigh.make_answerer(task.answerer), task.answerer.load(task.mesh)
+
+    @jax.jit
+    def losses(params, rows, keep):
+        length = rows.rationale_mask.sum(axis=1)[:, None]
+        prefix = jnp.ceil((jnp.arange(_PREFIXES) + 0.5) / _PREFIXES * length).astype(jnp.int32)
+        return answerer.prefix_losses(params, rows, keep, prefix).mean(axis=1)
+
+    found, width = [], problems.rationale.shape[1]
+    # The last row masks nothing.
+    keep = jnp.asarray(1 - np.eye(width + 1, width, dtype=np.float32))
+    for i in range(len(task.held_out)):
+        rows = jax.tree.map(lambda array, i=i: array[i : i + 1].repeat(width + 1, axis=0), problems)
+        loss = np.asarray(losses(params, rows, keep))
+        found.append((loss[:-1] - loss[-1])[problems.rationale_mask[i]])
+    return np.concatenate(found)
+
+
 def attention_mass(task: Task, seed: int) -> np.ndarray:
     """The answerer's attention to a token where it answers, over layers, heads and prefixes."""
     rng, held_out = np.random.default_rng(seed), task.held_out
@@ -204,6 +226,7 @@ ROWS = [
     Row("baselines", "random", baseline=random),
     Row("baselines", "inverse document frequency", baseline=inverse_document_frequency),
     Row("baselines", "digits only", baseline=digits),
+    Row("baselines", "occlusion, a token at a time", baseline=occlusion),
     Row("baselines", "attention mass of the answerer", baseline=attention_mass),
     Row("baselines", "gradient × input of the answerer", baseline=gradient_times_input),
     Row("quickstart", "**learned, the quickstart's settings**"),
@@ -211,9 +234,21 @@ ROWS = [
     Row("alpha", "α = 0.3", {"alpha": 0.3}),
     Row("alpha", "α = 0.9", {"alpha": 0.9}),
     Row("masks", "soft masks", {"estimator": "soft"}),
-    Row("masks", "temperature 0.3 throughout", {"temperature_start": 0.3, "temperature_end": 0.3}),
-    Row("masks", "temperature 2 throughout", {"temperature_start": 2.0, "temperature_end": 2.0}),
-    Row("masks", "α from the first step on", {"alpha_warmup": 0.0}),
+    Row("masks", "straight-through masks", {"estimator": "straight_through"}),
+    Row("masks", "4 masks an example", {"mask_samples": 4}),
+    Row("masks", "16 masks an example", {"mask_samples": 16}),
+    Row(
+        "masks",
+        "soft masks, temperature 0.3 throughout",
+        {"estimator": "soft", "temperature_start": 0.3, "temperature_end": 0.3},
+    ),
+    Row(
+        "masks",
+        "soft masks, temperature 2 throughout",
+        {"estimator": "soft", "temperature_start": 2.0, "temperature_end": 2.0},
+    ),
+    Row("masks", "α rises over half of the steps", {"alpha_warmup": 0.5}),
+    Row("steps", "four times the steps", {"steps": 320}),
     Row("prefixes", "prefixes at step ends", {"prefixes": "step_ends"}),
     Row("prefixes", "one prefix a step", {"prefix_samples": 1}),
     Row("prefixes", "eight prefixes a step", {"prefix_samples": 8}),
