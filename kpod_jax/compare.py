@@ -236,7 +236,7 @@ def read_rows(directory: str, split: str) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: the file is missing or empty, a row lacks what is compared, or an id comes twice.
     """
-    path = pathlib.Path(directory) / "predictions" / f"{split}.jsonl"
+    path = files.as_path(directory) / "predictions" / f"{split}.jsonl"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
         raise UserError(

@@ -114,10 +114,11 @@ def _run() -> None:
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # Models are ours; of transformers only tokenizers are used, and it need not say so each time.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Before anything asks for devices. These need none; a sweep's runs have processes of their own.
-    alone = _MODE.value in ("heatmap", "teach") or (_MODE.value == "sweep" and not _RUNS.value)
-    if not alone:
-        processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    # Before anything asks for devices. These need none; of a sweep's runs that are made at the same
+    # time each has a process of its own.
+    if _MODE.value not in ("heatmap", "teach"):
+        if _MODE.value != "sweep" or _RUNS.value or _PARALLEL.value == 1:
+            processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         processes.raise_on_sigterm()
     if _MODE.value == "sweep":
         from kpod_jax import sweep

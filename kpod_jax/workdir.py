@@ -116,12 +116,12 @@ class Workdir:
     @staticmethod
     def note(path: files.PathLike, stage: str) -> dict[str, Any] | None:
         """The fingerprint of a stage of some directory, and whether it is complete, or None."""
-        file = pathlib.Path(path) / ".stages" / f"{stage}.json"
+        file = files.as_path(path) / ".stages" / f"{stage}.json"
         return files.read_json(file) if file.is_file() else None
 
     @staticmethod
     def at_work_on(path: files.PathLike) -> str | None:
-        """The stage of some directory that was begun last and is not complete, or None."""
+        """The stage of a directory of this machine that was begun last and is not complete."""
         begun = [
             file
             for file in (pathlib.Path(path) / ".stages").glob("*.json")

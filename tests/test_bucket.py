@@ -7,16 +7,19 @@ import socket
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import files, report
+from kpod_jax import files, pipeline, report, sweep
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.errors import UserError
 from kpod_jax.metrics import MetricsWriter
+from kpod_jax.sweep import runner
 from kpod_jax.workdir import Workdir
 from tests.conftest import ROOT
+from tests.sweep import runs
 from tests.test_pipeline import SMALL, environment
 
 server = pytest.importorskip("gcp_storage_emulator.server")
@@ -120,6 +123,49 @@ def test_checkpoints_and_their_damages(bucket):
     assert restored.extra == {"place": 1}
     np.testing.assert_array_equal(restored.state["params"]["w"], np.arange(6.0))
     assert (directory / "damaged-2").is_dir()
+
+
+def test_a_sweep_in_a_bucket(bucket, tmp_path, monkeypatch):
+    """One process that makes the runs itself, as several hosts' processes do together."""
+    (tmp_path / "runs.py").write_text(
+        "from tests.sweep.runs import config\n"
+        "def get_runs(argument):\n"
+        "    return {f'{m}-{s}': config(m, s) for m in ('kpod', 'scotd') for s in (0, 1)}\n"
+    )
+    begun = []
+
+    def make(config, path, siblings):
+        begun.append(path.name)
+        assert len(siblings) == 4
+        if path.name == broken:
+            raise UserError("the third wheel")
+        runs.write(path.parent, path.name, config, "1101")
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(pipeline, "run", make)
+    monkeypatch.setattr(
+        pipeline, "up_to_date", lambda config, path: (path / "results.json").exists()
+    )
+    broken = "kpod-1"
+    assert sweep.run(str(tmp_path / "runs.py"), bucket) == {"kpod-1": "the third wheel"}
+    root = files.as_path(bucket)
+    assert files.read_json(root / "kpod-1/failure.json")["reason"] == "the third wheel"
+    assert begun == ["kpod-0", "kpod-1", "scotd-0", "scotd-1"]
+    broken = ""
+    assert sweep.run(str(tmp_path / "runs.py"), bucket) == {}
+    assert begun[4:] == ["kpod-1"] and not (root / "kpod-1/failure.json").exists()
+    found = files.read_json(root / "comparison.json")
+    assert [row["name"] for row in found["rows"]] == ["KPOD", "SCoTD"]
+    assert not found["notes"] and found["rows"][1]["cells"][0]["against"]["questions"] == 4
+    for name in ("comparison.md", "comparison.tex", "report.html"):
+        assert (root / name).exists()
+    # Where each run is made together with others, the first that fails ends them all.
+    broken = "kpod-0"
+    files.remove(root / "kpod-0")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(runner.processes, "barrier", lambda name: None)
+    with pytest.raises(UserError, match="third wheel"):
+        sweep.run(str(tmp_path / "runs.py"), bucket)
 
 
 @pytest.mark.slow

@@ -169,6 +169,34 @@ def check_like(workdir: pathlib.Path, expected: pathlib.Path) -> None:
     )
 
 
+SWEEP = """
+from configs import quickstart
+
+def get_runs(argument):
+    runs = {name: quickstart.get_config("none") for name in ("a", "b")}
+    for seed, config in enumerate(runs.values()):
+        config.seed = seed
+        config.data.train_examples, config.data.validation_examples = 24, 8
+        config.data.test_examples, config.eval.max_new_tokens = 6, 8
+    return runs
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_in_two_processes(tmp_path):
+    """Each run is made by both together, and what is done is not done again."""
+    runs = tmp_path / "runs.py"
+    runs.write_text(SWEEP)
+    flags = ("--mode=sweep", f"--sweep={runs}")  # The other settings are passed over.
+    for made in (1, 0):
+        outputs = finish(start(tmp_path / "sweep", 2, runs, *flags))
+        assert "\nReport: " in outputs[0] and "Report: " not in outputs[1]
+        assert outputs[0].count("taken over") == made
+        assert ("eval: " in outputs[0]) == bool(made) and "eval: " not in outputs[1]
+    result = files.read_json(tmp_path / "sweep/comparison.json")
+    assert [seed["total"] for seed in result["rows"][0]["cells"][0]["seeds"]] == [6, 6]
+
+
 # It takes minutes where processes share cores.
 @pytest.mark.skipif(
     (os.cpu_count() or 1) < 4 and not os.environ.get("KPOD_TEST_PROCESSES"),

@@ -62,7 +62,7 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
     Raises:
       UserError: files are damaged or of different runs.
     """
-    root = pathlib.Path(root)
+    root = files.as_path(root)
     cells = [cell for row in result["rows"] if (cell := row["cells"][0])]
     paths = {s["run"]: root / s["run"] / "metrics.jsonl" for cell in cells for s in cell["seeds"]}
     curves = {name: run_files.read_jsonl(p) for name, p in paths.items() if p.is_file()}

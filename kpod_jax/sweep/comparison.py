@@ -11,7 +11,7 @@ from typing import Any
 
 from kpod_jax import compare as paired
 from kpod_jax import configuration, files, paper
-from kpod_jax.configuration import METHODS, Config
+from kpod_jax.configuration import Config
 from kpod_jax.errors import UserError
 
 
@@ -93,7 +93,9 @@ def _variants(runs: Mapping[str, Config]) -> dict[str, tuple[str, dict[str, Any]
         changed = {
             key: value for key, value in flat.items() if key != "seed" and value != base[key]
         }
-        label = ", ".join([METHODS[config.method][0], *(f"{k} = {v}" for k, v in changed.items())])
+        label = ", ".join(
+            [configuration.method_name(config.method), *(f"{k} = {v}" for k, v in changed.items())]
+        )
         found[name] = label, changed
     return found
 

@@ -1,6 +1,7 @@
 """--mode=sweep: runs, each in a process of its own, and their comparison.
 
-Runs share what they make from the same inputs: the records, weights and difficulties of one are
+On several hosts, all of which are given the command, each run is made by all of them together. Runs
+share what they make from the same inputs: the records, weights and difficulties of one are
 taken over by the next. Of runs at work at the same time one makes what they share, and the others
 start once it is there. A run that is done is not done again; one that fails stops no other.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 
-from kpod_jax import configuration, files, pipeline, report
+from kpod_jax import configuration, files, pipeline, processes, report
 from kpod_jax.configuration import Config
 from kpod_jax.errors import UserError
 from kpod_jax.sweep import comparison, workers
@@ -44,7 +45,7 @@ def run(
         argument may follow after a colon, as in `configs/sweeps/quickstart.py:short`.
       workdir: each run's directory is made in it under the run's name.
       parallel: runs at work at the same time. With one, its lines are shown here; of several, they
-        are in `NAME/log.txt`.
+        are in `NAME/log.txt`, in a directory of this machine.
       command: of the process that makes a run, by the run's name; None: this program.
 
     Returns:
@@ -54,18 +55,26 @@ def run(
       UserError: the sweep cannot be loaded, a configuration is not sound, or another sweep is at
         work in the directory.
     """
-    root = pathlib.Path(workdir)
+    root = files.as_path(workdir)
     runs = _load(sweep)
     if parallel < 1:
         raise UserError(f"--parallel={parallel}: expected at least 1.")
-    with _alone(root), _ended_by_sigterm():
+    if parallel > 1 and files.is_remote(root):
+        raise UserError(
+            f"--parallel={parallel} with --workdir={root}: each run's output is added to a file, "
+            "which a bucket has none of. Expected 1, or a directory of this machine, to be copied "
+            "to the bucket when all is done."
+        )
+    if jax.distributed.is_initialized():
+        return _run_together(sweep, runs, root)
+    with _alone(root):
         recipes = {name: pipeline.recipes(config) for name, config in runs.items()}
         done = [name for name, config in runs.items() if _done(config, root / name)]
         waiting = [name for name in runs if name not in done]
         if done:
             print(f"{len(done)} of {len(runs)} runs are done: {', '.join(done)}", flush=True)
         for name in waiting:
-            (root / name / _FAILURE).unlink(missing_ok=True)
+            files.remove(root / name / _FAILURE)
         codes = workers.work_off(
             waiting,
             command or functools.partial(_command, sweep, root),
@@ -81,6 +90,31 @@ def run(
     return failed
 
 
+def _run_together(sweep: str, runs: Mapping[str, Config], root: pathlib.Path) -> dict[str, str]:
+    """As `run`, in these processes, which make each run together.
+
+    A run that fails ends the sweep, as the processes no longer stand at the same place; of a single
+    process it stops no other.
+    """
+    failed = {}
+    with _answering_for(root):
+        # All must come to the same before any changes it.
+        waiting = [name for name, config in runs.items() if not _done(config, root / name)]
+        processes.barrier("the sweep begins")
+        for name in waiting:
+            files.remove(root / name / _FAILURE)
+            try:
+                _make(runs, root, name)
+            except Exception as error:
+                if jax.process_count() > 1:
+                    raise
+                failed[name] = _told(error)
+        finished = {name: config for name, config in runs.items() if name not in failed}
+        if finished:
+            processes.first_alone(lambda: _compare(sweep, finished, failed, root))
+    return failed
+
+
 def make(sweep: str, workdir: files.PathLike, names: Sequence[str]) -> None:
     """Makes some runs of a sweep in this process, and compares nothing.
 
@@ -93,37 +127,46 @@ def make(sweep: str, workdir: files.PathLike, names: Sequence[str]) -> None:
       UserError: there is no such run, another process is at work on it, or it has something that
         the user can put right.
     """
-    root, runs = pathlib.Path(workdir), _load(sweep)
+    root, runs = files.as_path(workdir), _load(sweep)
     if unknown := [name for name in names if name not in runs]:
         raise UserError(
             f"--runs={unknown[0]}: the sweep has no such run; it has {', '.join(runs)}."
         )
     for name in names:
-        # Of several processes that make a run together, the first answers for the directory.
-        with _alone(root / name) if not jax.process_index() else contextlib.nullcontext():
-            try:
-                pipeline.run(runs[name], root / name, siblings=[root / other for other in runs])
-            except Exception as error:
-                what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                with contextlib.suppress(UserError):  # The disk may be what failed.
-                    reason = f"{what}{error}"[:_LONGEST]
-                    files.write_json(root / name / _FAILURE, {"reason": reason})
-                raise
+        with _answering_for(root / name):
+            _make(runs, root, name)
+
+
+def _make(runs: Mapping[str, Config], root: pathlib.Path, name: str) -> None:
+    """Makes a run in this process; the reason of a failure is left beside it."""
+    try:
+        pipeline.run(runs[name], root / name, siblings=[root / other for other in runs])
+    except Exception as error:
+        with contextlib.suppress(UserError):  # The disk may be what failed.
+            files.write_json(root / name / _FAILURE, {"reason": _told(error)})
+        raise
+
+
+def _told(error: Exception) -> str:
+    what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{what}{error}"[:_LONGEST]
 
 
 def _compare(
     sweep: str, runs: Mapping[str, Config], failed: Mapping[str, str], root: pathlib.Path
-) -> None:
+) -> str:
+    """Writes the comparison, and returns its path."""
     result = comparison.compare(sweep, runs, root, failed)
     files.write_json(root / "comparison.json", result)
     files.write_text(root / "comparison.md", report.sweep_text.markdown(result))
     files.write_text(root / "comparison.tex", report.sweep_text.latex(result))
     page = report.write_sweep(root, result)
     print(f"\n{report.sweep_text.plain(result)}\n\nReport: {page}", flush=True)
+    return str(page)
 
 
 def _command(sweep: str, root: pathlib.Path, name: str) -> list[str]:
-    program = [sys.executable, "-m", "kpod_jax.main", "--mode=sweep"]
+    program = [sys.executable, "-m", "kpod_jax.main", "--mode=sweep", "--coordinator=off"]
     return [*program, f"--sweep={sweep}", f"--workdir={root}", f"--runs={name}"]
 
 
@@ -205,10 +248,21 @@ def _reason(path: pathlib.Path, code: int) -> str:
     return f"its process ended with code {code}"
 
 
+def _answering_for(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """`_alone` in the first of several processes that work together."""
+    return contextlib.nullcontext() if jax.process_index() else _alone(path)
+
+
 @contextlib.contextmanager
 def _alone(path: pathlib.Path) -> Iterator[None]:
-    """Holds a directory against other processes; the system lets go when the process ends."""
+    """Holds a directory against other processes; the system lets go when the process ends.
+
+    Not of a bucket, which has no locks.
+    """
     path = Workdir(path).path
+    if files.is_remote(path):
+        yield
+        return
     with (path / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,20 +271,6 @@ def _alone(path: pathlib.Path) -> Iterator[None]:
                 f"Another process is at work in {path}. Wait for it, or choose another --workdir."
             ) from error
         yield
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the program in order, so that the runs at work are ended, too."""
-    try:
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    except ValueError:  # Not in the main thread: signals are another's.
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _load(sweep: str) -> dict[str, Config]:

@@ -6,13 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
 from configs import quickstart
-from kpod_jax import files, pipeline, sweep
+from kpod_jax import files, pipeline, processes, sweep
 from kpod_jax.errors import UserError
 from kpod_jax.sweep import runner
 from kpod_jax.workdir import Workdir
@@ -69,6 +67,17 @@ lines = "".join(json.dumps(row) + "\\n" for row in rows)
 (root / name / "results.json").write_text(json.dumps({
     "method": name.split("-")[0], "seed": int(name.split("-")[1]), "split": "test", "ood": {},
     "accuracy": 0.75, "correct": 3, "total": 4, "interval": [0.3, 0.9], "checkpoint_step": 1}))
+"""
+
+# Tells its parent to end, and notes that it was told the same.
+ENDED = """
+import os, pathlib, signal, sys, time
+def end(*_):
+    (pathlib.Path(sys.argv[1]) / "told").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
 """
 
 
@@ -230,6 +239,8 @@ def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(fake, tmp_pat
         sweep.run("nowhere.py", made.root)
     with pytest.raises(UserError, match="--parallel=0"):
         made.run(parallel=0)
+    with pytest.raises(UserError, match="Expected 1, or a directory of this machine"):
+        sweep.run(made.sweep, "gs://bucket/sweep", parallel=2)
     with pytest.raises(UserError, match="no such run; it has kpod-0"):
         sweep.make(made.sweep, made.root, ["kpod-7"])
     bad = tmp_path / "bad.py"
@@ -268,15 +279,17 @@ def test_an_old_reason_is_not_told_again(fake):
     assert "SIGKILL" in made.run()["kpod-0"]
 
 
-def test_sigterm_ends_the_sweep_in_order():
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals are the main thread's")
+def test_sigterm_ends_the_runs_at_work(fake, tmp_path):
+    made = fake("kpod-0")
+    (tmp_path / "fake.py").write_text(ENDED)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop, runner._ended_by_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-    assert stop.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+    try:
+        processes.raise_on_sigterm()
+        with pytest.raises(processes.Preempted):
+            made.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (made.root / "told").exists()
 
 
 @pytest.mark.slow
