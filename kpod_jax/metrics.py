@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 import jax
-import tensorboardX
 
 from kpod_jax import files
 from kpod_jax.errors import UserError
@@ -48,9 +47,11 @@ class MetricsWriter:
         self._local: tempfile.TemporaryDirectory[str] | None = None
         self._sent = time.monotonic()
         self._file: IO[str] | None = None
-        self._events: tensorboardX.SummaryWriter | None = None
+        self._events: Any = None  # A tensorboardX.SummaryWriter.
         if jax.process_index() != 0:
             return
+        import tensorboardX  # It imports PyTorch where that is installed, which takes seconds.
+
         first_step = 0 if restored_step is None else restored_step + 1
         if restored_step is None:
             files.remove(self._workdir / "tensorboard" / stage)

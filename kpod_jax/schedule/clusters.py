@@ -14,8 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
 from kpod_jax.data.records import Ragged
@@ -159,6 +157,9 @@ def cluster_questions(vectors_NxD: np.ndarray, clusters: int, seed: int) -> Clus
         clusters = distinct
     if clusters < 2:
         return Clusters(np.zeros(size, np.int32), math.nan, warning)
+    # Most commands do without it, and it takes a second to import.
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
     algorithm = KMeans if size <= _MAX_FULL else MiniBatchKMeans
     model = algorithm(clusters, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
     with threadpool_limits(1):  # Several threads add up in an order that changes.
@@ -171,6 +172,8 @@ def _silhouette(vectors_NxD: np.ndarray, labels_N: np.ndarray, seed: int) -> flo
     sample = np.random.default_rng(seed).choice(len(labels_N), size, replace=False)
     if not 2 <= len(np.unique(labels_N[sample])) < size:
         return math.nan  # It is not defined for these.
+    from sklearn.metrics import silhouette_score
+
     return float(silhouette_score(vectors_NxD[sample], labels_N[sample]))
 
 
