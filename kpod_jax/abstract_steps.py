@@ -87,6 +87,7 @@ def train_step(run: Run) -> Step:
         distill.learning_rate(config, 1000),
         micro_batches=config.micro_batches,
         dropout=config.dropout,
+        loss=distill.loss_of(config.loss),
     )
     trained, frozen = student.split(student.abstract(mesh))
     state = distill.abstract_state(trained, optimizer)

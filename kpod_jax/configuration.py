@@ -5,7 +5,9 @@ in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it lea
 paper's values, and the ranges that it shows, are data in kpod_jax/paper.py.
 """
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -52,7 +54,8 @@ def default() -> Config:
 
     data = config.data = ml_collections.ConfigDict()
     data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,
-    # commonsense_qa; jsonl, csv, huggingface (your own). See docs/data.md.
+    # commonsense_qa; jsonl, csv, huggingface (your own; docs/data.md), or package.module:Class, a
+    # reader of yours (docs/extending.md).
     data.path = ""  # Folder with the data set's own files; empty: download or generate.
     data.splits = "paper"  # paper: KPOD's train/validation/test; official: the data set's own.
     data.rationales = ""  # A teacher's JSONL or CSV file; empty: the data set's own solutions.
@@ -105,6 +108,7 @@ def default() -> Config:
     # See docs/students.md.
     student = config.student = ml_collections.ConfigDict()
     student.model = "kpod_jax/assets/tiny_t5"  # Directory, or id on the Hugging Face hub.
+    student.family = ""  # package.module:FAMILY: an architecture of yours (docs/extending.md).
     student.init = "pretrained"  # pretrained, or random: the architecture alone is loaded.
     student.tokenizer = ""  # Directory, hub id or SentencePiece .model file; empty: the model's.
     student.dtype = "float32"  # Of activations and matrix products: float32 or bfloat16.
@@ -189,6 +193,8 @@ def default() -> Config:
     distill.buckets = 4  # Shapes of batches at most; each is compiled once.
     distill.pack = 0  # Decoder-only: tokens of a row that holds several examples; batch_size then
     # counts rows. 0: an example a row.
+    distill.loss = "cross_entropy"  # Of a token, or package.module:function, your own
+    # (docs/extending.md).
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
     distill.learning_rate = 1e-3  # Peak.
     distill.warmup_steps = 20  # Linear, from 0.
@@ -259,13 +265,23 @@ def default() -> Config:
     return config
 
 
+# Keys whose value may be an import path besides, and what it then names.
+OWN = {
+    "method": "package.module:Class",
+    "data.name": "package.module:Class",
+    "student.family": "package.module:FAMILY",
+    "schedule.curriculum": "package.module:Class",
+    "distill.loss": "package.module:function",
+}
 CHOICES = {
+    "method": tuple(METHODS),
     "data.name": (
         *("arithmetic", "gsm8k", "asdiv", "svamp", "commonsense_qa"),
         *("jsonl", "csv", "huggingface"),
     ),
     "data.splits": ("paper", "official"),
     "data.answer_kind": ("", "number", "choice", "yes_no"),
+    "student.family": ("",),
     "student.init": ("pretrained", "random"),
     "teacher.style": ("zero_shot", "few_shot"),
     "teacher.max_tokens_name": ("max_tokens", "max_completion_tokens"),
@@ -283,14 +299,14 @@ CHOICES = {
     "weighting.estimator": ("straight_through", "soft", "score_function"),
     "weighting.fit": ("other_fold", "fresh", "same"),
     "difficulty.weights": ("learned", "uniform"),
+    "schedule.curriculum": ("kpod", "full", "icl", "spl", "acl"),
     "schedule.solver": ("greedy", "ftgp"),
+    "distill.loss": ("cross_entropy",),
     "distill.optimizer": ("adam", "adamw", "adafactor"),
     "distill.decay": ("constant", "linear", "cosine"),
     "distill.input_steps": ("decoder", "encoder"),
     "eval.split": ("train", "validation", "test"),
 }
-# Of `schedule.curriculum`; those of one's own have a colon.
-CURRICULA = ("kpod", "full", "icl", "spl", "acl")
 _INFINITY = float("inf")
 # Lowest and highest value, both allowed.
 RANGES = {
@@ -374,17 +390,12 @@ def check(config: Config) -> None:
     for key, value in flatten(config).items():
         if key in CHOICES:
             if value not in CHOICES[key]:
-                faults.append(f"{key}={value!r}: expected one of {', '.join(CHOICES[key])}")
+                faults += _choice_faults(key, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             low, high = RANGES.get(key, (0, _INFINITY))
             if not low <= value <= high:
                 bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
                 faults.append(f"{key}={value!r}: expected {bound}")
-    if config.method not in METHODS and not plugins.is_path(config.method):
-        faults.append(
-            f"method={config.method!r}: expected one of {', '.join(METHODS)}, or "
-            "package.module:Class"
-        )
     for block, key, field in (
         ("student", "prompt", "{question}"),
         ("student", "answer_template", "{answer}"),
@@ -398,12 +409,6 @@ def check(config: Config) -> None:
             f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
             f"distill.batch_size={config.distill.batch_size}"
         )
-    curriculum = config.schedule.curriculum
-    if curriculum not in CURRICULA and not plugins.is_path(curriculum):
-        faults.append(
-            f"schedule.curriculum={curriculum!r}: expected one of {', '.join(CURRICULA)}, or "
-            "package.module:Class"
-        )
     if config.eval.samples > 1 and not config.eval.temperature:
         faults.append(
             f"eval.samples={config.eval.samples}: expected eval.temperature above 0, as greedy "
@@ -411,7 +416,8 @@ def check(config: Config) -> None:
         )
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         faults.append("mesh: expected at most one axis of -1")
-    if config.weighting.fit == "fresh" and config.data.name != "arithmetic":
+    learned = config.weighting.weights == "learned"
+    if learned and config.weighting.fit == "fresh" and config.data.name != "arithmetic":
         faults.append(
             f"weighting.fit='fresh': data set {config.data.name} has no fresh problems; "
             "expected other_fold"
@@ -432,12 +438,37 @@ def check(config: Config) -> None:
         raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
 
 
+def _choice_faults(key: str, value: object) -> list[str]:
+    """What is wrong with a value that is none of its key's choices. What it names is imported."""
+    from kpod_jax import losses  # They read this file.
+    from kpod_jax.data import own
+    from kpod_jax.models import families
+
+    if key not in OWN or not plugins.is_path(str(value)):
+        known = ", ".join(choice or "''" for choice in CHOICES[key])
+        instead = f", or {OWN[key]}" if key in OWN else ""
+        return [f"{key}={value!r}: expected one of {known}{instead}"]
+    load: Callable[[str], object] = {
+        "data.name": own.class_of,
+        "distill.loss": losses.token_loss_of,
+        "student.family": families.own_family,
+    }.get(key, functools.partial(plugins.load, key=key))
+    try:
+        load(str(value))
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def _ood_faults(options: Config) -> list[str]:
     """What is wrong with `eval.ood` and `eval.ood_paths`."""
     names, paths = tuple(options.ood), tuple(options.ood_paths)
     known = CHOICES["data.name"]
-    if not all(name in known for name in names) or len(set(names)) < len(names):
+    if not all(plugins.is_path(n) or n in known for n in names) or len(set(names)) < len(names):
         return [f"eval.ood={names!r}: expected different names of {', '.join(known)}"]
+    for name in names:
+        if name not in known and (faults := _choice_faults("data.name", name)):
+            return faults
     if paths and len(paths) != len(names):
         return [
             f"eval.ood_paths={paths!r}: expected a folder, or '', for each of eval.ood={names!r}"

@@ -127,7 +127,8 @@ def _allowed(key: str, value: object) -> str:
     """The type, and what `configuration.check` lets pass."""
     if key in configuration.CHOICES:
         choices = (f"`{choice}`" if choice else "`''`" for choice in configuration.CHOICES[key])
-        return "one of " + ", ".join(choices)
+        own = f", or `{configuration.OWN[key]}`" if key in configuration.OWN else ""
+        return "one of " + ", ".join(choices) + own
     kind = type(value).__name__
     if isinstance(value, bool) or not isinstance(value, int | float):
         return {"tuple": "tuple of str"}.get(kind, kind)

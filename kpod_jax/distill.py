@@ -24,6 +24,7 @@ from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.difficulty import token_losses
+from kpod_jax.errors import UserError
 from kpod_jax.metrics import MetricsWriter, OneStepLate
 from kpod_jax.models import layout
 from kpod_jax.progress import Progress
@@ -96,12 +97,37 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
 
 
 def cross_entropy(
-    module: nn.Module, params: Params, batch: Batch, dropout_key: jax.Array | None = None
+    module: nn.Module,
+    params: Params,
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    *,
+    token_loss: losses.TokenLoss = losses.negative_log_likelihood,
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`."""
-    nll = token_losses(module, params, batch, dropout_key=dropout_key)
+    """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`; of another token loss likewise."""
+    nll = token_losses(module, params, batch, dropout_key=dropout_key, token_loss=token_loss)
     total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
     return total, jnp.sum(nll)
+
+
+def loss_of(name: str, objective: Loss = cross_entropy) -> Loss:
+    """What is minimised under `distill.loss`.
+
+    Args:
+      name: of the token loss, see `losses.token_loss_of`.
+      objective: of the method.
+
+    Raises:
+      UserError: the loss cannot be used, or both it and the method's are other than cross entropy.
+    """
+    if name == losses.CROSS_ENTROPY:
+        return objective
+    if objective is not cross_entropy:
+        raise UserError(
+            f"distill.loss={name!r}: the method has a loss of its own; expected "
+            f"{losses.CROSS_ENTROPY}."
+        )
+    return functools.partial(cross_entropy, token_loss=losses.token_loss_of(name))
 
 
 def make_train_step(

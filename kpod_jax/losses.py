@@ -7,15 +7,49 @@ Letters: B examples, U target positions, C positions of a chunk, D width, V voca
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from kpod_jax import sharding
+from kpod_jax import plugins, sharding
+from kpod_jax.errors import UserError
+
+# (logits [B, C, V] float32, targets [B, C] int32) -> [B, C] float32: each token's loss by itself.
+TokenLoss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+CROSS_ENTROPY = "cross_entropy"
 
 # A chunk has so many positions of a device's rows together, or more where there are many rows: its
 # logits are what takes memory, and every chunk costs the devices a sum of the head's gradient.
 _POSITIONS, _LEAST = 1024, 32
+
+
+def negative_log_likelihood(logits_BxCxV: jax.Array, targets_BxC: jax.Array) -> jax.Array:
+    """-log P of each target, [B, C] in nats: a `TokenLoss`."""
+    picked = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
+    return jax.nn.logsumexp(logits_BxCxV, -1) - picked
+
+
+def token_loss_of(name: str) -> TokenLoss:
+    """The token loss of `distill.loss`: cross entropy, or package.module:function, your own.
+
+    Raises:
+      UserError: it cannot be imported, or does not give one float32 number for each token.
+    """
+    if name == CROSS_ENTROPY:
+        return negative_log_likelihood
+    own: TokenLoss = plugins.load(name, "distill.loss")
+    if not callable(own):
+        raise UserError(f"distill.loss={name!r} is no function; see docs/extending.md.")
+    rows, length = 2, 3
+    logits = jax.ShapeDtypeStruct((rows, length, 8), jnp.float32)
+    given = jax.eval_shape(own, logits, jax.ShapeDtypeStruct((rows, length), jnp.int32))
+    if getattr(given, "shape", None) != (rows, length) or given.dtype != jnp.float32:
+        raise UserError(
+            f"distill.loss={name!r} gave {given} for logits of shape {logits.shape}; expected a "
+            f"loss for each token: shape {(rows, length)}, float32."
+        )
+    return own
 
 
 def token_losses(
@@ -24,8 +58,9 @@ def token_losses(
     supervised_BxU: jax.Array,
     logits: Callable[[jax.Array], jax.Array],
     chunk: int | None = None,
+    token_loss: TokenLoss = negative_log_likelihood,
 ) -> jax.Array:
-    """-log P of every supervised token, without ever holding the logits of all positions.
+    """The loss of every supervised token, without ever holding the logits of all positions.
 
     Each row's supervised positions are moved to its front; the model's head then works through
     chunks of positions, passes over chunks that no row needs, and its logits are made again in the
@@ -38,6 +73,7 @@ def token_losses(
       supervised_BxU: bool.
       logits: the head, [B, C, D] -> [B, C, V] float32.
       chunk: C; None suits it to the rows of a device.
+      token_loss: -log P, unless another is given.
 
     Returns:
       [B, U] float32 in nats, 0 where not supervised.
@@ -58,9 +94,7 @@ def token_losses(
         return jnp.moveaxis(split, 1, 0)
 
     def losses(hidden_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
-        logits_BxCxV = logits(hidden_BxCxD).astype(jnp.float32)
-        picked = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
-        return jax.nn.logsumexp(logits_BxCxV, -1) - picked
+        return token_loss(logits(hidden_BxCxD).astype(jnp.float32), targets_BxC)
 
     # The branch is inside: what a branch leaves for the backward pass is kept for every chunk anew,
     # the head's matrix among it.

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 import kpod_jax
-from kpod_jax import baselines, configuration, files, plugins, processes, report
+from kpod_jax import baselines, configuration, files, plugins, processes
 from kpod_jax.configuration import Config
 from kpod_jax.data import sources
 from kpod_jax.errors import UserError
@@ -58,21 +58,30 @@ class Stage:
 
 
 def _report(run: Run) -> str:
+    from kpod_jax import report  # Matplotlib and SciPy take a second to import.
+
     path = report.write(run.workdir.path)
     return f"{len(path.read_bytes()) // 1000} kB"
 
 
 def _data_files(config: Config) -> list[str]:
     data = config.data
-    return [data.rationales, *map(str, sources.input_files(data.name, data.path, data.splits))]
+    found = map(str, sources.input_files(data.name, data.path, data.splits))
+    return [data.rationales, *found, *plugins.source_files(data.name)]
 
 
 def _curriculum_files(config: Config) -> list[str]:
     return plugins.source_files(config.schedule.curriculum)
 
 
-def _method_files(config: Config) -> list[str]:
-    return [*_curriculum_files(config), *baselines.files(config)]
+def _training_files(config: Config) -> list[str]:
+    loss = plugins.source_files(config.distill.loss)
+    return [*_curriculum_files(config), *loss, *baselines.files(config)]
+
+
+def _ood_files(config: Config) -> list[str]:
+    sets = [file for name in config.eval.ood for file in plugins.source_files(name)]
+    return [*config.eval.ood_paths, *sets]
 
 
 _RECORDS = ("records/train.jsonl",)
@@ -127,7 +136,7 @@ STAGES: dict[str, Stage] = {
         ("checkpoints/student",),
         ("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
         needed=lambda config: config.distill.epochs > 0,
-        outside=_method_files,
+        outside=_training_files,
         settings=baselines.settings,
         continues=True,
     ),
@@ -136,7 +145,7 @@ STAGES: dict[str, Stage] = {
         ("student", "eval", "method", "data.answer_kind", "seed"),
         ("records/test.jsonl",),
         ("results.json",),
-        outside=lambda config: config.eval.ood_paths,
+        outside=_ood_files,
     ),
     "report": Stage(_report, (), (), ("report.html",), alone=True),
     "export": Stage(export.run_stage, ("student", "eval.checkpoint", "export"), (), ("export",)),
@@ -257,7 +266,9 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
     stage, settings = STAGES[name], _settings(run.config, name)
     outside = stage.outside(run.config)
     if "student" in stage.keys:
-        outside = [*outside, run.config.student.model, run.config.student.tokenizer]
+        student = run.config.student
+        own = plugins.source_files(student.family)
+        outside = [*outside, student.model, student.tokenizer, *own]
     if name in ("eval", "export"):
         found = (run.workdir / "checkpoints/student").glob("[0-9]*")
         settings["checkpoints"] = sorted(int(path.name) for path in found)

@@ -1,11 +1,13 @@
-"""Classes of one's own, named in a configuration by `package.module:Class`."""
+"""What is one's own, named in a configuration by `package.module:Class`, or a function so."""
 
 import importlib
 import importlib.util
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from kpod_jax.errors import UserError
+
+_Class = TypeVar("_Class")
 
 
 def is_path(name: str) -> bool:
@@ -33,8 +35,25 @@ def load(name: str, key: str) -> Any:
         ) from error
 
 
+def load_subclass(name: str, key: str, base: type[_Class]) -> type[_Class]:
+    """As `load`, of a class.
+
+    Raises:
+      UserError: it cannot be imported, or is no subclass of `base` that is whole.
+    """
+    found = load(name, key)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(
+            f"{key}={name!r} is no subclass of {base.__module__}.{base.__qualname__}; see "
+            "docs/extending.md."
+        )
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UserError(f"{key}={name!r} has no {', '.join(missing)}; see docs/extending.md.")
+    return found
+
+
 def source_files(name: str) -> list[str]:
-    """The file of a class of one's own, whose change makes what it made stale; else nothing."""
+    """The file that a name is from, whose change makes what it made stale; else nothing."""
     module, _, attribute = name.partition(":")
     try:
         spec = importlib.util.find_spec(module) if attribute else None

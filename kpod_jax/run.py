@@ -71,6 +71,7 @@ class Run:
         if config.lora.rank and adapters:
             lora = LoRAConfig(**(config.lora.to_dict() | {"targets": tuple(config.lora.targets)}))
         settings: dict[str, Any] = {
+            "family": config.family,
             "init": config.init,
             "tokenizer": config.tokenizer,
             "dtype": config.dtype,

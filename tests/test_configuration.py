@@ -120,7 +120,7 @@ def test_every_file_says_how_to_run_it(file):
 
 
 def test_every_curriculum_that_is_checked_exists():
-    assert tuple(curricula.CURRICULA) == configuration.CURRICULA
+    assert tuple(curricula.CURRICULA) == configuration.CHOICES["schedule.curriculum"]
     config = configuration.default()
-    config.schedule.curriculum = "my_package.my_module:MyCurriculum"
+    config.schedule.curriculum = "examples.longest_first:LongestFirst"
     configuration.check(config)

@@ -13,7 +13,6 @@ from kpod_jax.baselines.scott import Scott
 from kpod_jax.baselines.specialized_kd import SpecializedKd
 from kpod_jax.baselines.training_set import TrainingSet as TrainingSet
 from kpod_jax.configuration import Config
-from kpod_jax.errors import UserError
 
 METHODS: dict[str, type[Method]] = {
     "answer_only": AnswerOnly,
@@ -73,9 +72,4 @@ def files(config: Config) -> list[str]:
 
 @functools.cache
 def _own(name: str) -> type[Method]:
-    found = plugins.load(name, "method")
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(
-            f"method={name!r} is no subclass of kpod_jax.baselines.Method; see docs/extending.md."
-        )
-    return found
+    return plugins.load_subclass(name, "method", Method)

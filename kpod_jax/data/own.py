@@ -1,9 +1,14 @@
-"""A user's own data: JSONL, CSV or a Hugging Face data set, whose columns may have any names."""
+"""A user's own data: JSONL, CSV or a Hugging Face data set, or what a class of the user's reads.
 
+Columns of files may have any names; a class gives its rows those of COLUMNS.
+"""
+
+import abc
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
+from kpod_jax import plugins
 from kpod_jax.data import jsonl, tables
 from kpod_jax.data.published import tenth_of
 from kpod_jax.data.records import Loaded, Record, Rejected
@@ -12,6 +17,38 @@ from kpod_jax.errors import UserError
 
 FORMATS = ("jsonl", "csv", "huggingface")
 COLUMNS = {"question": "question", "rationale": "rationale", "answer": "answer", "id": "id"}
+
+
+class OwnDataSet(abc.ABC):
+    """A data set that a class of the user's reads, named by its import path in `data.name`.
+
+    Attributes:
+      answer_kind: of `answers.KINDS`, where `data.answer_kind` names none.
+    """
+
+    answer_kind: ClassVar[str] = "number"
+
+    def __init__(self, path: str) -> None:
+        """Takes `data.path`, a file or a folder, or "". Its change makes the records stale."""
+        self.path = path
+
+    @abc.abstractmethod
+    def rows(self, split: str) -> Iterable[Mapping[str, Any]]:
+        """Rows of the train, validation or test split: question, rationale, answer, perhaps id.
+
+        Values are texts. What has no question or answer, or an id twice, is listed as rejected, as
+        is a training row without a rationale unless a teacher's are given. The order must be the
+        same each time.
+        """
+
+
+def class_of(name: str) -> type[OwnDataSet] | None:
+    """The user's class of an import path; None of other names.
+
+    Raises:
+      UserError: it cannot be imported, or is no `OwnDataSet`.
+    """
+    return plugins.load_subclass(name, "data.name", OwnDataSet) if plugins.is_path(name) else None
 
 
 def load(
@@ -26,11 +63,11 @@ def load(
     """One split of a user's own data.
 
     Args:
-      name: of FORMATS.
+      name: of FORMATS, or of a class.
       split: "train", "validation" or "test".
       path: jsonl and csv: a folder with a file of each split, or one file, whose questions are
         divided 8 : 1 : 1 by their hashes; huggingface: see `tables.hub_rows`; one split alone is
-        divided likewise.
+        divided likewise; of a class: what that takes.
       columns: the names of the user's columns, by those of COLUMNS.
       separator: that ends a step.
       need_rationale: whether a training record without a rationale is broken.
@@ -88,10 +125,12 @@ def column(
 
 
 def files_of(name: str, path: str) -> list[pathlib.Path]:
-    """The files that hold a user's data, of those that there are; none for a Hugging Face one."""
+    """What holds a user's data, of what there is; nothing for a Hugging Face one."""
     source = pathlib.Path(path).expanduser()
     if name == "huggingface":
         return []
+    if name not in FORMATS:
+        return [source] if path and source.exists() else []
     splits = [source / f"{split}.{name}" for split in ("train", "validation", "test")]
     return [file for file in (source, *splits) if file.is_file()]
 
@@ -101,6 +140,8 @@ def _open(name: str, split: str, path: str) -> tuple[Iterator[tables.Row], bool,
     if name == "huggingface":
         rows, whole = tables.hub_rows(path, split)
         return rows, whole, "all" if whole else split
+    if (kind := class_of(name)) is not None:
+        return _rows_of(kind(path), name, split), False, split
     source = pathlib.Path(path).expanduser()
     whole = source.is_file()
     file = source if whole else source / f"{split}.{name}"
@@ -117,6 +158,15 @@ def _open(name: str, split: str, path: str) -> tuple[Iterator[tables.Row], bool,
         )
     read = tables.json_lines if name == "jsonl" else tables.csv_rows
     return read(file), whole, file.stem
+
+
+def _rows_of(data_set: OwnDataSet, name: str, split: str) -> Iterator[tables.Row]:
+    for index, values in enumerate(data_set.rows(split)):
+        place = f"{name} {split} row {index}"
+        if isinstance(values, Mapping):
+            yield tables.Row(index, place, values, "")
+        else:
+            yield tables.Row(index, place, None, f"is {values!r:.80}; expected a mapping")
 
 
 def _part_of(question: str) -> str:

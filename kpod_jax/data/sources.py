@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kpod_jax import plugins
 from kpod_jax.data import arithmetic, asdiv, commonsense_qa, gsm8k, own, rationales, svamp
 from kpod_jax.data.published import SPLITS, DataSet, Splits
 from kpod_jax.data.records import Loaded, Record, Rejected, check_bad_share
@@ -19,7 +20,10 @@ NAMES = ("arithmetic", *PUBLISHED, *own.FORMATS)
 
 def answer_kind(name: str, given: str = "") -> str:
     """The kind of a data set's answers: the one that is given, else its own, else number."""
-    return given or (PUBLISHED[name].answer_kind if name in PUBLISHED else "number")
+    if given:
+        return given
+    kind = PUBLISHED.get(name) or own.class_of(name)
+    return "number" if kind is None else kind.answer_kind
 
 
 def note(name: str, splits: Splits) -> str:
@@ -29,7 +33,7 @@ def note(name: str, splits: Splits) -> str:
 
 def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
     """The files of a folder that a data set is read from, of those that there are."""
-    if name in own.FORMATS:
+    if _is_own(name):
         return own.files_of(name, path)
     if name not in PUBLISHED or not path:
         return []
@@ -58,7 +62,7 @@ def load_records(
     """Loads one split of a data set.
 
     Args:
-      name: one of NAMES.
+      name: one of NAMES, or package.module:Class, an `own.OwnDataSet`.
       split: "train", "validation" or "test".
       path: where the data set's own files lie. Published ones: the folder of their original files;
         empty downloads them. A user's own: see `own.load`.
@@ -88,6 +92,7 @@ def load_records(
     """
     _check(name, split, limit)
     columns = own.COLUMNS | dict(columns or {})
+    # Whether the names of columns are those of the data set: else they are the teacher's.
     theirs = name in own.FORMATS
     needed = need_rationales and not rationales
     if name in PUBLISHED and split == "train" and needed and not PUBLISHED[name].has_rationales:
@@ -98,9 +103,10 @@ def load_records(
         )
     if name == "arithmetic":
         loaded = _load_arithmetic(split, cache_dir, limit, seed, whole=bool(rationales))
-    elif theirs:
+    elif _is_own(name):
+        named = columns if theirs else own.COLUMNS
         loaded = own.load(
-            name, split, path, columns=columns, separator=separator, need_rationale=needed
+            name, split, path, columns=named, separator=separator, need_rationale=needed
         )
     else:
         loaded = _load_published(
@@ -136,8 +142,12 @@ def load_records(
 _taught = rationales.apply
 
 
+def _is_own(name: str) -> bool:
+    return name in own.FORMATS or plugins.is_path(name)
+
+
 def _check(name: str, split: str, limit: int) -> None:
-    if name not in NAMES:
+    if name not in NAMES and not plugins.is_path(name):
         raise UserError(f"Unknown data set {name!r}; expected one of {', '.join(NAMES)}.")
     if limit < 0:
         raise UserError(f"A limit of {limit} records is not possible; expected 0 (all) or more.")

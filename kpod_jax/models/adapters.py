@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from kpod_jax import files
 from kpod_jax.models import hub, layout
-from kpod_jax.models.families import ModelConfig, family_of
+from kpod_jax.models.families import ModelConfig
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.t5_config import T5Config
 
@@ -40,7 +40,7 @@ def save_adapter(
     """
     directory = files.as_path(directory)
     flat = layout.flatten(params)
-    names = family_of(config).names
+    names = config.names
     tensors = {}
     for path, leaf in flat.items():
         if not path.endswith("/lora_a"):

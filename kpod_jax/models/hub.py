@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from kpod_jax import files
 from kpod_jax.errors import UserError
 from kpod_jax.models import layout
-from kpod_jax.models.families import NAMED, ModelConfig, config_from_json, family_of, hf_shape
+from kpod_jax.models.families import NAMED, Family, ModelConfig, config_from_json, hf_shape
 from kpod_jax.models.gguf_file import GGUFFile
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.tensors import INDEX, WEIGHTS, Tensors
@@ -54,8 +54,12 @@ def find(model: str, names: tuple[str, ...] = _EVERYTHING) -> pathlib.Path:
         ) from error
 
 
-def load_config(model: str) -> ModelConfig:
+def load_config(model: str, own: Family | None = None) -> ModelConfig:
     """The architecture of a directory, config.json or GGUF file, a name in `NAMED`, or on the hub.
+
+    Args:
+      model: see there.
+      own: a family of the user's, besides the package's.
 
     Raises:
       UserError: it cannot be found, or it is of a family that is not supported.
@@ -67,7 +71,7 @@ def load_config(model: str) -> ModelConfig:
         return GGUFFile(path).config
     path = path / "config.json" if path.is_dir() else path
     try:
-        return config_from_json(files.read_json(path))
+        return config_from_json(files.read_json(path), own)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -101,7 +105,7 @@ def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
     names = {path: _names(path, leaf, config) for path, leaf in leaves.items()}
     if "lm_head.weight" not in tensors.names and "lm_head/kernel" in names:
         # transformers 5 writes a head that equals the embedding table only once.
-        names["lm_head/kernel"] = [family_of(config).names.EMBEDDING]
+        names["lm_head/kernel"] = [config.names.EMBEDDING]
     tensors.check_names({name for found in names.values() for name in found}, config)
     result = {}
     for path, leaf in leaves.items():
@@ -219,7 +223,7 @@ def save_tokenizer(directory: files.PathLike, tokenizer: Any) -> None:
 
 def _names(path: str, leaf: Any, config: ModelConfig) -> list[str]:
     """The tensors that make a parameter, one a layer if it is stacked."""
-    hf_name = family_of(config).names.hf_name
+    hf_name = config.names.hf_name
     return [hf_name(path, i) for i in range(leaf.shape[0] if layout.is_stacked(path) else 1)]
 
 

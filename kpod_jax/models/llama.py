@@ -10,7 +10,8 @@ the model, V vocabulary.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -68,7 +69,10 @@ class Llama(nn.Module):
       scan_layers: as in `T5`.
       lora: adapters, or None.
       attention: as in `T5`.
+      layer_class: of its layers, which a family that differs a little replaces; None: `Layer`.
     """
+
+    layer_class: ClassVar[Any] = None
 
     config: LlamaConfig
     dtype: Dtype = jnp.float32
@@ -82,7 +86,8 @@ class Llama(nn.Module):
         c = self.config
         types = (self.dtype, self.param_dtype)
         self.shared = Embedding(c.vocab_size, c.hidden_size, *types, std=_STD)
-        layer: Any = _Layer
+        layer: Any = self.layer_class or Layer
+        norm = layer.norm_class
         if self.remat != "none":
             layer = nn.remat(
                 layer,
@@ -103,7 +108,7 @@ class Llama(nn.Module):
             self.layers = layer(*arguments)
         else:
             self.layers = [layer(*arguments) for _ in range(c.num_hidden_layers)]
-        self.final_norm = RMSNorm(c.hidden_size, c.rms_norm_eps, *types)
+        self.final_norm = norm(c.hidden_size, c.rms_norm_eps, *types)
         if not c.tie_word_embeddings:
             self.lm_head = Head(c.hidden_size, c.vocab_size, _STD, *types)
 
@@ -311,8 +316,16 @@ class Llama(nn.Module):
         return x, Encoded(*zip(*found, strict=True))
 
 
-class _Layer(nn.Module):
-    """Self-attention and feed-forward, each on its normed input."""
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each on its normed input.
+
+    Attributes:
+      norm_class: of both norms, and of the model's last.
+      activation: of the feed-forward layer's gate.
+    """
+
+    norm_class: ClassVar[Any] = RMSNorm
+    activation: ClassVar[Callable[[jax.Array], jax.Array]] = staticmethod(jax.nn.silu)
 
     config: LlamaConfig
     dtype: Dtype
@@ -322,11 +335,11 @@ class _Layer(nn.Module):
 
     def setup(self) -> None:
         c, types = self.config, (self.dtype, self.param_dtype)
-        norm = functools.partial(RMSNorm, c.hidden_size, c.rms_norm_eps, *types)
+        norm = functools.partial(self.norm_class, c.hidden_size, c.rms_norm_eps, *types)
         self.self_attention_norm = norm()
         self.self_attention = _Attention(c, *types, self.lora, self.attention)
         self.mlp_norm = norm()
-        self.mlp = _FeedForward(c, *types, self.lora)
+        self.mlp = _FeedForward(c, *types, self.lora, self.activation)
 
     def __call__(
         self,
@@ -432,6 +445,7 @@ class _FeedForward(nn.Module):
     dtype: Dtype
     param_dtype: Dtype
     lora: LoRAConfig | None
+    activation: Callable[[jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
@@ -443,7 +457,7 @@ class _FeedForward(nn.Module):
             layer = Projection(*sizes, ("embed", "mlp"), _STD, *types, name=name)
             return constrain(layer(x, deterministic), "batch", "length", "mlp")
 
-        hidden = jax.nn.silu(into("gate")) * into("up")
+        hidden = self.activation(into("gate")) * into("up")
         sizes = (c.intermediate_size,), (c.hidden_size,)
         out = Projection(*sizes, ("mlp", "embed"), _STD, *types, name="down")
         return out(hidden, deterministic)

@@ -6,18 +6,12 @@ architecture that differs in biases, norms of queries and keys, and how position
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kpod_jax.errors import UserError
+from kpod_jax.models import llama_names
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROPE_TYPES = ("default", "linear", "llama3")
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +38,10 @@ class LlamaConfig:
     """A decoder-only model's architecture; names are those of `config.json`.
 
     Attributes:
-      model_type: one of FAMILIES.
+      names: of the weights, see `families.Family`.
+      architectures: for each model_type, its class in transformers.
+      hidden_act: the feed-forward layers' activation.
+      model_type: one of `architectures`.
       vocab_size: V.
       hidden_size: D.
       intermediate_size: F.
@@ -63,6 +60,15 @@ class LlamaConfig:
       eos_token_id: ends them.
       bos_token_id: begins them, where the tokenizer wants it.
     """
+
+    names: ClassVar[Any] = llama_names
+    architectures: ClassVar[Mapping[str, str]] = {
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }
+    hidden_act: ClassVar[str] = "silu"
 
     model_type: str = "llama"
     vocab_size: int = 32000
@@ -84,9 +90,10 @@ class LlamaConfig:
     bos_token_id: int = 1
 
     def __post_init__(self) -> None:
-        if self.model_type not in FAMILIES:
+        if self.model_type not in self.architectures:
             raise UserError(
-                f"model_type is {self.model_type!r}; expected one of {', '.join(FAMILIES)}."
+                f"model_type is {self.model_type!r}; expected one of "
+                f"{', '.join(self.architectures)}."
             )
         for name, value in vars(self).items():
             low = 0 if name.endswith("_token_id") else 1
@@ -138,8 +145,8 @@ class LlamaConfig:
             for field in dataclasses.fields(cls)
             if value.get(field.name) is not None
         }
-        if value.get("hidden_act", "silu") != "silu":
-            raise UserError(f"hidden_act is {value['hidden_act']!r}; expected 'silu'.")
+        if (act := value.get("hidden_act", cls.hidden_act)) != cls.hidden_act:
+            raise UserError(f"hidden_act is {act!r}; expected {cls.hidden_act!r}.")
         if value.get("mlp_bias"):
             raise UserError("mlp_bias is true; expected false.")
         heads = known.get("num_attention_heads", cls.num_attention_heads)
@@ -170,8 +177,8 @@ class LlamaConfig:
         value["rope_parameters"] = scaling | {"rope_theta": self.rope_theta}
         if scaling["rope_type"] != "default":
             value["rope_scaling"] = scaling
-        value["hidden_act"] = "silu"
-        return {"architectures": [_ARCHITECTURES[self.model_type]], **value}
+        value["hidden_act"] = self.hidden_act
+        return {"architectures": [self.architectures[self.model_type]], **value}
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, **more: Any) -> LlamaConfig:

@@ -16,7 +16,7 @@ from kpod_jax.data import tokens
 from kpod_jax.data.tokens import load_tokenizer
 from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
-from kpod_jax.models.families import Family, Model, ModelConfig, family_of
+from kpod_jax.models.families import Model, ModelConfig, family_of, own_family
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.t5_config import T5Config
 
@@ -131,6 +131,7 @@ class NoTokenizer:
 def load_student(
     model: str,
     *,
+    family: str = "",
     init: str = "pretrained",
     tokenizer: str | None = "",
     dtype: str = "float32",
@@ -145,6 +146,7 @@ def load_student(
     Args:
       model: directory in Hugging Face's format, or id on the hub; with `init="random"` also a
         config.json or a known name (`t5_config.NAMED`).
+      family: import path of one of the user's own, see `families.own_family`.
       init: "pretrained" or "random".
       tokenizer: where it comes from, if not from `model`; None: there is none, for compiling alone.
       dtype: of activations and matrix products.
@@ -162,7 +164,8 @@ def load_student(
             f"student.attention='cudnn' with student.dtype={dtype!r} on {jax.default_backend()}: "
             "flash attention wants bfloat16 on an NVIDIA GPU; expected xla."
         )
-    config = hub.load_config(model)
+    own = own_family(family)
+    config = hub.load_config(model, own)
     if init != "random":
         hub.check_weights(model)
     loaded: Any = NoTokenizer(config) if tokenizer is None else load_tokenizer(tokenizer or model)
@@ -173,15 +176,14 @@ def load_student(
             "tokenizer that the model was trained with (student.tokenizer)."
         )
     pad = loaded.pad_token_id
-    own = {"pad_token_id": pad, "eos_token_id": loaded.eos_token_id}
+    ids = {"pad_token_id": pad, "eos_token_id": loaded.eos_token_id}
     if init == "random" and isinstance(config, T5Config):
-        own["decoder_start_token_id"] = pad
-    config = dataclasses.replace(config, **own)
-    family = family_of(config)
+        ids["decoder_start_token_id"] = pad
+    config = dataclasses.replace(config, **ids)
     if lora is not None:
-        lora = dataclasses.replace(lora, targets=_targets(lora.targets, family))
+        lora = dataclasses.replace(lora, targets=_targets(lora.targets, config))
     whole = lora is None or lora.base_dtype == "float32"
-    module = family.module(
+    module = family_of(config, own).module(
         config,  # pyright: ignore[reportArgumentType]
         dtype=jnp.dtype(dtype),
         param_dtype=jnp.float32 if whole else jnp.bfloat16,
@@ -193,9 +195,9 @@ def load_student(
     return Student(module, config, loaded, model, init == "random", seed)
 
 
-def _targets(asked: Sequence[str], family: Family) -> tuple[str, ...]:
+def _targets(asked: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
     """The projections that get adapters; "all-linear", as in PEFT, is all of them."""
-    known = family.names.PROJECTIONS
+    known = config.names.PROJECTIONS
     if tuple(asked) == ("all-linear",):
         return tuple(known)
     if unknown := [name for name in asked if name not in known]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kpod_jax.errors import UserError
+from kpod_jax.models import t5_names
 
 # Hugging Face's names of feed_forward_proj, and the activation that each of them means.
 ACTIVATIONS = {
@@ -20,6 +21,8 @@ class T5Config:
     """A T5's architecture: v1.0 by default; v1.1 and Flan are gated and have a head of their own.
 
     Attributes:
+      names: of the weights, see `families.Family`.
+      architectures: for each model_type, its class in transformers.
       vocab_size: V, rows of the embedding table.
       d_model: D, width of the model.
       d_kv: H, width of a head; heads need not add up to D.
@@ -37,6 +40,9 @@ class T5Config:
       eos_token_id: ends them.
       decoder_start_token_id: what the decoder is given first.
     """
+
+    names: ClassVar[Any] = t5_names
+    architectures: ClassVar[Mapping[str, str]] = {"t5": "T5ForConditionalGeneration"}
 
     vocab_size: int = 32128
     d_model: int = 512

@@ -9,7 +9,7 @@ import safetensors
 
 from kpod_jax import files
 from kpod_jax.errors import UserError
-from kpod_jax.models.families import ModelConfig, family_of, hf_shape
+from kpod_jax.models.families import ModelConfig, hf_shape
 from kpod_jax.models.gguf_file import GGUFFile
 
 WEIGHTS = "model.safetensors"
@@ -45,7 +45,7 @@ class Tensors:
 
     def check_names(self, expected: set[str], config: ModelConfig) -> None:
         """Refuses directories that have weights too few or too many."""
-        names = family_of(config).names
+        names = config.names
         keys = names.DECIDING
         if missing := sorted(expected - self.names):
             raise UserError(
@@ -68,7 +68,7 @@ class Tensors:
 
     def read(self, name: str, path: str, config: ModelConfig) -> np.ndarray:
         """The tensor `name` of the parameter `path`, whose shape is checked."""
-        names = family_of(config).names
+        names = config.names
         tensor, shape = self._get(name), hf_shape(path, config)
         of_dimensions = names.hf_keys(path, config)
         if tensor.shape != shape:

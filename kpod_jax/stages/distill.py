@@ -63,7 +63,7 @@ def run_stage(run: Run) -> str:
         workdir=run.workdir.path,
         validate=evaluator.accuracy,
         begin_stage=begin_stage if isinstance(start_steps, Following) else None,
-        loss=training.objective.loss,
+        loss=distill.loss_of(config.distill.loss, training.objective.loss),
         rows_together=2 if training.groups is not None else 1,
     )
     return (

@@ -271,10 +271,7 @@ def test_faults_of_configurations_are_named(method, changes, said):
         configuration.check(config)
 
 
-def test_a_method_of_ones_own_is_the_documentations(build, byte_tokenizer):
-    page = (ROOT / "docs/extending.md").read_text()
-    code = pathlib.Path(ROOT / "examples/last_step.py").read_text()
-    assert f"```python\n{code}```" in page
+def test_a_method_of_ones_own(build, byte_tokenizer):
     name = "examples.last_step:LastStep"
     config = configuration.apply_method(configuration.default(), name)
     configuration.check(config)
