@@ -221,8 +221,18 @@ def test_a_device_is_a_chip(topology, count):
     assert len(ahead_of_time.topology_devices(topology)) == count
 
 
+@pytest.fixture
+def optimised():
+    """As a user's steps are compiled, and not as those of tests."""
+    key = "jax_disable_most_optimizations"
+    before = jax.config.values[key]
+    jax.config.update(key, False)
+    yield
+    jax.config.update(key, before)
+
+
 @needs_compiler
-def test_a_tiny_student_is_compiled_for_four_chips(tmp_path, capsys):
+def test_a_tiny_student_is_compiled_for_four_chips(tmp_path, capsys, optimised):
     config = quickstart.get_config()
     (found,) = ahead_of_time.compile_for(config, "v5e:2x2", str(tmp_path), ["decode"])
     assert found.fits and 0 < found.peak_bytes < 10**9

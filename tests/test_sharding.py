@@ -33,7 +33,8 @@ def loss_and_gradient(module, params, arrays, mesh):
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1))
 
     with sharding.use(mesh):
-        return jax.device_get(step(params)), str(step.lower(params).compile().as_text())
+        compiled = step.lower(params).compile()
+        return jax.device_get(compiled(params)), str(compiled.as_text())
 
 
 def test_every_mesh_computes_what_one_device_does():

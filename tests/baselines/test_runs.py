@@ -18,10 +18,11 @@ from kpod_jax.data import arithmetic
 from kpod_jax.errors import UserError
 from kpod_jax.run import Run
 from kpod_jax.workdir import Workdir
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_STUDENT
 
 OWN = "examples.last_step:LastStep"
 SMALL = {
+    **TINY_STUDENT,
     "data.train_examples": 16,
     "data.validation_examples": 4,
     "data.test_examples": 4,

@@ -1,5 +1,6 @@
 """The LLaMA family against transformers, and against itself in its other forms."""
 
+import functools
 from typing import Any
 
 import jax
@@ -102,7 +103,12 @@ def reference(request, tmp_path_factory):
     return directory, torch_model(directory, request.param)
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
+# Layers that are written out are those of decoding, which is tested below.
+@pytest.mark.parametrize(
+    ("reference", "scan_layers"),
+    [*((kind, True) for kind in KINDS), ("mistral", False), ("qwen3", False)],
+    indirect=["reference"],
+)
 def test_logits_are_those_of_transformers(reference, scan_layers):
     directory, model = reference
     module, params = load(directory, scan_layers=scan_layers)
@@ -112,6 +118,7 @@ def test_logits_are_those_of_transformers(reference, scan_layers):
     np.testing.assert_allclose(tiny.logits(module, params, arrays), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("reference", ["llama3", "mistral"], indirect=True)
 def test_where_padding_stands_and_how_a_prompt_is_split_changes_nothing(reference):
     directory, _ = reference
     module, params = load(directory)
@@ -122,16 +129,21 @@ def test_where_padding_stands_and_how_a_prompt_is_split_changes_nothing(referenc
     right["input_ids"][left_mask] = arrays["input_ids"][arrays["input_mask"]]
     np.testing.assert_allclose(tiny.logits(module, params, right), expected, atol=1e-5)
 
-    def run(method: str, *arguments: Any) -> Any:
-        return module.apply({"params": params}, *arguments, method=method)
+    @jax.jit
+    def run(ids: Any, mask: Any, inputs: Any) -> Any:
+        apply = functools.partial(module.apply, {"params": params})
+        hidden = apply(apply(ids, mask, method="encode"), mask, inputs, method="decode")
+        return apply(hidden, method="logits")
 
-    encoded = run("encode", right["input_ids"], left_mask)
-    found = run("logits", run("decode", encoded, left_mask, arrays["decoder_input_ids"]))
+    found = run(right["input_ids"], left_mask, arrays["decoder_input_ids"])
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "reference", ["llama-tied-bias", "llama3", "mistral", "qwen3"], indirect=True
+)
 def test_decoding_step_by_step_gives_the_same_as_all_at_once(reference):
-    directory, _ = reference
+    directory, model = reference
     module, params = load(directory, scan_layers=False)
     arrays = batch()
     ids, mask, inputs = arrays.values()
@@ -139,14 +151,21 @@ def test_decoding_step_by_step_gives_the_same_as_all_at_once(reference):
     def run(method: str, *arguments: Any) -> Any:
         return module.apply({"params": params}, *arguments, method=method)
 
-    cache = run("start_cache", run("encode", ids, mask), inputs.shape[1])
-    step = jax.jit(lambda *arguments: run("decode_step", *arguments))
-    found = []
+    @jax.jit
+    def start(ids: Any, mask: Any) -> Any:
+        return run("start_cache", run("encode", ids, mask), inputs.shape[1])
+
+    @jax.jit
+    def step(*arguments: Any) -> Any:
+        hidden, cache = run("decode_step", *arguments)
+        return run("logits", hidden), cache
+
+    cache, found = start(ids, mask), []
     for position in range(inputs.shape[1]):
         ages = np.full(len(inputs), position)
-        hidden, cache = step(inputs[:, position], position, ages, mask, cache)
-        found.append(run("logits", hidden))
-    expected = tiny.logits(module, params, arrays)
+        logits, cache = step(inputs[:, position], position, ages, mask, cache)
+        found.append(logits)
+    expected = torch_logits(model, arrays)
     np.testing.assert_allclose(np.stack(found, axis=1), expected, atol=1e-4)
 
 
@@ -203,7 +222,8 @@ def test_texts_that_share_a_row_do_not_see_each_other(tmp_path):
     none = row[:, :0]
 
     def run(ids, **options):
-        return np.asarray(module.apply({"params": params}, none, none > 0, ids, **options))
+        apply = functools.partial(module.apply, {"params": params}, none, none > 0)
+        return np.asarray(jax.jit(apply)(ids, **options))
 
     packed = run(row, segments_BxU=segments)[0]
     for text, place in zip(texts, (slice(0, 7), slice(7, 12)), strict=True):

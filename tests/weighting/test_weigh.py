@@ -5,7 +5,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from kpod_jax import checkpoint, configuration, sharding
 from kpod_jax.data.records import Record
@@ -191,24 +190,8 @@ def test_prefixes_encoded_at_once_are_weighed_too(tmp_path, prefixes):
     np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
 
 
-@pytest.fixture
-def compiled_once(tmp_path):
-    """Runs of one test share what is compiled."""
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, key) for key in keys]
-    for key, value in zip(keys, (str(tmp_path / "compiled"), 0), strict=True):
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-    yield
-    for key, value in zip(keys, before, strict=True):
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.slow
-def test_a_stage_that_is_killed_anywhere_ends_with_the_same_weights(
-    tmp_path, monkeypatch, compiled_once
-):
+def test_a_stage_that_is_killed_anywhere_ends_with_the_same_weights(tmp_path, monkeypatch):
     """After some of the saves in turn, then the same again."""
     monkeypatch.setattr(learn, "_SAVE_EVERY", 2)
     config = settings(
