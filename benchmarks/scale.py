@@ -16,13 +16,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from benchmarks import tables
-from configs import flan_t5_large, flan_t5_xl, llama_7b, t5_base
+from configs import flan_t5_large, flan_t5_xl, llama_7b, smollm2_135m, t5_base
 from kpod_jax import devices, files
 from kpod_jax.abstract_steps import STEPS, AbstractRun, Step, job_steps
 from kpod_jax.ahead_of_time import bytes_on_a_device, fits
+from kpod_jax.configuration import Config
 from kpod_jax.models import hub
 from kpod_jax.models.t5_config import T5Config
 
@@ -30,12 +32,18 @@ _COMPILED = flags.DEFINE_string("compiled", "", "Folder of work directories with
 _KEPT = pathlib.Path("benchmarks/compiled")
 # Of a step's report, what tables are made of.
 _FIELDS = ("name", "fits", "peak_bytes", "beside_bytes", "where", "flops", "counted", "sent_bytes")
-_CONFIGS = {"t5_base": t5_base, "flan_t5_large": flan_t5_large}
-_CONFIGS |= {"flan_t5_xl": flan_t5_xl, "llama_7b": llama_7b}
+_CONFIGS = (smollm2_135m, t5_base, flan_t5_large, flan_t5_xl, llama_7b)
 _GPU = "NVIDIA H100 80GB HBM3"
-_ONE_CHIP = "v5p:1x1x1"
 # The plan's data: tokens of rationales, and of a question, a rationale and an answer sentence.
 _RATIONALE_TOKENS, _LENGTHS, _SHARE_OF_PEAK = 1e9, (60, 150, 12), 0.4
+
+
+def configs() -> list[Config]:
+    """The students' configurations, with architectures that are known by name."""
+    made = [module.get_config() for module in _CONFIGS]
+    for config in made:
+        config.student.model = config.student.model.removesuffix("-Instruct")
+    return made
 
 
 def forward_products(model: str, source: int, target: int) -> tuple[float, float, float]:
@@ -163,7 +171,7 @@ def merged(jobs: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             steps[step["name"]] = {field: step[field] for field in _FIELDS}
         order = [steps[step] for step in STEPS if step in steps]
         result[name] = job | {"steps": order}
-    students = [module.get_config().student.model for module in _CONFIGS.values()]
+    students = [config.student.model for config in configs()]
 
     def place(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
         student = item[1]["student"]
@@ -230,35 +238,43 @@ def model_table(found: list[dict[str, Any]]) -> list[str]:
 
 
 def gpu_table(found: list[dict[str, Any]]) -> list[str]:
-    """Memory on one GPU: arguments and gradients exactly, temporaries as one TPU chip's."""
+    """Memory on one GPU: arguments and gradients exactly, temporaries as one TPU chip's.
+
+    Where the step was compiled for many chips alone, a chip's temporaries times the chips that have
+    other rows or other heads are an upper bound, "≤": what chips have in common is counted often.
+    """
     gpu = devices.DEVICES[_GPU]
     rows = [
         "| student | step | parameters | optimiser state | gradients | held beside | without "
         "activations | activations of one chip | all, GB | fits |",
         "| --- " * 10 + "|",
     ]
-    temporaries = {
-        (job["student"], step["name"]): step["where"]["activations"] + step["where"]["logits"]
-        for job in found
-        for step in job["steps"]
-        if job["topology"] == _ONE_CHIP and step["counted"] is not None
-    }
-    for config in (module.get_config() for module in _CONFIGS.values()):
+    temporaries: dict[tuple[str, str, int], dict[int, float]] = {}
+    for job in found:
+        chips = int(np.prod([*job["mesh"].values()]))
+        for step in job["steps"]:
+            if step["counted"] is not None:
+                made = step["where"]["activations"] + step["where"]["logits"]
+                key = (job["student"], step["name"], job["batch_size"])
+                temporaries.setdefault(key, {})[chips] = chips * made
+    for config in configs():
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 1, 1
         run = AbstractRun(config, jax.devices()[:1])
         for step in job_steps(run, ("train", "fit")):
             known = _without_activations(step)
             base = sum(known.values())
-            made = temporaries.get((config.student.model, step.name))
-            total = base + (made or 0)
-            verdict = "yes" if fits(total, gpu.hbm_bytes) else "no"
-            if made is None and verdict == "yes":
+            key = (config.student.model, step.name, config.distill.batch_size)
+            chips, made = min(temporaries.get(key, {0: 0.0}).items())
+            total = base + made
+            verdict = "yes" if fits(int(total), gpu.hbm_bytes) else "no"
+            if not chips and verdict == "yes":
                 verdict = "not compiled"
             shown = " | ".join(f"{size / 1e9:.1f}" for size in known.values())
-            activations = "" if made is None else f"{made / 1e9:.1f}"
+            bound = "≤ " if chips > 1 else ""
+            activations = f"{bound}{made / 1e9:.1f}" if chips else ""
             rows.append(
                 f"| {_short(config.student.model)} | {step.name} | {shown} | {base / 1e9:.1f} | "
-                f"{activations} | {total / 1e9:.1f} | {verdict} |"
+                f"{activations} | {bound}{total / 1e9:.1f} | {verdict} |"
             )
     return rows
 
@@ -287,10 +303,10 @@ def step_table() -> list[str]:
         "| --- " * 9 + "|",
     ]
     device = devices.DEVICES["TPU v5 lite"]
-    for name, config in ((name, module.get_config()) for name, module in _CONFIGS.items()):
+    for config in configs():
         model = config.student.model
         options = {"remat": config.student.remat, "lora": config.student.lora.rank}
-        shapes = _SHAPES_OF_SMALL if name == "t5_base" else _SHAPES
+        shapes = _SHAPES_OF_SMALL if config.mesh.data == -1 else _SHAPES
         parameters = matrix_parameters(model)
         trained = 0 if options["lora"] else parameters
         for chips, (data, fsdp, tensor, size) in shapes.items():
@@ -324,7 +340,7 @@ def plan_table() -> list[str]:
     question, rationale, rest = _LENGTHS
     examples = _RATIONALE_TOKENS / rationale
     device = devices.DEVICES["TPU v5 lite"]
-    for config in (module.get_config() for module in _CONFIGS.values()):
+    for config in configs():
         model = config.student.model
         target = rationale + rest
         options = {"remat": config.student.remat, "lora": config.student.lora.rank}
