@@ -3,6 +3,7 @@ import functools
 import json
 import shutil
 import threading
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -179,7 +180,7 @@ def test_adapters_alone_are_trained_beside_frozen_weights(base_dtype):
 
 def test_the_flops_of_a_step_are_those_of_its_products():
     """By hand; three times the forward pass, whatever is computed anew to save memory."""
-    batch = {k: v for k, v in stage_batches()[0].items() if k != "index"}
+    batch: Any = {k: v for k, v in stage_batches()[0].items() if k != "index"}
     rows, question = batch["input_ids"].shape
     target = batch["targets"].shape[1]
     c = tiny.CONFIG
