@@ -5,31 +5,45 @@ r"""What steps need on TPUs and GPUs, and a model of their cost held against com
     ...                                      # as many as there are
     python -m benchmarks.scale --compiled=runs/compiled [--write]  # prints tables for docs/scale.md
 
-A table has a row for each `compile.json` of --compiled. Nothing is compiled here.
+What was compiled is kept in benchmarks/compiled/, a file a job. Each `compile.json` below
+--compiled adds its steps to these, or takes the place of the same ones; with --write they are
+stored. Nothing is compiled here.
 """
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from benchmarks import tables
-from configs import flan_t5_large, flan_t5_xl, llama_7b, t5_base
-from kpod_jax import devices
-from kpod_jax.abstract_steps import AbstractRun, Step, job_steps
+from configs import flan_t5_large, flan_t5_xl, llama_7b, smollm2_135m, t5_base
+from kpod_jax import devices, files
+from kpod_jax.abstract_steps import STEPS, AbstractRun, Step, job_steps
 from kpod_jax.ahead_of_time import bytes_on_a_device, fits
+from kpod_jax.configuration import Config
 from kpod_jax.models import hub
 from kpod_jax.models.t5_config import T5Config
 
-_COMPILED = flags.DEFINE_string("compiled", "runs/compiled", "Folder of work directories.")
-_CONFIGS = {"t5_base": t5_base, "flan_t5_large": flan_t5_large}
-_CONFIGS |= {"flan_t5_xl": flan_t5_xl, "llama_7b": llama_7b}
+_COMPILED = flags.DEFINE_string("compiled", "", "Folder of work directories with new results.")
+_KEPT = pathlib.Path("benchmarks/compiled")
+# Of a step's report, what tables are made of.
+_FIELDS = ("name", "fits", "peak_bytes", "beside_bytes", "where", "flops", "counted", "sent_bytes")
+_CONFIGS = (smollm2_135m, t5_base, flan_t5_large, flan_t5_xl, llama_7b)
 _GPU = "NVIDIA H100 80GB HBM3"
-_ONE_CHIP = "v5p:1x1x1"
 # The plan's data: tokens of rationales, and of a question, a rationale and an answer sentence.
 _RATIONALE_TOKENS, _LENGTHS, _SHARE_OF_PEAK = 1e9, (60, 150, 12), 0.4
+
+
+def configs() -> list[Config]:
+    """The students' configurations, with architectures that are known by name."""
+    made = [module.get_config() for module in _CONFIGS]
+    for config in made:
+        config.student.model = config.student.model.removesuffix("-Instruct")
+    return made
 
 
 def forward_products(model: str, source: int, target: int) -> tuple[float, float, float]:
@@ -110,10 +124,60 @@ def activations_sent(
     return 2 * 2 * 2 * own * tokens * c.d_model
 
 
-def read_compiled(folder: str) -> list[dict[str, Any]]:
-    """All `compile.json` below a folder."""
-    paths = sorted(pathlib.Path(folder).glob("**/compile.json"))
-    return [json.loads(path.read_text()) for path in paths]
+def train_traffic(
+    model: str,
+    mesh: dict[str, int],
+    rows: int,
+    source: int,
+    target: int,
+    *,
+    remat: str = "none",
+    lora: int = 0,
+) -> float:
+    """Bytes between a device's memory and its units in a train step, about.
+
+    Weights are read in bfloat16 in each pass; Adam reads and writes 28 bytes for each parameter
+    that is trained; activations are 34 bytes for each token, layer and unit of width (Korthikanti
+    et al., "Reducing Activation Recomputation in Large Transformer Models", 2022, section 4.1;
+    attention's own are fused), written and read once, and with remat once more.
+    """
+    c, parameters = hub.load_config(model), matrix_parameters(model)
+    passes = 2 + (remat == "full")
+    kept = 1 / (mesh["tensor"] * mesh["fsdp"])
+    weights = 2 * passes * parameters / mesh["tensor"]
+    optimizer = 0.0 if lora else 28 * parameters * kept
+    if isinstance(c, T5Config):
+        tokens = c.num_layers * source + c.num_decoder_layers * target
+    else:
+        tokens = c.num_hidden_layers * (source + target)
+    own = rows / (mesh["data"] * mesh["fsdp"] * mesh["tensor"])
+    return weights + optimizer + 34 * passes * own * tokens * c.d_model
+
+
+def read_compiled(folder: str | pathlib.Path, name: str = "**/compile.json") -> list[dict]:
+    """All results below a folder."""
+    return [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob(name))]
+
+
+def merged(jobs: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Jobs by name; of a step of the same job the last is taken."""
+    result: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        sizes = "x".join(str(job["mesh"][axis]) for axis in ("data", "fsdp", "tensor"))
+        topology = job["topology"].replace(":", "-")
+        name = f"{_short(job['student'])}-{topology}-mesh-{sizes}-rows-{job['batch_size']}"
+        steps = {step["name"]: step for step in result.get(name, {"steps": []})["steps"]}
+        for step in job["steps"]:
+            steps[step["name"]] = {field: step[field] for field in _FIELDS}
+        order = [steps[step] for step in STEPS if step in steps]
+        result[name] = job | {"steps": order}
+    students = [config.student.model for config in configs()]
+
+    def place(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+        student = item[1]["student"]
+        return students.index(student) if student in students else len(students), item[0]
+
+    return dict(sorted(result.items(), key=place))
 
 
 def compiled_table(found: list[dict[str, Any]]) -> list[str]:
@@ -174,35 +238,43 @@ def model_table(found: list[dict[str, Any]]) -> list[str]:
 
 
 def gpu_table(found: list[dict[str, Any]]) -> list[str]:
-    """Memory on one GPU: arguments and gradients exactly, temporaries as one TPU chip's."""
+    """Memory on one GPU: arguments and gradients exactly, temporaries as one TPU chip's.
+
+    Where the step was compiled for many chips alone, a chip's temporaries times the chips that have
+    other rows or other heads are an upper bound, "≤": what chips have in common is counted often.
+    """
     gpu = devices.DEVICES[_GPU]
     rows = [
         "| student | step | parameters | optimiser state | gradients | held beside | without "
         "activations | activations of one chip | all, GB | fits |",
         "| --- " * 10 + "|",
     ]
-    temporaries = {
-        (job["student"], step["name"]): step["where"]["activations"] + step["where"]["logits"]
-        for job in found
-        for step in job["steps"]
-        if job["topology"] == _ONE_CHIP and step["counted"] is not None
-    }
-    for config in (module.get_config() for module in _CONFIGS.values()):
+    temporaries: dict[tuple[str, str, int], dict[int, float]] = {}
+    for job in found:
+        chips = int(np.prod([*job["mesh"].values()]))
+        for step in job["steps"]:
+            if step["counted"] is not None:
+                made = step["where"]["activations"] + step["where"]["logits"]
+                key = (job["student"], step["name"], job["batch_size"])
+                temporaries.setdefault(key, {})[chips] = chips * made
+    for config in configs():
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 1, 1
         run = AbstractRun(config, jax.devices()[:1])
         for step in job_steps(run, ("train", "fit")):
             known = _without_activations(step)
             base = sum(known.values())
-            made = temporaries.get((config.student.model, step.name))
-            total = base + (made or 0)
-            verdict = "yes" if fits(total, gpu.hbm_bytes) else "no"
-            if made is None and verdict == "yes":
+            key = (config.student.model, step.name, config.distill.batch_size)
+            chips, made = min(temporaries.get(key, {0: 0.0}).items())
+            total = base + made
+            verdict = "yes" if fits(int(total), gpu.hbm_bytes) else "no"
+            if not chips and verdict == "yes":
                 verdict = "not compiled"
             shown = " | ".join(f"{size / 1e9:.1f}" for size in known.values())
-            activations = "" if made is None else f"{made / 1e9:.1f}"
+            bound = "≤ " if chips > 1 else ""
+            activations = f"{bound}{made / 1e9:.1f}" if chips else ""
             rows.append(
                 f"| {_short(config.student.model)} | {step.name} | {shown} | {base / 1e9:.1f} | "
-                f"{activations} | {total / 1e9:.1f} | {verdict} |"
+                f"{activations} | {bound}{total / 1e9:.1f} | {verdict} |"
             )
     return rows
 
@@ -216,6 +288,48 @@ def _without_activations(step: Step) -> dict[str, int]:
     }
 
 
+# Meshes and rows of a batch that a device count is given: data, fsdp, tensor, rows.
+_SHAPES = {16: (1, 4, 4, 4), 256: (16, 16, 1, 256)}
+_SHAPES_OF_SMALL = {16: (16, 1, 1, 32), 256: (256, 1, 1, 256)}
+# Tokens of prompt and target: those of GSM8K, the longest of the configurations, LLaMA's limit.
+_CONTEXTS = ((60, 162), (256, 512), (512, 1536))
+
+
+def step_table() -> list[str]:
+    """Lower bounds of a train step's time by the model, against devices, student and context."""
+    rows = [
+        "| student | chips | data × fsdp × tensor | rows | prompt + target | compute, ms | "
+        "memory, ms | links, ms | bound by |",
+        "| --- " * 9 + "|",
+    ]
+    device = devices.DEVICES["TPU v5 lite"]
+    for config in configs():
+        model = config.student.model
+        options = {"remat": config.student.remat, "lora": config.student.lora.rank}
+        shapes = _SHAPES_OF_SMALL if config.mesh.data == -1 else _SHAPES
+        parameters = matrix_parameters(model)
+        trained = 0 if options["lora"] else parameters
+        for chips, (data, fsdp, tensor, size) in shapes.items():
+            mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
+            for lengths in _CONTEXTS:
+                flops = train_flops(model, size, *lengths, **options)
+                sent = train_sent(mesh, parameters, trained)
+                sent += activations_sent(model, mesh, size, *lengths)
+                seconds = {
+                    "compute": flops / chips / device.peak_flops,
+                    "memory": train_traffic(model, mesh, size, *lengths, **options)
+                    / device.hbm_bandwidth,
+                    "links": sent / device.link_bandwidth,
+                }
+                shown = " | ".join(f"{value * 1e3:.1f}" for value in seconds.values())
+                rows.append(
+                    f"| {_short(model)} | {chips} | {data} × {fsdp} × {tensor} | {size} | "
+                    f"{lengths[0]} + {lengths[1]} | {shown} | "
+                    f"{max(seconds, key=lambda key: seconds[key])} |"
+                )
+    return rows
+
+
 def plan_table() -> list[str]:
     """An epoch and a scoring pass of a billion rationale tokens, by the model."""
     rows = [
@@ -226,7 +340,7 @@ def plan_table() -> list[str]:
     question, rationale, rest = _LENGTHS
     examples = _RATIONALE_TOKENS / rationale
     device = devices.DEVICES["TPU v5 lite"]
-    for config in (module.get_config() for module in _CONFIGS.values()):
+    for config in configs():
         model = config.student.model
         target = rationale + rest
         options = {"remat": config.student.remat, "lora": config.student.lora.rank}
@@ -253,11 +367,17 @@ def main(argv: list[str]) -> None:
     """Prints the tables."""
     del argv
     jax.config.update("jax_platforms", "cpu")
-    found = read_compiled(_COMPILED.value)
+    found = read_compiled(_COMPILED.value) if _COMPILED.value else []
+    jobs = merged([*read_compiled(_KEPT, "*.json"), *found])
+    if tables.WRITE.value:
+        for name, job in jobs.items():
+            files.write_json(_KEPT / f"{name}.json", job)
+    found = list(jobs.values())
     made = {
         "compiled": compiled_table(found),
         "model": model_table(found),
         "gpu": gpu_table(found),
+        "steps": step_table(),
         "plan": plan_table(),
     }
     for name, rows in made.items():

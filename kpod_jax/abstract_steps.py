@@ -258,11 +258,15 @@ def _embeddings(run: Run) -> Any:
 
 
 def _problems(run: Run) -> Problems:
-    """A batch for the answerer; the host gives it whole to all devices."""
+    """A batch for the answerer, as `MaskLearner.place` puts it on the mesh."""
     rows, (source, target) = run.config.weighting.batch_size, _lengths(run)
+    where = sharding.whole_sharding((rows,), run.mesh)
 
     def pair(size: int) -> list[Any]:
-        return [jax.ShapeDtypeStruct((rows, size), dtype) for dtype in (jnp.int32, jnp.bool_)]
+        return [
+            jax.ShapeDtypeStruct((rows, size), dtype, sharding=where)
+            for dtype in (jnp.int32, jnp.bool_)
+        ]
 
     rationale, mask = pair(target)
     arrays = [*pair(source), rationale, mask, mask, *pair(_ANSWER_TOKENS)]

@@ -23,7 +23,7 @@ from kpod_jax import costs, losses, processes, sharding, watch
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
-from kpod_jax.difficulty import token_losses
+from kpod_jax.difficulty import hidden_states, token_losses
 from kpod_jax.errors import UserError
 from kpod_jax.metrics import MetricsWriter, OneStepLate
 from kpod_jax.models import layout
@@ -257,13 +257,15 @@ def _first_state(optimizer: optax.GradientTransformation, params: Params) -> dic
 def model_flops(module: nn.Module, params: Params, frozen: Params) -> Callable[[Batch], float]:
     """From a batch to the FLOPs that a step on it needs: forward, and backward where trained.
 
-    Attention and logits are in them; what `remat` computes again is not. A shape is counted once.
+    Attention and logits are in them; what is computed again to save memory is not, be it by `remat`
+    or by the loss, which makes logits twice. A shape is counted once.
     """
     plain = module.clone(remat="none", attention="xla")
     params, frozen = jax.eval_shape(lambda: (params, frozen))
 
     def loss(trained: Params, frozen: Params, batch: Batch) -> jax.Array:
-        return jnp.sum(token_losses(plain, layout.combine(trained, frozen), batch))
+        hidden, head = hidden_states(plain, layout.combine(trained, frozen), batch)
+        return jnp.sum(head(hidden))
 
     @functools.cache
     def count(shapes: tuple[tuple[str, tuple[int, ...], Any], ...]) -> float:

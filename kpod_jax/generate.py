@@ -27,6 +27,8 @@ from kpod_jax.models.student import Student
 
 # A part 1 / _REFILL of the batch is free before it is refilled: a refill costs an encoder's pass.
 _REFILL = 4
+# Of every array of a cache, whatever the family.
+_CACHE_AXES = ("batch", "heads", "length", "kv")
 
 
 class Rows(NamedTuple):
@@ -224,10 +226,12 @@ def make_steps(
             encoded = apply(params, "encode", ids, ids == 0)
             return apply(params, "start_cache", encoded, max_new_tokens)
 
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(cache, params))
+        def room(of: jax.ShapeDtypeStruct) -> jax.Array:
+            return sharding.constrain(jnp.zeros(of.shape, of.dtype), *_CACHE_AXES)
+
         zeros = jnp.zeros(batch_size, jnp.int32)
         return Rows(
-            cache=jax.tree.map(lambda x: sharding.constrain(x, "batch"), empty),
+            cache=jax.tree.map(room, jax.eval_shape(cache, params)),
             mask=jnp.zeros((batch_size, size), bool),
             ids=zeros,
             age=zeros,

@@ -29,6 +29,7 @@ class Rules:
     """
 
     batch: Axes = ("data", "fsdp")
+    batch_lookup: Axes = "data"  # While vectors are taken from a table that is split over `embed`.
     length: Axes = None
     embed_activation: Axes = None
     vocab: Axes = "tensor"
@@ -176,15 +177,20 @@ def place_whole(tree: Any, mesh: Mesh) -> Any:
 
     Rows are split as a batch's are, where the devices divide them; else all have a whole copy.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def place(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
-        splits = array.ndim > 0 and array.shape[0] % parts == 0
-        where = batch_sharding(mesh) if splits else replicated(mesh)
+        where = whole_sharding(array.shape, mesh)
         return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
     return jax.tree.map(place, tree)
+
+
+def whole_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where `place_whole` puts an array of a shape."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    splits = len(shape) > 0 and shape[0] % parts == 0
+    return batch_sharding(mesh) if splits else replicated(mesh)
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:

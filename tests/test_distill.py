@@ -1,7 +1,9 @@
 import dataclasses
+import functools
 import json
 import shutil
 import threading
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -11,7 +13,7 @@ import optax
 import pytest
 
 from benchmarks import memory
-from kpod_jax import configuration, distill, sharding
+from kpod_jax import configuration, distill, sharding, watch
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from kpod_jax.models import layout
@@ -100,7 +102,7 @@ def expected():
     return updates(one_device(), stage_batches())
 
 
-@pytest.mark.parametrize(("sizes", "micro_batches"), [(None, 4), ((8, 1, 1), 1), ((2, 2, 2), 2)])
+@pytest.mark.parametrize(("sizes", "micro_batches"), [(None, 4), ((2, 2, 2), 2)])
 def test_micro_batches_and_meshes_give_the_same_update(expected, sizes, micro_batches):
     mesh = sharding.make_mesh(*sizes) if sizes else one_device()
     params, metrics, compiled = updates(mesh, stage_batches(), micro_batches)
@@ -176,6 +178,43 @@ def test_adapters_alone_are_trained_beside_frozen_weights(base_dtype):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state["params"])} == {"float32"}
 
 
+def test_the_flops_of_a_step_are_those_of_its_products():
+    """By hand; three times the forward pass, whatever is computed anew to save memory."""
+    batch: Any = {k: v for k, v in stage_batches()[0].items() if k != "index"}
+    rows, question = batch["input_ids"].shape
+    target = batch["targets"].shape[1]
+    c = tiny.CONFIG
+    inner, mlp = c.d_model * c.num_heads * c.d_kv, 2 * c.d_model * c.d_ff
+    products = question * (4 * inner + mlp) + target * (6 * inner + mlp) + question * 2 * inner
+    pairs = question**2 + target**2 + question * target
+    products += 2 * pairs * c.num_heads * c.d_kv + target * c.d_model * c.vocab_size
+    for remat in ("none", "full"):
+        module = tiny.t5().clone(remat=remat)
+        params = tiny.params(module)
+        assert distill.model_flops(module, params, {})(batch) == 3 * 2 * rows * products
+    # Of frozen weights there is no gradient; what is left is at least two thirds.
+    student = tiny.student()
+    adapted = dataclasses.replace(student, module=tiny.t5().clone(lora=LoRAConfig(rank=1)))
+    trained, frozen = adapted.split(adapted.load(one_device()))
+    found = distill.model_flops(adapted.module, trained, frozen)(batch)
+    assert 1 < found / (2 * rows * products) < 2.2
+
+
+def test_a_training_that_hangs_is_ended(tmp_path, monkeypatch):
+    """A validation that does not come back; what would end the process lets it go on here."""
+    codes, ended = [], threading.Event()
+
+    def end(code):
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(distill.watch, "Watchdog", functools.partial(watch.Watchdog, end=end))
+    watching = configuration.default().watch
+    watching.hang_seconds = 0.5
+    run(tmp_path, lambda params: float(ended.wait(60)), watching=watching)
+    assert codes == [watch.EXIT_HUNG]
+
+
 @pytest.mark.parametrize(
     ("decay", "middle", "end"), [("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0)]
 )
@@ -216,7 +255,7 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def run(workdir, validate, start_steps=start_steps, begin_stage=None):
+def run(workdir, validate, start_steps=start_steps, begin_stage=None, watching=None):
     mesh, batches = one_device(), source(start_steps=start_steps)
     config = settings(checkpoint_every=2, validate_every=1)
     distill.train(
@@ -226,7 +265,7 @@ def run(workdir, validate, start_steps=start_steps, begin_stage=None):
         batches,
         start_steps,
         config,
-        configuration.default().watch,
+        watching or configuration.default().watch,
         length=distill.plan(config, batches.steps_per_epoch),
         seed=0,
         mesh=mesh,
@@ -316,6 +355,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path):
 
     whole, again = rows(tmp_path / "whole"), rows(tmp_path / "killed")
     for row in whole + again:
+        if "loss" in row:
+            shown = ("tokens_per_second", "flops_per_second", "data_wait_share")
+            assert all(row[name] >= 0 for name in (*shown, "step_seconds_p50", "step_seconds_p95"))
         for name in list(row):
             if name.endswith(("_per_second", "_share", "_p50", "_p95")):
                 del row[name]

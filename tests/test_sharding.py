@@ -1,6 +1,7 @@
-"""The same numbers on every mesh, and where the parts of arrays lie."""
+"""Where the parts of arrays lie."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -15,11 +16,9 @@ from kpod_jax.models import layout
 from kpod_jax.models.t5 import T5, LoRAConfig
 from tests.models import tiny
 
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]
 
-
-def loss_and_gradient(module, params, arrays, mesh):
-    """On a mesh, as a train step computes it."""
+def compiled_gradient(module, params, arrays, mesh) -> str:
+    """The program of a loss and its gradient on a mesh, as a train step has them."""
     arrays = sharding.place_batch(arrays, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, tiny.abstract(module, mesh))
     params = jax.device_put(params, where)
@@ -33,36 +32,18 @@ def loss_and_gradient(module, params, arrays, mesh):
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1))
 
     with sharding.use(mesh):
-        compiled = step.lower(params).compile()
-        return jax.device_get(compiled(params)), str(compiled.as_text())
+        return str(step.lower(params).compile().as_text())
 
 
-def test_every_mesh_computes_what_one_device_does():
-    lora = LoRAConfig(rank=2)
-    # 8 devices divide neither 4 heads nor 100 rows.
-    module = T5(tiny.config("v1.1", vocab_size=100), lora=lora)
-    params, arrays = tiny.init(module), tiny.batch(rows=8, source=12, target=8)
-    alone = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    (expected, expected_grads), _ = loss_and_gradient(module, params, arrays, alone)
-    expected_grads = layout.flatten(expected_grads)
-    for sizes in MESHES:
-        mesh = sharding.make_mesh(*sizes)
-        (loss, grads), _ = loss_and_gradient(module, params, arrays, mesh)
-        assert loss == pytest.approx(expected, rel=1e-6)
-        for path, value in layout.flatten(grads).items():
-            bound = 1e-4 * np.abs(expected_grads[path]).max()
-            np.testing.assert_allclose(value, expected_grads[path], atol=bound, err_msg=path)
-
-
-def test_no_device_holds_the_activations_of_the_whole_batch():
-    """24 rows over 8 devices are 3 rows: no array of 24 rows is in the compiled program."""
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (2, 2, 2)])
+def test_no_device_holds_the_activations_of_the_whole_batch(sizes):
+    """24 rows over devices are 3 or 6 rows: no array of 24 rows is in the compiled program."""
     module = T5(tiny.config("v1.1"))
     arrays = tiny.batch(rows=24, source=12, target=10)
-    mesh = sharding.make_mesh(2, 4, 1)
-    _, text = loss_and_gradient(module, tiny.init(module), arrays, mesh)
-    assert "f32[3,12,32]" in text
-    assert "f32[24,12,32]" not in text
-    assert "f32[24,10,32]" not in text
+    text = compiled_gradient(module, tiny.init(module), arrays, sharding.make_mesh(*sizes))
+    assert f"f32[{24 // sizes[0] // sizes[1]},12,32]" in text
+    # Nor of part of the width, but for rows of `data` as they come from the table.
+    assert not re.search(r"f32\[24,1[02],\d+\]", text)
 
 
 def test_parameters_lie_where_the_rules_say():

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,16 @@ def test_mfu_is_a_share_of_all_devices_peak(monkeypatch):
     clock[0] += 2.0
     window.add(tokens=1, flops=275e12 * jax.device_count())
     assert window.values()["mfu"] == 0.5
+
+
+def test_the_most_memory_in_use_is_told_where_the_device_tells(monkeypatch):
+    device = types.SimpleNamespace(
+        device_kind="TPU v4", memory_stats=lambda: {"peak_bytes_in_use": 7, "bytes_in_use": 5}
+    )
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert watch.Window().values()["hbm_peak_bytes"] == 7
+    device.memory_stats = lambda: None
+    assert "hbm_peak_bytes" not in watch.Window().values()
 
 
 def test_a_run_that_does_not_move_is_ended(capfd):

@@ -157,7 +157,10 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[...] int -> [..., D] of `dtype`; NaN for an id outside of the table."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        vectors = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        # As the table lies. Without this halfway house XLA copies all rows to every device where
+        # a mesh has both `data` and `fsdp`.
+        return constrain(vectors, "batch_lookup", *[None] * (ids.ndim - 1), "embed")
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., V] float32, the products with every row."""

@@ -228,8 +228,7 @@ class Llama(nn.Module):
         """The prompt's keys and values, and room for those of `length` steps."""
 
         def room(array: jax.Array) -> jax.Array:
-            array = jnp.pad(jnp.swapaxes(array, 1, 2), [(0, 0), (0, 0), (0, length), (0, 0)])
-            return constrain(array, "batch", "heads", "length", "kv")
+            return jnp.pad(jnp.swapaxes(array, 1, 2), [(0, 0), (0, 0), (0, length), (0, 0)])
 
         return Cache(tuple(map(room, encoded.keys)), tuple(map(room, encoded.values)))
 

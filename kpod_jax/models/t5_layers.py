@@ -205,8 +205,7 @@ class _Layer(nn.Module):
     def start_cache(self, encoded: jax.Array, length: int) -> LayerCache:
         c = self.config
         empty = jnp.zeros((encoded.shape[0], c.num_heads, length, c.d_kv), self.dtype)
-        arrays = (empty, empty, *self._cross_keys_values(encoded))
-        return LayerCache(*(constrain(x, "batch", "heads", "length", "kv") for x in arrays))
+        return LayerCache(empty, empty, *self._cross_keys_values(encoded))
 
     def fill_cache(self, cache: LayerCache, slots: jax.Array, encoded: jax.Array) -> LayerCache:
         key, value = self._cross_keys_values(encoded)
