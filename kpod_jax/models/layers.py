@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.backend import get_backend
 
 from kpod_jax.sharding import constrain
 
@@ -217,11 +218,19 @@ def attend(
       is_causal: query q sees keys 0 ... q alone.
       scale: of the scores; T5 has none.
       drop: applied to the attention weights, which are then made whole.
-      implementation: "xla", or "cudnn", flash attention on a GPU.
+      implementation: "xla", or "cudnn", flash attention on a GPU where lengths are even; others,
+        such as a decoding step's, are left to XLA.
 
     Returns:
       [B, Q, N, H].
     """
+    lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
+    if any(length % 2 for length in lengths):
+        implementation = "xla"
+    if implementation == "cudnn":
+        # It takes a bias of its inputs' type, and masks with all queries written out.
+        bias = None if bias is None else bias.astype(query_BxQxNxH.dtype)
+        mask = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))
     if drop is None:
         return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
             query_BxQxNxH,
@@ -244,6 +253,19 @@ def attend(
         scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
     weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
     return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
+
+
+def flash_attention_fits(dtype: Dtype, head: int) -> bool:
+    """Whether the devices have flash attention for heads of this width: NVIDIA's, from Ampere on.
+
+    Args:
+      dtype: of queries, keys and values.
+      head: H.
+    """
+    backend = get_backend()
+    if "cuda" not in backend.platform_version or float(backend.devices()[0].compute_capability) < 8:
+        return False
+    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head % 8 == 0 and head <= 128
 
 
 def pin_residual(x_BxQxD: jax.Array) -> jax.Array:

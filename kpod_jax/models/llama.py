@@ -420,10 +420,8 @@ class _Attention(nn.Module):
         query = self.q(x, deterministic)
         query = self.q_norm(query) if self.config.qk_norm else query
         query = pin_heads(_turn(query, rotation))
-        # A single query, of a step of decoding, is no work for flash attention.
-        implementation = self.attention if query.shape[1] > 1 else "xla"
         scale = self.config.head_dim**-0.5
-        result = attend(query, key, value, None, seen, scale=scale, implementation=implementation)
+        result = attend(query, key, value, None, seen, scale=scale, implementation=self.attention)
         return self.o(pin_heads(result), deterministic)
 
 

@@ -293,8 +293,6 @@ class _Attention(nn.Module):
         if not deterministic and rate > 0:
             drop = functools.partial(dropout, self, rate=rate, deterministic=False)
         query = pin_heads(self.q(x, deterministic))
-        # A single query, of a step of decoding, is no work for flash attention.
-        implementation = self.attention if query.shape[1] > 1 else "xla"
         result = attend(
             query,
             key,
@@ -303,7 +301,7 @@ class _Attention(nn.Module):
             mask,
             is_causal=is_causal,
             drop=drop,
-            implementation=implementation,
+            implementation=self.attention,
         )
         return self.o(pin_heads(result), deterministic)
 
