@@ -23,7 +23,7 @@ from kpod_jax import costs, losses, processes, sharding, watch
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
-from kpod_jax.difficulty import token_losses
+from kpod_jax.difficulty import hidden_states
 from kpod_jax.metrics import MetricsWriter, OneStepLate
 from kpod_jax.models import layout
 from kpod_jax.progress import Progress
@@ -99,8 +99,10 @@ def cross_entropy(
     module: nn.Module, params: Params, batch: Batch, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`."""
-    nll = token_losses(module, params, batch, dropout_key=dropout_key)
-    total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+    hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
+    total, nll = losses.weighted_token_losses(
+        hidden, batch["targets"], batch["supervised"], batch["loss_weights"], head
+    )
     return total, jnp.sum(nll)
 
 
@@ -237,7 +239,7 @@ def model_flops(module: nn.Module, params: Params, frozen: Params) -> Callable[[
     params, frozen = jax.eval_shape(lambda: (params, frozen))
 
     def loss(trained: Params, frozen: Params, batch: Batch) -> jax.Array:
-        return jnp.sum(token_losses(plain, layout.combine(trained, frozen), batch))
+        return cross_entropy(plain, layout.combine(trained, frozen), batch)[0]
 
     @functools.cache
     def count(shapes: tuple[tuple[str, tuple[int, ...], Any], ...]) -> float:

@@ -5,6 +5,7 @@ model, R rank.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -181,9 +182,27 @@ class Head(nn.Module):
         return head_product(hidden, kernel, self.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def head_product(x: jax.Array, kernel_DxV: jax.Array, dtype: Dtype) -> jax.Array:
-    """[..., D] -> [..., V], factors in `dtype`, sums in float32."""
+    """[..., D] -> [..., V], factors in `dtype`, sums in float32, forward and backward."""
     return jnp.matmul(x.astype(dtype), kernel_DxV.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _head_product_forward(x: jax.Array, kernel: jax.Array, dtype: Dtype) -> Any:
+    return head_product(x, kernel, dtype), (x, kernel)
+
+
+def _head_product_backward(dtype: Dtype, factors: Any, slope: jax.Array) -> Any:
+    """Left to itself, JAX would multiply float32 by bfloat16, which no device does fast."""
+    x, kernel = factors
+    product = functools.partial(jnp.tensordot, preferred_element_type=jnp.float32)
+    slope, over = slope.astype(dtype), tuple(range(x.ndim - 1))
+    by_x = product(slope, kernel.astype(dtype), (-1, -1))
+    by_kernel = product(x.astype(dtype), slope, (over, over))
+    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+
+
+head_product.defvjp(_head_product_forward, _head_product_backward)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, deterministic: bool) -> jax.Array:
