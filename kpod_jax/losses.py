@@ -164,33 +164,40 @@ def _weighted_forward(
     values = [parameter.value for parameter in parameters]
     trained = [value for value, wanted in zip(values, trains, strict=True) if wanted]
 
-    def one(sums: Any, part: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-        hidden, targets, supervised, weights = part
+    def made(
+        hidden: jax.Array, targets: jax.Array, supervised: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        def chosen(hidden: jax.Array, trained: list[jax.Array]) -> jax.Array:
+            rest = iter(trained)
+            pairs = zip(values, trains, strict=True)
+            return head(hidden, *(next(rest) if wanted else value for value, wanted in pairs))
 
-        def made() -> Any:
-            def chosen(hidden: jax.Array, trained: list[jax.Array]) -> jax.Array:
-                rest = iter(trained)
-                pairs = zip(values, trains, strict=True)
-                return head(hidden, *(next(rest) if wanted else value for value, wanted in pairs))
+        result, pull = jax.vjp(chosen, hidden, trained)
+        nll, (logits, log_sum) = _nll(result, targets)
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+        slope = (jnp.exp(logits - log_sum[..., None]) - is_target) * weights[..., None]
+        slope = jnp.where(supervised[..., None], slope, 0.0)
+        return jnp.where(supervised, nll, 0.0), *pull(slope.astype(result.dtype))
 
-            result, pull = jax.vjp(chosen, hidden, trained)
-            nll, (logits, log_sum) = _nll(result, targets)
-            is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
-            slope = (jnp.exp(logits - log_sum[..., None]) - is_target) * weights[..., None]
-            slope = jnp.where(supervised[..., None], slope, 0.0)
-            by_hidden, by_trained = pull(slope.astype(result.dtype))
-            added = [a + b.astype(a.dtype) for a, b in zip(sums[1], by_trained, strict=True)]
-            return jnp.where(supervised, nll, 0.0), by_hidden, added
+    def one(sums: list[jax.Array], part: tuple[jax.Array, ...]) -> tuple[list[jax.Array], Any]:
+        def add() -> Any:
+            nll, by_hidden, by_trained = made(*part)
+            added = [a + b.astype(a.dtype) for a, b in zip(sums, by_trained, strict=True)]
+            return added, (nll, by_hidden)
 
-        def passed_over() -> Any:
-            return jnp.zeros(targets.shape, jnp.float32), jnp.zeros_like(hidden), sums[1]
+        def pass_over() -> Any:
+            return sums, (jnp.zeros(part[1].shape, jnp.float32), jnp.zeros_like(part[0]))
 
-        nll, by_hidden, added = jax.lax.cond(supervised.any(), made, passed_over)
-        return (sums[0] + jnp.sum(nll * weights, where=supervised), added), (nll, by_hidden)
+        return jax.lax.cond(part[2].any(), add, pass_over)
 
     parts = (hidden.value, targets.value, supervised.value, weights.value)
-    zeros = [jnp.zeros(value.shape, jnp.float32) for value in trained]
-    (total, sums), (nll, by_hidden) = jax.lax.scan(one, (jnp.zeros(()), zeros), parts)
+    if len(parts[0]) == 1:  # It needs no sum, whose zeros are as large as the head.
+        nll, by_hidden, sums = made(*(part[0] for part in parts))
+        nll, by_hidden = nll[None], by_hidden[None]
+    else:
+        zeros = [jnp.zeros(value.shape, jnp.float32) for value in trained]
+        sums, (nll, by_hidden) = jax.lax.scan(one, zeros, parts)
+    total = jnp.sum(nll * parts[3], where=parts[2])
     sums = iter([a.astype(value.dtype) for a, value in zip(sums, trained, strict=True)])
     by_parameters = tuple(next(sums) if wanted else None for wanted in trains)
     return (total, nll), (by_hidden, by_parameters, nll)

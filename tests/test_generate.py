@@ -169,6 +169,32 @@ def test_samples_depend_on_their_number_alone(reference):
     assert (found != other).any()
 
 
+def read_prompts(monkeypatch, generator):
+    """Rows of each encoder pass, from now on."""
+    found = []
+    fill = generator._steps.fill
+
+    def counted(params, rows, ids, *others):
+        found.append(ids.shape[0])
+        return fill(params, rows, ids, *others)
+
+    monkeypatch.setattr(generator, "_steps", generator._steps._replace(fill=counted))
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1)])
+def test_samples_of_a_question_share_the_reading_of_it(reference, monkeypatch, sizes):
+    module, params = reference.load()
+    sampling = Sampling(temperature=1.0, seed=3)
+    alone = reference.generator(module, rows=4, sampling=sampling)
+    shared = reference.generator(module, sizes, rows=32, sampling=sampling)
+    rows = read_prompts(monkeypatch, shared)
+    few = prompts_of({k: v[:3] for k, v in reference.arrays.items()})
+    expected = alone(params, few, samples=11)
+    np.testing.assert_array_equal(shared(params, few, samples=11), expected)
+    assert len(rows) > 1 and set(rows) == {-(-3 // sizes[0]) * sizes[0]}  # Of 8 rows.
+
+
 @pytest.mark.parametrize("options", [{"temperature": 1e-6}, {"temperature": 1.0, "top_p": 1e-6}])
 def test_cold_or_narrow_samples_are_greedy(reference, options):
     module, params = reference.load()

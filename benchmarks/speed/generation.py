@@ -1,8 +1,6 @@
 """Greedy generation beside transformers' `generate`."""
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,21 +29,22 @@ _WORK = (
 class Ours:
     """So many new tokens for every row; prompts are equally long and end alike."""
 
-    def __init__(self, work: Work, params: Any = None, rows: int | None = None) -> None:
-        """Random parameters unless given; a batch of `rows`, by default of all."""
+    def __init__(self, work: Work, rows: int | None = None) -> None:
+        """Random parameters; a batch of `rows`, by default of all."""
         made, self._work, where = student(work), work, mesh()
-        self._params = made.load(where) if params is None else params
+        self._params = made.load(where)
         self._decoder_only = not isinstance(work.config, T5Config)
         start = _END if self._decoder_only else work.config.decoder_start_token_id
         self._generator = Generator(
             made, where, start, batch_size=rows or work.rows, max_new_tokens=work.target
         )
 
-    def __call__(self, samples: int = 1) -> np.ndarray:
-        """[B, G] tokens."""
+    def __call__(self, samples: int = 1, copies: int = 1) -> np.ndarray:
+        """[B * copies, samples, G] tokens: each prompt is there so many times."""
         ids = prompts(self._work)
-        ids = ids[:, :-1] if self._decoder_only else ids
-        return self._generator(self._params, Ragged.from_list(list(ids), np.int32))[:, 0]
+        ids = np.repeat(ids[:, :-1] if self._decoder_only else ids, copies, axis=0)
+        given = Ragged.from_list(list(ids), np.int32)
+        return self._generator(self._params, given, samples=samples)
 
 
 _END = 7
@@ -61,9 +60,8 @@ def prompts(work: Work) -> np.ndarray:
 class Torch:
     """The same of transformers, with its default cache."""
 
-    def __init__(self, work: Work, model: Any = None) -> None:
-        self._work = work
-        self._model = (torch_model(dataclasses.replace(work)) if model is None else model).eval()
+    def __init__(self, work: Work) -> None:
+        self._work, self._model = work, torch_model(work).eval()
         if work.low_precision:
             self._model = self._model.to(torch.bfloat16)
 

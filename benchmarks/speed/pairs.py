@@ -102,29 +102,36 @@ def student(work: Work, *, scan_layers: bool = True) -> Student:
 class OurStep:
     """Our train step with its state."""
 
-    def __init__(self, work: Work, *, scan_layers: bool = True, devices: int = 1) -> None:
-        self._mesh, self._key = mesh(devices), jax.random.key(0)
+    def __init__(
+        self,
+        work: Work,
+        *,
+        scan_layers: bool = True,
+        devices: int = 1,
+        loss: distill.Loss = distill.cross_entropy,
+    ) -> None:
+        self.mesh, self._key = mesh(devices), jax.random.key(0)
         self.student = student(work, scan_layers=scan_layers)
         settings = configuration.default().distill
         settings.update({"optimizer": "adamw", "learning_rate": RATE, "warmup_steps": 0})
         optimizer = distill.make_optimizer(settings, 1000)
         rate = distill.learning_rate(settings, 1000)
-        self.step = distill.make_train_step(self.student.module, optimizer, rate)
-        trained, self.frozen = self.student.split(self.student.load(self._mesh))
+        self.step = distill.make_train_step(self.student.module, optimizer, rate, loss=loss)
+        trained, self.frozen = self.student.split(self.student.load(self.mesh))
         self.state = distill.start_state(trained, optimizer)
-        self.batch = sharding.place_batch(work.batch(), self._mesh)
+        self.batch = sharding.place_batch(work.batch(), self.mesh)
 
     def __call__(self, steps: int = 1) -> float:
         """The loss of the last of some steps, which it waits for."""
         metrics: Any = {}
-        with sharding.use(self._mesh):
+        with sharding.use(self.mesh):
             for _ in range(steps):
                 self.state, metrics = self.step(self.state, self.frozen, self.batch, self._key)
         return metrics["loss"].item()
 
     def compiled(self) -> Any:
         """The step, for its memory and its operations."""
-        with sharding.use(self._mesh):
+        with sharding.use(self.mesh):
             arguments = (self.state, self.frozen, self.batch, self._key)
             return self.step.lower(*arguments).compile()  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -149,9 +156,9 @@ def torch_model(work: Work) -> Any:
     maker: Any = transformers.AutoModelForCausalLM
     if isinstance(config, T5Config):
         maker = transformers.AutoModelForSeq2SeqLM
-    frozen_in_16_bits = work.lora and work.low_precision
+    dtype = torch.bfloat16 if work.lora and work.low_precision else torch.float32
     with torch.device(torch_device()):
-        model = maker.from_config(made, dtype=torch.bfloat16 if frozen_in_16_bits else torch.float32)
+        model = maker.from_config(made, dtype=dtype)
     if work.remat:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if work.lora:
@@ -171,13 +178,16 @@ def has_peft() -> bool:
 class TorchStep:
     """torch's train step with its state: AdamW fused, gradients clipped, as `Trainer` has it."""
 
-    def __init__(self, work: Work, *, compiled: bool = False) -> None:
+    def __init__(self, work: Work, *, compiler: str = "") -> None:
+        """Eager, or compiled by a backend of `torch.compile`."""
         torch.manual_seed(0)
         self._work, self._device = work, torch_device()
         self._model = torch_model(work).train()
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=RATE, weight_decay=0.0, fused=True)
-        self._forward: Any = torch.compile(self._model) if compiled else self._model
+        self._forward: Any = self._model
+        if compiler:
+            self._forward = torch.compile(self._model, backend=compiler)
         self._arguments = self._of(work.batch())
 
     def _of(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

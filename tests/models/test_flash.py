@@ -1,4 +1,4 @@
-"""Flash attention, which no machine of the tests has: its steps are lowered for a GPU all the same."""
+"""Flash attention, which a CPU has not: steps are lowered for a GPU all the same."""
 
 import types
 from typing import Any
@@ -64,7 +64,7 @@ def test_training_uses_it_forward_and_backward(cudnn, kind):
 
 
 def test_odd_lengths_are_left_to_xla(cudnn):
-    module, count = _STUDENTS["t5"]
+    module, _ = _STUDENTS["t5"]
     text = lowered(module, 24, 15)
     assert text.count("@__cudnn$fmha") == 2  # The encoder's.
     assert "__cudnn" not in lowered(_STUDENTS["llama"][0], 24, 15)
@@ -82,9 +82,7 @@ def test_odd_lengths_are_left_to_xla(cudnn):
         ("rocm 7", "gfx942", "bfloat16", 64, False),
     ],
 )
-def test_devices_types_and_heads_that_have_it(
-    monkeypatch, version, capability, dtype, head, fits
-):
+def test_devices_types_and_heads_that_have_it(monkeypatch, version, capability, dtype, head, fits):
     device = types.SimpleNamespace(compute_capability=capability)
     backend = types.SimpleNamespace(platform_version=version, devices=lambda: [device])
     monkeypatch.setattr(layers, "get_backend", lambda: backend)
