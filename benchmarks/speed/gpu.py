@@ -140,12 +140,10 @@ def training(miniature: bool = False) -> Iterator[str]:
     """The lines of the first table, as they are found."""
     yield from TRAINING
     for name, work in _TRAINING.items():
-        # On a CPU torch's own compiler takes minutes.
-        yield (
-            training_row(name, _small(work), 1, 1, "eager")
-            if miniature
-            else training_row(name, work)
-        )
+        if miniature:  # On a CPU torch's own compiler takes minutes.
+            yield training_row(name, _small(work), 1, 1, "eager")
+        else:
+            yield training_row(name, work)
 
 
 def decoding(miniature: bool = False) -> Iterator[str]:
