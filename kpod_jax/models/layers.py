@@ -274,6 +274,40 @@ def attend(
     return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
 
 
+def attend_cache(
+    query_Bx1xNxH: jax.Array,
+    key_BxMxKxH: jax.Array,
+    value_BxMxKxH: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array,
+    *,
+    scale: float = 1.0,
+) -> jax.Array:
+    """Attention of a step of decoding; `attend` would turn the whole cache in every step.
+
+    Args:
+      query_Bx1xNxH: of the compute type.
+      key_BxMxKxH: heads before positions; each is shared by N / M heads of queries.
+      value_BxMxKxH: likewise.
+      bias: added to the scores; broadcasts to [B, M, N / M, K].
+      mask: bool, True where a key is seen; broadcasts likewise.
+      scale: of the scores.
+
+    Returns:
+      [B, 1, N, H].
+    """
+    rows, heads, _, width = key_BxMxKxH.shape
+    query = query_Bx1xNxH.reshape(rows, heads, -1, width)
+    scores = scale * jnp.einsum(
+        "BMGH,BMKH->BMGK", query, key_BxMxKxH, preferred_element_type=jnp.float32
+    )
+    scores = scores if bias is None else scores + bias
+    scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+    weights = jax.nn.softmax(scores).astype(value_BxMxKxH.dtype)
+    result = jnp.einsum("BMGK,BMKH->BMGH", weights, value_BxMxKxH)
+    return result.reshape(query_Bx1xNxH.shape)
+
+
 def flash_attention_fits(dtype: Dtype, head: int) -> bool:
     """Whether the devices have flash attention for heads of this width: NVIDIA's, from Ampere on.
 

@@ -19,6 +19,7 @@ from kpod_jax.models.layers import (
     Projection,
     RMSNorm,
     attend,
+    attend_cache,
     dropout,
     partitioned,
     pin_heads,
@@ -239,17 +240,6 @@ class _Layer(nn.Module):
         encoded_mask: jax.Array,
         cache: LayerCache,
     ) -> tuple[jax.Array, LayerCache]:
-        def attention(
-            module: _Attention,
-            x: jax.Array,
-            key: jax.Array,
-            value: jax.Array,
-            bias: jax.Array | None,
-            mask: jax.Array,
-        ) -> jax.Array:
-            key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-            return module(x, key, value, bias, mask, True)
-
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
             new = jnp.swapaxes(new, 1, 2)
             return jax.lax.dynamic_update_slice_in_dim(cached, new, place, axis=2)
@@ -257,9 +247,9 @@ class _Layer(nn.Module):
         normed = self.self_attention_norm(x)
         new_key, new_value = self.self_attention.keys_values(normed, True)
         cache = cache._replace(key=put(cache.key, new_key), value=put(cache.value, new_value))
-        x += attention(self.self_attention, normed, cache.key, cache.value, bias, seen)
+        x += self.self_attention.step(normed, cache.key, cache.value, bias, seen)
         normed, keys_values = self.cross_attention_norm(x), (cache.cross_key, cache.cross_value)
-        x += attention(self.cross_attention, normed, *keys_values, None, encoded_mask)
+        x += self.cross_attention.step(normed, *keys_values, None, encoded_mask)
         return x + self.mlp(self.mlp_norm(x), True), cache
 
 
@@ -314,6 +304,18 @@ class _Attention(nn.Module):
             implementation=self.attention,
         )
         return self.o(pin_heads(result), deterministic)
+
+    def step(
+        self,
+        x: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        bias: jax.Array | None,
+        mask: jax.Array,
+    ) -> jax.Array:
+        """[B, 1, D] and a cache's [B, N, K, H] -> [B, 1, D]."""
+        result = attend_cache(pin_heads(self.q(x, True)), keys, values, bias, mask)
+        return self.o(pin_heads(result), True)
 
 
 class _FeedForward(nn.Module):
