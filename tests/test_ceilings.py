@@ -3,6 +3,7 @@
 Who makes something cheaper lowers its ceiling. XLA's own figures may move with its version.
 """
 
+import dataclasses
 import math
 import re
 
@@ -145,7 +146,8 @@ def test_a_generation_compiles_five_functions_once_and_fetches_once_a_batch(monk
 
 
 @pytest.mark.parametrize("config", [T5, LLAMA])
-def test_a_decoding_step_copies_no_cache(config):
+def test_a_decoding_step_turns_and_copies_no_cache(config):
+    config = dataclasses.replace(config, vocab_size=64)  # Logits smaller than a cache.
     made, mesh = student(Work(config, 4, 64, 64)), one_device()
     steps = make_steps(made, mesh, 0, 4, 64, Sampling())
     params = made.load(mesh)
@@ -156,10 +158,13 @@ def test_a_decoding_step_copies_no_cache(config):
         text = steps.decode.lower(*arguments).compile().as_text()
     cache = min(leaf.size for leaf in jax.tree.leaves(rows.cache))
     computations, entry = costs._computations(text)
-    copied = [
-        shape
-        for name, instructions in computations.items()
-        for _, shape, opcode, _ in instructions
-        if name != entry and opcode == "copy" and largest(shape) >= cache
+    # What makes an array as large as a cache, but for what puts a step's keys into one.
+    plain = ("get-tuple-element", "parameter", "tuple", "bitcast", "while", "conditional")
+    made = [
+        (name, shape)
+        for computation, instructions in computations.items()
+        for name, shape, opcode, _ in instructions
+        if computation != entry and "fused_computation" not in computation
+        if opcode not in plain and "dynamic-update-slice" not in name and largest(shape) >= cache
     ]
-    assert not copied
+    assert not made

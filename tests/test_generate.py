@@ -88,11 +88,15 @@ def test_generations_are_those_of_transformers(reference, scan_layers):
     np.testing.assert_array_equal(reference.generate(module, params), reference.expected)
 
 
+def on_mesh(module, params, sizes):
+    mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    where = jax.tree.map(lambda leaf: leaf.sharding, tiny.abstract(module, mesh))
+    return jax.device_put(params, where)
+
+
 def test_a_mesh_generates_what_one_device_does(reference):
     module, params = reference.load()
-    mesh = sharding.make_mesh(2, 2, 2)
-    where = jax.tree.map(lambda leaf: leaf.sharding, tiny.abstract(module, mesh))
-    found = reference.generate(module, jax.device_put(params, where), sizes=(2, 2, 2))
+    found = reference.generate(module, on_mesh(module, params, (2, 2, 2)), sizes=(2, 2, 2))
     np.testing.assert_array_equal(found, reference.expected)
 
 
@@ -191,7 +195,8 @@ def test_samples_of_a_question_share_the_reading_of_it(reference, monkeypatch, s
     rows = read_prompts(monkeypatch, shared)
     few = prompts_of({k: v[:3] for k, v in reference.arrays.items()})
     expected = alone(params, few, samples=11)
-    np.testing.assert_array_equal(shared(params, few, samples=11), expected)
+    found = shared(on_mesh(module, params, sizes), few, samples=11)
+    np.testing.assert_array_equal(found, expected)
     assert len(rows) > 1 and set(rows) == {-(-3 // sizes[0]) * sizes[0]}  # Of 8 rows.
 
 
