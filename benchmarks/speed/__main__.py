@@ -15,6 +15,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from absl import app, flags
 
@@ -28,11 +29,12 @@ _SECTION = flags.DEFINE_string("section", None, "Makes one table in this process
 
 PAGE = "benchmarks/RESULTS.md"
 _DEVICE = "import jax; from benchmarks.speed.machine import device; print(jax.default_backend()); "
+_HEADER_LINES = 2
 _HEADER = ("| table | device | versions | date | command |", "| --- " * 5 + "|")
 
 
-def measured(name: str) -> list[str]:
-    """The lines of a table, printed as its process finds them.
+def measured(name: str) -> Iterator[list[str]]:
+    """The lines of a table so far, printed as its process finds them.
 
     Raises:
       subprocess.CalledProcessError: it failed.
@@ -47,9 +49,9 @@ def measured(name: str) -> list[str]:
             if line.startswith("|"):
                 rows.append(line.rstrip("\n"))
                 print(rows[-1], flush=True)
+                yield rows
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return rows
 
 
 def note_run(page: str, name: str, device: str) -> None:
@@ -92,13 +94,12 @@ def main(argv: list[str]) -> None:
     for name in names:
         print(f"\n{name}", flush=True)
         try:
-            rows = measured(name)
+            for rows in measured(name):
+                if tables.WRITE.value and len(rows) > _HEADER_LINES:
+                    tables.put(PAGE, name, rows)
+                    note_run(PAGE, name, device)
         except subprocess.CalledProcessError:
             failed.append(name)
-            continue
-        if tables.WRITE.value:
-            tables.put(PAGE, name, rows)
-            note_run(PAGE, name, device)
     if failed:
         sys.exit(f"\nNot made: {', '.join(failed)}; see above.")
 
