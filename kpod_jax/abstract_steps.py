@@ -203,7 +203,7 @@ def generation_steps(run: Run, names: Sequence[str]) -> Iterator[Step]:
     mask = jax.ShapeDtypeStruct((filled, source), jnp.bool_, sharding=where)
     slots = jax.ShapeDtypeStruct((filled,), jnp.int32)
     if "fill" in names:
-        arguments = (prepared, rows, ids, mask, slots, slots)
+        arguments = (prepared, rows, ids, mask, slots, slots, None)
         yield Step("fill", steps.fill, arguments, parts, beside=beside)
     if "decode" in names:
         logits = _rows(batch_size, mesh) * student.config.vocab_size * 4 // mesh.shape["tensor"]

@@ -105,8 +105,14 @@ def cross_entropy(
     token_loss: losses.TokenLoss = losses.negative_log_likelihood,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`; of another token loss likewise."""
-    nll = token_losses(module, params, batch, dropout_key=dropout_key, token_loss=token_loss)
-    total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+    if token_loss is not losses.negative_log_likelihood:
+        nll = token_losses(module, params, batch, dropout_key=dropout_key, token_loss=token_loss)
+        total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+        return total, jnp.sum(nll)
+    hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
+    total, nll = losses.weighted_token_losses(
+        hidden, batch["targets"], batch["supervised"], batch["loss_weights"], head
+    )
     return total, jnp.sum(nll)
 
 

@@ -5,8 +5,8 @@ the rest. Three functions are compiled for each length of prompts, and none from
 `start` makes an empty batch, `fill` puts prompts into rows, `decode` writes tokens in a loop on the
 device until enough rows are free.
 
-Letters: N prompts, B rows of the batch, R of them filled at a time, S prompt tokens, G tokens at
-most of a generation, V vocabulary.
+Letters: N prompts, B rows of the batch, R of them filled at a time from E prompts, S prompt tokens,
+G tokens at most of a generation, V vocabulary.
 """
 
 import dataclasses
@@ -63,8 +63,9 @@ class Steps(NamedTuple):
       prepare: parameters -> those that the others take: adapters merged, layers written out,
         factors of matrix products in the compute type.
       start: (prepared, S) -> Rows, all of them free. S is static.
-      fill: (prepared, Rows, ids [R, S], mask [R, S], slots [R], numbers [R]) -> Rows.
-        A slot of B or more is left out.
+      fill: (prepared, Rows, ids [E, S], mask [E, S], slots [R], numbers [R], source [R]) -> Rows.
+        Row r gets the prompt `source[r]`, or with None as source prompt r, E being R. A slot of B
+        or more is left out.
       decode: (prepared, Rows, key, enough) -> Rows, of which at least `enough` are done.
       look: Rows -> done and written, whole on every device.
     """
@@ -118,7 +119,7 @@ class Generator:
           buckets: lengths that prompts are padded to at most, each of which is compiled for.
         """
         self._mesh, self._batch_size, self._buckets = mesh, batch_size, buckets
-        self._refill = refill_rows(batch_size, mesh)
+        self._refill, self._parts = refill_rows(batch_size, mesh), sharding.row_parts(mesh)
         self._seed = (sampling or Sampling()).seed
         self._pad_id = student.tokenizer.pad_token_id
         self._max_new_tokens = max_new_tokens
@@ -167,13 +168,15 @@ class Generator:
                 taken, slots = waiting[:count], free[:count]
                 waiting, free, running[slots] = waiting[count:], free[count:], taken
                 rest = (0, self._refill - count)
-                ids, mask = padded(
-                    prompts, np.pad(taken // samples, rest, constant_values=-1), size, self._pad_id
-                )
+                needed = np.pad(taken // samples, rest, constant_values=-1)
+                needed, source = self._without_repetition(needed, samples)
+                ids, mask = padded(prompts, needed, size, self._pad_id)
                 placed = sharding.place_whole({"ids": ids, "mask": mask}, self._mesh)
                 slots = np.pad(slots, rest, constant_values=batch_size).astype(np.int32)
                 taken = np.pad(taken, rest).astype(np.int32)
-                rows = steps.fill(prepared, rows, placed["ids"], placed["mask"], slots, taken)
+                rows = steps.fill(
+                    prepared, rows, placed["ids"], placed["mask"], slots, taken, source
+                )
             if not (running >= 0).any():
                 return
             # Without prompts that wait, all rows run to their end.
@@ -186,10 +189,28 @@ class Generator:
             running[ended] = -1
             free = np.flatnonzero(running < 0)
 
+    def _without_repetition(
+        self, needed_R: np.ndarray, samples: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Samples of a question share the reading of its prompt.
+
+        Returns:
+          [E] the prompts, -1 for none, where E depends on R and the samples alone; and [R] the
+          place of each row's prompt among them, or None where E is R.
+        """
+        # Rows in turn, of which the first and the last prompt's samples may be in part elsewhere.
+        most = (self._refill - 2) // samples + 3
+        count = -(-most // self._parts) * self._parts
+        if samples == 1 or count >= self._refill:
+            return needed_R, None
+        prompts, source_R = np.unique(needed_R, return_inverse=True)
+        rest = (0, count - len(prompts))
+        return np.pad(prompts, rest, constant_values=-1), source_R.astype(np.int32)
+
 
 def refill_rows(batch_size: int, mesh: Mesh) -> int:
     """R: rows that are filled at a time, a part of the batch that the devices divide."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = sharding.row_parts(mesh)
     return min(batch_size, -(-batch_size // _REFILL // parts) * parts or parts)
 
 
@@ -245,18 +266,20 @@ def make_steps(
     def fill(
         params: Any,
         rows: Rows,
-        ids_RxS: jax.Array,
-        mask_RxS: jax.Array,
+        ids_ExS: jax.Array,
+        mask_ExS: jax.Array,
         slots_R: jax.Array,
         number_R: jax.Array,
+        source_R: jax.Array | None,
     ) -> Rows:
-        encoded = apply(params, "encode", ids_RxS, mask_RxS)
+        encoded = apply(params, "encode", ids_ExS, mask_ExS)
+        mask_RxS = mask_ExS if source_R is None else mask_ExS[source_R]
 
         def put(array: jax.Array, value: Any) -> jax.Array:
             return array.at[slots_R].set(value, mode="drop")
 
         return Rows(
-            cache=apply(params, "fill_cache", rows.cache, slots_R, encoded),
+            cache=apply(params, "fill_cache", rows.cache, slots_R, encoded, source_R),
             mask=put(rows.mask, mask_RxS),
             ids=put(rows.ids, start_id),
             age=put(rows.age, 0),

@@ -6,11 +6,13 @@ this file knows nothing of steps, stages or methods.
 Letters: B examples, U target positions, C positions of a chunk, D width, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from kpod_jax import plugins, sharding
 from kpod_jax.errors import UserError
@@ -19,6 +21,8 @@ from kpod_jax.errors import UserError
 TokenLoss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 CROSS_ENTROPY = "cross_entropy"
 
+Head = Callable[[jax.Array], jax.Array]
+
 # A chunk has so many positions of a device's rows together, or more where there are many rows: its
 # logits are what takes memory, and every chunk costs the devices a sum of the head's gradient.
 _POSITIONS, _LEAST = 1024, 32
@@ -26,8 +30,7 @@ _POSITIONS, _LEAST = 1024, 32
 
 def negative_log_likelihood(logits_BxCxV: jax.Array, targets_BxC: jax.Array) -> jax.Array:
     """-log P of each target, [B, C] in nats: a `TokenLoss`."""
-    picked = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
-    return jax.nn.logsumexp(logits_BxCxV, -1) - picked
+    return _nll(logits_BxCxV, targets_BxC)[0]
 
 
 def token_loss_of(name: str) -> TokenLoss:
@@ -56,7 +59,7 @@ def token_losses(
     hidden_BxUxD: jax.Array,
     targets_BxU: jax.Array,
     supervised_BxU: jax.Array,
-    logits: Callable[[jax.Array], jax.Array],
+    logits: Head,
     chunk: int | None = None,
     token_loss: TokenLoss = negative_log_likelihood,
 ) -> jax.Array:
@@ -78,23 +81,8 @@ def token_losses(
     Returns:
       [B, U] float32 in nats, 0 where not supervised.
     """
-    rows, length = targets_BxU.shape
-    chunk = chunk or chunk_of(sharding.rows_of_a_device(rows), length)
-    padding = [(0, 0), (0, -length % chunk)]
-    order = jnp.argsort(~supervised_BxU, axis=1, stable=True)
-    place = jnp.argsort(order, axis=1)
-    supervised = jnp.pad(jnp.take_along_axis(supervised_BxU, order, 1), padding)
-    targets = jnp.pad(jnp.take_along_axis(targets_BxU, order, 1), padding)
-    hidden = jnp.take_along_axis(hidden_BxUxD, order[..., None], 1)
-    hidden = jnp.pad(hidden, [*padding, (0, 0)])
-
-    def chunks(array: jax.Array) -> jax.Array:
-        """[B, n * C, ...] -> [n, B, C, ...]."""
-        split = array.reshape(array.shape[0], -1, chunk, *array.shape[2:])
-        return jnp.moveaxis(split, 1, 0)
-
-    def losses(hidden_BxCxD: jax.Array, targets_BxC: jax.Array) -> jax.Array:
-        return token_loss(logits(hidden_BxCxD).astype(jnp.float32), targets_BxC)
+    layout = _Layout(supervised_BxU, chunk)
+    order = layout.chunks
 
     # The branch is inside: what a branch leaves for the backward pass is kept for every chunk anew,
     # the head's matrix among it.
@@ -102,17 +90,162 @@ def token_losses(
     def one(hidden_BxCxD: jax.Array, targets_BxC: jax.Array, supervised_BxC: jax.Array):
         result = jax.lax.cond(
             supervised_BxC.any(),
-            losses,
+            lambda hidden, targets: token_loss(logits(hidden).astype(jnp.float32), targets),
             lambda hidden, targets: jnp.zeros(targets.shape, jnp.float32),
             hidden_BxCxD,
             targets_BxC,
         )
         return jnp.where(supervised_BxC, result, 0.0)
 
-    parts = (chunks(hidden), chunks(targets), chunks(supervised))
+    parts = (order(hidden_BxUxD), order(targets_BxU), order(supervised_BxU))
     _, nll = jax.lax.scan(lambda _, part: (None, one(*part)), None, parts)
-    nll = jnp.moveaxis(nll, 0, 1).reshape(targets.shape)[:, :length]
-    return jnp.take_along_axis(nll, place, 1)
+    return layout.rows(nll)
+
+
+def weighted_token_losses(
+    hidden_BxUxD: jax.Array,
+    targets_BxU: jax.Array,
+    supervised_BxU: jax.Array,
+    weights_BxU: jax.Array,
+    logits: Head,
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ weight · nll of the supervised tokens (Eq. 15, before the division), and every token's nll.
+
+    As `weighted_loss` of `token_losses` in less work: as the weights are known, a chunk's gradient
+    is made with its loss, and logits are not made again in the backward pass.
+
+    Args:
+      hidden_BxUxD: see `token_losses`.
+      targets_BxU: see there.
+      supervised_BxU: see there.
+      weights_BxU: float32; w_j for rationale tokens, 1 for the answer's.
+      logits: see there.
+      chunk: see there.
+
+    Returns:
+      A float32 scalar, and [B, U] float32 in nats, which has no gradient.
+    """
+    layout = _Layout(supervised_BxU, chunk)
+    arrays = (hidden_BxUxD, targets_BxU, supervised_BxU, weights_BxU)
+    hidden, *others = map(layout.chunks, arrays)
+    head, parameters = jax.closure_convert(logits, hidden[0])
+    total, nll = _weighted(head, hidden, tuple(parameters), *others)
+    return total, layout.rows(jax.lax.stop_gradient(nll))
+
+
+class _Layout:
+    """Where supervised positions are moved to: the front of their rows, in chunks."""
+
+    def __init__(self, supervised_BxU: jax.Array, chunk: int | None) -> None:
+        rows, self._length = supervised_BxU.shape
+        self._chunk = chunk or chunk_of(sharding.rows_of_a_device(rows), self._length)
+        self._order = jnp.argsort(~supervised_BxU, axis=1, stable=True)
+
+    def chunks(self, array: jax.Array) -> jax.Array:
+        """[B, U, ...] -> [n, B, C, ...], where n C is U or more."""
+        order = self._order.reshape(self._order.shape + (1,) * (array.ndim - 2))
+        array = jnp.take_along_axis(array, order, 1)
+        padding = [(0, 0), (0, -self._length % self._chunk)] + [(0, 0)] * (array.ndim - 2)
+        array = jnp.pad(array, padding)
+        split = array.reshape(array.shape[0], -1, self._chunk, *array.shape[2:])
+        return jnp.moveaxis(split, 1, 0)
+
+    def rows(self, parts: jax.Array) -> jax.Array:
+        """[n, B, C] -> [B, U], the inverse."""
+        array = jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1)[:, : self._length]
+        return jnp.take_along_axis(array, jnp.argsort(self._order, axis=1), 1)
+
+
+def _nll(
+    logits_BxCxV: jax.Array, targets_BxC: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """-log P of the targets; logits in float32 and their log-sum-exp."""
+    logits_BxCxV = logits_BxCxV.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
+    log_sum = jax.nn.logsumexp(logits_BxCxV, -1)
+    return log_sum - picked, (logits_BxCxV, log_sum)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted(
+    head: Any,
+    hidden: jax.Array,
+    parameters: Sequence[jax.Array],
+    targets: jax.Array,
+    supervised: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ weight · nll, and nll [n, B, C], from chunks [n, B, C, ...]."""
+
+    def one(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        hidden, targets, supervised, weights = part
+        nll = jax.lax.cond(
+            supervised.any(),
+            lambda: jnp.where(supervised, _nll(head(hidden, *parameters), targets)[0], 0.0),
+            lambda: jnp.zeros(targets.shape, jnp.float32),
+        )
+        return total + jnp.sum(nll * weights, where=supervised), nll
+
+    return jax.lax.scan(one, jnp.zeros(()), (hidden, targets, supervised, weights))
+
+
+def _weighted_forward(
+    head: Any, hidden: Any, parameters: Any, targets: Any, supervised: Any, weights: Any
+) -> Any:
+    """As `_weighted`, with the gradient of the sum by `hidden` and by what is trained of a head."""
+    trains = [parameter.perturbed for parameter in parameters]
+    values = [parameter.value for parameter in parameters]
+    trained = [value for value, wanted in zip(values, trains, strict=True) if wanted]
+
+    def made(
+        hidden: jax.Array, targets: jax.Array, supervised: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        def chosen(hidden: jax.Array, trained: list[jax.Array]) -> jax.Array:
+            rest = iter(trained)
+            pairs = zip(values, trains, strict=True)
+            return head(hidden, *(next(rest) if wanted else value for value, wanted in pairs))
+
+        result, pull = jax.vjp(chosen, hidden, trained)
+        nll, (logits, log_sum) = _nll(result, targets)
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+        slope = (jnp.exp(logits - log_sum[..., None]) - is_target) * weights[..., None]
+        slope = jnp.where(supervised[..., None], slope, 0.0)
+        return jnp.where(supervised, nll, 0.0), *pull(slope.astype(result.dtype))
+
+    def one(sums: list[jax.Array], part: tuple[jax.Array, ...]) -> tuple[list[jax.Array], Any]:
+        def add() -> Any:
+            nll, by_hidden, by_trained = made(*part)
+            added = [a + b.astype(a.dtype) for a, b in zip(sums, by_trained, strict=True)]
+            return added, (nll, by_hidden)
+
+        def pass_over() -> Any:
+            return sums, (jnp.zeros(part[1].shape, jnp.float32), jnp.zeros_like(part[0]))
+
+        return jax.lax.cond(part[2].any(), add, pass_over)
+
+    parts = (hidden.value, targets.value, supervised.value, weights.value)
+    if len(parts[0]) == 1:  # It needs no sum, whose zeros are as large as the head.
+        nll, by_hidden, sums = made(*(part[0] for part in parts))
+        nll, by_hidden = nll[None], by_hidden[None]
+    else:
+        zeros = [jnp.zeros(value.shape, jnp.float32) for value in trained]
+        sums, (nll, by_hidden) = jax.lax.scan(one, zeros, parts)
+    total = jnp.sum(nll * parts[3], where=parts[2])
+    sums = iter([a.astype(value.dtype) for a, value in zip(sums, trained, strict=True)])
+    by_parameters = tuple(next(sums) if wanted else None for wanted in trains)
+    return (total, nll), (by_hidden, by_parameters, nll)
+
+
+def _weighted_backward(head: Any, gradients: Any, slopes: tuple[Any, Any]) -> Any:
+    """The sum's own gradient; nll has none."""
+    del head
+    slope = jnp.zeros(()) if isinstance(slopes[0], SymbolicZero) else slopes[0]
+    by_hidden, by_parameters, nll = jax.tree.map(lambda g: (g * slope).astype(g.dtype), gradients)
+    return by_hidden, by_parameters, None, None, nll
+
+
+_weighted.defvjp(_weighted_forward, _weighted_backward, symbolic_zeros=True)
 
 
 def chunk_of(rows: int, length: int) -> int:

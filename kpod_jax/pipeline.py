@@ -253,12 +253,13 @@ def _run_stage(run: Run, name: str) -> None:
     if stored != fingerprint:
         for part in stage.partial:
             files.remove(run.workdir / part)
-    began = time.monotonic()
+    began = time.monotonic(), time.process_time()
     run.workdir.mark(name, fingerprint, complete=False)
     processes.barrier(f"{name} begins")  # What was removed is gone for all.
     message = processes.first_alone(lambda: stage.run(run)) if stage.alone else stage.run(run)
-    run.workdir.mark(name, fingerprint)
-    say(f"{name}: {message} → {', '.join(stage.outputs)} ({time.monotonic() - began:.1f} s)")
+    seconds = time.monotonic() - began[0], time.process_time() - began[1]
+    run.workdir.mark(name, fingerprint, seconds=seconds)
+    say(f"{name}: {message} → {', '.join(stage.outputs)} ({seconds[0]:.1f} s)")
 
 
 def _fingerprint(run: Run, name: str) -> dict[str, Any]:

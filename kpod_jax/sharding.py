@@ -137,12 +137,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def row_parts(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def host_part(mesh: Mesh) -> tuple[int, int]:
     """Which of how many equal parts of a batch's rows this process's devices hold.
 
     Where the mesh lays the rows out otherwise, the part is the whole.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = row_parts(mesh)
     where = batch_sharding(mesh).addressable_devices_indices_map((parts,))
     rows = sorted({index[0].start or 0 for index in where.values() if index is not None})
     size = len(rows)
@@ -188,7 +193,7 @@ def place_whole(tree: Any, mesh: Mesh) -> Any:
 
 def whole_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Where `place_whole` puts an array of a shape."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = row_parts(mesh)
     splits = len(shape) > 0 and shape[0] % parts == 0
     return batch_sharding(mesh) if splits else replicated(mesh)
 
@@ -199,7 +204,7 @@ def check_rows(rows: int, mesh: Mesh) -> None:
     Raises:
       UserError: the devices do not divide its rows.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = row_parts(mesh)
     if rows % parts:
         raise UserError(
             f"A batch of {rows} rows cannot be split over {parts} devices (mesh.data="

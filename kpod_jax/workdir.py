@@ -85,9 +85,26 @@ class Workdir:
         ]
         return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" * (len(changes) > 3))
 
-    def mark(self, stage: str, fingerprint: Mapping[str, Any], *, complete: bool = True) -> None:
-        """Notes what a stage was, or is being, made from."""
-        note = {"fingerprint": fingerprint, "complete": complete}
+    def mark(
+        self,
+        stage: str,
+        fingerprint: Mapping[str, Any],
+        *,
+        complete: bool = True,
+        seconds: tuple[float, float] | None = None,
+    ) -> None:
+        """Notes what a stage was, or is being, made from.
+
+        Args:
+          stage: its name.
+          fingerprint: see there.
+          complete: whether its outputs are whole.
+          seconds: of time and of this process's processors, that it took since it last began; None
+            where another run made it.
+        """
+        note: dict[str, Any] = {"fingerprint": fingerprint, "complete": complete}
+        if seconds is not None:
+            note["seconds"], note["processor_seconds"] = (round(value, 3) for value in seconds)
         files.write_json(self._stage_file(stage), note)
 
     def forget(self, stage: str) -> None:
@@ -115,7 +132,7 @@ class Workdir:
 
     @staticmethod
     def note(path: files.PathLike, stage: str) -> dict[str, Any] | None:
-        """The fingerprint of a stage of some directory, and whether it is complete, or None."""
+        """What `mark` wrote of a stage of some directory, or None."""
         file = files.as_path(path) / ".stages" / f"{stage}.json"
         return files.read_json(file) if file.is_file() else None
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from kpod_jax import sharding
 from kpod_jax.data.records import Ragged
 from kpod_jax.generate import Generator, Sampling, make_steps, nucleus
 from kpod_jax.models import layout
@@ -43,8 +44,9 @@ class Reference(NamedTuple):
     def prompts(self) -> Ragged:
         return prompts_of(self.arrays)
 
-    def generator(self, module, length=LENGTH, rows=8, **options):
-        ours, mesh = student(module, self.eos), tiny.one_device()
+    def generator(self, module, sizes=(1, 1, 1), length=LENGTH, rows=8, **options):
+        mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+        ours = student(module, self.eos)
         return Generator(ours, mesh, 0, batch_size=rows, max_new_tokens=length, **options)
 
     def generate(self, module, params, **options):
@@ -90,6 +92,12 @@ def test_generations_are_those_of_transformers(tmp_path, kind, scan_layers):
     reference = make_reference(kind, tmp_path)
     module, params = reference.load(scan_layers=scan_layers)
     np.testing.assert_array_equal(reference.generate(module, params), reference.expected)
+
+
+def on_mesh(module, params, sizes):
+    mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    where = jax.tree.map(lambda leaf: leaf.sharding, tiny.abstract(module, mesh))
+    return jax.device_put(params, where)
 
 
 def test_steps_have_the_logits_of_the_whole_sequence():
@@ -167,6 +175,33 @@ def test_samples_depend_on_their_number_alone(reference):
     other = Sampling(temperature=1.0, seed=4)
     other = reference.generator(module, sampling=other)(params, reference.prompts, samples=3)
     assert (found != other).any()
+
+
+def read_prompts(monkeypatch, generator):
+    """Rows of each encoder pass, from now on."""
+    found = []
+    fill = generator._steps.fill
+
+    def counted(params, rows, ids, *others):
+        found.append(ids.shape[0])
+        return fill(params, rows, ids, *others)
+
+    monkeypatch.setattr(generator, "_steps", generator._steps._replace(fill=counted))
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1)])
+def test_samples_of_a_question_share_the_reading_of_it(reference, monkeypatch, sizes):
+    module, params = reference.load()
+    sampling = Sampling(temperature=1.0, seed=3)
+    alone = reference.generator(module, rows=4, sampling=sampling)
+    shared = reference.generator(module, sizes, rows=32, sampling=sampling)
+    rows = read_prompts(monkeypatch, shared)
+    few = prompts_of({k: v[:3] for k, v in reference.arrays.items()})
+    expected = alone(params, few, samples=11)
+    found = shared(on_mesh(module, params, sizes), few, samples=11)
+    np.testing.assert_array_equal(found, expected)
+    assert len(rows) > 1 and set(rows) == {-(-3 // sizes[0]) * sizes[0]}  # Of 8 rows.
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1e-6}, {"temperature": 1.0, "top_p": 1e-6}])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import losses
+from kpod_jax import costs, losses
 
 B, U, D, V = 3, 11, 5, 7
 
@@ -70,3 +70,46 @@ def test_the_loss_is_divided_by_the_number_of_tokens_and_not_by_their_weights():
     total, count = losses.weighted_loss(nll, weights, supervised)
     assert float(total) == 0.5 + 4.0 + 2.0
     assert float(count) == 4  # A token of weight 0 is supervised all the same.
+
+
+@pytest.mark.parametrize("chunk", [4, 32])
+@pytest.mark.parametrize("supervised_rows", [0, B])
+def test_the_weighted_loss_and_its_gradient_are_made_in_one(chunk, supervised_rows):
+    hidden, head, targets, supervised = example()
+    supervised = supervised & (jnp.arange(B) < supervised_rows)[:, None]
+    weights = jax.random.uniform(jax.random.key(9), (B, U))
+
+    def at_once(hidden, head, weights):
+        total, nll = losses.weighted_token_losses(
+            hidden, targets, supervised, weights, lambda h: h @ head, chunk
+        )
+        return 3 * total + jnp.sum(nll), nll  # What nll adds is not differentiated.
+
+    def in_two(hidden, head, weights):
+        nll = losses.token_losses(hidden, targets, supervised, lambda h: h @ head, chunk)
+        total, _ = losses.weighted_loss(nll, weights, supervised)
+        return 3 * total + jnp.sum(jax.lax.stop_gradient(nll)), nll
+
+    arguments = (hidden, head, weights)
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(*arguments)
+        for f in (at_once, in_two)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    value, nll = jax.jit(at_once)(*arguments)  # Without a gradient.
+    np.testing.assert_allclose(value, expected[0][0], rtol=1e-5)
+    np.testing.assert_allclose(nll, expected[0][1], atol=1e-5)
+
+
+def test_of_a_frozen_head_no_gradient_is_made():
+    hidden, head, targets, supervised = example()
+
+    def total(hidden, head):
+        return losses.weighted_token_losses(
+            hidden, targets, supervised, jnp.ones((B, U)), lambda h: h @ head, 32
+        )[0]
+
+    both = costs.flops(jax.make_jaxpr(jax.grad(total, (0, 1)))(hidden, head))
+    one = costs.flops(jax.make_jaxpr(jax.jit(jax.grad(total)))(hidden, head))
+    product = 2 * B * 32 * D * V
+    assert (both, one) == (3 * product, 2 * product)

@@ -127,8 +127,9 @@ def consistency_loss(
       weight: λ times the tokens of a pair's targets for each of its compared positions.
     """
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
-    nll = losses.token_losses(hidden, batch["targets"], batch["supervised"], head)
-    total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+    total, nll = losses.weighted_token_losses(
+        hidden, batch["targets"], batch["supervised"], batch["loss_weights"], head
+    )
     hidden_BxAxD = jnp.take_along_axis(hidden, batch["answer_places"][..., None], 1)
     log_p_BxAxV = jax.nn.log_softmax(head(hidden_BxAxD).astype(jnp.float32))
     compared = log_p_BxAxV.reshape(-1, 2, *log_p_BxAxV.shape[1:])

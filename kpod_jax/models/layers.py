@@ -5,6 +5,7 @@ model, R rank.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.backend import get_backend
 
 from kpod_jax.sharding import constrain
 
@@ -183,9 +185,27 @@ class Head(nn.Module):
         return head_product(hidden, kernel, self.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def head_product(x: jax.Array, kernel_DxV: jax.Array, dtype: Dtype) -> jax.Array:
-    """[..., D] -> [..., V], factors in `dtype`, sums in float32."""
+    """[..., D] -> [..., V], factors in `dtype`, sums in float32, forward and backward."""
     return jnp.matmul(x.astype(dtype), kernel_DxV.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _head_product_forward(x: jax.Array, kernel: jax.Array, dtype: Dtype) -> Any:
+    return head_product(x, kernel, dtype), (x, kernel)
+
+
+def _head_product_backward(dtype: Dtype, factors: Any, slope: jax.Array) -> Any:
+    """Left to itself, JAX would multiply float32 by bfloat16, which no device does fast."""
+    x, kernel = factors
+    product = functools.partial(jnp.tensordot, preferred_element_type=jnp.float32)
+    slope, over = slope.astype(dtype), tuple(range(x.ndim - 1))
+    by_x = product(slope, kernel.astype(dtype), (-1, -1))
+    by_kernel = product(x.astype(dtype), slope, (over, over))
+    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+
+
+head_product.defvjp(_head_product_forward, _head_product_backward)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, deterministic: bool) -> jax.Array:
@@ -220,11 +240,19 @@ def attend(
       is_causal: query q sees keys 0 ... q alone.
       scale: of the scores; T5 has none.
       drop: applied to the attention weights, which are then made whole.
-      implementation: "xla", or "cudnn", flash attention on a GPU.
+      implementation: "xla", or "cudnn", flash attention on a GPU where lengths are even; others,
+        such as a decoding step's, are left to XLA.
 
     Returns:
       [B, Q, N, H].
     """
+    lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
+    if any(length % 2 for length in lengths):
+        implementation = "xla"
+    if implementation == "cudnn":
+        # It takes a bias of its inputs' type, and masks with all queries written out.
+        bias = None if bias is None else bias.astype(query_BxQxNxH.dtype)
+        mask = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))
     if drop is None:
         return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
             query_BxQxNxH,
@@ -247,6 +275,53 @@ def attend(
         scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
     weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
     return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
+
+
+def attend_cache(
+    query_Bx1xNxH: jax.Array,
+    key_BxMxKxH: jax.Array,
+    value_BxMxKxH: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array,
+    *,
+    scale: float = 1.0,
+) -> jax.Array:
+    """Attention of a step of decoding; `attend` would turn the whole cache in every step.
+
+    Args:
+      query_Bx1xNxH: of the compute type.
+      key_BxMxKxH: heads before positions; each is shared by N / M heads of queries.
+      value_BxMxKxH: likewise.
+      bias: added to the scores; broadcasts to [B, M, N / M, K].
+      mask: bool, True where a key is seen; broadcasts likewise.
+      scale: of the scores.
+
+    Returns:
+      [B, 1, N, H].
+    """
+    rows, heads, _, width = key_BxMxKxH.shape
+    query = query_Bx1xNxH.reshape(rows, heads, -1, width)
+    scores = scale * jnp.einsum(
+        "BMGH,BMKH->BMGK", query, key_BxMxKxH, preferred_element_type=jnp.float32
+    )
+    scores = scores if bias is None else scores + bias
+    scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+    weights = jax.nn.softmax(scores).astype(value_BxMxKxH.dtype)
+    result = jnp.einsum("BMGK,BMKH->BMGH", weights, value_BxMxKxH)
+    return result.reshape(query_Bx1xNxH.shape)
+
+
+def flash_attention_fits(dtype: Dtype, head: int) -> bool:
+    """Whether the devices have flash attention for heads of this width: NVIDIA's, from Ampere on.
+
+    Args:
+      dtype: of queries, keys and values.
+      head: H.
+    """
+    backend = get_backend()
+    if "cuda" not in backend.platform_version or float(backend.devices()[0].compute_capability) < 8:
+        return False
+    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head % 8 == 0 and head <= 128
 
 
 def pin_residual(x_BxQxD: jax.Array) -> jax.Array:

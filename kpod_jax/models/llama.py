@@ -27,6 +27,7 @@ from kpod_jax.models.layers import (
     Projection,
     RMSNorm,
     attend,
+    attend_cache,
     pin_heads,
     pin_residual,
 )
@@ -232,11 +233,13 @@ class Llama(nn.Module):
 
         return Cache(tuple(map(room, encoded.keys)), tuple(map(room, encoded.values)))
 
-    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded: Encoded) -> Cache:
+    def fill_cache(
+        self, cache: Cache, slots_R: jax.Array, encoded: Encoded, source_R: jax.Array | None = None
+    ) -> Cache:
         """The cache with other prompts in some rows; arguments are those of `T5.fill_cache`."""
 
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
-            new = jnp.swapaxes(new, 1, 2)
+            new = jnp.swapaxes(new if source_R is None else new[source_R], 1, 2)
             return cached.at[slots_R, :, : new.shape[2]].set(new, mode="drop")
 
         return Cache(
@@ -373,8 +376,7 @@ class Layer(nn.Module):
         normed, attention = self.self_attention_norm(x), self.self_attention
         key, value = attention.keys_values(normed, rotation, True)
         keys, values = put(keys, key), put(values, value)
-        key, value = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
-        x += attention(normed, rotation, key, value, seen, True)
+        x += attention.step(normed, rotation, keys, values, seen)
         return x + self.mlp(self.mlp_norm(x), True), keys, values
 
 
@@ -429,14 +431,27 @@ class _Attention(nn.Module):
         deterministic: bool,
     ) -> jax.Array:
         """[B, Q, D] and turned keys and values [B, K, M, H] -> [B, Q, D]."""
+        query, scale = self._queries(x, rotation, deterministic), self.config.head_dim**-0.5
+        result = attend(query, key, value, None, seen, scale=scale, implementation=self.attention)
+        return self.o(pin_heads(result), deterministic)
+
+    def step(
+        self,
+        x: jax.Array,
+        rotation: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        seen: jax.Array,
+    ) -> jax.Array:
+        """[B, 1, D] and a cache's [B, M, K, H] -> [B, 1, D]."""
+        query, scale = self._queries(x, rotation, True), self.config.head_dim**-0.5
+        result = attend_cache(query, keys, values, None, seen, scale=scale)
+        return self.o(pin_heads(result), True)
+
+    def _queries(self, x: jax.Array, rotation: jax.Array, deterministic: bool) -> jax.Array:
         query = self.q(x, deterministic)
         query = self.q_norm(query) if self.config.qk_norm else query
-        query = pin_heads(_turn(query, rotation))
-        # A single query, of a step of decoding, is no work for flash attention.
-        implementation = self.attention if query.shape[1] > 1 else "xla"
-        scale = self.config.head_dim**-0.5
-        result = attend(query, key, value, None, seen, scale=scale, implementation=implementation)
-        return self.o(pin_heads(result), deterministic)
+        return pin_heads(_turn(query, rotation))
 
 
 class _FeedForward(nn.Module):

@@ -17,7 +17,7 @@ from kpod_jax.data.tokens import load_tokenizer
 from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.families import Model, ModelConfig, family_of, own_family
-from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.layers import LoRAConfig, flash_attention_fits
 from kpod_jax.models.t5_config import T5Config
 
 
@@ -137,7 +137,7 @@ def load_student(
     dtype: str = "float32",
     scan_layers: bool = True,
     remat: str = "none",
-    attention: str = "xla",
+    attention: str = "auto",
     lora: LoRAConfig | None = None,
     seed: int = 0,
 ) -> Student:
@@ -152,20 +152,25 @@ def load_student(
       dtype: of activations and matrix products.
       scan_layers: see `T5`.
       remat: see `T5`.
-      attention: see `T5`.
+      attention: see `T5`; "auto" is "cudnn" where devices, dtype and heads allow it, else "xla".
       lora: adapters, or None.
       seed: of random values.
 
     Raises:
       UserError: something cannot be loaded, or the tokenizer has more tokens than the model rows.
     """
-    if attention == "cudnn" and (jax.default_backend() != "gpu" or dtype != "bfloat16"):
-        raise UserError(
-            f"student.attention='cudnn' with student.dtype={dtype!r} on {jax.default_backend()}: "
-            "flash attention wants bfloat16 on an NVIDIA GPU; expected xla."
-        )
     own = own_family(family)
     config = hub.load_config(model, own)
+    if attention != "xla":
+        head = config.d_kv if isinstance(config, T5Config) else config.head_dim
+        fits = flash_attention_fits(dtype, head)
+        if attention == "cudnn" and not fits:
+            raise UserError(
+                f"student.attention='cudnn' with student.dtype={dtype!r} and heads of {head} on "
+                f"{jax.default_backend()}: flash attention wants bfloat16 and heads of a multiple "
+                "of 8, at most 128, on an NVIDIA GPU; expected auto or xla."
+            )
+        attention = "cudnn" if fits else "xla"
     if init != "random":
         hub.check_weights(model)
     loaded: Any = NoTokenizer(config) if tokenizer is None else load_tokenizer(tokenizer or model)

@@ -26,7 +26,7 @@ class T5(nn.Module):
       scan_layers: one compiled layer with stacked parameters (`layers`), which compiles fast;
         False writes the layers out (`layers_0`, ...), which runs faster where there are few.
       lora: adapters, or None.
-      attention: "xla", or "cudnn", flash attention on a GPU, in bfloat16.
+      attention: "xla", or "cudnn", flash attention on a GPU; see `layers.attend`.
     """
 
     config: T5Config
@@ -146,15 +146,22 @@ class T5(nn.Module):
         """
         return self.decoder.start_cache(encoded_BxSxD, length)
 
-    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded_RxSxD: jax.Array) -> Cache:
+    def fill_cache(
+        self,
+        cache: Cache,
+        slots_R: jax.Array,
+        encoded_ExSxD: jax.Array,
+        source_R: jax.Array | None = None,
+    ) -> Cache:
         """The cache with other questions in some rows; `decode_step` hides what these rows held.
 
         Args:
           cache: of B rows.
           slots_R: int, the rows; B or more leaves a question out.
-          encoded_RxSxD: from `encode`, of the cache's S.
+          encoded_ExSxD: from `encode`, of the cache's S.
+          source_R: int, which of the E questions each row gets; None: each its own.
         """
-        return self.decoder.fill_cache(cache, slots_R, encoded_RxSxD)
+        return self.decoder.fill_cache(cache, slots_R, encoded_ExSxD, source_R)
 
     def decode_step(
         self,

@@ -19,6 +19,7 @@ from kpod_jax.models.layers import (
     Projection,
     RMSNorm,
     attend,
+    attend_cache,
     dropout,
     partitioned,
     pin_heads,
@@ -127,9 +128,15 @@ class Stack(nn.Module):
     def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
         return tuple(layer.start_cache(encoded_BxSxD, length) for layer in self.layers)  # pyright: ignore[reportGeneralTypeIssues]
 
-    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded_RxSxD: jax.Array) -> Cache:
+    def fill_cache(
+        self,
+        cache: Cache,
+        slots_R: jax.Array,
+        encoded_ExSxD: jax.Array,
+        source_R: jax.Array | None,
+    ) -> Cache:
         return tuple(
-            layer.fill_cache(layer_cache, slots_R, encoded_RxSxD)
+            layer.fill_cache(layer_cache, slots_R, encoded_ExSxD, source_R)
             for layer, layer_cache in zip(self.layers, cache, strict=True)  # pyright: ignore[reportArgumentType]
         )
 
@@ -207,8 +214,12 @@ class _Layer(nn.Module):
         empty = jnp.zeros((encoded.shape[0], c.num_heads, length, c.d_kv), self.dtype)
         return LayerCache(empty, empty, *self._cross_keys_values(encoded))
 
-    def fill_cache(self, cache: LayerCache, slots: jax.Array, encoded: jax.Array) -> LayerCache:
+    def fill_cache(
+        self, cache: LayerCache, slots: jax.Array, encoded: jax.Array, source: jax.Array | None
+    ) -> LayerCache:
         key, value = self._cross_keys_values(encoded)
+        if source is not None:
+            key, value = key[source], value[source]
         return cache._replace(
             cross_key=cache.cross_key.at[slots].set(key, mode="drop"),
             cross_value=cache.cross_value.at[slots].set(value, mode="drop"),
@@ -228,17 +239,6 @@ class _Layer(nn.Module):
         encoded_mask: jax.Array,
         cache: LayerCache,
     ) -> tuple[jax.Array, LayerCache]:
-        def attention(
-            module: _Attention,
-            x: jax.Array,
-            key: jax.Array,
-            value: jax.Array,
-            bias: jax.Array | None,
-            mask: jax.Array,
-        ) -> jax.Array:
-            key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-            return module(x, key, value, bias, mask, True)
-
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
             new = jnp.swapaxes(new, 1, 2)
             return jax.lax.dynamic_update_slice_in_dim(cached, new, place, axis=2)
@@ -246,9 +246,9 @@ class _Layer(nn.Module):
         normed = self.self_attention_norm(x)
         new_key, new_value = self.self_attention.keys_values(normed, True)
         cache = cache._replace(key=put(cache.key, new_key), value=put(cache.value, new_value))
-        x += attention(self.self_attention, normed, cache.key, cache.value, bias, seen)
+        x += self.self_attention.step(normed, cache.key, cache.value, bias, seen)
         normed, keys_values = self.cross_attention_norm(x), (cache.cross_key, cache.cross_value)
-        x += attention(self.cross_attention, normed, *keys_values, None, encoded_mask)
+        x += self.cross_attention.step(normed, *keys_values, None, encoded_mask)
         return x + self.mlp(self.mlp_norm(x), True), cache
 
 
@@ -292,8 +292,6 @@ class _Attention(nn.Module):
         if not deterministic and rate > 0:
             drop = functools.partial(dropout, self, rate=rate, deterministic=False)
         query = pin_heads(self.q(x, deterministic))
-        # A single query, of a step of decoding, is no work for flash attention.
-        implementation = self.attention if query.shape[1] > 1 else "xla"
         result = attend(
             query,
             key,
@@ -302,9 +300,21 @@ class _Attention(nn.Module):
             mask,
             is_causal=is_causal,
             drop=drop,
-            implementation=implementation,
+            implementation=self.attention,
         )
         return self.o(pin_heads(result), deterministic)
+
+    def step(
+        self,
+        x: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        bias: jax.Array | None,
+        mask: jax.Array,
+    ) -> jax.Array:
+        """[B, 1, D] and a cache's [B, N, K, H] -> [B, 1, D]."""
+        result = attend_cache(pin_heads(self.q(x, True)), keys, values, bias, mask)
+        return self.o(pin_heads(result), True)
 
 
 class _FeedForward(nn.Module):

@@ -1,0 +1,1 @@
+"""Speed and memory beside transformers and torch: `python -m benchmarks.speed`."""
