@@ -129,7 +129,8 @@ def weighted_token_losses(
     layout = _Layout(supervised_BxU, chunk)
     arrays = (hidden_BxUxD, targets_BxU, supervised_BxU, weights_BxU)
     hidden, *others = map(layout.chunks, arrays)
-    head, parameters = jax.closure_convert(logits, hidden[0])
+    converted: Any = jax.closure_convert(logits, hidden[0])
+    head, parameters = converted
     total, nll = _weighted(head, hidden, tuple(parameters), *others)
     return total, layout.rows(jax.lax.stop_gradient(nll))
 

@@ -1,6 +1,7 @@
 """Greedy generation beside transformers' `generate`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ class Ours:
         made, self._work, where = student(work), work, mesh()
         self._params = made.load(where)
         self._decoder_only = not isinstance(work.config, T5Config)
-        start = _END if self._decoder_only else work.config.decoder_start_token_id
+        config: Any = work.config
+        start = _END if self._decoder_only else config.decoder_start_token_id
         self._generator = Generator(
             made, where, start, batch_size=rows or work.rows, max_new_tokens=work.target
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from benchmarks.speed import generation, interleaved
 from benchmarks.speed.interleaved import Run
@@ -72,7 +73,7 @@ def _sides(makers: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[
         except _MEMORY as error:
             sides.pop(name, None)
             found[name] = "out of memory" if "memory" in str(error).lower() else str(error)[:60]
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             sides.pop(name)
             found[name] = f"does not compile: {type(error).__name__}"
         gc.collect()

@@ -23,8 +23,8 @@ _STEPS = 2
 
 def peak(side: str, work: tuple[str, int, int, int]) -> int:
     """Bytes at most in use by this process, which trains for a few steps: on a GPU, the GPU's."""
-    name, *shape = work
-    step = {"ours": OurStep, "torch": TorchStep}[side](Work(NAMED[name], *shape))
+    name, rows, prompt, target = work
+    step = {"ours": OurStep, "torch": TorchStep}[side](Work(NAMED[name], rows, prompt, target))
     for _ in range(_STEPS):
         step()
     if jax.default_backend() != "gpu":

@@ -74,8 +74,9 @@ def rectangles(examples: int) -> Iterator[str]:
     tokenized = inputs.tokens(arithmetic.generate("train", examples))
 
     def padded(buckets: int) -> int:
-        options = {"pad_id": 0, "decoder_start_id": 0, "buckets": buckets}
-        source = BatchSource(tokenized, inputs.ROWS, 0, **options)
+        source = BatchSource(
+            tokenized, inputs.ROWS, 0, pad_id=0, decoder_start_id=0, buckets=buckets
+        )
         used = int((tokenized.questions.lengths + tokenized.targets.lengths).sum())
         return round(used / (1 - source.padding_share))
 

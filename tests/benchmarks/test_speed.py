@@ -102,6 +102,7 @@ def test_what_does_not_fit_into_memory_is_said(monkeypatch):
     assert columns([*gpu.TRAINING, row])[2][4:] == ["out of memory", "out of memory"]
 
 
+@pytest.mark.slow
 def test_a_row_of_every_other_table():
     small = Work(T5, 2, 8, 8)
     tables = [
