@@ -8,7 +8,7 @@ Letters: B examples, U target positions, C positions of a chunk, D width, V voca
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -129,8 +129,7 @@ def weighted_token_losses(
     layout = _Layout(supervised_BxU, chunk)
     arrays = (hidden_BxUxD, targets_BxU, supervised_BxU, weights_BxU)
     hidden, *others = map(layout.chunks, arrays)
-    converted: Any = jax.closure_convert(logits, hidden[0])
-    head, parameters = converted
+    head, parameters = cast(Any, jax.closure_convert(logits, hidden[0]))
     total, nll = _weighted(head, hidden, tuple(parameters), *others)
     return total, layout.rows(jax.lax.stop_gradient(nll))
 
