@@ -129,8 +129,9 @@ def weighted_token_losses(
     layout = _Layout(supervised_BxU, chunk)
     arrays = (hidden_BxUxD, targets_BxU, supervised_BxU, weights_BxU)
     hidden, *others = map(layout.chunks, arrays)
-    head, parameters = cast(Any, jax.closure_convert(logits, hidden[0]))
-    total, nll = _weighted(head, hidden, tuple(parameters), *others)
+    head, parameters = jax.closure_convert(logits, hidden[0])
+    # A custom derivative hides what is returned from the type checker.
+    total, nll = cast(Any, _weighted(head, hidden, tuple(parameters), *others))
     return total, layout.rows(jax.lax.stop_gradient(nll))
 
 
