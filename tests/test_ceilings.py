@@ -41,6 +41,15 @@ STUDENTS = {
 _SHAPE = re.compile(r"\b(?:f32|s32|bf16|pred|s8)\[([\d,]+)\]")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimised():
+    """Programs are counted as users have them; those of other tests are hardly optimised."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module", params=STUDENTS)
 def step(request):
     config, flops, temporary = STUDENTS[request.param]

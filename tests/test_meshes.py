@@ -200,7 +200,7 @@ def test_generation_splits_parameters_and_cache(name):
         ids = {"ids": np.full((4, 16), 7, np.int32), "mask": np.ones((4, 16), bool)}
         placed = sharding.place_whole(ids, mesh)
         slots = np.arange(4, dtype=np.int32)
-        rows = steps.fill(prepared, rows, placed["ids"], placed["mask"], slots, slots)
+        rows = steps.fill(prepared, rows, placed["ids"], placed["mask"], slots, slots, None)
         rows = steps.decode(prepared, rows, jax.random.key(0), np.int32(8))
     check_split(prepared, mesh)
     for array in jax.tree.leaves(rows.cache):  # Four parts of the rows, two of the heads.

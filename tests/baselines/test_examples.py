@@ -261,7 +261,7 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
         ),
         ("answer_only", {"baseline.answer_prompt": "Q"}, "baseline.answer_prompt='Q': expected"),
         ("no.such.module:Method", {}, "method='no.such.module:Method' cannot be imported"),
-        ("kpod_jax.errors:UserError", {}, "is no subclass of kpod_jax.baselines.Method"),
+        ("kpod_jax.errors:UserError", {}, "is no subclass of kpod_jax.baselines.protocol.Method"),
     ],
 )
 def test_faults_of_configurations_are_named(method, changes, said):

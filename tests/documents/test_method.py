@@ -87,7 +87,7 @@ def test_figures_of_the_readme_are_those_of_the_pages():
     assert len(rows) >= 4
     for row in rows:
         what, result, _, link = row.split(" | ")
-        target = re.search(r"\]\((docs/\w+\.md)\)", link)
+        target = re.search(r"\]\(((?:docs|benchmarks)/\w+\.md)\)", link)
         assert target is not None
         page = (ROOT / target[1]).read_text()
         for number in re.findall(r"\d[\d.,e-]*\d", f"{what.partition('(Eq')[0]} {result}"):
