@@ -66,12 +66,10 @@ def token_losses(
     batch: Batch | dict[str, jax.Array],
     *,
     dropout_key: jax.Array | None = None,
-    token_loss: losses.TokenLoss = losses.negative_log_likelihood,
 ) -> jax.Array:
-    """[B, U] the loss of every supervised target token under teacher forcing; 0 elsewhere."""
+    """[B, U] -log P of every supervised target token under teacher forcing; 0 elsewhere."""
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
-    targets, supervised = batch["targets"], batch["supervised"]
-    return losses.token_losses(hidden, targets, supervised, head, token_loss=token_loss)  # pyright: ignore
+    return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore
 
 
 def hidden_states(

@@ -273,13 +273,15 @@ def make_steps(
         source_R: jax.Array | None,
     ) -> Rows:
         encoded = apply(params, "encode", ids_ExS, mask_ExS)
-        mask_RxS = mask_ExS if source_R is None else mask_ExS[source_R]
+        mask_RxS = mask_ExS
+        if source_R is not None:
+            mask_RxS, encoded = jax.tree.map(lambda x: x[source_R], (mask_ExS, encoded))
 
         def put(array: jax.Array, value: Any) -> jax.Array:
             return array.at[slots_R].set(value, mode="drop")
 
         return Rows(
-            cache=apply(params, "fill_cache", rows.cache, slots_R, encoded, source_R),
+            cache=apply(params, "fill_cache", rows.cache, slots_R, encoded),
             mask=put(rows.mask, mask_RxS),
             ids=put(rows.ids, start_id),
             age=put(rows.age, 0),

@@ -42,12 +42,15 @@ _SHAPE = re.compile(r"\b(?:f32|s32|bf16|pred|s8)\[([\d,]+)\]")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def optimised():
-    """Programs are counted as users have them; those of other tests are hardly optimised."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
+def optimized():
+    """As users compile; other tests compile fast instead."""
+    key = "jax_disable_most_optimizations"
+    before = jax.config.values[key]
+    jax.config.update(key, False)
+    jax.clear_caches()
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(key, before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module", params=STUDENTS)
@@ -154,12 +157,15 @@ def test_a_generation_compiles_five_functions_once_and_fetches_once_a_batch(monk
     assert not counted.compiled and counted.fetched == 1
 
 
-@pytest.mark.parametrize("config", [T5, LLAMA])
+GROUPED = dataclasses.replace(LLAMA, num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.mark.parametrize("config", [T5, GROUPED])
 def test_a_decoding_step_turns_and_copies_no_cache(config):
     config = dataclasses.replace(config, vocab_size=64)  # Logits smaller than a cache.
-    made, mesh = student(Work(config, 4, 64, 64)), one_device()
-    steps = make_steps(made, mesh, 0, 4, 64, Sampling())
-    params = made.load(mesh)
+    model, mesh = student(Work(config, 4, 64, 64)), one_device()
+    steps = make_steps(model, mesh, 0, 4, 64, Sampling())
+    params = model.load(mesh)
     with sharding.use(mesh):
         prepared = steps.prepare(params)
         rows = steps.start(prepared, 64)

@@ -233,13 +233,11 @@ class Llama(nn.Module):
 
         return Cache(tuple(map(room, encoded.keys)), tuple(map(room, encoded.values)))
 
-    def fill_cache(
-        self, cache: Cache, slots_R: jax.Array, encoded: Encoded, source_R: jax.Array | None = None
-    ) -> Cache:
+    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded: Encoded) -> Cache:
         """The cache with other prompts in some rows; arguments are those of `T5.fill_cache`."""
 
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
-            new = jnp.swapaxes(new if source_R is None else new[source_R], 1, 2)
+            new = jnp.swapaxes(new, 1, 2)
             return cached.at[slots_R, :, : new.shape[2]].set(new, mode="drop")
 
         return Cache(

@@ -146,22 +146,15 @@ class T5(nn.Module):
         """
         return self.decoder.start_cache(encoded_BxSxD, length)
 
-    def fill_cache(
-        self,
-        cache: Cache,
-        slots_R: jax.Array,
-        encoded_ExSxD: jax.Array,
-        source_R: jax.Array | None = None,
-    ) -> Cache:
+    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded_RxSxD: jax.Array) -> Cache:
         """The cache with other questions in some rows; `decode_step` hides what these rows held.
 
         Args:
           cache: of B rows.
           slots_R: int, the rows; B or more leaves a question out.
-          encoded_ExSxD: from `encode`, of the cache's S.
-          source_R: int, which of the E questions each row gets; None: each its own.
+          encoded_RxSxD: from `encode`, of the cache's S.
         """
-        return self.decoder.fill_cache(cache, slots_R, encoded_ExSxD, source_R)
+        return self.decoder.fill_cache(cache, slots_R, encoded_RxSxD)
 
     def decode_step(
         self,

@@ -128,15 +128,9 @@ class Stack(nn.Module):
     def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
         return tuple(layer.start_cache(encoded_BxSxD, length) for layer in self.layers)  # pyright: ignore[reportGeneralTypeIssues]
 
-    def fill_cache(
-        self,
-        cache: Cache,
-        slots_R: jax.Array,
-        encoded_ExSxD: jax.Array,
-        source_R: jax.Array | None,
-    ) -> Cache:
+    def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded_RxSxD: jax.Array) -> Cache:
         return tuple(
-            layer.fill_cache(layer_cache, slots_R, encoded_ExSxD, source_R)
+            layer.fill_cache(layer_cache, slots_R, encoded_RxSxD)
             for layer, layer_cache in zip(self.layers, cache, strict=True)  # pyright: ignore[reportArgumentType]
         )
 
@@ -214,12 +208,8 @@ class _Layer(nn.Module):
         empty = jnp.zeros((encoded.shape[0], c.num_heads, length, c.d_kv), self.dtype)
         return LayerCache(empty, empty, *self._cross_keys_values(encoded))
 
-    def fill_cache(
-        self, cache: LayerCache, slots: jax.Array, encoded: jax.Array, source: jax.Array | None
-    ) -> LayerCache:
+    def fill_cache(self, cache: LayerCache, slots: jax.Array, encoded: jax.Array) -> LayerCache:
         key, value = self._cross_keys_values(encoded)
-        if source is not None:
-            key, value = key[source], value[source]
         return cache._replace(
             cross_key=cache.cross_key.at[slots].set(key, mode="drop"),
             cross_value=cache.cross_value.at[slots].set(value, mode="drop"),
