@@ -26,6 +26,7 @@ def get_config(method: str = "kpod"):
     # Soft masks do not hide a token, and the gradient of hard ones through the answerer misleads
     # (docs/token_weighting.md). Prefixes are cheap to a decoder-only answerer.
     config.weighting.estimator = "score_function"
+    config.weighting.alpha = 0.2
     config.weighting.prefix_samples = 8
     config.weighting.alpha_warmup = 0.0  # Without its price every token is kept at once.
     config.weighting.learning_rate = 4e-3
