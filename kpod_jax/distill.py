@@ -23,7 +23,7 @@ from kpod_jax import costs, losses, processes, sharding, watch
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
 from kpod_jax.data.batches import BatchSource
-from kpod_jax.difficulty import hidden_states, token_losses
+from kpod_jax.difficulty import hidden_states
 from kpod_jax.errors import UserError
 from kpod_jax.metrics import MetricsWriter, OneStepLate
 from kpod_jax.models import layout
@@ -105,14 +105,13 @@ def cross_entropy(
     token_loss: losses.TokenLoss = losses.negative_log_likelihood,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`; of another token loss likewise."""
-    if token_loss is not losses.negative_log_likelihood:
-        nll = token_losses(module, params, batch, dropout_key=dropout_key, token_loss=token_loss)
-        total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
-        return total, jnp.sum(nll)
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
-    total, nll = losses.weighted_token_losses(
-        hidden, batch["targets"], batch["supervised"], batch["loss_weights"], head
-    )
+    parts = batch["targets"], batch["supervised"]
+    if token_loss is losses.negative_log_likelihood:
+        total, nll = losses.weighted_token_losses(hidden, *parts, batch["loss_weights"], head)
+    else:
+        nll = losses.token_losses(hidden, *parts, head, token_loss=token_loss)  # pyright: ignore
+        total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
     return total, jnp.sum(nll)
 
 
