@@ -162,8 +162,9 @@ def load_student(
     own = own_family(family)
     config = hub.load_config(model, own)
     if attention != "xla":
-        head = config.d_kv if isinstance(config, T5Config) else config.head_dim
-        fits = flash_attention_fits(dtype, head)
+        # A family of one's own may have other names for it, and is then left to XLA.
+        head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+        fits = head is not None and flash_attention_fits(dtype, head)
         if attention == "cudnn" and not fits:
             raise UserError(
                 f"student.attention='cudnn' with student.dtype={dtype!r} and heads of {head} on "
