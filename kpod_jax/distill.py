@@ -106,12 +106,14 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`; of another token loss likewise."""
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
-    parts = batch["targets"], batch["supervised"]
-    if token_loss is losses.negative_log_likelihood:
-        total, nll = losses.weighted_token_losses(hidden, *parts, batch["loss_weights"], head)
-    else:
-        nll = losses.token_losses(hidden, *parts, head, token_loss=token_loss)  # pyright: ignore
-        total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+    total, nll = losses.weighted_token_losses(
+        hidden,
+        batch["targets"],
+        batch["supervised"],
+        batch["loss_weights"],
+        head,
+        token_loss=token_loss,
+    )
     return total, jnp.sum(nll)
 
 

@@ -8,7 +8,7 @@ Letters: B examples, U target positions, C positions of a chunk, D width, V voca
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,10 @@ from jax.custom_derivatives import SymbolicZero
 from kpod_jax import plugins, sharding
 from kpod_jax.errors import UserError
 
+Head: TypeAlias = Callable[[jax.Array], jax.Array]
 # (logits [B, C, V] float32, targets [B, C] int32) -> [B, C] float32: each token's loss by itself.
 TokenLoss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 CROSS_ENTROPY = "cross_entropy"
-
-Head = Callable[[jax.Array], jax.Array]
 
 # A chunk has so many positions of a device's rows together, or more where there are many rows: its
 # logits are what takes memory, and every chunk costs the devices a sum of the head's gradient.
@@ -30,7 +29,10 @@ _POSITIONS, _LEAST = 1024, 32
 
 def negative_log_likelihood(logits_BxCxV: jax.Array, targets_BxC: jax.Array) -> jax.Array:
     """-log P of each target, [B, C] in nats: a `TokenLoss`."""
-    return _nll(logits_BxCxV, targets_BxC)[0]
+    place = jax.lax.broadcasted_iota(jnp.int32, logits_BxCxV.shape, 2)
+    # Not a gather, whose gradient would be written into zeros as large as the logits.
+    picked = jnp.sum(logits_BxCxV, -1, where=place == targets_BxC[..., None])
+    return jax.nn.logsumexp(logits_BxCxV, -1) - picked
 
 
 def token_loss_of(name: str) -> TokenLoss:
@@ -109,6 +111,7 @@ def weighted_token_losses(
     weights_BxU: jax.Array,
     logits: Head,
     chunk: int | None = None,
+    token_loss: TokenLoss = negative_log_likelihood,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · nll of the supervised tokens (Eq. 15, before the division), and every token's nll.
 
@@ -122,6 +125,7 @@ def weighted_token_losses(
       weights_BxU: float32; w_j for rationale tokens, 1 for the answer's.
       logits: see there.
       chunk: see there.
+      token_loss: see there.
 
     Returns:
       A float32 scalar, and [B, U] float32 in nats, which has no gradient.
@@ -130,8 +134,7 @@ def weighted_token_losses(
     arrays = (hidden_BxUxD, targets_BxU, supervised_BxU, weights_BxU)
     hidden, *others = map(layout.chunks, arrays)
     head, parameters = jax.closure_convert(logits, hidden[0])
-    # A custom derivative hides what is returned from the type checker.
-    total, nll = cast(Any, _weighted(head, hidden, tuple(parameters), *others))
+    total, nll = _weighted(head, token_loss, hidden, tuple(parameters), *others)  # pyright: ignore
     return total, layout.rows(jax.lax.stop_gradient(nll))
 
 
@@ -158,19 +161,10 @@ class _Layout:
         return jnp.take_along_axis(array, jnp.argsort(self._order, axis=1), 1)
 
 
-def _nll(
-    logits_BxCxV: jax.Array, targets_BxC: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """-log P of the targets; logits in float32 and their log-sum-exp."""
-    logits_BxCxV = logits_BxCxV.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
-    log_sum = jax.nn.logsumexp(logits_BxCxV, -1)
-    return log_sum - picked, (logits_BxCxV, log_sum)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _weighted(
     head: Any,
+    token_loss: TokenLoss,
     hidden: jax.Array,
     parameters: Sequence[jax.Array],
     targets: jax.Array,
@@ -179,11 +173,14 @@ def _weighted(
 ) -> tuple[jax.Array, jax.Array]:
     """Σ weight · nll, and nll [n, B, C], from chunks [n, B, C, ...]."""
 
+    def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        return token_loss(logits.astype(jnp.float32), targets)
+
     def one(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         hidden, targets, supervised, weights = part
         nll = jax.lax.cond(
             supervised.any(),
-            lambda: jnp.where(supervised, _nll(head(hidden, *parameters), targets)[0], 0.0),
+            lambda: jnp.where(supervised, loss(head(hidden, *parameters), targets), 0.0),
             lambda: jnp.zeros(targets.shape, jnp.float32),
         )
         return total + jnp.sum(nll * weights, where=supervised), nll
@@ -192,7 +189,13 @@ def _weighted(
 
 
 def _weighted_forward(
-    head: Any, hidden: Any, parameters: Any, targets: Any, supervised: Any, weights: Any
+    head: Any,
+    token_loss: TokenLoss,
+    hidden: Any,
+    parameters: Any,
+    targets: Any,
+    supervised: Any,
+    weights: Any,
 ) -> Any:
     """As `_weighted`, with the gradient of the sum by `hidden` and by what is trained of a head."""
     trains = [parameter.perturbed for parameter in parameters]
@@ -208,9 +211,9 @@ def _weighted_forward(
             return head(hidden, *(next(rest) if wanted else value for value, wanted in pairs))
 
         result, pull = jax.vjp(chosen, hidden, trained)
-        nll, (logits, log_sum) = _nll(result, targets)
-        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
-        slope = (jnp.exp(logits - log_sum[..., None]) - is_target) * weights[..., None]
+        logits = result.astype(jnp.float32)
+        nll, slope_of = jax.vjp(lambda logits: token_loss(logits, targets), logits)
+        (slope,) = slope_of(jnp.where(supervised, weights, 0.0))
         slope = jnp.where(supervised[..., None], slope, 0.0)
         return jnp.where(supervised, nll, 0.0), *pull(slope.astype(result.dtype))
 
@@ -238,9 +241,11 @@ def _weighted_forward(
     return (total, nll), (by_hidden, by_parameters, nll)
 
 
-def _weighted_backward(head: Any, gradients: Any, slopes: tuple[Any, Any]) -> Any:
+def _weighted_backward(
+    head: Any, token_loss: TokenLoss, gradients: Any, slopes: tuple[Any, Any]
+) -> Any:
     """The sum's own gradient; nll has none."""
-    del head
+    del head, token_loss
     slope = jnp.zeros(()) if isinstance(slopes[0], SymbolicZero) else slopes[0]
     by_hidden, by_parameters, nll = jax.tree.map(lambda g: (g * slope).astype(g.dtype), gradients)
     return by_hidden, by_parameters, None, None, nll

@@ -181,7 +181,7 @@ class Equations:
     def rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """[B, L] int32 tokens and bool, whether each is of a result."""
         size = _EQUATIONS * max(map(len, self._ids))
-        ids, is_result = np.zeros((_EQUATION_ROWS, size), np.int32), None
+        ids = np.zeros((_EQUATION_ROWS, size), np.int32)
         is_result = np.zeros(ids.shape, bool)
         for row in range(_EQUATION_ROWS):
             chosen = rng.integers(len(self._ids), size=_EQUATIONS)
@@ -208,28 +208,20 @@ class _Learner:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Their sum, and each of them."""
         parts = {
-            "text": self._text(params, problems),
-            "operations": self._operations(params, *equations),
+            "text": self._next_tokens(params, problems.rationale, problems.rationale_mask),
+            "operations": self._next_tokens(params, *equations),
             "answers": self._answers(params, problems, key, even),
         }
         return sum(parts.values(), jnp.zeros(())), parts
 
-    def _text(self, params: Any, problems: Problems) -> jax.Array:
-        """Of every token of rationales but the first, without their questions."""
-        ids, mask = problems.rationale, problems.rationale_mask
-        return self._mean(params, self._run(params, ids[:, :-1]), ids[:, 1:], mask[:, 1:])
-
-    def _operations(self, params: Any, ids: jax.Array, is_result: jax.Array) -> jax.Array:
-        return self._mean(params, self._run(params, ids[:, :-1]), ids[:, 1:], is_result[:, 1:])
-
-    def _run(self, params: Any, ids: jax.Array) -> Any:
-        none = ids[:, :0]
-        return self.module.apply({"params": params}, none, none > 0, ids)
-
-    def _mean(self, params: Any, hidden: Any, targets: Any, supervised: Any) -> jax.Array:
-        head = functools.partial(self.module.apply, {"params": params}, method="logits")
-        nll = losses.token_losses(hidden, targets, supervised, head)  # pyright: ignore
-        return nll.sum() / supervised.sum()
+    def _next_tokens(self, params: Any, ids: jax.Array, counts: jax.Array) -> jax.Array:
+        """Of the tokens that count, but for a row's first, after those before them alone."""
+        apply = functools.partial(self.module.apply, {"params": params})
+        head, none = functools.partial(apply, method="logits"), ids[:, :0]
+        hidden: Any = apply(none, none > 0, ids[:, :-1])
+        counts = counts[:, 1:]
+        nll = losses.token_losses(hidden, ids[:, 1:], counts, head)  # pyright: ignore
+        return nll.sum() / counts.sum()
 
     def _answers(
         self, params: Any, problems: Problems, key: jax.Array, even: jax.Array
