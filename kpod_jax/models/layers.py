@@ -5,7 +5,6 @@ model, R rank.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
 
+from kpod_jax.models.products import float32_sums, project
 from kpod_jax.sharding import constrain
 
 Dtype = Any
@@ -89,8 +89,7 @@ class Projection(nn.Module):
         kernel_dtype = jnp.int8 if integers else self.param_dtype
         kernel_init = partitioned(kernel_init, *self.axes)
         kernel = self.param("kernel", kernel_init, inputs + outputs, kernel_dtype)
-        x = x.astype(self.dtype)
-        result = jnp.tensordot(x, kernel.astype(self.dtype), n)
+        result = project(x, kernel, n, self.dtype)
         if integers:
             scale_init = nn.initializers.constant(self.std / _INTEGERS_STD)
             scale_init = partitioned(scale_init, *self.axes[n:])
@@ -113,8 +112,8 @@ class Projection(nn.Module):
         lora_a = self.param("lora_a", a_init, (*inputs, rank), jnp.float32)
         lora_b = self.param("lora_b", b_init, (rank, *outputs), jnp.float32)
         x = dropout(self, x, self.lora.dropout, deterministic)
-        low = jnp.tensordot(x, lora_a.astype(self.dtype), n)
-        return result + self.lora.scale * jnp.tensordot(low, lora_b.astype(self.dtype), 1)
+        low = project(x, lora_a, n, self.dtype)
+        return result + self.lora.scale * project(low, lora_b, 1, self.dtype)
 
 
 _INTEGERS_STD = (127**2 / 3) ** 0.5
@@ -166,7 +165,7 @@ class Embedding(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., V] float32, the products with every row."""
-        return head_product(x, self.embedding.T, self.dtype)
+        return float32_sums(x, self.embedding, (1,), self.dtype)
 
 
 class Head(nn.Module):
@@ -182,30 +181,7 @@ class Head(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         init = partitioned(nn.initializers.normal(self.std), "embed", "vocab")
         kernel = self.param("kernel", init, (self.size, self.rows), self.param_dtype)
-        return head_product(hidden, kernel, self.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def head_product(x: jax.Array, kernel_DxV: jax.Array, dtype: Dtype) -> jax.Array:
-    """[..., D] -> [..., V], factors in `dtype`, sums in float32, forward and backward."""
-    return jnp.matmul(x.astype(dtype), kernel_DxV.astype(dtype), preferred_element_type=jnp.float32)
-
-
-def _head_product_forward(x: jax.Array, kernel: jax.Array, dtype: Dtype) -> Any:
-    return head_product(x, kernel, dtype), (x, kernel)
-
-
-def _head_product_backward(dtype: Dtype, factors: Any, slope: jax.Array) -> Any:
-    """Left to itself, JAX would multiply float32 by bfloat16, which no device does fast."""
-    x, kernel = factors
-    product = functools.partial(jnp.tensordot, preferred_element_type=jnp.float32)
-    slope, over = slope.astype(dtype), tuple(range(x.ndim - 1))
-    by_x = product(slope, kernel.astype(dtype), (-1, -1))
-    by_kernel = product(x.astype(dtype), slope, (over, over))
-    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
-
-
-head_product.defvjp(_head_product_forward, _head_product_backward)
+        return float32_sums(hidden, kernel, (0,), self.dtype)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, deterministic: bool) -> jax.Array:

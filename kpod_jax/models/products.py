@@ -1,0 +1,70 @@
+"""Matrix products in a chosen type, and where their sums are float32.
+
+Letters: D inputs, V outputs, each one dimension or more.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+
+def project(x: jax.Array, kernel_DxV: jax.Array, inputs: int, dtype: Dtype) -> jax.Array:
+    """[..., D] -> [..., V] of `dtype`: x times the kernel, whose first `inputs` dimensions are D.
+
+    On TPUs and GPUs products of bfloat16 are rounded where they are made, which halves what tensor
+    parallelism and gradients send. XLA's CPU backend multiplies bfloat16 fast only where sums come
+    out in float32.
+    """
+    if jnp.dtype(dtype) == jnp.bfloat16 and _platform() == "cpu":
+        return float32_sums(x, kernel_DxV, tuple(range(inputs)), dtype).astype(dtype)
+    return jnp.tensordot(x.astype(dtype), kernel_DxV.astype(dtype), inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def float32_sums(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: Dtype) -> jax.Array:
+    """[..., D] -> [..., V] float32: factors in `dtype`, sums in float32, forward and backward.
+
+    Args:
+      x: [..., D].
+      kernel: [D, V] or [V, D].
+      inputs: the kernel's first or last dimensions, D, as `range` gives them.
+      dtype: of the factors.
+    """
+    ours = tuple(range(x.ndim - len(inputs), x.ndim))
+    return _sums(x.astype(dtype), kernel.astype(dtype), ours, inputs)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: Dtype) -> Any:
+    return float32_sums(x, kernel, inputs, dtype), (x, kernel)
+
+
+def _backward(inputs: Sequence[int], dtype: Dtype, factors: Any, slope: jax.Array) -> Any:
+    """Left to itself, JAX would multiply float32 by bfloat16, which no device does fast."""
+    x, kernel = factors
+    slope = slope.astype(dtype)
+    outputs = tuple(axis for axis in range(kernel.ndim) if axis not in inputs)
+    theirs = tuple(range(slope.ndim - len(outputs), slope.ndim))
+    by_x = _sums(slope, kernel.astype(dtype), theirs, outputs)
+    # In the kernel's own order: XLA's CPU backend cannot turn such a product round.
+    pair = (x.astype(dtype), slope) if inputs[0] == 0 else (slope, x.astype(dtype))
+    rows = tuple(range(x.ndim - len(inputs)))
+    by_kernel = _sums(*pair, rows, rows)
+    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+
+
+float32_sums.defvjp(_forward, _backward)
+
+
+def _sums(a: jax.Array, b: jax.Array, over_a: Sequence[int], over_b: Sequence[int]) -> jax.Array:
+    return jnp.tensordot(a, b, (over_a, over_b), preferred_element_type=jnp.float32)
+
+
+def _platform() -> str:
+    """Of the devices that a step is traced for: the mesh's in use, else this process's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
