@@ -4,7 +4,7 @@ Letters: N examples, M rationale tokens of all examples together, B rows, S and 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -42,22 +42,52 @@ def rationale_losses(
     Returns:
       N slices of float32, nats, one value a rationale token.
     """
-
-    # A whole copy on every device, for every process to read.
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def batch_losses(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        return token_losses(module, params, batch)
-
     result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(tokenized)
+    for index, values, _ in _target_losses(module, params, source, mesh, batch_size):
+        for row, i in enumerate(index):
+            if i >= 0:
+                result[i] = values[row, : tokenized.rationale_lengths[i]]
+        progress(int((index >= 0).sum()))
+    return Ragged.from_list(result, np.float32)
+
+
+def mean_target_loss(
+    module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, *, batch_size: int
+) -> float:
+    """-log P of a target token, nats, on average over those of all rationales and answers.
+
+    Args are those of `rationale_losses`.
+    """
+    total, count = 0.0, 0
+    for index, values, supervised in _target_losses(module, params, source, mesh, batch_size):
+        counts = supervised & (index >= 0)[:, None]
+        total, count = total + float(values[counts].sum(dtype=np.float64)), count + counts.sum()
+    return total / int(count)
+
+
+def _target_losses(
+    module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each batch of all examples: numbers [B], -1 for padding, losses and supervised [B, U]."""
+    losses_of = _batch_losses(module, mesh)
     with sharding.use(mesh):
         for batch in source.in_order(batch_size):
-            index = batch.pop("index")
-            values = np.asarray(batch_losses(params, sharding.place_whole(batch, mesh)))
-            for row, i in enumerate(index):
-                if i >= 0:
-                    result[i] = values[row, : tokenized.rationale_lengths[i]]
-            progress(int((index >= 0).sum()))
-    return Ragged.from_list(result, np.float32)
+            index, supervised = batch.pop("index"), batch["supervised"]
+            yield (
+                index,
+                np.asarray(losses_of(params, sharding.place_whole(batch, mesh))),
+                supervised,
+            )
+
+
+@functools.lru_cache(maxsize=4)
+def _batch_losses(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
+    """Compiled once, however often losses are asked for."""
+    # A whole copy on every device, for every process to read.
+    return jax.jit(
+        lambda params, batch: token_losses(module, params, batch),
+        out_shardings=sharding.replicated(mesh),
+    )
 
 
 def token_losses(

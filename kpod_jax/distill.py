@@ -8,7 +8,7 @@ its last checkpoint to the same bits.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -295,15 +295,16 @@ def train(
     seed: int,
     mesh: Mesh,
     workdir: pathlib.Path,
-    validate: Callable[[Params], float],
+    validate: Callable[[Params], Mapping[str, float]],
     begin_stage: Callable[[int, Params], None] | None = None,
     loss: Loss = cross_entropy,
     rows_together: int = 1,
 ) -> None:
     """Trains from `params`, or goes on from the work directory's latest checkpoint.
 
-    Every checkpoint goes to `checkpoints/student`, the metrics to `metrics.jsonl`. The validation
-    accuracy of the last step, and of every `validate_every` epochs, picks the best checkpoint.
+    Every checkpoint goes to `checkpoints/student`, the metrics to `metrics.jsonl`. After the last
+    step, and every `validate_every` epochs, the student is validated; the accuracy picks the best
+    checkpoint.
 
     Args:
       module: the student.
@@ -317,7 +318,8 @@ def train(
       seed: of dropout.
       mesh: that the parameters lie on.
       workdir: of the run.
-      validate: from parameters to the accuracy on the validation split.
+      validate: from parameters to figures of the validation split, "accuracy" among them, which
+        become the metrics "validation_accuracy" and so on.
       begin_stage: is told each stage and its first parameters before any of its batches is made.
         None where the schedule is known beforehand: then batches are made ahead across stages.
       loss: see `make_train_step`.
@@ -407,8 +409,9 @@ def train(
                     with window.pausing():
                         accuracy = None
                         if validates:
-                            accuracy = validate(layout.combine(state["params"], frozen))
-                            writer.write(step, {"validation_accuracy": accuracy})
+                            found = validate(layout.combine(state["params"], frozen))
+                            accuracy = found["accuracy"]
+                            writer.write(step, {f"validation_{k}": v for k, v in found.items()})
                         writer.send()
                         checkpoints.save(
                             step,

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from kpod_jax import baselines, distill, evaluate, files, sharding
+from kpod_jax import baselines, difficulty, distill, evaluate, files, sharding
 from kpod_jax.baselines import training_set
 from kpod_jax.configuration import Config
 from kpod_jax.data import records as records_io
@@ -181,6 +181,23 @@ class Run:
             )
 
         return training_set.make(self.method, self.records("train"), tokenize)
+
+    def target_loss(self, records: Sequence[Record]) -> Callable[[Any], float] | None:
+        """From parameters to the mean loss, nats, of a token of the rationales and answers.
+
+        None where there is none: no record has a rationale that the student's limits let through.
+        """
+        tokenized, _ = self.tokenize(records)
+        if not len(tokenized):
+            return None
+        source = self._source(tokenized, self.prompt, buckets=1)
+        return lambda params: difficulty.mean_target_loss(
+            self.student.module,
+            params,
+            source,
+            self.mesh,
+            batch_size=self.config.difficulty.batch_size,
+        )
 
     def batch_source(self, **options: Any) -> BatchSource:
         """Batches of the training records."""

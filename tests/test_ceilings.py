@@ -135,7 +135,7 @@ def test_a_training_compiles_a_step_a_bucket_and_fetches_once_a_step(tmp_path, m
             seed=0,
             mesh=mesh,
             workdir=tmp_path,
-            validate=lambda params: 0.5,
+            validate=lambda params: {"accuracy": 0.5},
         )
     shapes = len(batches.shapes)
     assert sum("train_step" in name for name in counted.compiled) == shapes == 2

@@ -43,6 +43,7 @@ def test_rationale_losses_are_those_of_each_example_alone(batch_size, buckets, d
     )
     np.testing.assert_array_equal(nll.lengths, data.rationale_lengths)
     assert sum(done) == 5
+    alone = []
     for i in range(5):
         question, target = jnp.array(data.questions[i])[None], jnp.array(data.targets[i])[None]
         inputs = jnp.concatenate([jnp.array([[tiny.PAD]]), target[:, :-1]], axis=1)
@@ -50,3 +51,8 @@ def test_rationale_losses_are_those_of_each_example_alone(batch_size, buckets, d
         log_probs = jax.nn.log_softmax(run(hidden, method="logits"))
         expected = -jnp.take_along_axis(log_probs, target[..., None], -1)[0, :, 0]
         np.testing.assert_allclose(nll[i], expected[: data.rationale_lengths[i]], atol=2e-5)
+        alone += expected.tolist()
+    # The answer's tokens as well, and each token as much as any other.
+    assert len(alone) > nll.lengths.sum()
+    mean = difficulty.mean_target_loss(module, params, source, mesh, batch_size=batch_size)
+    np.testing.assert_allclose(mean, np.mean(alone), rtol=1e-5)

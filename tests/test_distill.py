@@ -290,7 +290,7 @@ def followed(workdir, seen, stop_at=None):
 
     def validate(params):
         seen.append(jax.tree.map(np.array, params))
-        return 0.5
+        return {"accuracy": 0.5}
 
     run(workdir, validate, following, begin)
     return np.load(workdir / "start_steps.npz")["start_steps"]
@@ -336,7 +336,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path):
 
     def validate(params, into):
         into.append(jax.tree.map(np.array, params))
-        return 0.25 * len(into)
+        return {"accuracy": 0.25 * len(into), "token_loss": 2.0}
 
     run(tmp_path / "whole", lambda params: validate(params, seen))
     assert len(seen) == 3
@@ -372,6 +372,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path):
         assert row["mean_start_step"] == pytest.approx(start_steps(stage).mean())
     accuracies = {r["step"]: r["validation_accuracy"] for r in whole if "loss" not in r}
     assert accuracies == {3: 0.25, 6: 0.5, 9: 0.75}
+    assert [r["validation_token_loss"] for r in whole if "loss" not in r] == [2.0] * 3
 
     # A run that is done does nothing.
     run(tmp_path / "killed", killed)

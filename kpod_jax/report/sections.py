@@ -82,6 +82,14 @@ def training(run: Run, compared: Sequence[summary.Method] = ()) -> Html | None:
             f"{bands}{marks}"
         )
         parts.append(figure(drawing, "validation", caption))
+    validated = [curve for curve in lines("validation_token_loss") if len(curve.x) > 1]
+    if validated:
+        drawing = figures.curves(validated, "Validation loss", "nats per token", stages=starts)
+        caption = (
+            "Loss per token of whole rationales and answers of validation questions, whatever the "
+            f"schedule and the weights.{bands}{marks}"
+        )
+        parts.append(figure(drawing, "validation-loss", caption))
     if not parts:
         return None
     return section("Training", tag("div", *parts, class_="grid"), _by_stage(run, compared))

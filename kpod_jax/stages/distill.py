@@ -43,7 +43,12 @@ def run_stage(run: Run) -> str:
         host=sharding.host_part(run.mesh),
     )
     # Checkpoints are chosen by it; the test split is not read before the evaluation.
-    evaluator = run.evaluator(run.records("validation"))
+    validation = run.records("validation")
+    evaluator, loss_of = run.evaluator(validation), run.target_loss(validation)
+
+    def validate(params: Any) -> dict[str, float]:
+        found = {"accuracy": evaluator.accuracy(params)}
+        return found if loss_of is None else found | {"token_loss": loss_of(params)}
 
     def begin_stage(stage: int, params: Any) -> None:
         assert isinstance(start_steps, Following)
@@ -61,7 +66,7 @@ def run_stage(run: Run) -> str:
         seed=config.seed,
         mesh=run.mesh,
         workdir=run.workdir.path,
-        validate=evaluator.accuracy,
+        validate=validate,
         begin_stage=begin_stage if isinstance(start_steps, Following) else None,
         loss=distill.loss_of(config.distill.loss, training.objective.loss),
         rows_together=2 if training.groups is not None else 1,

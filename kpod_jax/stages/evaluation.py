@@ -53,6 +53,8 @@ def run_stage(run: Run) -> str:
             rows = evaluator.predictions(params, progress.update)
         files.write_jsonl(run.workdir / f"predictions/{name}.jsonl", rows)
         found[name] = evaluate.summary(rows)
+        if (loss_of := run.target_loss(records)) is not None:
+            found[name]["token_loss"] = loss_of(params)
     for name, bad in rejected.items():
         records_io.write_records(run.workdir / f"records/{name}_test.jsonl", asked[f"{name}_test"])
         found[f"{name}_test"]["rejected"] = len(bad)
@@ -73,6 +75,7 @@ def run_stage(run: Run) -> str:
     shown = [
         f"{name} accuracy {one['accuracy']:.1%} ({one['correct']} of {one['total']}; 95 % interval "
         f"{one['interval'][0]:.1%} to {one['interval'][1]:.1%})"
+        + (f", loss {one['token_loss']:.3f} nats a token" if "token_loss" in one else "")
         for name, one in found.items()
     ]
     return f"{'; '.join(shown)}, step {step}"

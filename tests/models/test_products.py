@@ -1,0 +1,81 @@
+"""Products in bfloat16: what they compute, and where their sums are float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kpod_jax import sharding
+from kpod_jax.models import products
+
+# Shapes of x and of the kernel, and the kernel's dimensions that are summed over.
+CASES = [
+    ((2, 5, 6), (6, 7), (0,)),
+    ((2, 5, 6), (7, 6), (1,)),
+    ((3, 6), (6, 2, 4), (0,)),
+    ((3, 5, 2, 4), (2, 4, 6), (0, 1)),
+]
+
+
+def arrays(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(("x", "kernel", "inputs"), CASES)
+def test_products_and_their_gradients_are_those_of_float32_factors(x, kernel, inputs):
+    x, kernel = arrays(x, kernel)
+    # What bfloat16 holds exactly, so that sums alone could differ.
+    x, kernel = (v.astype(jnp.bfloat16).astype(jnp.float32) for v in (x, kernel))
+    over = tuple(range(x.ndim - len(inputs), x.ndim)), inputs
+
+    def ours(x, kernel):
+        return products.float32_sums(x, kernel, inputs, jnp.bfloat16)
+
+    expected, pull = jax.vjp(lambda x, kernel: jnp.tensordot(x, kernel, over), x, kernel)
+    found = jax.jit(ours)(x, kernel)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    (slope,) = arrays(expected.shape)
+    slope = slope.astype(jnp.bfloat16).astype(jnp.float32)
+    # As one program: the compiler, too, has a say in how matrices lie.
+    ours_pulled = jax.jit(lambda x, kernel, slope: jax.vjp(ours, x, kernel)[1](slope))
+    for one, other in zip(ours_pulled(x, kernel, slope), pull(slope), strict=True):
+        assert one.dtype == other.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(("x", "kernel", "inputs"), [c for c in CASES if c[2][0] == 0])
+def test_projections_are_of_the_type_that_is_asked_for(x, kernel, inputs, dtype):
+    x, kernel = arrays(x, kernel)
+
+    @jax.jit
+    def both(x, kernel):
+        result, pull = jax.vjp(lambda *a: products.project(*a, len(inputs), dtype), x, kernel)
+        return result, *pull(jnp.ones_like(result))
+
+    result, by_x, by_kernel = both(x, kernel)
+    assert result.dtype == dtype and by_x.dtype == by_kernel.dtype == jnp.float32
+    expected, pull = jax.vjp(lambda *a: jnp.tensordot(*a, len(inputs)), x, kernel)
+    step = 2e-2 if dtype == jnp.bfloat16 else 1e-6
+    for one, other in zip(
+        (result, by_x, by_kernel), (expected, *pull(jnp.ones_like(expected))), strict=True
+    ):
+        bound = step * float(jnp.abs(other).max())
+        np.testing.assert_allclose(np.float32(one), other, atol=bound)
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "sums"), [("cpu", "cpu", "float32"), ("TPU v5 lite", "tpu", "bfloat16")]
+)
+def test_sums_are_float32_where_that_is_fast(kind, platform, sums):
+    """It goes by the devices that a step is made for, which need not be here."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    axes = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), sharding.MESH_AXES, axes, abstract_device=device)
+    x, kernel = arrays((4, 6), (6, 7))
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.make_jaxpr(lambda *a: products.project(*a, 1, jnp.bfloat16))(x, kernel)
+    assert f"preferred_element_type={sums}" in str(traced)
+    assert traced.out_avals[0].dtype == jnp.bfloat16
