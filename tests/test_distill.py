@@ -211,7 +211,7 @@ def test_a_training_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(distill.watch, "Watchdog", functools.partial(watch.Watchdog, end=end))
     watching = configuration.default().watch
     watching.hang_seconds = 0.5
-    run(tmp_path, lambda params: float(ended.wait(60)), watching=watching)
+    run(tmp_path, lambda params: {"accuracy": float(ended.wait(60))}, watching=watching)
     assert codes == [watch.EXIT_HUNG]
 
 
