@@ -196,6 +196,8 @@ def default() -> Config:
     # counts rows. 0: an example a row.
     distill.loss = "cross_entropy"  # Of a token, or package.module:function, your own
     # (docs/extending.md).
+    distill.least_weight = 0.0  # Token weights below it count as much as it says, for students
+    # that have yet to learn to write what learned weights leave out. 0: none does. [paper]
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
     distill.learning_rate = 1e-3  # Peak.
     distill.warmup_steps = 20  # Linear, from 0.
@@ -344,6 +346,7 @@ RANGES = {
     "schedule.clusters": (1, _INFINITY),
     "schedule.growth": (1, _INFINITY),
     "schedule.mixing": (0, 1),
+    "distill.least_weight": (0, 1),
     "distill.buckets": (1, _INFINITY),
     "distill.batch_size": (1, _INFINITY),
     "distill.micro_batches": (1, _INFINITY),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from kpod_jax import distill, files, sharding
+from kpod_jax.data.records import Ragged
 from kpod_jax.run import Run, say
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
@@ -29,6 +30,15 @@ def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
     return lambda stage: table[min(stage, len(table) - 1)]
 
 
+def _weights(run: Run) -> Ragged | None:
+    """w_j of Eq. 15, none below `distill.least_weight`; None where all are 1."""
+    weights = run.weights()
+    if weights is None:
+        return None
+    least = np.float32(run.config.distill.least_weight)
+    return Ragged(np.maximum(weights.values, least), weights.offsets)
+
+
 def run_stage(run: Run) -> str:
     """Does it, and says in a few words what was done."""
     config, student, training = run.config, run.student, run.training
@@ -37,7 +47,7 @@ def run_stage(run: Run) -> str:
     start_steps = _start_steps(run)
     length = run.length
     source = run.training_source(
-        weights=run.weights(),
+        weights=_weights(run),
         start_steps=start_steps,
         stage_of_step=lambda step: step // length.steps_per_stage,
         host=sharding.host_part(run.mesh),
