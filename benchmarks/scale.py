@@ -77,13 +77,13 @@ def train_flops(
 ) -> float:
     """FLOPs of a train step: forward, backward to the inputs, to the weights, and computed anew.
 
-    Adapters themselves are left out. Logits are always computed anew.
+    Adapters themselves are left out.
     """
     weights, attention, head = forward_products(model, source, target)
     to_weights = 0 if lora else 1
     total = weights * (2 + to_weights + (remat == "full"))
     total += attention * (3 + (remat != "none"))
-    return rows * (total + head * (3 + to_weights))
+    return rows * (total + head * (2 + to_weights))
 
 
 def matrix_parameters(model: str) -> float:
@@ -267,8 +267,8 @@ def gpu_table(found: list[dict[str, Any]]) -> list[str]:
             chips, made = min(temporaries.get(key, {0: 0.0}).items())
             total = base + made
             verdict = "yes" if fits(int(total), gpu.hbm_bytes) else "no"
-            if not chips and verdict == "yes":
-                verdict = "not compiled"
+            if chips != 1 and fits(int(base), gpu.hbm_bytes) and (verdict == "no" or not chips):
+                verdict = "not shown" if chips else "not compiled"
             shown = " | ".join(f"{size / 1e9:.1f}" for size in known.values())
             bound = "≤ " if chips > 1 else ""
             activations = f"{bound}{made / 1e9:.1f}" if chips else ""

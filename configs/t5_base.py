@@ -26,8 +26,9 @@ def get_config(method: str = "kpod"):
     config.weighting.fit = "other_fold"
     config.weighting.answerer_learning_rate = 1e-4
     config.weighting.learning_rate = 1e-3
-    # Twice as many rows, a prefix each; 8 GB of activations in float32.
-    config.weighting.batch_size = 8
+    # A row for each of 16 chips: rows that do not divide among devices go whole to every one. On a
+    # single device 16 GB of activations in float32.
+    config.weighting.batch_size = 16
     config.distill.epochs = 100  # [paper, for FlanT5]
     config.distill.batch_size = 32  # [paper: 4]
     config.distill.learning_rate = 5e-5  # [paper]
