@@ -1,0 +1,91 @@
+r"""An exported student in torch: whether it answers as the run that it comes from.
+
+    python -m benchmarks.exported --workdir=DIR
+
+`DIR/export` is loaded by transformers and asked the questions of `DIR/predictions/test.jsonl`,
+greedily and in float32; printed is how many generations and answers are the same.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import torch
+import transformers
+from absl import app, flags
+
+from kpod_jax import answers, files
+from kpod_jax.data import sources, tokens
+from kpod_jax.progress import Progress
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; it has export/ and predictions/.")
+_ROWS = 20  # Questions at a time.
+
+
+def main(argv: list[str]) -> None:
+    """Prints the counts, and the first questions whose answers differ."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = files.read_json(workdir / "config.json")
+    rows = [json.loads(line) for line in (workdir / "predictions/test.jsonl").open()]
+    kind = sources.answer_kind(config["data"]["name"], config["data"]["answer_kind"])
+    texts = generations(workdir / "export", config, [row["question"] for row in rows])
+    found = [answers.extract_answer(text, kind) for text in texts]
+    same = [text == row["prediction"] for text, row in zip(texts, rows, strict=True)]
+    alike = [one == row["extracted"] for one, row in zip(found, rows, strict=True)]
+    right = sum(
+        answers.answers_equal(f, row["gold"], kind) for f, row in zip(found, rows, strict=True)
+    )
+    print(f"same generation: {sum(same)} of {len(rows)}; same answer: {sum(alike)} of {len(rows)}")
+    print(f"correct: {right} in torch, {sum(row['correct'] for row in rows)} here")
+    for row, text, equal in zip(rows, texts, alike, strict=True):
+        if not equal:
+            print(f"\n{row['question']}\n  here:  {row['prediction']}\n  torch: {text}")
+
+
+def generations(directory: pathlib.Path, config: dict[str, Any], questions: list[str]) -> list[str]:
+    """What the exported student writes.
+
+    Args:
+      directory: of the export.
+      config: of the run.
+      questions: without a prompt around them.
+    """
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
+    loaded: Any = transformers.AutoConfig.from_pretrained(directory)
+    pair = loaded.is_encoder_decoder
+    kind: Any = transformers.AutoModelForSeq2SeqLM if pair else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(directory, dtype=torch.float32).eval()
+    prompt = tokens.resolve_prompt(
+        tokenizer,
+        config["student"]["prompt"],
+        decoder_only=not pair,
+        chat=config["student"]["chat"],
+    )
+    # A chat template brings the beginning token along.
+    begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+    result = []
+    with torch.inference_mode(), Progress(len(questions), "Asking", unit="questions") as progress:
+        for first in range(0, len(questions), _ROWS):
+            asked = [prompt.replace("{question}", q) for q in questions[first : first + _ROWS]]
+            inputs = tokenizer(
+                asked, return_tensors="pt", padding=True, add_special_tokens=not begins
+            )
+            length = config["eval"]["max_new_tokens"] or config["student"]["max_target_tokens"]
+            ids = model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=length,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            ids = ids if pair else ids[:, inputs["input_ids"].shape[1] :]
+            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            result += [text.strip() for text in texts]
+            progress.update(len(asked))
+    return result
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)
