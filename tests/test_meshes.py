@@ -23,6 +23,7 @@ from kpod_jax.models.t5 import T5
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.objective import MaskLearner
 from kpod_jax.weighting.problems import problems_of
 from tests.weighting import tiny
 
@@ -218,7 +219,7 @@ def weighed(name: str, sizes: tuple[int, int, int]) -> tuple[Any, Any]:
         answerer = Answerer(module, tiny.MASK, tiny.EOS, None, causal=True)
     table = jax.random.normal(jax.random.key(5), (VOCABULARY, 16))
     table = jax.device_put(table, sharding.replicated(mesh))
-    learner = learn.MaskLearner(answerer, Generator(16, 2), table, 0.5, mesh=mesh)
+    learner = MaskLearner(answerer, Generator(16, 2), table, 0.5, mesh=mesh)
     optimizer = optax.adam(0.01, eps=1e-3)
     problems = problems_of(DATA, tiny.PAD)
     full, part = (learner.take(problems, np.arange(n)) for n in (8, 5))
