@@ -20,7 +20,7 @@ from configs import quickstart
 from examples.gemma import Gemma, GemmaConfig
 from examples.label_smoothing import SMOOTHING, label_smoothing
 from examples.sums import SIZES, Sums
-from kpod_jax import configuration_checks, distill, losses, pipeline, plugins, sharding
+from kpod_jax import configuration_checks, losses, pipeline, plugins, sharding, train_step
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.data import sources
 from kpod_jax.errors import UserError
@@ -239,9 +239,9 @@ def test_a_loss_of_ones_own_counts_as_cross_entropy_does():
 
 
 def test_a_loss_of_ones_own_is_for_methods_that_have_none():
-    assert distill.loss_of("cross_entropy") is distill.cross_entropy
+    assert train_step.loss_of("cross_entropy") is train_step.cross_entropy
     with pytest.raises(UserError, match="the method has a loss of its own"):
-        distill.loss_of(OWN["distill.loss"], MccKd.faults)  # pyright: ignore
+        train_step.loss_of(OWN["distill.loss"], MccKd.faults)  # pyright: ignore
 
 
 def test_data_of_ones_own_is_judged_as_files_are(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from kpod_jax import difficulty, distill, generate, sharding
+from kpod_jax import difficulty, generate, sharding, train_step
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from kpod_jax.models.layers import LoRAConfig
@@ -90,14 +90,14 @@ def trained(name: str, sizes: tuple[int, int, int], micro_batches: int = 1) -> t
     mesh, of = make_mesh(*sizes), student(name)
     # With Adam's own epsilon a gradient that is noise alone is a step as large as any.
     optimizer = optax.adam(0.01, eps=1e-3)
-    step = distill.make_train_step(
+    step = train_step.make_train_step(
         of.module, optimizer, lambda _: jnp.float32(0.01), micro_batches=micro_batches
     )
     batches, metrics = source(), []
     assert batches.steps_per_epoch == 2
     params, frozen = of.split(of.load(mesh))
     with sharding.use(mesh):
-        state = distill.start_state(params, optimizer)
+        state = train_step.start_state(params, optimizer)
         where = parts_of(state)
         for number in range(2):
             batch = {key: value for key, value in batches[number].items() if key != "index"}
@@ -226,7 +226,7 @@ def weighed(name: str, sizes: tuple[int, int, int]) -> tuple[Any, Any]:
     params = student(name).load(mesh)
     with sharding.use(mesh):
         fit = learn.make_fit_step(learner, optimizer)
-        state = distill.start_state(params, optimizer)
+        state = train_step.start_state(params, optimizer)
         where = parts_of(state)
         params, opt_state, loss = fit(
             state["params"], state["opt_state"], full, jax.random.key(1), True
