@@ -12,7 +12,7 @@ import jax
 from absl import app
 
 from benchmarks import tables
-from kpod_jax import configuration, distill, sharding
+from kpod_jax import configuration, sharding, train_step
 from kpod_jax.abstract_steps import batch_of
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
@@ -61,11 +61,11 @@ def of_train_step(student: Student, rows: int, prompt: int, target: int) -> Memo
     """
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     config = configuration.default().distill
-    optimizer = distill.make_optimizer(config, 100)
-    step = distill.make_train_step(student.module, optimizer, distill.learning_rate(config, 100))
+    optimizer, rate = train_step.make_optimizer(config, 100), train_step.learning_rate(config, 100)
+    step = train_step.make_train_step(student.module, optimizer, rate)
     trained, frozen = student.split(student.abstract(mesh))
     batch = batch_of(rows, prompt, target, mesh)
-    state = distill.abstract_state(trained, optimizer)
+    state = train_step.abstract_state(trained, optimizer)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with sharding.use(mesh):
         lowered = step.lower(state, frozen, batch, key)  # pyright: ignore

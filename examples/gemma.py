@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from kpod_jax.models.families import Family
 from kpod_jax.models.layers import RMSNorm, partitioned
-from kpod_jax.models.llama import Layer, Llama
+from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
+from kpod_jax.models.llama_layers import Layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from kpod_jax import distill, generate, losses, sharding
+from kpod_jax import generate, losses, sharding
 from kpod_jax.configuration import Config
 from kpod_jax.models.student import Student
 from kpod_jax.run import Run
 from kpod_jax.stages import weigh as weigh_stage
+from kpod_jax.train_step import (
+    abstract_state,
+    learning_rate,
+    loss_of,
+    make_optimizer,
+    make_train_step,
+)
 from kpod_jax.weighting import learn, weigh
 from kpod_jax.weighting.problems import Problems
 
@@ -80,17 +87,17 @@ def job_steps(run: Run, names: Sequence[str]) -> Iterator[Step]:
 def train_step(run: Run) -> Step:
     """The student's step."""
     config, student, mesh = run.config.distill, run.student, run.mesh
-    optimizer = distill.make_optimizer(config, 1000)
-    step = distill.make_train_step(
+    optimizer = make_optimizer(config, 1000)
+    step = make_train_step(
         student.module,
         optimizer,
-        distill.learning_rate(config, 1000),
+        learning_rate(config, 1000),
         micro_batches=config.micro_batches,
         dropout=config.dropout,
-        loss=distill.loss_of(config.loss),
+        loss=loss_of(config.loss),
     )
     trained, frozen = student.split(student.abstract(mesh))
-    state = distill.abstract_state(trained, optimizer)
+    state = abstract_state(trained, optimizer)
     source, target = _lengths(run)
     if config.input_steps == "encoder":
         source += target
@@ -141,7 +148,7 @@ def fit_step(run: Run) -> Step:
     config, answerer = run.config.weighting, weigh_stage.answerer_of(run)
     params = answerer.abstract(run.mesh)
     optimizer = learn.answerer_optimizer(config.answerer_learning_rate, 1000)
-    state = distill.abstract_state(params, optimizer)["opt_state"]
+    state = abstract_state(params, optimizer)["opt_state"]
     learner = weigh.make_learner(answerer, _embeddings(run), config)
     problems = _problems(run)
     masked = jax.ShapeDtypeStruct((), jnp.bool_)
@@ -165,7 +172,7 @@ def learn_step(run: Run) -> Step:
     made = jax.eval_shape(learner.generator.init, _key(), hidden, problems.rationale_mask)
     whole = sharding.replicated(run.mesh)
     params = _placed(made["params"], jax.tree.map(lambda _: whole, made["params"]))
-    state = distill.abstract_state(params, optimizer)["opt_state"]
+    state = abstract_state(params, optimizer)["opt_state"]
     answerer_params = answerer.abstract(run.mesh)
     return Step(
         "learn",
@@ -192,8 +199,8 @@ def generation_steps(run: Run, names: Sequence[str]) -> Iterator[Step]:
     steps = generate.make_steps(student, mesh, 0, batch_size, new_tokens, sampling)
     params = student.abstract(mesh)
     trained, _ = student.split(params)
-    optimizer = distill.make_optimizer(config.distill, 1000)
-    beside = (params, distill.abstract_state(trained, optimizer)["opt_state"])
+    optimizer = make_optimizer(config.distill, 1000)
+    beside = (params, abstract_state(trained, optimizer)["opt_state"])
     # What these two make lies where the compiler puts it.
     prepared = _made(mesh, steps.prepare, params)
     rows = _made(mesh, functools.partial(steps.start, size=source), prepared, steps.start, source)

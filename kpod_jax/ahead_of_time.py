@@ -78,7 +78,7 @@ def compile_for(
     """Compiles a job's steps, prints what they need, and writes `compile.json` to a directory.
 
     Args:
-      config: checked (`configuration.check`).
+      config: checked (`configuration_checks.check`).
       topology: such as "v5e:4x4".
       workdir: None: nothing is written.
       names: of the steps, some of STEPS.

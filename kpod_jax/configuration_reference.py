@@ -1,4 +1,4 @@
-"""The reference of the configuration, made of kpod_jax/configuration.py and its comments.
+"""The reference of the configuration, made of kpod_jax/configuration.py, its comments and checks.
 
     python -m kpod_jax.configuration_reference            prints it
     python -m kpod_jax.configuration_reference --write    writes docs/configuration.md
@@ -17,6 +17,7 @@ import tokenize
 from absl import app, flags
 
 from kpod_jax import configuration, files, paper
+from kpod_jax.configuration_checks import CHOICES, OWN, RANGES
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "configuration.md"
 _HEAD = """\
@@ -124,15 +125,15 @@ def _code(value: object) -> str:
 
 
 def _allowed(key: str, value: object) -> str:
-    """The type, and what `configuration.check` lets pass."""
-    if key in configuration.CHOICES:
-        choices = (f"`{choice}`" if choice else "`''`" for choice in configuration.CHOICES[key])
-        own = f", or `{configuration.OWN[key]}`" if key in configuration.OWN else ""
+    """The type, and what `configuration_checks.check` lets pass."""
+    if key in CHOICES:
+        choices = (f"`{choice}`" if choice else "`''`" for choice in CHOICES[key])
+        own = f", or `{OWN[key]}`" if key in OWN else ""
         return "one of " + ", ".join(choices) + own
     kind = type(value).__name__
     if isinstance(value, bool) or not isinstance(value, int | float):
         return {"tuple": "tuple of str"}.get(kind, kind)
-    low, high = configuration.RANGES.get(key, (0, float("inf")))
+    low, high = RANGES.get(key, (0, float("inf")))
     if low == -float("inf"):
         return kind
     return f"{kind}, at least {low:g}" if high == float("inf") else f"{kind}, {low:g} to {high:g}"

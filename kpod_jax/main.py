@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from kpod_jax import configuration, processes, usage
+from kpod_jax import processes, usage
 from kpod_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -96,12 +96,12 @@ def _run() -> None:
         print(f"{text}\n{path}")
         return
     if _MODE.value == "compile":
-        from kpod_jax import ahead_of_time
+        from kpod_jax import ahead_of_time, configuration_checks
 
         jax.config.update("jax_platforms", "cpu")  # The compiler's host; it takes no accelerator.
         if _CONFIG.value is None:
             raise UserError("--config is missing, such as --config=configs/t5_base.py.")
-        configuration.check(_CONFIG.value)
+        configuration_checks.check(_CONFIG.value)
         steps = _STEPS.value or ahead_of_time.STEPS
         ahead_of_time.compile_for(_CONFIG.value, _TOPOLOGY.value, _WORKDIR.value, steps)
         return
@@ -140,7 +140,9 @@ def _run() -> None:
         return
     if _CONFIG.value is None:
         raise UserError("--config is missing, such as --config=configs/quickstart.py.")
-    configuration.check(_CONFIG.value)
+    from kpod_jax import configuration_checks
+
+    configuration_checks.check(_CONFIG.value)
     if _MODE.value == "teach":
         from kpod_jax import teacher
 

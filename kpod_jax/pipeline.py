@@ -161,7 +161,7 @@ def run(
     """Runs a stage, or all of them but the export, in a work directory.
 
     Args:
-      config: checked (`configuration.check`).
+      config: checked (`configuration_checks.check`).
       workdir: made if it is missing.
       mode: a name of STAGES, or "all".
       siblings: work directories whose outputs are taken over where they were made from the same.

@@ -3,7 +3,7 @@ import pathlib
 
 import pytest
 
-from kpod_jax import configuration
+from kpod_jax import configuration, configuration_checks
 from kpod_jax.errors import UserError
 from kpod_jax.schedule import curricula
 
@@ -15,12 +15,12 @@ def faults(**changes):
     config = configuration.default()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     with pytest.raises(UserError) as error:
-        configuration.check(config)
+        configuration_checks.check(config)
     return str(error.value)
 
 
 def test_the_default_is_sound():
-    configuration.check(configuration.default())
+    configuration_checks.check(configuration.default())
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_all_faults_are_in_one_message():
 def test_checkpoints_by_name_or_step(checkpoint):
     config = configuration.default()
     config.eval.checkpoint = checkpoint
-    configuration.check(config)
+    configuration_checks.check(config)
 
 
 def test_methods_set_their_keys_and_no_others():
@@ -88,8 +88,8 @@ def test_methods_set_their_keys_and_no_others():
 
 def test_every_key_that_is_checked_exists():
     keys = configuration.flatten(configuration.default()).keys()
-    assert configuration.CHOICES.keys() <= keys
-    assert configuration.RANGES.keys() <= keys
+    assert configuration_checks.CHOICES.keys() <= keys
+    assert configuration_checks.RANGES.keys() <= keys
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -98,9 +98,9 @@ def test_every_file_makes_a_sound_configuration_of_every_method(file, method):
     config = importlib.import_module(f"configs.{file}").get_config(*[method] * bool(method))
     if method in ("scott", "mcc_kd") and config.data.name != "arithmetic":
         with pytest.raises(UserError, match="expected a"):  # Only a teacher has what these need.
-            configuration.check(config)
+            configuration_checks.check(config)
         config.baseline.counterfactuals = config.data.rationales = "teacher.jsonl"
-    configuration.check(config)
+    configuration_checks.check(config)
     assert config.method == (method or "kpod")
     # No file brings a key that the default tree does not have.
     assert (
@@ -120,7 +120,7 @@ def test_every_file_says_how_to_run_it(file):
 
 
 def test_every_curriculum_that_is_checked_exists():
-    assert tuple(curricula.CURRICULA) == configuration.CHOICES["schedule.curriculum"]
+    assert tuple(curricula.CURRICULA) == configuration_checks.CHOICES["schedule.curriculum"]
     config = configuration.default()
     config.schedule.curriculum = "examples.longest_first:LongestFirst"
-    configuration.check(config)
+    configuration_checks.check(config)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from benchmarks import memory
-from kpod_jax import configuration, distill, sharding, watch
+from kpod_jax import configuration, distill, sharding, train_step, watch
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from kpod_jax.models import layout
@@ -62,9 +62,9 @@ def weights():
 def updates(mesh, batches, micro_batches=1):
     """Parameters, each step's metrics, and how often the step was compiled."""
     module, config, compiled = tiny.t5(), settings(), []
-    optimizer = distill.make_optimizer(config, 10)
-    step = distill.make_train_step(
-        module, optimizer, distill.learning_rate(config, 10), micro_batches=micro_batches
+    optimizer = train_step.make_optimizer(config, 10)
+    step = train_step.make_train_step(
+        module, optimizer, train_step.learning_rate(config, 10), micro_batches=micro_batches
     )
 
     def listen(event, duration_secs, **details):
@@ -74,7 +74,7 @@ def updates(mesh, batches, micro_batches=1):
     jax.monitoring.register_event_duration_secs_listener(listen)
     params, metrics = tiny.student().load(mesh), []
     with sharding.use(mesh):
-        state = distill.start_state(params, optimizer)
+        state = train_step.start_state(params, optimizer)
         for batch in batches:
             batch = {key: value for key, value in batch.items() if key != "index"}
             state, values = step(state, {}, sharding.place_batch(batch, mesh), KEY)
@@ -119,10 +119,10 @@ def test_nothing_is_compiled_anew_when_start_steps_move(expected):
 
 def test_the_optimizers_state_is_split_like_the_parameters():
     mesh = sharding.make_mesh(2, 2, 2)
-    optimizer = distill.make_optimizer(settings(), 10)
+    optimizer = train_step.make_optimizer(settings(), 10)
     params = tiny.student().load(mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, params)
-    state = distill.start_state(params, optimizer)
+    state = train_step.start_state(params, optimizer)
     moments = state["opt_state"][1][0]
     for tree in (moments.mu, moments.nu, state["params"]):
         jax.tree.map(lambda leaf, there: leaf.sharding == there or pytest.fail(), tree, where)
@@ -158,11 +158,11 @@ def test_adapters_alone_are_trained_beside_frozen_weights(base_dtype):
     student = dataclasses.replace(student, module=module, random=True)
     trained, frozen = student.split(Student.load(student, mesh))
     assert all(map(layout.is_adapter, layout.flatten(trained)))
-    optimizer = distill.make_optimizer(settings(warmup_steps=0, learning_rate=0.05), 10)
-    step = distill.make_train_step(module, optimizer, lambda step: 0.0)
+    optimizer = train_step.make_optimizer(settings(warmup_steps=0, learning_rate=0.05), 10)
+    step = train_step.make_train_step(module, optimizer, lambda step: 0.0)
     before = jax.tree.map(np.asarray, frozen)
     with sharding.use(mesh):
-        state = distill.start_state(trained, optimizer)
+        state = train_step.start_state(trained, optimizer)
         sizes = {leaf.size for leaf in jax.tree.leaves(state)}
         assert max(sizes) == max(x.size for x in jax.tree.leaves(state["params"]))
         losses = []
@@ -191,12 +191,12 @@ def test_the_flops_of_a_step_are_those_of_its_products():
     for remat in ("none", "full"):
         module = tiny.t5().clone(remat=remat)
         params = tiny.params(module)
-        assert distill.model_flops(module, params, {})(batch) == 3 * 2 * rows * products
+        assert train_step.model_flops(module, params, {})(batch) == 3 * 2 * rows * products
     # Of frozen weights there is no gradient; what is left is at least two thirds.
     student = tiny.student()
     adapted = dataclasses.replace(student, module=tiny.t5().clone(lora=LoRAConfig(rank=1)))
     trained, frozen = adapted.split(adapted.load(one_device()))
-    found = distill.model_flops(adapted.module, trained, frozen)(batch)
+    found = train_step.model_flops(adapted.module, trained, frozen)(batch)
     assert 1 < found / (2 * rows * products) < 2.2
 
 
@@ -220,7 +220,7 @@ def test_a_training_that_hangs_is_ended(tmp_path, monkeypatch):
 )
 def test_learning_rates(decay, middle, end):
     config = settings(learning_rate=1.0, warmup_steps=4, decay=decay)
-    schedule = distill.learning_rate(config, 24)
+    schedule = train_step.learning_rate(config, 24)
 
     def rate(step):
         return float(jnp.asarray(schedule(step)))
@@ -232,7 +232,7 @@ def test_learning_rates(decay, middle, end):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "adafactor"])
 def test_every_optimizer_lowers_a_loss(optimizer):
     config = settings(optimizer=optimizer, learning_rate=0.1, warmup_steps=0, weight_decay=1e-3)
-    update = distill.make_optimizer(config, 20)
+    update = train_step.make_optimizer(config, 20)
     params = {"a": jnp.full((4, 4), 2.0)}
     state = update.init(params)
     for _ in range(20):

@@ -20,7 +20,7 @@ from configs import quickstart
 from examples.gemma import Gemma, GemmaConfig
 from examples.label_smoothing import SMOOTHING, label_smoothing
 from examples.sums import SIZES, Sums
-from kpod_jax import configuration, distill, losses, pipeline, plugins, sharding
+from kpod_jax import configuration_checks, losses, pipeline, plugins, sharding, train_step
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.data import sources
 from kpod_jax.errors import UserError
@@ -82,7 +82,7 @@ def test_the_documents_code_is_the_examples(name):
 def test_a_whole_run_of_ones_own(here, gemma_json, tmp_path, capsys):
     """Data, curriculum, loss and family together; then a part of it again from a checkpoint."""
     config = config_of(gemma_json)
-    configuration.check(config)
+    configuration_checks.check(config)
     workdir = pipeline.run(config, tmp_path / "run")
     records = [json.loads(line) for line in (workdir / "records/train.jsonl").open()]
     assert [len(record["steps"]) for record in records] == [2] * 16
@@ -141,7 +141,7 @@ def test_a_changed_file_makes_its_stages_stale(
     of_key = OWN.get(key, OWN["data.name"]).replace(f"examples.{file}", name)
     given = (of_key,) if key == "eval.ood" else of_key
     config = config_of(gemma_json, **{key.replace(".", "__"): given})
-    configuration.check(config)
+    configuration_checks.check(config)
     run = Run(config, Workdir(tmp_path / "run"))
     for written in ("train.jsonl", "validation.jsonl", "test.jsonl"):
         (tmp_path / "run/records").mkdir(exist_ok=True)
@@ -160,13 +160,13 @@ def test_a_changed_file_makes_its_stages_stale(
 def test_a_wrong_import_path_is_told_before_anything_begins(gemma_json, key, name):
     config = config_of(gemma_json, **{key.replace(".", "__"): name})
     with pytest.raises(UserError, match=re.escape(f"{key}={name!r} cannot be imported")):
-        configuration.check(config)
+        configuration_checks.check(config)
 
 
 def test_what_is_no_import_path_is_told_as_well(gemma_json):
     config = config_of(gemma_json, distill__loss="focal", student__family="gemma")
     with pytest.raises(UserError) as told:
-        configuration.check(config)
+        configuration_checks.check(config)
     assert "distill.loss='focal': expected one of cross_entropy, or package" in str(told.value)
     assert "student.family='gemma': expected one of '', or package" in str(told.value)
 
@@ -204,7 +204,7 @@ def test_what_is_of_the_wrong_kind_is_told_as_early(gemma_json, key, name, said)
     given = (given,) if key == "eval.ood" else given
     config = config_of(gemma_json, **{key.replace(".", "__"): given})
     with pytest.raises(UserError, match=re.escape(said)):
-        configuration.check(config)
+        configuration_checks.check(config)
 
 
 def test_a_family_is_named_for_its_model_types_alone(gemma_json, tmp_path):
@@ -239,9 +239,9 @@ def test_a_loss_of_ones_own_counts_as_cross_entropy_does():
 
 
 def test_a_loss_of_ones_own_is_for_methods_that_have_none():
-    assert distill.loss_of("cross_entropy") is distill.cross_entropy
+    assert train_step.loss_of("cross_entropy") is train_step.cross_entropy
     with pytest.raises(UserError, match="the method has a loss of its own"):
-        distill.loss_of(OWN["distill.loss"], MccKd.faults)  # pyright: ignore
+        train_step.loss_of(OWN["distill.loss"], MccKd.faults)  # pyright: ignore
 
 
 def test_data_of_ones_own_is_judged_as_files_are(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from kpod_jax import difficulty, distill, generate, sharding
+from kpod_jax import difficulty, generate, sharding, train_step
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from kpod_jax.models.layers import LoRAConfig
@@ -23,6 +23,7 @@ from kpod_jax.models.t5 import T5
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.objective import MaskLearner
 from kpod_jax.weighting.problems import problems_of
 from tests.weighting import tiny
 
@@ -89,14 +90,14 @@ def trained(name: str, sizes: tuple[int, int, int], micro_batches: int = 1) -> t
     mesh, of = make_mesh(*sizes), student(name)
     # With Adam's own epsilon a gradient that is noise alone is a step as large as any.
     optimizer = optax.adam(0.01, eps=1e-3)
-    step = distill.make_train_step(
+    step = train_step.make_train_step(
         of.module, optimizer, lambda _: jnp.float32(0.01), micro_batches=micro_batches
     )
     batches, metrics = source(), []
     assert batches.steps_per_epoch == 2
     params, frozen = of.split(of.load(mesh))
     with sharding.use(mesh):
-        state = distill.start_state(params, optimizer)
+        state = train_step.start_state(params, optimizer)
         where = parts_of(state)
         for number in range(2):
             batch = {key: value for key, value in batches[number].items() if key != "index"}
@@ -218,14 +219,14 @@ def weighed(name: str, sizes: tuple[int, int, int]) -> tuple[Any, Any]:
         answerer = Answerer(module, tiny.MASK, tiny.EOS, None, causal=True)
     table = jax.random.normal(jax.random.key(5), (VOCABULARY, 16))
     table = jax.device_put(table, sharding.replicated(mesh))
-    learner = learn.MaskLearner(answerer, Generator(16, 2), table, 0.5, mesh=mesh)
+    learner = MaskLearner(answerer, Generator(16, 2), table, 0.5, mesh=mesh)
     optimizer = optax.adam(0.01, eps=1e-3)
     problems = problems_of(DATA, tiny.PAD)
     full, part = (learner.take(problems, np.arange(n)) for n in (8, 5))
     params = student(name).load(mesh)
     with sharding.use(mesh):
         fit = learn.make_fit_step(learner, optimizer)
-        state = distill.start_state(params, optimizer)
+        state = train_step.start_state(params, optimizer)
         where = parts_of(state)
         params, opt_state, loss = fit(
             state["params"], state["opt_state"], full, jax.random.key(1), True

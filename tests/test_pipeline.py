@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import configuration, pipeline, processes, report, sharding
+from kpod_jax import configuration, configuration_checks, pipeline, processes, report, sharding
 from kpod_jax.configuration import Config
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
@@ -48,7 +48,7 @@ def small(method: str = "kpod", **changes: object) -> Config:
     config = quickstart.get_config(method)
     config.update_from_flattened_dict(KEYS)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    configuration.check(config)
+    configuration_checks.check(config)
     return config
 
 
@@ -342,7 +342,7 @@ def jsonl(tmp_path: pathlib.Path, train: str) -> dict[str, str]:
 GOOD = '{"question": "What is 1 + 1?", "rationale": "1 + 1 = 2.", "answer": "2"}\n'
 
 
-# Values that are out of their range are told of by `configuration.check`, which has its own tests.
+# Values that are out of their range are told of by `configuration_checks`, which has its own tests.
 def test_a_wrong_flag_is_one_message(tmp_path):
     done = run(tmp_path / "run", "--mode=rationales", "--config.distil.epochs=3")
     assert done.returncode == 2

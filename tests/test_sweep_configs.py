@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from configs.sweeps import common, quickstart, sensitivity, table1, table2, table3
-from kpod_jax import configuration, paper
+from kpod_jax import configuration, configuration_checks, paper
 from kpod_jax.errors import UserError
 
 BASES = ("quickstart", "t5_base", "flan_t5_large", "flan_t5_xl", "llama_7b", "smollm2_135m")
@@ -40,7 +40,7 @@ def test_every_row_of_table_2_changes_what_it_names_and_nothing_else(base):
     for method, keys in ABLATIONS.items():
         for seed in (0, 1):
             config = runs[f"{method}-seed{seed}"]
-            configuration.check(config)
+            configuration_checks.check(config)
             names = {"method": method} if method != "kpod" else {}
             seeds = {"seed": 1} if seed else {}
             assert changed(config, runs["kpod-seed0"]) == keys | names | seeds
@@ -53,7 +53,7 @@ def test_every_run_is_sound(sweep, base):
     runs = sweep.get_runs(f"{base},data.rationales=a.jsonl,baseline.counterfactuals=b.jsonl")
     assert next(iter(runs)) == "kpod-seed0"
     for config in runs.values():
-        configuration.check(config)
+        configuration_checks.check(config)
 
 
 def test_table_1_takes_up_every_method_but_the_ablations(monkeypatch):
@@ -114,7 +114,7 @@ def test_quickstart_and_its_short_form():
     short = quickstart.get_runs("short")
     assert list(short) == ["kpod-seed0", "scotd-seed0", "none-seed0"]
     for config in short.values():
-        configuration.check(config)
+        configuration_checks.check(config)
         assert config.data.train_examples == 96
     assert short["none-seed0"].distill.epochs == 0
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from kpod_jax import configuration, distill, sharding
+from kpod_jax import configuration, sharding, train_step
 from kpod_jax.models.families import ModelConfig, family_of
 from kpod_jax.models.layers import LoRAConfig, flash_attention_fits
 from kpod_jax.models.student import NoTokenizer, Student
@@ -108,17 +108,17 @@ class OurStep:
         *,
         scan_layers: bool = True,
         devices: int = 1,
-        loss: distill.Loss = distill.cross_entropy,
+        loss: train_step.Loss = train_step.cross_entropy,
     ) -> None:
         self.mesh, self._key = mesh(devices), jax.random.key(0)
         self.student = student(work, scan_layers=scan_layers)
         settings = configuration.default().distill
         settings.update({"optimizer": "adamw", "learning_rate": RATE, "warmup_steps": 0})
-        optimizer = distill.make_optimizer(settings, 1000)
-        rate = distill.learning_rate(settings, 1000)
-        self.step = distill.make_train_step(self.student.module, optimizer, rate, loss=loss)
+        optimizer = train_step.make_optimizer(settings, 1000)
+        rate = train_step.learning_rate(settings, 1000)
+        self.step = train_step.make_train_step(self.student.module, optimizer, rate, loss=loss)
         trained, self.frozen = self.student.split(self.student.load(self.mesh))
-        self.state = distill.start_state(trained, optimizer)
+        self.state = train_step.start_state(trained, optimizer)
         self.batch = sharding.place_batch(work.batch(), self.mesh)
 
     def __call__(self, steps: int = 1) -> float:
@@ -136,9 +136,9 @@ class OurStep:
             return self.step.lower(*arguments).compile()  # pyright: ignore[reportFunctionMemberAccess]
 
     def flops(self) -> float:
-        """That the model needs for a step, see `distill.model_flops`."""
+        """That the model needs for a step, see `train_step.model_flops`."""
         module, params = self.student.module, self.state["params"]
-        return distill.model_flops(module, params, self.frozen)(self.batch)
+        return train_step.model_flops(module, params, self.frozen)(self.batch)
 
 
 def torch_device() -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from kpod_jax.data.batches import Batch
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.distill import Loss, cross_entropy
+from kpod_jax.train_step import Loss, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Objective:
     """What is minimised.
 
     Attributes:
-      loss: of a batch, see `distill.Loss`.
+      loss: of a batch, see `train_step.Loss`.
       arrays: further arrays for a batch, see `BatchSource`; None: none.
       pairs: whether rows 2 k and 2 k + 1 of a batch are two examples of one group.
       note: what is said of it with the number of examples.

@@ -4,19 +4,16 @@ A prompt is what T5's encoder reads, the target what its decoder writes: the pro
 values are what `encode` leaves. So batches, losses and decoding are those of T5. Where padding
 stands does not matter, as places are counted by tokens.
 
-Letters: B batch, S prompt positions, U target positions, L = S + U, Q and K queries and keys,
-G positions to be written, N heads of queries, M of keys and values, H width of a head, D width of
-the model, V vocabulary.
+Letters: B batch, S prompt positions, U target positions, L = S + U, Q queries, P parts of a prompt,
+G positions to be written, M heads of keys and values, H width of a head, D width of the model,
+V vocabulary, R rows.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kpod_jax.models.layers import (
     POLICIES,
@@ -24,29 +21,10 @@ from kpod_jax.models.layers import (
     Embedding,
     Head,
     LoRAConfig,
-    Projection,
-    RMSNorm,
-    attend,
-    attend_cache,
-    pin_heads,
     pin_residual,
 )
 from kpod_jax.models.llama_config import LlamaConfig
-from kpod_jax.sharding import constrain
-
-_STD = 0.02
-
-
-class Encoded(NamedTuple):
-    """What a prompt leaves: keys and values of every layer.
-
-    Attributes:
-      keys: one [B, S, M, H] a layer, in a tuple or stacked.
-      values: likewise.
-    """
-
-    keys: Any
-    values: Any
+from kpod_jax.models.llama_layers import STD, Encoded, Layer, rotation_at
 
 
 class Cache(NamedTuple):
@@ -86,7 +64,7 @@ class Llama(nn.Module):
     def setup(self) -> None:
         c = self.config
         types = (self.dtype, self.param_dtype)
-        self.shared = Embedding(c.vocab_size, c.hidden_size, *types, std=_STD)
+        self.shared = Embedding(c.vocab_size, c.hidden_size, *types, std=STD)
         layer: Any = self.layer_class or Layer
         norm = layer.norm_class
         if self.remat != "none":
@@ -111,7 +89,7 @@ class Llama(nn.Module):
             self.layers = [layer(*arguments) for _ in range(c.num_hidden_layers)]
         self.final_norm = norm(c.hidden_size, c.rms_norm_eps, *types)
         if not c.tie_word_embeddings:
-            self.lm_head = Head(c.hidden_size, c.vocab_size, _STD, *types)
+            self.lm_head = Head(c.hidden_size, c.vocab_size, STD, *types)
 
     def __call__(
         self,
@@ -267,7 +245,7 @@ class Llama(nn.Module):
             back = jnp.concatenate([back, jnp.broadcast_to(back_L, (len(ids_B), room))], axis=1)
             seen &= back < self.config.sliding_window
         seen = seen[:, None, None]
-        rotation = _rotation(place_B[:, None], self.config)
+        rotation = rotation_at(place_B[:, None], self.config)
         x, keys, values = self.embed(ids_B)[:, None], [], []
         for layer, key, value in zip(self.layers, cache.keys, cache.values, strict=True):  # pyright: ignore[reportArgumentType]
             x, key, value = layer.step(x, prompt + time % room, rotation, seen, key, value)
@@ -304,7 +282,7 @@ class Llama(nn.Module):
             distance = places_BxQ[:, :, None] - places_BxL[:, None, :]
             seen &= distance < self.config.sliding_window
         x = pin_residual(x_BxQxD.astype(self.dtype))
-        arguments = (_rotation(places_BxQ, self.config), seen[:, None], deterministic)
+        arguments = (rotation_at(places_BxQ, self.config), seen[:, None], deterministic)
         if self.scan_layers:
             x, (keys, values) = self.layers(x, *arguments, past)  # pyright: ignore[reportCallIssue]
             return x, Encoded(keys, values)
@@ -316,165 +294,6 @@ class Llama(nn.Module):
         return x, Encoded(*zip(*found, strict=True))
 
 
-class Layer(nn.Module):
-    """Self-attention and feed-forward, each on its normed input.
-
-    Attributes:
-      norm_class: of both norms, and of the model's last.
-      activation: of the feed-forward layer's gate.
-    """
-
-    norm_class: ClassVar[Any] = RMSNorm
-    activation: ClassVar[Callable[[jax.Array], jax.Array]] = staticmethod(jax.nn.silu)
-
-    config: LlamaConfig
-    dtype: Dtype
-    param_dtype: Dtype
-    lora: LoRAConfig | None
-    attention: str
-
-    def setup(self) -> None:
-        c, types = self.config, (self.dtype, self.param_dtype)
-        norm = functools.partial(self.norm_class, c.hidden_size, c.rms_norm_eps, *types)
-        self.self_attention_norm = norm()
-        self.self_attention = _Attention(c, *types, self.lora, self.attention)
-        self.mlp_norm = norm()
-        self.mlp = _FeedForward(c, *types, self.lora, self.activation)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        rotation: jax.Array,
-        seen: jax.Array,
-        deterministic: bool,
-        past: Encoded | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        normed, attention = self.self_attention_norm(x), self.self_attention
-        own = key, value = attention.keys_values(normed, rotation, deterministic)
-        if past is not None:
-            key = jnp.concatenate([past.keys, key], axis=1)
-            value = jnp.concatenate([past.values, value], axis=1)
-        x = pin_residual(x + attention(normed, rotation, key, value, seen, deterministic))
-        x = pin_residual(x + self.mlp(self.mlp_norm(x), deterministic))
-        return x, own
-
-    def step(
-        self,
-        x: jax.Array,
-        place: jax.Array,
-        rotation: jax.Array,
-        seen: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
-            new = jnp.swapaxes(new, 1, 2)
-            return jax.lax.dynamic_update_slice_in_dim(cached, new, place, axis=2)
-
-        normed, attention = self.self_attention_norm(x), self.self_attention
-        key, value = attention.keys_values(normed, rotation, True)
-        keys, values = put(keys, key), put(values, value)
-        x += attention.step(normed, rotation, keys, values, seen)
-        return x + self.mlp(self.mlp_norm(x), True), keys, values
-
-
-class _Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
-
-    config: LlamaConfig
-    dtype: Dtype
-    param_dtype: Dtype
-    lora: LoRAConfig | None
-    attention: str
-
-    def setup(self) -> None:
-        c = self.config
-        types = (self.dtype, self.param_dtype, self.lora)
-
-        def into(name: str, heads: int) -> Projection:
-            axes = ("embed", "heads", "kv")
-            inputs, outputs = (c.hidden_size,), (heads, c.head_dim)
-            return Projection(inputs, outputs, axes, _STD, *types, use_bias=name in c.biases)
-
-        self.q = into("q", c.num_attention_heads)
-        self.k = into("k", c.num_key_value_heads)
-        self.v = into("v", c.num_key_value_heads)
-        self.o = Projection(
-            (c.num_attention_heads, c.head_dim),
-            (c.hidden_size,),
-            ("heads", "kv", "embed"),
-            _STD,
-            *types,
-            use_bias="o" in c.biases,
-        )
-        if c.qk_norm:
-            norm = functools.partial(RMSNorm, c.head_dim, c.rms_norm_eps, *types[:2], axis="kv")
-            self.q_norm, self.k_norm = norm(), norm()
-
-    def keys_values(
-        self, x: jax.Array, rotation: jax.Array, deterministic: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """[B, K, D] -> two of [B, K, M, H], the keys turned."""
-        key = self.k(x, deterministic)
-        key = self.k_norm(key) if self.config.qk_norm else key
-        return pin_heads(_turn(key, rotation)), pin_heads(self.v(x, deterministic))
-
-    def __call__(
-        self,
-        x: jax.Array,
-        rotation: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        seen: jax.Array,
-        deterministic: bool,
-    ) -> jax.Array:
-        """[B, Q, D] and turned keys and values [B, K, M, H] -> [B, Q, D]."""
-        query, scale = self._queries(x, rotation, deterministic), self.config.head_dim**-0.5
-        result = attend(query, key, value, None, seen, scale=scale, implementation=self.attention)
-        return self.o(pin_heads(result), deterministic)
-
-    def step(
-        self,
-        x: jax.Array,
-        rotation: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
-        seen: jax.Array,
-    ) -> jax.Array:
-        """[B, 1, D] and a cache's [B, M, K, H] -> [B, 1, D]."""
-        query, scale = self._queries(x, rotation, True), self.config.head_dim**-0.5
-        result = attend_cache(query, keys, values, None, seen, scale=scale)
-        return self.o(pin_heads(result), True)
-
-    def _queries(self, x: jax.Array, rotation: jax.Array, deterministic: bool) -> jax.Array:
-        query = self.q(x, deterministic)
-        query = self.q_norm(query) if self.config.qk_norm else query
-        return pin_heads(_turn(query, rotation))
-
-
-class _FeedForward(nn.Module):
-    config: LlamaConfig
-    dtype: Dtype
-    param_dtype: Dtype
-    lora: LoRAConfig | None
-    activation: Callable[[jax.Array], jax.Array]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        c = self.config
-        types = (self.dtype, self.param_dtype, self.lora)
-
-        def into(name: str) -> jax.Array:
-            sizes = (c.hidden_size,), (c.intermediate_size,)
-            layer = Projection(*sizes, ("embed", "mlp"), _STD, *types, name=name)
-            return constrain(layer(x, deterministic), "batch", "length", "mlp")
-
-        hidden = self.activation(into("gate")) * into("up")
-        sizes = (c.intermediate_size,), (c.hidden_size,)
-        out = Projection(*sizes, ("mlp", "embed"), _STD, *types, name="down")
-        return out(hidden, deterministic)
-
-
 def _longer(mask_BxS: jax.Array, count: int) -> jax.Array:
     """A mask with `count` positions more, all of them tokens."""
     return jnp.pad(mask_BxS, [(0, 0), (0, count)], constant_values=True)
@@ -483,36 +302,3 @@ def _longer(mask_BxS: jax.Array, count: int) -> jax.Array:
 def _places(mask_BxL: jax.Array) -> jax.Array:
     """[B, L] int32: how many tokens stand before; padding does not count."""
     return jnp.maximum(jnp.cumsum(mask_BxL, axis=1, dtype=jnp.int32) - 1, 0)
-
-
-def frequencies(config: LlamaConfig) -> np.ndarray:
-    """[H / 2] float32, by how much each pair of dimensions turns from one place to the next."""
-    scaling = config.rope_scaling
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    result = 1.0 / config.rope_theta**exponents
-    if scaling.rope_type == "linear":
-        return (result / scaling.factor).astype(np.float32)
-    if scaling.rope_type == "llama3":
-        wavelength = 2 * np.pi / result
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        # 0 at wavelengths that are scaled in full, 1 at those that are not scaled.
-        smooth = (scaling.original_max_position_embeddings / wavelength - low) / (high - low)
-        smooth = np.clip(smooth, 0, 1)
-        result = (1 - smooth) * result / scaling.factor + smooth * result
-    return result.astype(np.float32)
-
-
-def _rotation(places_BxL: jax.Array, config: LlamaConfig) -> jax.Array:
-    """[2, B, L, 1, H] float32: cosines and sines."""
-    angles = places_BxL[..., None].astype(jnp.float32) * frequencies(config)
-    angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None]
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
-
-
-def _turn(x_BxLxNxH: jax.Array, rotation: jax.Array) -> jax.Array:
-    """Rotary position embedding: dimensions i and i + H / 2 are a pair."""
-    x = x_BxLxNxH.astype(jnp.float32)
-    left, right = jnp.split(x, 2, axis=-1)
-    cosine, sine = rotation
-    turned = x * cosine + jnp.concatenate([-right, left], axis=-1) * sine
-    return turned.astype(x_BxLxNxH.dtype)

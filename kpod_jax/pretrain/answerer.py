@@ -37,6 +37,7 @@ from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.objective import MaskLearner
 from kpod_jax.weighting.problems import Problems, batches, problems_of
 
 _ARCHITECTURE: dict[str, Any] = {
@@ -129,7 +130,7 @@ def train_answerer(
             logging.info("step %d of %d, nats: %s", step + 1, steps + even_steps, means)
             sums = None
     held_out = _problems("validation", 256, tokenizer, seed)
-    masks = learn.MaskLearner(learner.answerer, Generator(8, 1), jnp.zeros((1, 1)), 0.0)
+    masks = MaskLearner(learner.answerer, Generator(8, 1), jnp.zeros((1, 1)), 0.0)
     gap = learn.measure_gap(masks, params, held_out, 64)
     means = {kind: round(float(gap[kind]), 2) for kind in ("none_masked", "all_masked")}
     tenths = [round(value, 2) for value in gap["by_prefix"]["none_masked"]]

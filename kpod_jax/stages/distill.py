@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax import distill, files, sharding
+from kpod_jax import distill, files, sharding, train_step
 from kpod_jax.data.records import Ragged
 from kpod_jax.run import Run, say
 from kpod_jax.schedule import curricula
@@ -78,7 +78,7 @@ def run_stage(run: Run) -> str:
         workdir=run.workdir.path,
         validate=validate,
         begin_stage=begin_stage if isinstance(start_steps, Following) else None,
-        loss=distill.loss_of(config.distill.loss, training.objective.loss),
+        loss=train_step.loss_of(config.distill.loss, training.objective.loss),
         rows_together=2 if training.groups is not None else 1,
     )
     return (

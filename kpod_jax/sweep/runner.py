@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 
-from kpod_jax import configuration, files, pipeline, processes, report
+from kpod_jax import configuration_checks, files, pipeline, processes, report
 from kpod_jax.configuration import Config
 from kpod_jax.errors import UserError
 from kpod_jax.sweep import comparison, workers
@@ -281,7 +281,7 @@ def _load(sweep: str) -> dict[str, Config]:
         if not name or pathlib.PurePath(name).name != name:
             raise UserError(f"--sweep={path}: run {name!r}: expected a name for a directory.")
         try:
-            configuration.check(config)
+            configuration_checks.check(config)
         except UserError as error:
             raise UserError(f"Run {name}: {error}") from error
     if not runs:

@@ -27,7 +27,7 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     """Asks what was not answered yet, or writes or reads batch files, and writes the results.
 
     Args:
-      config: checked (`configuration.check`).
+      config: checked (`configuration_checks.check`).
       workdir: DIR; everything is written to DIR/teacher.
 
     Returns:

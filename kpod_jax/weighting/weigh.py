@@ -30,6 +30,7 @@ from kpod_jax.progress import Progress
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer, Params
 from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.objective import MaskLearner, objective_on
 from kpod_jax.weighting.problems import Problems, problems_of
 
 STAGE = "weigh"
@@ -166,7 +167,7 @@ class _Fold:
       directory: for the checkpoints of both.
     """
 
-    learner: learn.MaskLearner
+    learner: MaskLearner
     config: Config
     seed: int
     first_step: int
@@ -236,9 +237,7 @@ class _Fold:
         )
         if gap["gap"] < config.min_gap:
             raise UserError(_no_gap(gap, config))
-        judge = learn.objective_on(
-            learner, judged, config.batch_size, config.temperature_end, self.seed
-        )
+        judge = objective_on(learner, judged, config.batch_size, config.temperature_end, self.seed)
         with Checkpoints(self.directory / "generator") as checkpoints:
             params = learn.learn_masks(
                 learner,
@@ -308,9 +307,9 @@ def _check_lengths(tokenized: TokenizedSet, answerer: Student) -> None:
 
 def make_learner(
     answerer: Student, embeddings: jax.Array, config: Config, mesh: Mesh | None = None
-) -> learn.MaskLearner:
+) -> MaskLearner:
     """Mask learning with a model as its answerer, as `weighting` of the configuration has it."""
-    return learn.MaskLearner(
+    return MaskLearner(
         make_answerer(answerer, config.encoding),
         Generator(config.hidden, config.heads, config.initial_weight),
         embeddings,

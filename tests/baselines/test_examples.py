@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from examples.last_step import LastStep
-from kpod_jax import baselines, configuration
+from kpod_jax import baselines, configuration, configuration_checks
 from kpod_jax.baselines import scott
 from kpod_jax.baselines.answer_only import AnswerOnly
 from kpod_jax.baselines.distilling_step_by_step import DistillingStepByStep
@@ -268,13 +268,13 @@ def test_faults_of_configurations_are_named(method, changes, said):
     config = configuration.apply_method(configuration.default(), method)
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=re.escape(said)):
-        configuration.check(config)
+        configuration_checks.check(config)
 
 
 def test_a_method_of_ones_own(build, byte_tokenizer):
     name = "examples.last_step:LastStep"
     config = configuration.apply_method(configuration.default(), name)
-    configuration.check(config)
+    configuration_checks.check(config)
     assert baselines.class_of(name) is LastStep
     assert [pathlib.Path(path) for path in baselines.files(config)] == [
         ROOT / "examples/last_step.py"

@@ -7,9 +7,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from kpod_jax import distill
+from kpod_jax import train_step
 from kpod_jax.baselines import distributions, mcc_kd, specialized_kd
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.baselines.specialized_kd import SpecializedKd
@@ -110,8 +111,8 @@ def test_pairs_stay_together_in_micro_batches():
     batch = on_device({key: value for key, value in source[0].items() if key != "index"})
     found = []
     for parts in (1, 4):
-        optimizer = distill.optax.sgd(1.0)
-        step = distill.make_train_step(
+        optimizer = optax.sgd(1.0)
+        step = train_step.make_train_step(
             tiny.t5(),
             optimizer,
             lambda step: 0.0,
@@ -147,7 +148,7 @@ def test_the_distribution_loss_is_cross_entropy_where_the_teacher_is_one_hot():
     module, params = tiny.t5(), tiny.params(tiny.t5())
     soft, hard = (
         jax.value_and_grad(lambda p, loss=loss: loss(module, p, on_device(batch), None)[0])(params)
-        for loss in (specialized_kd.distribution_loss, distill.cross_entropy)
+        for loss in (specialized_kd.distribution_loss, train_step.cross_entropy)
     )
     np.testing.assert_allclose(soft[0], hard[0], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), soft[1], hard[1])

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import baselines, configuration, pipeline
+from kpod_jax import baselines, configuration_checks, pipeline
 from kpod_jax.data import arithmetic
 from kpod_jax.errors import UserError
 from kpod_jax.run import Run
@@ -39,7 +39,7 @@ SMALL = {
 def config_of(method, **changes):
     config = quickstart.get_config(method)
     config.update_from_flattened_dict(SMALL | {k.replace("__", "."): v for k, v in changes.items()})
-    configuration.check(config)
+    configuration_checks.check(config)
     return config
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from kpod_jax import configuration
+from kpod_jax import configuration, configuration_checks
 from kpod_jax.data import own, published, sources, tables
 from kpod_jax.errors import UserError
 
@@ -183,7 +183,7 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
 
 def test_every_data_set_and_column_that_is_checked_exists():
     config = configuration.default()
-    assert configuration.CHOICES["data.name"] == sources.NAMES
+    assert configuration_checks.CHOICES["data.name"] == sources.NAMES
     assert config.data.columns.to_dict() == own.COLUMNS
 
 

@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 from packaging.requirements import Requirement
 
-from kpod_jax import abstract_steps, configuration, main
+from kpod_jax import abstract_steps, configuration_checks, main
 from kpod_jax.errors import UserError
 from kpod_jax.sweep import runner
 from tests.conftest import ROOT
@@ -84,7 +84,7 @@ def check_main(arguments: list[str], monkeypatch) -> None:
     elif values.mode != "heatmap":
         assert values.config is not None, "--config is missing"
     if values.config is not None:
-        configuration.check(values.config)
+        configuration_checks.check(values.config)
     assert values.workdir or values.mode in ("compare", "compile")
 
 
@@ -259,7 +259,7 @@ def test_python_runs(block: Block):
     exec(compile(block.text, block.page, "exec"), space)
     if "get_config" in space:
         get_config: Any = space["get_config"]
-        configuration.check(get_config())
+        configuration_checks.check(get_config())
         assert get_config("scotd").method == "scotd"
 
 

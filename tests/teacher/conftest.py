@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from kpod_jax import configuration
+from kpod_jax import configuration, configuration_checks
 from kpod_jax.data import jsonl
 from tests.teacher import endpoint as endpoints
 
@@ -75,5 +75,5 @@ def config(sums, endpoint):
     config.data.name, config.data.path = "jsonl", str(sums)
     config.teacher.model, config.teacher.base_url = "m", endpoint.url
     config.teacher.concurrency = 2
-    configuration.check(config)
+    configuration_checks.check(config)
     return config

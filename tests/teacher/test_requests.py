@@ -2,7 +2,7 @@
 
 import pytest
 
-from kpod_jax import answers, configuration
+from kpod_jax import answers, configuration, configuration_checks
 from kpod_jax.errors import UserError
 from kpod_jax.teacher.questions import Question
 from kpod_jax.teacher.requests import make_requests, read_examples
@@ -79,7 +79,7 @@ def test_settings_are_checked(changes, message):
     config = configuration.default()
     config.teacher.update(changes)
     with pytest.raises(UserError, match=message):
-        configuration.check(config)
+        configuration_checks.check(config)
 
 
 @pytest.mark.parametrize("url", ["http://me:pa55@host/v1", "https://host/v1?api-key=pa55"])
@@ -87,5 +87,5 @@ def test_secrets_in_an_address_are_refused_and_not_shown(url):
     config = configuration.default()
     config.teacher.base_url = url
     with pytest.raises(UserError, match="OPENAI_API_KEY") as error:
-        configuration.check(config)
+        configuration_checks.check(config)
     assert "pa55" not in str(error.value)

@@ -16,6 +16,7 @@ import pytest
 from kpod_jax.weighting import generator, learn, weigh
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
+from kpod_jax.weighting.objective import MaskLearner, objective_on
 from kpod_jax.weighting.problems import batches, problems_of, take
 from tests.weighting import tiny
 
@@ -30,9 +31,9 @@ class CutAnswerer(Answerer):
         return super().losses(params, problems, keep_BxR, prefix_B, dropout_key=dropout_key)
 
 
-def learner(answerer_class=Answerer, **changes) -> learn.MaskLearner:
+def learner(answerer_class=Answerer, **changes) -> MaskLearner:
     table = jax.random.normal(jax.random.key(5), (tiny.CONFIG.vocab_size, 16))
-    return learn.MaskLearner(
+    return MaskLearner(
         answerer_class(tiny.t5(), tiny.MASK, tiny.PAD, tiny.EOS),
         Generator(16, 2),
         table,
@@ -41,7 +42,7 @@ def learner(answerer_class=Answerer, **changes) -> learn.MaskLearner:
     )
 
 
-def generator_params(of: learn.MaskLearner, problems, seed=0, spread=0.3):
+def generator_params(of: MaskLearner, problems, seed=0, spread=0.3):
     """Random parameters whose weights differ from token to token."""
     params = of.generator.init(
         jax.random.key(seed), of.embeddings[problems.rationale], problems.rationale_mask
@@ -212,7 +213,7 @@ def test_all_prefixes_is_the_mean_over_a_loop_of_single_ones(random_answerer, pr
     objective = jax.jit(of.objective)
     value, parts = objective(params, random_answerer, problems, key, ALPHA, 0.8)
     logits = of.logits(params, problems)
-    keep = learn.gumbel_mask(jax.random.split(key)[1], logits, 0.8, False)
+    keep = generator.gumbel_mask(jax.random.split(key)[1], logits, 0.8, False)
     n = np.asarray(problems.rationale_mask.sum(axis=1))
     assert len(set(n.tolist())) > 1
     sums, answer_losses = np.zeros(len(n)), jax.jit(of.answerer.losses)
@@ -368,7 +369,7 @@ def test_the_objective_on_examples_is_the_mean_over_examples(
     rows = problems_of(tiny.random_set(3, 9), tiny.PAD)
 
     def on(rows, batch_size):
-        return learn.objective_on(of, rows, batch_size, 1.0, 0)(params, random_answerer)
+        return objective_on(of, rows, batch_size, 1.0, 0)(params, random_answerer)
 
     found = on(rows, 2)
     single = [on(take(rows, np.array([i])), 1) for i in range(3)]

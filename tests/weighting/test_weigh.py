@@ -64,7 +64,7 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
     monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
     monkeypatch.setattr(learn, "learn_masks", learn_masks)
     monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.5, 2.0))
-    monkeypatch.setattr(learn, "objective_on", lambda *_: lambda *_: 0.75)
+    monkeypatch.setattr(weigh, "objective_on", lambda *_: lambda *_: 0.75)
     result = run(tmp_path, settings(fit="other_fold"))
     np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
     everything = problems_of(TRAIN, tiny.PAD).rationale.tolist()

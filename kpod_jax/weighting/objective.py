@@ -1,0 +1,233 @@
+"""The objective of mask learning (Eq. 5-7): the answer's loss under masks, the price of tokens.
+
+Letters: B examples, P prefixes of each, R rationale tokens, M masks, V vocabulary, D embedding.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kpod_jax import sharding
+from kpod_jax.weighting.answerer import Answerer, Params
+from kpod_jax.weighting.generator import Generator, gumbel_mask
+from kpod_jax.weighting.problems import Problems, take
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskLearner:
+    """The objective of mask learning, and the prefixes and masks that are drawn.
+
+    Attributes:
+      answerer: θw's module.
+      generator: of masks.
+      embeddings: [V, D], the pre-trained student's input embeddings.
+      alpha: of Eq. 7.
+      prefixes: "all"; "sampled", P of them, uniformly; or "step_ends", likewise, but of those that
+        end with a step. The last is no estimate of Eq. 5: it looks where answers are decided, and
+        leaves out prefixes cut inside a step, of which most decide nothing.
+      prefix_samples: P, where sampled.
+      estimator: of the gradient of L_p: "straight_through" or "soft", see `gumbel_mask`, go through
+        the answerer; "score_function" compares the losses of hard masks, and has no bias.
+      mask_samples: masks of each example, for "score_function" alone; at least 2.
+      clear_share: so many of the rows that the answerer is fit on have their whole rationale, and
+        so many no mask, whatever is drawn.
+      mesh: that rows are split over; None: all that is at hand.
+    """
+
+    answerer: Answerer
+    generator: Generator
+    embeddings: jax.Array
+    alpha: float
+    prefixes: str = "sampled"
+    prefix_samples: int = 1
+    estimator: str = "straight_through"
+    mask_samples: int = 8
+    clear_share: float = 0.5
+    mesh: Mesh | None = None
+
+    def take(self, problems: Problems, index: np.ndarray) -> Problems:
+        """Some rows, on the devices."""
+        return self.place(take(problems, index))
+
+    def place(self, rows: Problems) -> Problems:
+        """Rows of the host, on the devices."""
+        return rows if self.mesh is None else sharding.place_whole(rows, self.mesh)
+
+    def logits(self, generator_params: Params, problems: Problems) -> jax.Array:
+        """[B, R] the logits of w_j."""
+        embeddings = self.embeddings[problems.rationale]
+        return self.generator.apply(
+            {"params": generator_params}, embeddings, problems.rationale_mask
+        )  # pyright: ignore[reportReturnType]
+
+    def objective(
+        self,
+        generator_params: Params,
+        answerer_params: Params,
+        problems: Problems,
+        key: jax.Array,
+        alpha: jax.Array | float,
+        temperature: jax.Array | float,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """L_k / n, the mean over prefixes of the answer's loss + α · mean of m (Eq. 5-7).
+
+        L_m's m_j is replaced by its expectation w_j, which has the same mean and no noise.
+
+        Returns:
+          The objective, averaged over examples, and its parts; "mask_entropy", in nats a token, is
+          0 where masks are certain and 0.69 where they say nothing.
+        """
+        logits_BxR = self.logits(generator_params, problems)
+        prefix_key, mask_key = jax.random.split(key)
+        prefix_BxP, share_BxP = self._prefixes(prefix_key, problems)
+        if self.estimator == "score_function":
+            answer_loss = self._score_function(
+                answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP
+            )
+        else:
+            answer_loss = self._pathwise(
+                answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP, temperature
+            )
+        weights = jax.nn.sigmoid(logits_BxR)
+        kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
+        entropy = -jax.nn.log_sigmoid(logits_BxR) * weights
+        entropy -= jax.nn.log_sigmoid(-logits_BxR) * (1 - weights)
+        parts = {
+            "answer_loss": answer_loss,
+            "mean_weight": kept,
+            "mask_entropy": jnp.mean(entropy, where=problems.rationale_mask),
+        }
+        return answer_loss + alpha * kept, parts
+
+    def _pathwise(
+        self,
+        answerer_params: Params,
+        problems: Problems,
+        key: jax.Array,
+        logits_BxR: jax.Array,
+        prefix_BxP: jax.Array,
+        share_BxP: jax.Array,
+        temperature: jax.Array | float,
+    ) -> jax.Array:
+        """L_p / n, whose gradient goes through the answerer and the relaxed masks (Eq. 4, 5)."""
+        hard = self.estimator == "straight_through"
+        # Eq. 5 has one mask for all prefixes. Sampled prefixes have a mask each, which is less
+        # noisy, unless it is one mask that makes them cheap.
+        if self.prefixes == "all" or self.answerer.causal:
+            keep = gumbel_mask(key, logits_BxR, temperature, hard)
+            losses = self.answerer.prefix_losses(answerer_params, problems, keep, prefix_BxP)
+        else:
+            count = prefix_BxP.shape[1]
+            logits = jnp.repeat(logits_BxR, count, axis=0)
+            keep = gumbel_mask(key, logits, temperature, hard)
+            rows = problems.repeat(count)
+            losses = self.answerer.losses(answerer_params, rows, keep, prefix_BxP.ravel())
+            losses = losses.reshape(share_BxP.shape)
+        return jnp.mean(jnp.sum(losses * share_BxP, axis=1))
+
+    def _score_function(
+        self,
+        answerer_params: Params,
+        problems: Problems,
+        key: jax.Array,
+        logits_BxR: jax.Array,
+        prefix_BxP: jax.Array,
+        share_BxP: jax.Array,
+    ) -> jax.Array:
+        """L_p / n under M hard masks, with the score function's gradient, which has no bias.
+
+        d E[L] / d logit_j = E[(L - b) (m_j - w_j)]. For b each mask has the mean loss of the
+        example's other masks, prefix by prefix; and of the losses only those count whose prefix
+        holds the token, since the others do not depend on it. No gradient goes through the
+        answerer, so each mask costs a forward pass.
+        """
+        count, (rows, length) = self.mask_samples, logits_BxR.shape
+        weights_BxR = jax.nn.sigmoid(logits_BxR)
+        keep_MxBxR = jax.random.bernoulli(key, weights_BxR, (count, rows, length))
+        repeated = jax.tree.map(lambda array: jnp.concatenate([array] * count), problems)
+        losses = self.answerer.prefix_losses(
+            jax.lax.stop_gradient(answerer_params),
+            repeated,
+            keep_MxBxR.reshape(-1, length).astype(jnp.float32),
+            jnp.concatenate([prefix_BxP] * count),
+        )
+        losses_MxBxP = jax.lax.stop_gradient(losses.reshape(count, *prefix_BxP.shape)) * share_BxP
+        above_MxBxP = (losses_MxBxP - losses_MxBxP.mean(axis=0)) * count / (count - 1)
+        holds_BxPxR = jnp.arange(length) < prefix_BxP[..., None]
+        above_MxBxR = jnp.einsum("mbp,bpr->mbr", above_MxBxP, holds_BxPxR.astype(jnp.float32))
+        # Its value is 0; its gradient by the logits is the score function's.
+        score_MxBxR = (keep_MxBxR - jax.lax.stop_gradient(weights_BxR)) * (
+            logits_BxR - jax.lax.stop_gradient(logits_BxR)
+        )
+        surrogate_MxB = jnp.sum(above_MxBxR * score_MxBxR, axis=-1, where=problems.rationale_mask)
+        return jnp.mean(losses_MxBxP.sum(axis=-1) + surrogate_MxB)
+
+    def _prefixes(self, key: jax.Array, problems: Problems) -> tuple[jax.Array, jax.Array]:
+        """[B, P] the prefixes' lengths, and each one's share of its example's mean."""
+        rows, r = problems.rationale_mask.shape
+        if self.prefixes == "all":
+            n_B = problems.rationale_mask.sum(axis=1)
+            prefix = jnp.broadcast_to(jnp.arange(1, r + 1), (rows, r))
+            return prefix, (prefix <= n_B[:, None]) / n_B[:, None]
+        shape = (rows, self.prefix_samples)
+        # One of each of P equal parts, which is less noisy than any P, and as unbiased.
+        place = (jnp.arange(self.prefix_samples) + jax.random.uniform(key, shape)) / shape[1]
+        prefix = self.nth_prefix(problems, place)
+        return prefix, jnp.full(shape, 1 / self.prefix_samples)
+
+    def nth_prefix(self, problems: Problems, place_BxP: jax.Array) -> jax.Array:
+        """[B, P] the length of the prefix at a place in [0, 1) of those that are looked at."""
+        ends = problems.step_ends if self.prefixes == "step_ends" else problems.rationale_mask
+        count_BxR = jnp.cumsum(ends, axis=1)
+        wanted_BxP = jnp.minimum(jnp.floor(place_BxP * count_BxR[:, -1:]) + 1, count_BxR[:, -1:])
+        return 1 + jnp.sum(count_BxR[:, None, :] < wanted_BxP[:, :, None], axis=-1)
+
+    def random_masks(
+        self, key: jax.Array, problems: Problems, masked: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Prefixes and masks for fitting the answerer: [B, R] m and [B] k.
+
+        Where `masked`, prefixes are drawn and tokens are kept at a rate uniform in (0, 1), but for
+        `clear_share` of the rows, lest reading be unlearned.
+        """
+        n_B = problems.rationale_mask.sum(axis=1)
+        keys = jax.random.split(key, 5)
+        whole = ~masked | jax.random.bernoulli(keys[0], self.clear_share, n_B.shape)
+        drawn_B = self.nth_prefix(problems, jax.random.uniform(keys[1], (*n_B.shape, 1)))[:, 0]
+        prefix_B = jnp.where(whole, n_B, drawn_B)
+        clear = ~masked | jax.random.bernoulli(keys[2], self.clear_share, n_B.shape)
+        rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[3], n_B.shape))
+        keep = jax.random.bernoulli(keys[4], rate_B[:, None], problems.rationale_mask.shape)
+        return keep.astype(jnp.float32), prefix_B
+
+
+def objective_on(
+    learner: MaskLearner, problems: Problems, batch_size: int, temperature: float, seed: int
+) -> Callable[[Params, Params], float]:
+    """The objective on some examples, of parameters of the generator and of the answerer.
+
+    It is Eq. 7 divided by n, in nats, with masks that are drawn alike at every call.
+    """
+    step = jax.jit(lambda *arguments: learner.objective(*arguments)[0])
+    root, count = jax.random.key(seed), len(problems.question)
+
+    def objective(generator_params: Params, answerer_params: Params) -> float:
+        total = 0.0
+        for start in range(0, count, batch_size):
+            index = np.arange(start, min(start + batch_size, count))
+            value = step(
+                generator_params,
+                answerer_params,
+                learner.take(problems, index),
+                jax.random.fold_in(root, start),
+                learner.alpha,
+                temperature,
+            )
+            total += float(value) * len(index)
+        return total / count
+
+    return objective
