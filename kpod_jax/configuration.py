@@ -151,6 +151,8 @@ def default() -> Config:
     # masks with the gradient of soft ones; soft: soft masks (Eq. 4); score_function: the losses of
     # hard masks are compared, without bias and without a gradient of the answerer. [ours]
     weighting.mask_samples = 8  # Masks of an example and step for score_function. [ours]
+    weighting.exploration = 0.0  # Least probability with which score_function masks, and keeps, a
+    # token, whatever its weight: what is never masked is never found to be needless. [ours]
     weighting.initial_weight = 0.88  # w_j before training: a mask of less may let nothing through.
     weighting.hidden = 64  # Width of the generator's MLP (Eq. 3). [ours]
     weighting.heads = 4  # Of the generator's attention (Eq. 2). [ours]

@@ -70,6 +70,7 @@ RANGES = {
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
     "weighting.mask_samples": (2, _INFINITY),
+    "weighting.exploration": (0, 0.49),
     "weighting.initial_weight": (0.01, 0.99),
     "weighting.clear_share": (0, 1),
     "weighting.steps": (1, _INFINITY),

@@ -30,7 +30,7 @@ def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
     return lambda stage: table[min(stage, len(table) - 1)]
 
 
-def _weights(run: Run) -> Ragged | None:
+def loss_weights(run: Run) -> Ragged | None:
     """w_j of Eq. 15, none below `distill.least_weight`; None where all are 1."""
     weights = run.weights()
     if weights is None:
@@ -47,7 +47,7 @@ def run_stage(run: Run) -> str:
     start_steps = _start_steps(run)
     length = run.length
     source = run.training_source(
-        weights=_weights(run),
+        weights=loss_weights(run),
         start_steps=start_steps,
         stage_of_step=lambda step: step // length.steps_per_stage,
         host=sharding.host_part(run.mesh),

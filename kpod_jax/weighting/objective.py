@@ -33,6 +33,8 @@ class MaskLearner:
       estimator: of the gradient of L_p: "straight_through" or "soft", see `gumbel_mask`, go through
         the answerer; "score_function" compares the losses of hard masks, and has no bias.
       mask_samples: masks of each example, for "score_function" alone; at least 2.
+      exploration: least probability with which "score_function" masks and keeps any token, whatever
+        its weight; in [0, 0.5).
       clear_share: so many of the rows that the answerer is fit on have their whole rationale, and
         so many no mask, whatever is drawn.
       mesh: that rows are split over; None: all that is at hand.
@@ -46,6 +48,7 @@ class MaskLearner:
     prefix_samples: int = 1
     estimator: str = "straight_through"
     mask_samples: int = 8
+    exploration: float = 0.0
     clear_share: float = 0.5
     mesh: Mesh | None = None
 
@@ -101,7 +104,7 @@ class MaskLearner:
             "mean_weight": kept,
             "mask_entropy": jnp.mean(entropy, where=problems.rationale_mask),
         }
-        return answer_loss + alpha * kept, parts
+        return answer_loss + alpha * self._price(logits_BxR, problems), parts
 
     def _pathwise(
         self,
@@ -146,7 +149,7 @@ class MaskLearner:
         answerer, so each mask costs a forward pass.
         """
         count, (rows, length) = self.mask_samples, logits_BxR.shape
-        weights_BxR = jax.nn.sigmoid(logits_BxR)
+        weights_BxR = self._explored(logits_BxR)
         keep_MxBxR = jax.random.bernoulli(key, weights_BxR, (count, rows, length))
         repeated = jax.tree.map(lambda array: jnp.concatenate([array] * count), problems)
         losses = self.answerer.prefix_losses(
@@ -165,6 +168,26 @@ class MaskLearner:
         )
         surrogate_MxB = jnp.sum(above_MxBxR * score_MxBxR, axis=-1, where=problems.rationale_mask)
         return jnp.mean(losses_MxBxP.sum(axis=-1) + surrogate_MxB)
+
+    def _explored(self, logits_BxR: jax.Array) -> jax.Array:
+        """The probability with which a token is kept in a mask of `_score_function`."""
+        weights_BxR = jax.nn.sigmoid(logits_BxR)
+        return jnp.clip(weights_BxR, self.exploration, 1 - self.exploration)
+
+    def _price(self, logits_BxR: jax.Array, problems: Problems) -> jax.Array:
+        """The mean weight, L_m / n, whose gradient is scaled as that of L_p is.
+
+        Either has the factor w (1 - w), that of the weight by its logit. Where tokens are masked
+        more or less often than their weights say, the factor is that of the masks' probability, so
+        that loss and price stay in proportion and no logit is out of reach.
+        """
+        kept = jnp.mean(jnp.mean(jax.nn.sigmoid(logits_BxR), axis=1, where=problems.rationale_mask))
+        if not self.exploration:
+            return kept
+        probability_BxR = jax.lax.stop_gradient(self._explored(logits_BxR))
+        moved_BxR = (logits_BxR - jax.lax.stop_gradient(logits_BxR)) * probability_BxR
+        moved = jnp.mean(moved_BxR * (1 - probability_BxR), axis=1, where=problems.rationale_mask)
+        return jax.lax.stop_gradient(kept) + jnp.mean(moved)
 
     def _prefixes(self, key: jax.Array, problems: Problems) -> tuple[jax.Array, jax.Array]:
         """[B, P] the prefixes' lengths, and each one's share of its example's mean."""

@@ -318,6 +318,7 @@ def make_learner(
         config.prefix_samples,
         config.estimator,
         config.mask_samples,
+        config.exploration,
         config.clear_share,
         mesh,
     )

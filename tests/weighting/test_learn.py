@@ -253,10 +253,13 @@ def test_sampled_prefixes_agree_with_all_of_them_in_expectation(random_answerer,
     assert 6 * error[:-1].sum() < 0.1 * (a.mean(axis=0)[:-1] ** 2).sum()
 
 
+@pytest.mark.parametrize("exploration", [0.0, 0.3])
 def test_the_score_functions_gradient_is_that_of_the_expectation_over_all_masks(
-    random_answerer, problems
+    random_answerer, problems, exploration
 ):
-    of = learner(prefixes="all", estimator="score_function", mask_samples=4)
+    of = learner(
+        prefixes="all", estimator="score_function", mask_samples=4, exploration=exploration
+    )
     params = generator_params(of, problems)
     width = int(problems.rationale_mask.sum(axis=1).max())
     problems = problems.replace(
@@ -265,7 +268,7 @@ def test_the_score_functions_gradient_is_that_of_the_expectation_over_all_masks(
         step_ends=problems.step_ends[:, :width],
     )
     masks_MxR = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=width)))
-    rows = len(problems.question)
+    rows, alpha = len(problems.question), 0.4
     every = jax.tree.map(lambda array: jnp.repeat(array, len(masks_MxR), axis=0), problems)
     prefix, share = of._prefixes(jax.random.key(0), problems)
     losses = of.answerer.prefix_losses(
@@ -276,18 +279,27 @@ def test_the_score_functions_gradient_is_that_of_the_expectation_over_all_masks(
     ).reshape(rows, len(masks_MxR), -1)
 
     def expected(params):
-        w_Bx1xR = jax.nn.sigmoid(of.logits(params, problems))[:, None]
-        probability_BxM = jnp.prod(jnp.where(masks_MxR == 1, w_Bx1xR, 1 - w_Bx1xR), axis=-1)
-        return jnp.einsum("bmp,bp,bm->b", losses, share, probability_BxM).mean()
+        """Where masks explore, their logits are the weights' own, moved by a constant."""
+        logits = of.logits(params, problems)
+        w = jax.nn.sigmoid(logits)
+        q = jnp.clip(w, exploration, 1 - exploration)
+        assert exploration == 0 or ((w > 1 - exploration) & problems.rationale_mask).any()
+        moved = jax.nn.sigmoid(logits + jax.lax.stop_gradient(jax.scipy.special.logit(q) - logits))
+        q_Bx1xR = moved[:, None]
+        probability_BxM = jnp.prod(jnp.where(masks_MxR == 1, q_Bx1xR, 1 - q_Bx1xR), axis=-1)
+        answer_loss = jnp.einsum("bmp,bp,bm->b", losses, share, probability_BxM).mean()
+        price = alpha * jnp.mean(moved, axis=1, where=problems.rationale_mask).mean()
+        weight = alpha * jnp.mean(w, axis=1, where=problems.rationale_mask).mean()
+        return answer_loss + price, answer_loss + weight
 
     def one(key):
         def objective(params):
-            return of.objective(params, random_answerer, problems, key, 0.0, 1.0)[0]
+            return of.objective(params, random_answerer, problems, key, alpha, 1.0)[0]
 
         value, gradient = jax.value_and_grad(objective)(params)
         return jnp.append(jax.flatten_util.ravel_pytree(gradient)[0], value)
 
-    value, gradient = jax.jit(jax.value_and_grad(expected))(params)
+    (_, value), gradient = jax.value_and_grad(expected, has_aux=True)(params)
     exact = np.append(jax.flatten_util.ravel_pytree(gradient)[0], value)
     keys = jax.random.split(jax.random.key(1), 3000)
     found = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys))
