@@ -271,8 +271,9 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
         own = plugins.source_files(student.family)
         outside = [*outside, student.model, student.tokenizer, *own]
     if name in ("eval", "export"):
-        found = (run.workdir / "checkpoints/student").glob("[0-9]*")
-        settings["checkpoints"] = sorted(int(path.name) for path in found)
+        # What was being saved when a run was killed has a longer name.
+        found = (path.name for path in (run.workdir / "checkpoints/student").glob("[0-9]*"))
+        settings["checkpoints"] = sorted(int(name) for name in found if name.isdecimal())
         settings["training"] = run.workdir.stored("distill")
     return run.workdir.fingerprint(settings, _inputs(run, name), outside)
 
