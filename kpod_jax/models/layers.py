@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
 
-from kpod_jax.models.products import float32_sums, project
+from kpod_jax.models.products import PROJECTION, float32_sums, project
 from kpod_jax.sharding import constrain
 
 Dtype = Any
 DROPOUT = "dropout"  # The rng collection.
 # What `remat` keeps of the forward pass.
 POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(PROJECTION),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

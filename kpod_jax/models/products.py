@@ -9,7 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 
+PROJECTION = "projection"  # Names results to `jax.checkpoint`, which sees no product in them.
 Dtype = Any
 
 
@@ -21,7 +24,8 @@ def project(x: jax.Array, kernel_DxV: jax.Array, inputs: int, dtype: Dtype) -> j
     out in float32.
     """
     if jnp.dtype(dtype) == jnp.bfloat16 and _platform() == "cpu":
-        return float32_sums(x, kernel_DxV, tuple(range(inputs)), dtype).astype(dtype)
+        result = float32_sums(x, kernel_DxV, tuple(range(inputs)), dtype).astype(dtype)
+        return checkpoint_name(result, PROJECTION)
     return jnp.tensordot(x.astype(dtype), kernel_DxV.astype(dtype), inputs)
 
 
@@ -39,25 +43,32 @@ def float32_sums(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: 
     return _sums(x.astype(dtype), kernel.astype(dtype), ours, inputs)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: Dtype) -> Any:
-    return float32_sums(x, kernel, inputs, dtype), (x, kernel)
+def _forward(x: Any, kernel: Any, inputs: Sequence[int], dtype: Dtype) -> Any:
+    """Keeps what the backward pass needs: a factor where the other one has a gradient."""
+    kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    types = jnp.zeros(0, x.value.dtype), jnp.zeros(0, kernel.value.dtype)
+    return float32_sums(x.value, kernel.value, inputs, dtype), (*kept, *types)
 
 
-def _backward(inputs: Sequence[int], dtype: Dtype, factors: Any, slope: jax.Array) -> Any:
+def _backward(inputs: Sequence[int], dtype: Dtype, kept: Any, slope: jax.Array) -> Any:
     """Left to itself, JAX would multiply float32 by bfloat16, which no device does fast."""
-    x, kernel = factors
-    slope = slope.astype(dtype)
-    outputs = tuple(axis for axis in range(kernel.ndim) if axis not in inputs)
-    theirs = tuple(range(slope.ndim - len(outputs), slope.ndim))
-    by_x = _sums(slope, kernel.astype(dtype), theirs, outputs)
-    # In the kernel's own order: XLA's CPU backend cannot turn such a product round.
-    pair = (x.astype(dtype), slope) if inputs[0] == 0 else (slope, x.astype(dtype))
-    rows = tuple(range(x.ndim - len(inputs)))
-    by_kernel = _sums(*pair, rows, rows)
-    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+    x, kernel, of_x, of_kernel = kept
+    if isinstance(slope, SymbolicZero):
+        return None, None
+    slope, by_x, by_kernel = slope.astype(dtype), None, None
+    if kernel is not None:
+        outputs = tuple(axis for axis in range(kernel.ndim) if axis not in inputs)
+        theirs = tuple(range(slope.ndim - len(outputs), slope.ndim))
+        by_x = _sums(slope, kernel.astype(dtype), theirs, outputs).astype(of_x.dtype)
+    if x is not None:
+        # In the kernel's own order: XLA's CPU backend cannot turn such a product round.
+        pair = (x.astype(dtype), slope) if inputs[0] == 0 else (slope, x.astype(dtype))
+        rows = tuple(range(x.ndim - len(inputs)))
+        by_kernel = _sums(*pair, rows, rows).astype(of_kernel.dtype)
+    return by_x, by_kernel
 
 
-float32_sums.defvjp(_forward, _backward)
+float32_sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _sums(a: jax.Array, b: jax.Array, over_a: Sequence[int], over_b: Sequence[int]) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import sharding
+from kpod_jax import costs, sharding
 from kpod_jax.models import products
 
 # Shapes of x and of the kernel, and the kernel's dimensions that are summed over.
@@ -43,6 +43,22 @@ def test_products_and_their_gradients_are_those_of_float32_factors(x, kernel, in
     for one, other in zip(ours_pulled(x, kernel, slope), pull(slope), strict=True):
         assert one.dtype == other.dtype == jnp.float32
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_has_no_gradient_costs_nothing(number):
+    """As a frozen kernel beside adapters, or the embeddings that a first layer reads."""
+    x, kernel = arrays((4, 6), (6, 7))
+
+    def total(*factors):
+        return products.float32_sums(*factors, (0,), jnp.bfloat16).sum()
+
+    one = jax.make_jaxpr(jax.grad(total, number))(x, kernel)
+    both = jax.make_jaxpr(jax.grad(total, (0, 1)))(x, kernel)
+    product = 2 * 4 * 6 * 7
+    assert (costs.flops(one), costs.flops(both)) == (2 * product, 3 * product)
+    found = jax.grad(total, number)(x, kernel)
+    np.testing.assert_array_equal(found, jax.grad(total, (0, 1))(x, kernel)[number])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
