@@ -18,7 +18,7 @@ from kpod_jax import answers, files
 from kpod_jax.data import sources, tokens
 from kpod_jax.progress import Progress
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of the run; it has export/ and predictions/.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Of the run; it has export/ and predictions/.")
 _ROWS = 20  # Questions at a time.
 
 

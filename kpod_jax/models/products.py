@@ -29,7 +29,6 @@ def project(x: jax.Array, kernel_DxV: jax.Array, inputs: int, dtype: Dtype) -> j
     return jnp.tensordot(x.astype(dtype), kernel_DxV.astype(dtype), inputs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def float32_sums(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: Dtype) -> jax.Array:
     """[..., D] -> [..., V] float32: factors in `dtype`, sums in float32, forward and backward.
 
@@ -39,6 +38,11 @@ def float32_sums(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: 
       inputs: the kernel's first or last dimensions, D, as `range` gives them.
       dtype: of the factors.
     """
+    return _float32_sums(x, kernel, inputs, dtype)  # pyright: ignore[reportReturnType]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _float32_sums(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: Dtype) -> Any:
     ours = tuple(range(x.ndim - len(inputs), x.ndim))
     return _sums(x.astype(dtype), kernel.astype(dtype), ours, inputs)
 
@@ -47,7 +51,7 @@ def _forward(x: Any, kernel: Any, inputs: Sequence[int], dtype: Dtype) -> Any:
     """Keeps what the backward pass needs: a factor where the other one has a gradient."""
     kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
     types = jnp.zeros(0, x.value.dtype), jnp.zeros(0, kernel.value.dtype)
-    return float32_sums(x.value, kernel.value, inputs, dtype), (*kept, *types)
+    return _float32_sums(x.value, kernel.value, inputs, dtype), (*kept, *types)
 
 
 def _backward(inputs: Sequence[int], dtype: Dtype, kept: Any, slope: jax.Array) -> Any:
@@ -68,7 +72,7 @@ def _backward(inputs: Sequence[int], dtype: Dtype, kept: Any, slope: jax.Array) 
     return by_x, by_kernel
 
 
-float32_sums.defvjp(_forward, _backward, symbolic_zeros=True)
+_float32_sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _sums(a: jax.Array, b: jax.Array, over_a: Sequence[int], over_b: Sequence[int]) -> jax.Array:

@@ -50,8 +50,8 @@ def test_what_has_no_gradient_costs_nothing(number):
     """As a frozen kernel beside adapters, or the embeddings that a first layer reads."""
     x, kernel = arrays((4, 6), (6, 7))
 
-    def total(*factors):
-        return products.float32_sums(*factors, (0,), jnp.bfloat16).sum()
+    def total(x, kernel):
+        return products.float32_sums(x, kernel, (0,), jnp.bfloat16).sum()
 
     one = jax.make_jaxpr(jax.grad(total, number))(x, kernel)
     both = jax.make_jaxpr(jax.grad(total, (0, 1)))(x, kernel)
@@ -68,12 +68,14 @@ def test_projections_are_of_the_type_that_is_asked_for(x, kernel, inputs, dtype)
 
     @jax.jit
     def both(x, kernel):
-        result, pull = jax.vjp(lambda *a: products.project(*a, len(inputs), dtype), x, kernel)
+        result, pull = jax.vjp(
+            lambda x, kernel: products.project(x, kernel, len(inputs), dtype), x, kernel
+        )
         return result, *pull(jnp.ones_like(result))
 
     result, by_x, by_kernel = both(x, kernel)
     assert result.dtype == dtype and by_x.dtype == by_kernel.dtype == jnp.float32
-    expected, pull = jax.vjp(lambda *a: jnp.tensordot(*a, len(inputs)), x, kernel)
+    expected, pull = jax.vjp(lambda x, kernel: jnp.tensordot(x, kernel, len(inputs)), x, kernel)
     step = 2e-2 if dtype == jnp.bfloat16 else 1e-6
     for one, other in zip(
         (result, by_x, by_kernel), (expected, *pull(jnp.ones_like(expected))), strict=True
@@ -92,6 +94,8 @@ def test_sums_are_float32_where_that_is_fast(kind, platform, sums):
     mesh = jax.sharding.AbstractMesh((1, 1, 1), sharding.MESH_AXES, axes, abstract_device=device)
     x, kernel = arrays((4, 6), (6, 7))
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.make_jaxpr(lambda *a: products.project(*a, 1, jnp.bfloat16))(x, kernel)
+        traced = jax.make_jaxpr(lambda x, kernel: products.project(x, kernel, 1, jnp.bfloat16))(
+            x, kernel
+        )
     assert f"preferred_element_type={sums}" in str(traced)
     assert traced.out_avals[0].dtype == jnp.bfloat16
