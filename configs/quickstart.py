@@ -26,9 +26,10 @@ def get_config(method: str = "kpod"):
     # Soft masks do not hide a token, and the gradient of hard ones through the answerer misleads
     # (docs/token_weighting.md). Prefixes are cheap to a decoder-only answerer.
     config.weighting.estimator = "score_function"
-    config.weighting.alpha = 0.2
+    config.weighting.alpha = 0.3
+    config.weighting.exploration = 0.2  # A token of weight 0.99 is masked, too, now and then.
     config.weighting.prefix_samples = 8
-    config.weighting.alpha_warmup = 0.0  # Without its price every token is kept at once.
+    config.weighting.alpha_warmup = 0.0  # Without its price every token is kept at first.
     config.weighting.learning_rate = 4e-3
     config.weighting.batch_size = 16  # Larger ones are a little better and cost minutes.
     config.weighting.steps = 70

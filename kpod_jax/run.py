@@ -190,13 +190,13 @@ class Run:
         tokenized, _ = self.tokenize(records)
         if not len(tokenized):
             return None
-        source = self._source(tokenized, self.prompt, buckets=1)
+        source = self._source(tokenized, self.prompt, buckets=2)
         return lambda params: difficulty.mean_target_loss(
             self.student.module,
             params,
             source,
             self.mesh,
-            batch_size=self.config.difficulty.batch_size,
+            batch_size=self.config.distill.batch_size,
         )
 
     def batch_source(self, **options: Any) -> BatchSource:
