@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     workdir = pathlib.Path(_WORKDIR.value)
-    config = files.read_json(workdir / "config.json")
+    config = files.read_json(workdir / "config.json")["config"]
     rows = [json.loads(line) for line in (workdir / "predictions/test.jsonl").open()]
     kind = sources.answer_kind(config["data"]["name"], config["data"]["answer_kind"])
     texts = generations(workdir / "export", config, [row["question"] for row in rows])
