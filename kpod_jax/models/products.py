@@ -65,10 +65,14 @@ def _backward(inputs: Sequence[int], dtype: Dtype, kept: Any, slope: jax.Array) 
         theirs = tuple(range(slope.ndim - len(outputs), slope.ndim))
         by_x = _sums(slope, kernel.astype(dtype), theirs, outputs).astype(of_x.dtype)
     if x is not None:
-        # In the kernel's own order: XLA's CPU backend cannot turn such a product round.
-        pair = (x.astype(dtype), slope) if inputs[0] == 0 else (slope, x.astype(dtype))
-        rows = tuple(range(x.ndim - len(inputs)))
-        by_kernel = _sums(*pair, rows, rows).astype(of_kernel.dtype)
+        rows, x = tuple(range(x.ndim - len(inputs))), x.astype(dtype)
+        if inputs[0] == 0:
+            by_kernel = _sums(x, slope, rows, rows)
+        elif jnp.dtype(dtype) == jnp.bfloat16:
+            by_kernel = _sums(slope, x, rows, rows)  # XLA's CPU backend cannot turn it round.
+        else:
+            by_kernel = _turned(_sums(x, slope, rows, rows), len(inputs))  # Takes less memory.
+        by_kernel = by_kernel.astype(of_kernel.dtype)
     return by_x, by_kernel
 
 
@@ -77,6 +81,11 @@ _float32_sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _sums(a: jax.Array, b: jax.Array, over_a: Sequence[int], over_b: Sequence[int]) -> jax.Array:
     return jnp.tensordot(a, b, (over_a, over_b), preferred_element_type=jnp.float32)
+
+
+def _turned(array: jax.Array, count: int) -> jax.Array:
+    """The first `count` dimensions after the others."""
+    return jnp.transpose(array, (*range(count, array.ndim), *range(count)))
 
 
 def _platform() -> str:

@@ -28,6 +28,8 @@ from kpod_jax.weighting.problems import Problems, batches, take
 Log = Callable[[str, int, dict[str, float]], None]
 # Steps between checkpoints.
 _SAVE_EVERY = 100
+# Steps between lines of metrics and of progress.
+_LOG_EVERY = 10
 
 
 def answerer_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
@@ -128,7 +130,7 @@ def fit_answerer(
             params, state, loss = fit_step(
                 params, state, batch, jax.random.fold_in(root, step), masked
             )
-            if step % 50 == 49 or step == steps - 1:
+            if (step + 1) % _LOG_EVERY == 0 or step == steps - 1:
                 log("answerer", step + 1, {"answer_loss": float(loss)})
             ends, told = step == steps - 1, is_told_to_end()
             if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends or told):
@@ -292,7 +294,7 @@ def learn_masks(
                 else:
                     since += 1
             ends = step == steps - 1 or since == patience
-            if judged or step % 25 == 24 or ends:
+            if judged or (step + 1) % _LOG_EVERY == 0 or ends:
                 log("generator", step + 1, {k: float(v) for k, v in parts.items()})
             told = is_told_to_end()
             if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends or told):

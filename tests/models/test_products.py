@@ -22,15 +22,16 @@ def arrays(*shapes):
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize(("x", "kernel", "inputs"), CASES)
-def test_products_and_their_gradients_are_those_of_float32_factors(x, kernel, inputs):
+def test_products_and_their_gradients_are_those_of_float32_factors(x, kernel, inputs, dtype):
     x, kernel = arrays(x, kernel)
     # What bfloat16 holds exactly, so that sums alone could differ.
     x, kernel = (v.astype(jnp.bfloat16).astype(jnp.float32) for v in (x, kernel))
     over = tuple(range(x.ndim - len(inputs), x.ndim)), inputs
 
     def ours(x, kernel):
-        return products.float32_sums(x, kernel, inputs, jnp.bfloat16)
+        return products.float32_sums(x, kernel, inputs, dtype)
 
     expected, pull = jax.vjp(lambda x, kernel: jnp.tensordot(x, kernel, over), x, kernel)
     found = jax.jit(ours)(x, kernel)

@@ -127,13 +127,13 @@ def test_latex_escapes_what_it_takes_for_commands(tmp_path):
 
 def test_sensitivity_is_drawn_a_setting_a_figure(tmp_path):
     workdirs.build(tmp_path / "k")
+    alpha = config("kpod", 0).weighting.alpha
     runs = {
         "k": ("kpod", 0, {}, "1100"),
         "b10": ("kpod", 0, {"schedule__beta": 10.0}, "1110"),
         "b16": ("kpod", 0, {"schedule__beta": 16.0}, "1000"),
-        "a3": ("kpod", 0, {"weighting__alpha": 0.3}, "1100"),
+        "a3": ("kpod", 0, {"weighting__alpha": alpha + 0.1}, "1100"),
     }
-    alpha = config("kpod", 0).weighting.alpha
     result = made(tmp_path, runs)
     text = report.write_sweep(tmp_path, result).read_text(encoding="utf-8")
     assert "Sensitivity" in Page(text).headings
