@@ -77,7 +77,7 @@ def fitted():
         seed=0,
         log=lambda *line: lines.append(line),
     )
-    assert [step for _, step, _ in lines] == list(range(50, 401, 50))
+    assert [step for _, step, _ in lines] == list(range(10, 401, 10))
     return params
 
 
