@@ -1,6 +1,6 @@
 r"""An exported student in torch: whether it answers as the run that it comes from.
 
-    python -m benchmarks.exported --workdir=DIR
+    python -m benchmarks.exported --run=DIR
 
 `DIR/export` is loaded by transformers and asked the questions of `DIR/predictions/test.jsonl`,
 greedily and in float32; printed is how many generations and answers are the same.
@@ -18,15 +18,19 @@ from kpod_jax import answers, files
 from kpod_jax.data import sources, tokens
 from kpod_jax.progress import Progress
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Of the run; it has export/ and predictions/.")
+_RUN = flags.DEFINE_string("run", "", "Its work directory, with export/ and predictions/.")
 _ROWS = 20  # Questions at a time.
 
 
 def main(argv: list[str]) -> None:
-    """Prints the counts, and the first questions whose answers differ."""
+    """Compares."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
-    workdir = pathlib.Path(_WORKDIR.value)
+    print_comparison(pathlib.Path(_RUN.value))
+
+
+def print_comparison(workdir: pathlib.Path) -> None:
+    """Prints the counts, and the questions whose answers differ."""
     config = files.read_json(workdir / "config.json")["config"]
     rows = [json.loads(line) for line in (workdir / "predictions/test.jsonl").open()]
     kind = sources.answer_kind(config["data"]["name"], config["data"]["answer_kind"])
@@ -87,5 +91,5 @@ def generations(directory: pathlib.Path, config: dict[str, Any], questions: list
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
+    flags.mark_flag_as_required("run")
     app.run(main)

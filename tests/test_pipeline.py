@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from benchmarks import exported
 from configs import quickstart
 from kpod_jax import configuration, configuration_checks, pipeline, processes, report, sharding
 from kpod_jax.configuration import Config
@@ -154,6 +155,13 @@ def test_the_checkpoint_of_a_step_is_evaluated_and_exported(copy):
     assert (copy / "export/model.safetensors").is_file()
     student = load_student(str(copy / "export"), scan_layers=False)
     assert student.load(sharding.make_mesh())["shared"]["embedding"].shape[1] == 32
+
+
+def test_an_export_answers_in_torch_as_its_run(copy, capsys):
+    pipeline.run(small(), copy, "export")
+    capsys.readouterr()
+    exported.print_comparison(copy)
+    assert "same generation: 8 of 8; same answer: 8 of 8" in capsys.readouterr().out
 
 
 def test_other_data_sets_are_asked_in_the_evaluation(finished, copy, tmp_path, capsys):
