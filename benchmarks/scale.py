@@ -267,8 +267,11 @@ def gpu_table(found: list[dict[str, Any]]) -> list[str]:
             chips, made = min(temporaries.get(key, {0: 0.0}).items())
             total = base + made
             verdict = "yes" if fits(int(total), gpu.hbm_bytes) else "no"
-            if chips != 1 and fits(int(base), gpu.hbm_bytes) and (verdict == "no" or not chips):
-                verdict = "not shown" if chips else "not compiled"
+            if fits(int(base), gpu.hbm_bytes):
+                if not chips:
+                    verdict = "not compiled"
+                elif chips > 1 and verdict == "no":
+                    verdict = "not shown"
             shown = " | ".join(f"{size / 1e9:.1f}" for size in known.values())
             bound = "≤ " if chips > 1 else ""
             activations = f"{bound}{made / 1e9:.1f}" if chips else ""

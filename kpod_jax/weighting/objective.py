@@ -87,16 +87,18 @@ class MaskLearner:
         logits_BxR = self.logits(generator_params, problems)
         prefix_key, mask_key = jax.random.split(key)
         prefix_BxP, share_BxP = self._prefixes(prefix_key, problems)
+        weights = jax.nn.sigmoid(logits_BxR)
+        price = kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
         if self.estimator == "score_function":
             answer_loss = self._score_function(
                 answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP
             )
+            if self.exploration:
+                price = self._price(kept, logits_BxR, problems)
         else:
             answer_loss = self._pathwise(
                 answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP, temperature
             )
-        weights = jax.nn.sigmoid(logits_BxR)
-        kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
         entropy = -jax.nn.log_sigmoid(logits_BxR) * weights
         entropy -= jax.nn.log_sigmoid(-logits_BxR) * (1 - weights)
         parts = {
@@ -104,7 +106,7 @@ class MaskLearner:
             "mean_weight": kept,
             "mask_entropy": jnp.mean(entropy, where=problems.rationale_mask),
         }
-        return answer_loss + alpha * self._price(logits_BxR, problems), parts
+        return answer_loss + alpha * price, parts
 
     def _pathwise(
         self,
@@ -174,16 +176,13 @@ class MaskLearner:
         weights_BxR = jax.nn.sigmoid(logits_BxR)
         return jnp.clip(weights_BxR, self.exploration, 1 - self.exploration)
 
-    def _price(self, logits_BxR: jax.Array, problems: Problems) -> jax.Array:
-        """The mean weight, L_m / n, whose gradient is scaled as that of L_p is.
+    def _price(self, kept: jax.Array, logits_BxR: jax.Array, problems: Problems) -> jax.Array:
+        """The mean weight, L_m / n, with a gradient that is scaled as that of L_p is.
 
         Either has the factor w (1 - w), that of the weight by its logit. Where tokens are masked
         more or less often than their weights say, the factor is that of the masks' probability, so
         that loss and price stay in proportion and no logit is out of reach.
         """
-        kept = jnp.mean(jnp.mean(jax.nn.sigmoid(logits_BxR), axis=1, where=problems.rationale_mask))
-        if not self.exploration:
-            return kept
         probability_BxR = jax.lax.stop_gradient(self._explored(logits_BxR))
         moved_BxR = (logits_BxR - jax.lax.stop_gradient(logits_BxR)) * probability_BxR
         moved = jnp.mean(moved_BxR * (1 - probability_BxR), axis=1, where=problems.rationale_mask)
