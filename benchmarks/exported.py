@@ -6,7 +6,6 @@ r"""An exported student in torch: whether it answers as the run that it comes fr
 greedily and in float32; printed is how many generations and answers are the same.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -17,6 +16,7 @@ from absl import app, flags
 from kpod_jax import answers, files
 from kpod_jax.data import sources, tokens
 from kpod_jax.progress import Progress
+from kpod_jax.report.run import read_jsonl
 
 _RUN = flags.DEFINE_string("run", "", "Its work directory, with export/ and predictions/.")
 _ROWS = 20  # Questions at a time.
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
 def print_comparison(workdir: pathlib.Path) -> None:
     """Prints the counts, and the questions whose answers differ."""
     config = files.read_json(workdir / "config.json")["config"]
-    rows = [json.loads(line) for line in (workdir / "predictions/test.jsonl").open()]
+    rows = read_jsonl(workdir / "predictions/test.jsonl")
     kind = sources.answer_kind(config["data"]["name"], config["data"]["answer_kind"])
     texts = generations(workdir / "export", config, [row["question"] for row in rows])
     found = [answers.extract_answer(text, kind) for text in texts]
