@@ -13,10 +13,12 @@ import torch
 import transformers
 from absl import app, flags
 
-from kpod_jax import answers, files
-from kpod_jax.data import sources, tokens
+from kpod_jax import answers, configuration, files
+from kpod_jax.data import sources
 from kpod_jax.progress import Progress
 from kpod_jax.report.run import read_jsonl
+from kpod_jax.run import Run
+from kpod_jax.workdir import Workdir
 
 _RUN = flags.DEFINE_string("run", "", "Its work directory, with export/ and predictions/.")
 _ROWS = 20  # Questions at a time.
@@ -31,10 +33,14 @@ def main(argv: list[str]) -> None:
 
 def print_comparison(workdir: pathlib.Path) -> None:
     """Prints the counts, and the questions whose answers differ."""
-    config = files.read_json(workdir / "config.json")["config"]
+    config = configuration.default()
+    config.update(files.read_json(workdir / "config.json")["config"])
+    run = Run(config, Workdir(workdir))
     rows = read_jsonl(workdir / "predictions/test.jsonl")
-    kind = sources.answer_kind(config["data"]["name"], config["data"]["answer_kind"])
-    texts = generations(workdir / "export", config, [row["question"] for row in rows])
+    kind = sources.answer_kind(config.data.name, config.data.answer_kind)
+    questions = [row["question"] for row in rows]
+    length = config.eval.max_new_tokens or config.student.max_target_tokens
+    texts = generations(workdir / "export", run.asked_prompt, questions, length)
     found = [answers.extract_answer(text, kind) for text in texts]
     same = [text == row["prediction"] for text, row in zip(texts, rows, strict=True)]
     alike = [one == row["extracted"] for one, row in zip(found, rows, strict=True)]
@@ -48,25 +54,22 @@ def print_comparison(workdir: pathlib.Path) -> None:
             print(f"\n{row['question']}\n  here:  {row['prediction']}\n  torch: {text}")
 
 
-def generations(directory: pathlib.Path, config: dict[str, Any], questions: list[str]) -> list[str]:
+def generations(
+    directory: pathlib.Path, prompt: str, questions: list[str], max_new_tokens: int
+) -> list[str]:
     """What the exported student writes.
 
     Args:
       directory: of the export.
-      config: of the run.
-      questions: without a prompt around them.
+      prompt: in the student's form, with {question}.
+      questions: to put there.
+      max_new_tokens: of each text.
     """
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
     loaded: Any = transformers.AutoConfig.from_pretrained(directory)
     pair = loaded.is_encoder_decoder
     kind: Any = transformers.AutoModelForSeq2SeqLM if pair else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(directory, dtype=torch.float32).eval()
-    prompt = tokens.resolve_prompt(
-        tokenizer,
-        config["student"]["prompt"],
-        decoder_only=not pair,
-        chat=config["student"]["chat"],
-    )
     # A chat template brings the beginning token along.
     begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
     result = []
@@ -76,11 +79,10 @@ def generations(directory: pathlib.Path, config: dict[str, Any], questions: list
             inputs = tokenizer(
                 asked, return_tensors="pt", padding=True, add_special_tokens=not begins
             )
-            length = config["eval"]["max_new_tokens"] or config["student"]["max_target_tokens"]
             ids = model.generate(
                 **inputs,
                 do_sample=False,
-                max_new_tokens=length,
+                max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
             )
             ids = ids if pair else ids[:, inputs["input_ids"].shape[1] :]

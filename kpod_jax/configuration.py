@@ -144,6 +144,7 @@ def default() -> Config:
     weighting.clip_norm = 1.0  # Of its gradient. [ours]
     weighting.judge_every = 25  # Steps between looks at the held-out objective; the generator with
     # the lowest is taken. 0: none, and the last one is taken. [ours]
+    weighting.judged_examples = 256  # Held-out examples at most, for that and for the gap. [ours]
     weighting.patience = 4  # Looks in a row without a lower one that end mask learning early.
     weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
     weighting.temperature_end = 0.5  # Reached at the last step. [ours]

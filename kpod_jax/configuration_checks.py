@@ -69,6 +69,7 @@ RANGES = {
     "student.max_target_tokens": (8, _INFINITY),
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
+    "weighting.judged_examples": (1, _INFINITY),
     "weighting.mask_samples": (2, _INFINITY),
     "weighting.exploration": (0, 0.49),
     "weighting.initial_weight": (0.01, 0.99),

@@ -111,14 +111,19 @@ class Run:
         )
 
     def tokenize(
-        self, examples: Sequence[Record]
+        self, examples: Sequence[Record], prompt: str = ""
     ) -> tuple[tokens.TokenizedSet, list[records_io.Rejected]]:
-        """Examples under the student's templates and limits, and those turned down."""
+        """Examples under the student's templates and limits, and those turned down.
+
+        Args:
+          examples: records.
+          prompt: in the student's form; `self.prompt` by default.
+        """
         config = self.config.student
         return tokens.tokenize(
             examples,
             self.student.tokenizer,
-            prompt=self.prompt,
+            prompt=prompt or self.prompt,
             answer_template=config.answer_template,
             max_question_tokens=config.max_question_tokens,
             max_target_tokens=config.max_target_tokens,
@@ -185,12 +190,13 @@ class Run:
     def target_loss(self, records: Sequence[Record]) -> Callable[[Any], float] | None:
         """From parameters to the mean loss, nats, of a token of the rationales and answers.
 
-        None where there is none: no record has a rationale that the student's limits let through.
+        The student is asked by its method's prompt. None where there is no loss: no record has a
+        rationale that the student's limits let through.
         """
-        tokenized, _ = self.tokenize(records)
+        tokenized, _ = self.tokenize(records, self.asked_prompt)
         if not len(tokenized):
             return None
-        source = self._source(tokenized, self.prompt, buckets=2)
+        source = self._source(tokenized, self.asked_prompt, buckets=2)
         return lambda params: difficulty.mean_target_loss(
             self.student.module,
             params,

@@ -9,7 +9,15 @@ from configs.sweeps import common, quickstart, sensitivity, table1, table2, tabl
 from kpod_jax import configuration, configuration_checks, paper
 from kpod_jax.errors import UserError
 
-BASES = ("quickstart", "t5_base", "flan_t5_large", "flan_t5_xl", "llama_7b", "smollm2_135m")
+BASES = (
+    "quickstart",
+    "t5_base",
+    "flan_t5_large",
+    "flan_t5_xl",
+    "llama_7b",
+    "smollm2_135m",
+    "smollm2_135m_cpu",
+)
 FOLDER = pathlib.Path(common.__file__).parent
 
 # What the paper's Table 2 takes away, in this project's keys (all else stays).

@@ -15,6 +15,28 @@ _MAX_DISTANCE = 16
 _BOUND = 5.0
 
 
+@jax.custom_vjp
+def bounded(logits: jax.Array) -> jax.Array:
+    """Logits cut to the bound, whose gradient descends along what leads back, and that alone.
+
+    A sigmoid of them that is cut, or a tanh, has no gradient where it is flat: a token that noise
+    drove there in the first steps stays there for good.
+    """
+    return jnp.clip(logits, -_BOUND, _BOUND)
+
+
+def _bounded_forward(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return bounded(logits), logits
+
+
+def _bounded_backward(logits: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    leaves = (jnp.abs(logits) >= _BOUND) & (jnp.sign(gradient) != jnp.sign(logits))
+    return (jnp.where(leaves, 0.0, gradient),)
+
+
+bounded.defvjp(_bounded_forward, _bounded_backward)
+
+
 class Generator(nn.Module):
     """w_j = σ(f_w(e_j)), e = Att(Emb(r)): one self-attention layer and a two-layer MLP (Eq. 2, 3).
 
@@ -64,7 +86,7 @@ class Generator(nn.Module):
         x = nn.gelu(nn.Dense(self.hidden, name="mlp_in")(x))
         logits = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="mlp_out")(x)
         start = math.log(self.initial_weight / (1 - self.initial_weight))
-        return _BOUND * jnp.tanh((logits[..., 0] + start) / _BOUND)
+        return bounded(logits[..., 0] + start)
 
 
 def gumbel_mask(

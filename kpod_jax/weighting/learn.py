@@ -154,21 +154,23 @@ def measure_gap(
     """
 
     @jax.jit
-    def losses(params, problems, share, keep):
-        places = jnp.full((len(problems.question), 1), share)
-        prefix_B = learner.nth_prefix(problems, places)[:, 0]
+    def losses(params, problems, places, keep):
+        places = jnp.broadcast_to(places, (len(problems.question), len(places)))
+        prefix_BxP = learner.nth_prefix(problems, places)
         keep = jnp.full(problems.rationale_mask.shape, keep, jnp.float32)
-        return learner.answerer.losses(params, problems, keep, prefix_B).sum()
+        return learner.answerer.prefix_losses(params, problems, keep, prefix_BxP).sum(axis=0)
 
     count = len(problems.question)
+    tenths = np.arange(10)
+    # All at once where that is no more work in memory than one.
+    groups = [tenths] if learner.answerer.causal else np.split(tenths, 10)
     table = np.zeros((10, 2))
     for start in range(0, count, batch_size):
         batch = learner.take(problems, np.arange(start, min(start + batch_size, count)))
-        for tenth in range(10):
+        for group in groups:
+            places = (group + 0.999) / 10  # The last one of each tenth.
             for kept in (0, 1):
-                place = (tenth + 0.999) / 10  # The last one of each tenth.
-                value = losses(params, batch, place, float(kept))
-                table[tenth, kept] += float(value) / count
+                table[group, kept] += np.asarray(losses(params, batch, places, float(kept))) / count
     all_masked, none_masked = table.mean(axis=0)
     return {
         "none_masked": none_masked,

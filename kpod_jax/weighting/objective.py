@@ -232,8 +232,10 @@ def objective_on(
 ) -> Callable[[Params, Params], float]:
     """The objective on some examples, of parameters of the generator and of the answerer.
 
-    It is Eq. 7 divided by n, in nats, with masks that are drawn alike at every call.
+    It is Eq. 7 divided by n, in nats, with masks that are drawn alike at every call, by the weights
+    as they are: nothing is explored.
     """
+    learner = dataclasses.replace(learner, exploration=0.0)
     step = jax.jit(lambda *arguments: learner.objective(*arguments)[0])
     root, count = jax.random.key(seed), len(problems.question)
 

@@ -5,7 +5,6 @@ Letters: B rows, S question tokens, R rationale tokens, A answer tokens.
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import flax.struct
 import jax
@@ -16,8 +15,9 @@ from kpod_jax.data.buckets import padded
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 
-# Lengths are rounded up to a multiple of this: few shapes, few compilations.
-_ROUND = 16
+# Batches are cut to one of these shares of the widest: few shapes, few compilations, which take a
+# minute each where the answerer is a real language model.
+_SHARES = (0.25, 0.375, 0.5, 0.75, 1.0)
 
 
 @flax.struct.dataclass
@@ -78,13 +78,14 @@ def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
 
 
 def take(problems: Problems, index: np.ndarray) -> Problems:
-    """Some rows, cut to the shortest multiple of `_ROUND` that holds them."""
+    """Some rows, cut to the least of `_SHARES` of questions and rationales that holds them."""
     rows = jax.tree.map(lambda array: array[index], problems)
-
-    def width(mask: Any) -> int:
-        return -(-max(1, int(mask.sum(axis=1).max(initial=1))) // _ROUND) * _ROUND
-
-    s, r = width(rows.question_mask), width(rows.rationale_mask)
+    widest = np.array([problems.question.shape[1], problems.rationale.shape[1]])
+    needed = [
+        int(mask.sum(axis=1).max(initial=1)) for mask in (rows.question_mask, rows.rationale_mask)
+    ]
+    sizes = [8 * np.ceil(share * widest / 8).astype(int) for share in _SHARES]
+    s, r = next(size for size in sizes if (size >= needed).all())
     return rows.replace(
         question=rows.question[:, -s:],
         question_mask=rows.question_mask[:, -s:],

@@ -35,8 +35,6 @@ from kpod_jax.weighting.problems import Problems, problems_of
 
 STAGE = "weigh"
 CHECKPOINTS = "checkpoints/weigher"
-# Held-out examples that the gap and the objectives are measured on.
-_HELD_OUT = 256
 _COLLAPSED = 0.02
 
 
@@ -91,7 +89,7 @@ def weigh(
     embeddings = jax.device_put(embeddings, sharding.replicated(mesh))
     learner = make_learner(answerer, embeddings, config, mesh)
     problems, judged = problems_of(train, pad_id), problems_of(held_out, pad_id)
-    judged = jax.tree.map(lambda array: array[:_HELD_OUT], judged)
+    judged = jax.tree.map(lambda array: array[: config.judged_examples], judged)
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
     folds, parts, judged_weights = _folds(len(train), config.fit, seed), [], []
     steps = config.reading_steps + config.masking_steps + config.steps

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax.weighting.generator import Generator, gumbel_mask
+from kpod_jax.weighting.generator import Generator, bounded, gumbel_mask
 
 LOGITS = jnp.array([-4.0, -1.0, 0.0, 0.5, 3.0])
 
@@ -36,6 +36,15 @@ def test_soft_masks_become_hard_as_the_temperature_falls():
     logits = jnp.broadcast_to(LOGITS, (100, 5))
     hard = gumbel_mask(jax.random.key(2), logits, 1.0, True)
     np.testing.assert_allclose(gumbel_mask(jax.random.key(2), logits, 1e-4, False), hard, atol=1e-3)
+
+
+def test_a_logit_at_its_bound_can_only_be_drawn_back():
+    logits = jnp.array([-9.0, -9.0, -1.0, 3.0, 9.0, 9.0])
+    np.testing.assert_array_equal(bounded(logits), [-5, -5, -1, 3, 5, 5])
+    slopes = jnp.array([2.0, -2.0, 2.0, -2.0, -2.0, 2.0])
+    gradient = jax.grad(lambda x: jnp.sum(slopes * bounded(x)))(logits)
+    # A descent by it leads from 9 downwards and from -9 upwards, at full speed.
+    np.testing.assert_array_equal(gradient, [0, -2, 2, -2, 0, 2])
 
 
 def test_weights_start_near_keeping_and_padding_changes_nothing():

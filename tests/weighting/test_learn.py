@@ -42,7 +42,7 @@ def learner(answerer_class=Answerer, **changes) -> MaskLearner:
     )
 
 
-def generator_params(of: MaskLearner, problems, seed=0, spread=0.3):
+def generator_params(of: MaskLearner, problems, seed=0, spread=0.1):
     """Random parameters whose weights differ from token to token."""
     params = of.generator.init(
         jax.random.key(seed), of.embeddings[problems.rationale], problems.rationale_mask
@@ -336,10 +336,23 @@ def test_problems_and_rows_of_them():
     assert rows.rationale[0, :3].tolist() == [20, 21, 22]
     assert rows.answer[1, :3].tolist() == [31, 32, tiny.EOS]
     short = take(rows, np.array([0]))
-    assert short.rationale.shape == (1, 16)
+    assert short.rationale.shape == (1, 8)
     assert short.rationale[0, :3].tolist() == [20, 21, 22]
     assert short.question[0, -2:].tolist() == [5, 6]
     assert short.answer.shape == rows.answer[:1].shape
+
+
+def test_batches_have_few_shapes_and_hold_their_longest_row():
+    lengths = range(1, 101)
+    data = tiny.tokenized_set(
+        [[5] * n for n in lengths], [[[20] * (101 - n)] for n in lengths], [[30]] * 100
+    )
+    rows = problems_of(data, tiny.PAD)
+    found = {n: take(rows, np.array([n - 1])) for n in lengths}
+    shapes = {(row.question.shape[1], row.rationale.shape[1]) for row in found.values()}
+    assert shapes == {(56, 56), (80, 80), (104, 104)}
+    for n, row in found.items():
+        assert (row.question_mask.sum(), row.rationale_mask.sum()) == (n, 101 - n)
 
 
 def test_batches_have_every_example_once_a_pass():
@@ -386,6 +399,17 @@ def test_the_objective_on_examples_is_the_mean_over_examples(
     found = on(rows, 2)
     single = [on(take(rows, np.array([i])), 1) for i in range(3)]
     assert found == pytest.approx(np.mean(single), rel=1e-5)
+
+
+def test_the_objective_on_examples_is_of_masks_that_explore_nothing(random_answerer, problems):
+    of = learner(prefixes="all", estimator="score_function", mask_samples=4)
+    exploring = dataclasses.replace(of, exploration=0.4)
+    params = generator_params(of, problems)
+    found = [objective_on(one, problems, 2, 1.0, 0) for one in (of, exploring)]
+    plain, other = (objective(params, random_answerer) for objective in found)
+    assert plain == other
+    explored = exploring.objective(params, random_answerer, problems, jax.random.key(0), ALPHA, 1.0)
+    assert plain != pytest.approx(float(explored[0]), rel=1e-3)
 
 
 def test_step_ends_are_the_only_prefixes_looked_at_where_asked_for(random_answerer):

@@ -1,0 +1,45 @@
+r"""KPOD with SmolLM2-135M-Instruct on a laptop: 300 rationales, every stage, in about an hour.
+
+    python -m kpod_jax.main --config=configs/smollm2_135m_cpu.py --workdir=runs/smollm2_135m_cpu \
+        --config.student.model=PATH/SmolLM2-135M-Instruct.Q4_1.gguf \
+        --config.data.path=DIR_OF_GSM8K --config.data.rationales=rationales.jsonl
+
+The argument after the colon is a method: `configs/smollm2_135m_cpu.py:scotd`.
+"""
+
+from configs import smollm2_135m
+from kpod_jax import configuration
+
+
+def get_config(method: str = "kpod"):
+    config = smollm2_135m.get_config()
+    config.student.scan_layers = False
+    config.data.train_examples = 300
+    config.data.validation_examples = 100
+    config.data.test_examples = 100
+    # Fewer steps than one pass over the data: the answerer cannot learn the answers by heart, so it
+    # may be fit on the examples whose weights are learned.
+    config.weighting.fit = "same"
+    config.weighting.reading_steps = 10
+    config.weighting.masking_steps = 30
+    config.weighting.answerer_learning_rate = 5e-5
+    config.weighting.estimator = "score_function"
+    config.weighting.exploration = 0.1
+    config.weighting.alpha_warmup = 0.0
+    config.weighting.mask_samples = 4
+    config.weighting.prefix_samples = 6
+    config.weighting.batch_size = 4
+    config.weighting.learning_rate = 3e-3
+    config.weighting.steps = 60
+    config.weighting.judge_every = 0
+    config.weighting.judged_examples = 32
+    config.difficulty.batch_size = 8
+    config.distill.batch_size = 3  # Rows of 512 tokens, which hold several examples each.
+    config.distill.pack = 512
+    config.distill.epochs = 2
+    config.distill.learning_rate = 2e-4
+    config.distill.validate_every = 0
+    config.distill.checkpoint_every = 40
+    config.schedule.stage_steps = 10
+    config.eval.max_new_tokens = 192
+    return configuration.apply_method(config, method or "kpod")
