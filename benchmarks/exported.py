@@ -13,6 +13,7 @@ import torch
 import transformers
 from absl import app, flags
 
+from benchmarks import tables
 from kpod_jax import answers, configuration, files
 from kpod_jax.data import sources
 from kpod_jax.progress import Progress
@@ -20,7 +21,6 @@ from kpod_jax.report.run import read_jsonl
 from kpod_jax.run import Run
 from kpod_jax.workdir import Workdir
 
-_RUN = flags.DEFINE_string("run", "", "Its work directory, with export/ and predictions/.")
 _ROWS = 20  # Questions at a time.
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     """Compares."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
-    print_comparison(pathlib.Path(_RUN.value))
+    print_comparison(pathlib.Path(str(tables.RUN.value)))
 
 
 def print_comparison(workdir: pathlib.Path) -> None:

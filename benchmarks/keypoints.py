@@ -168,6 +168,17 @@ def occlusion(task: Task, seed: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def occlusion_by_word(task: Task, seed: int) -> np.ndarray:
+    """The mean of `occlusion` over all places of a word; all numbers are one word."""
+    values, held_out = occlusion(task, seed), task.held_out
+    ids = np.concatenate(
+        [held_out.targets[i][:n] for i, n in enumerate(held_out.rationale_lengths)]
+    )
+    ids = np.where(np.isin(task.kinds, (0, 1, 3)), -1, ids)
+    _, word = np.unique(ids, return_inverse=True)
+    return (np.bincount(word, values) / np.bincount(word))[word]
+
+
 def attention_mass(task: Task, seed: int) -> np.ndarray:
     """The answerer's attention to a token where it answers, over layers, heads and prefixes."""
     rng, held_out = np.random.default_rng(seed), task.held_out
@@ -233,6 +244,12 @@ ROWS = [
     ),
     Row("baselines", "digits only", baseline=digits, seeded=False),
     Row("baselines", "occlusion, a token at a time", baseline=occlusion, seeded=False),
+    Row(
+        "baselines",
+        "the same, mean over a word's places",
+        baseline=occlusion_by_word,
+        seeded=False,
+    ),
     Row("baselines", "attention mass of the answerer", baseline=attention_mass),
     Row("baselines", "gradient × input of the answerer", baseline=gradient_times_input),
     Row("quickstart", "**learned, the quickstart's settings**"),
@@ -254,10 +271,11 @@ ROWS = [
         {"estimator": "soft", "temperature_start": 2.0, "temperature_end": 2.0},
     ),
     Row("masks", "α rises over half of the steps", {"alpha_warmup": 0.5}),
-    Row("masks", "no exploration", {"exploration": 0.0}),
-    Row("masks", "exploration 0.1", {"exploration": 0.1}),
-    Row("masks", "exploration 0.3", {"exploration": 0.3}),
-    Row("steps", "four times the steps", {"steps": 280}),
+    Row("exploration", "no exploration", {"exploration": 0.0}),
+    Row("exploration", "exploration 0.2", {"exploration": 0.2}),
+    Row("exploration", "exploration 0.3", {"exploration": 0.3}),
+    Row("steps", "half of the steps", {"steps": 70}),
+    Row("steps", "twice the steps", {"steps": 280}),
     Row("prefixes", "prefixes at step ends", {"prefixes": "step_ends"}),
     Row("prefixes", "one prefix a step", {"prefix_samples": 1}),
     Row("prefixes", "four prefixes a step", {"prefix_samples": 4}),

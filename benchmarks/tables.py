@@ -1,4 +1,4 @@
-"""Tables in the documents, each right behind a marker of its name."""
+"""Tables in the documents, each behind a marker of its name, and the flags that many share."""
 
 import itertools
 import pathlib
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from absl import flags
 
 WRITE = flags.DEFINE_bool("write", False, "Puts the tables into their document, in docs/.")
+RUN = flags.DEFINE_string("run", None, "Work directory of the run that is looked at.")
 
 
 def put(page: str, name: str, rows: Sequence[str]) -> None:

@@ -19,12 +19,13 @@ from kpod_jax.errors import UserError
 from kpod_jax.report.heatmap import words
 from kpod_jax.report.run import Run, load
 
-_RUN = flags.DEFINE_string("run", "", "Its work directory.")
 _NOT_NAMES = {"I", "A", "Since", "So", "If", "Each", "Then", "Therefore", "The", "There", "Thus"}
 # In the order that the paper's figure has them in: highest first.
 _KINDS = {
     "number": r"\d.*",
-    "operator, =, %, $": r"[-+*/×÷x=%$−]",
+    "operator": r"[-+*/×÷x−]",
+    "$, %": r"[$%]",
+    "=": r"=",
     "word that does arithmetic": (
         r"twice|double|triple|half|third|quarter|times|total|sum|plus|minus|add|adding|added|more|"
         r"less|fewer|each|every|per|altogether|subtract\w*|multipl\w*|divid\w*|remaining|left"
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
-    rows = table(load(_RUN.value))
+    rows = table(load(str(tables.RUN.value)))
     print("\n".join(rows))
     if tables.WRITE.value:
         tables.put("docs/token_weighting.md", "words", rows)

@@ -20,21 +20,24 @@ def get_config(method: str = "kpod"):
     # Fewer steps than one pass over the data: the answerer cannot learn the answers by heart, so it
     # may be fit on the examples whose weights are learned.
     config.weighting.fit = "same"
-    config.weighting.reading_steps = 10
-    config.weighting.masking_steps = 30
-    config.weighting.answerer_learning_rate = 5e-5
+    config.weighting.reading_steps = 15
+    config.weighting.masking_steps = 45
+    config.weighting.answerer_learning_rate = 2e-4
+    # Fit so little it reads answers off, and cannot go on inside a step: elsewhere there is no gap.
+    config.weighting.prefixes = "step_ends"
     config.weighting.estimator = "score_function"
     config.weighting.exploration = 0.1
     config.weighting.alpha_warmup = 0.0
     config.weighting.mask_samples = 4
-    config.weighting.prefix_samples = 6
+    config.weighting.prefix_samples = 4
     config.weighting.batch_size = 4
     config.weighting.learning_rate = 3e-3
     config.weighting.steps = 60
     config.weighting.judge_every = 0
     config.weighting.judged_examples = 32
     config.difficulty.batch_size = 8
-    config.distill.batch_size = 3  # Rows of 512 tokens, which hold several examples each.
+    # Rows of 512 tokens, which hold several examples each; mcc_kd compares them in pairs.
+    config.distill.batch_size = 4 if method == "mcc_kd" else 3
     config.distill.pack = 512
     config.distill.epochs = 2
     config.distill.learning_rate = 2e-4

@@ -102,7 +102,8 @@ class Checkpoints:
                 self._directory,
                 options=options,
                 item_handlers={
-                    _STATE: ocp.PyTreeCheckpointHandler(),
+                    # Floats hardly shrink by compression, which takes most of the time of a save.
+                    _STATE: ocp.PyTreeCheckpointHandler(use_compression=False),
                     _EXTRA: ocp.JsonCheckpointHandler(),
                 },
             )

@@ -20,7 +20,7 @@ from kpod_jax import baselines, configuration, files, plugins, processes
 from kpod_jax.configuration import Config
 from kpod_jax.data import sources
 from kpod_jax.errors import UserError
-from kpod_jax.run import SPLITS, Run, say
+from kpod_jax.run import SPLITS, TOKENS, Run, say
 from kpod_jax.stages import distill, evaluation, export, rationales, schedule, score, weigh
 from kpod_jax.weighting.weigh import CHECKPOINTS as WEIGHER
 from kpod_jax.workdir import Workdir
@@ -84,14 +84,19 @@ def _ood_files(config: Config) -> list[str]:
     return [*config.eval.ood_paths, *sets]
 
 
-_RECORDS = ("records/train.jsonl",)
+_RECORDS = ("records/train.jsonl", f"{TOKENS}.npy", f"{TOKENS}.json")
 
 STAGES: dict[str, Stage] = {
     "rationales": Stage(
         rationales.run_stage,
         ("data", "student"),
         (),
-        (*(f"records/{split}.jsonl" for split in SPLITS), "records/rejected.jsonl"),
+        (
+            *(f"records/{split}.jsonl" for split in SPLITS),
+            "records/rejected.jsonl",
+            f"{TOKENS}.npy",
+            f"{TOKENS}.json",
+        ),
         outside=_data_files,
         alone=True,
     ),

@@ -12,7 +12,7 @@ from kpod_jax import baselines, difficulty, distill, evaluate, files, sharding
 from kpod_jax.baselines import training_set
 from kpod_jax.configuration import Config
 from kpod_jax.data import records as records_io
-from kpod_jax.data import sources, tokens
+from kpod_jax.data import sources, token_store, tokens
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.errors import UserError
@@ -21,6 +21,7 @@ from kpod_jax.models.student import Student, load_student
 from kpod_jax.workdir import Workdir
 
 SPLITS = ("train", "validation", "test")
+TOKENS = "records/train_tokens"  # Of `data.token_store`, without a suffix.
 
 
 def say(line: str) -> None:
@@ -89,8 +90,8 @@ class Run:
 
     @functools.cached_property
     def train_set(self) -> tokens.TokenizedSet:
-        """The training examples as tokens."""
-        return self.tokenize(self.records("train"))[0]
+        """The training examples as tokens, as the first stage wrote them."""
+        return token_store.load(self.workdir / TOKENS, self.records("train"))
 
     @functools.cached_property
     def prompt(self) -> str:

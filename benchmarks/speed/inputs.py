@@ -1,13 +1,15 @@
 """The input pipeline by itself, beside the training step that it feeds."""
 
+import pathlib
 import statistics
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks.speed import interleaved
 from benchmarks.speed.pairs import OurStep, Work
-from kpod_jax.data import arithmetic
+from kpod_jax.data import arithmetic, token_store
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet, load_tokenizer, tokenize
@@ -47,11 +49,20 @@ def table(examples: int = _EXAMPLES, rounds: int = _ROUNDS) -> Iterator[str]:
         for _ in batches.iterate(0, _BATCHES):
             pass
 
-    sides = {"step": step, "read": read, "tokenise": lambda: tokens(records)}
-    found = interleaved.seconds(sides, rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "tokens"
+        token_store.save(path, tokenized)
+        sides = {
+            "step": step,
+            "read": read,
+            "tokenise": lambda: tokens(records),
+            "map": lambda: token_store.load(path, records),
+        }
+        found = interleaved.seconds(sides, rounds)
     for name, key, count in (
         ("making a batch of 32, weights and schedule in it", "read", _BATCHES),
         ("tokenising 32 records, once a run", "tokenise", len(records) / ROWS),
+        ("mapping 32 records' stored tokens, once a process", "map", len(records) / ROWS),
     ):
         shares = [a / count / b for a, b in zip(found[key], found["step"], strict=True)]
         low, high = min(shares), max(shares)

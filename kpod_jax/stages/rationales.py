@@ -1,10 +1,10 @@
 """Records of all splits, whole or turned down by name, and what their splits share."""
 
 from kpod_jax import files
-from kpod_jax.data import overlap, sources
+from kpod_jax.data import overlap, sources, token_store
 from kpod_jax.data import records as records_io
 from kpod_jax.errors import UserError
-from kpod_jax.run import SPLITS, Run, say
+from kpod_jax.run import SPLITS, TOKENS, Run, say
 
 
 def run_stage(run: Run) -> str:
@@ -31,6 +31,7 @@ def run_stage(run: Run) -> str:
         if split == "train":
             tokenized, too_long = run.tokenize(found)
             found, bad = list(tokenized.records), [*bad, *too_long]
+            token_store.save(run.workdir / TOKENS, tokenized)
         if not found:
             raise UserError(
                 f"The {split} split of {config.data.name} has no usable record: "

@@ -32,9 +32,9 @@ def run_of(weigh):
 
 def test_words_are_counted_by_their_kind():
     kinds = words.by_kind(run_of(len))
-    numbers, signs, arithmetic, names, light, plain, marks = kinds.values()
+    numbers, operators, units, equals, arithmetic, names, light, plain, marks = kinds.values()
     assert numbers == [3, 1, 1, 1, 1]
-    assert signs == [1, 1]
+    assert (operators, units, equals) == ([1], [], [1])
     assert arithmetic == [5, 3]  # twice, sum
     assert names == [4, 4, 4]  # The last one begins a sentence.
     assert light == [3, 3]  # got, can

@@ -72,8 +72,9 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
         assert sorted(fit.rationale.tolist() + other.rationale.tolist()) == sorted(everything)
     np.testing.assert_array_equal(fits[0].rationale, weighed[1].rationale)
     # Every example has the weights of its own tokens: the generator is the same in both folds.
-    whole = run(tmp_path, settings(fit="same"))
+    whole = run(tmp_path, settings(fit="same", judged_examples=4))
     np.testing.assert_allclose(whole.weights.values, result.weights.values, atol=1e-6)
+    assert (len(result.held_out), len(whole.held_out)) == (10, 4)
 
     summary = json.loads(json.dumps(result.summary))
     assert summary["gap"] == {"none_masked": 0.5, "all_masked": 2.0}
