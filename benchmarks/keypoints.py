@@ -1,8 +1,10 @@
 r"""Which rationale tokens matter: learned weights against baselines, where the truth is known.
 
     python -m benchmarks.keypoints                         # prints the table
-    python -m benchmarks.keypoints --write                 # and puts it into the document
     python -m benchmarks.keypoints --only=baselines        # rows whose group has this name
+    python -m benchmarks.keypoints --write                 # and puts its rows into the document
+
+Rows that are in the document and are not made anew stay there.
 
 The built-in task, the quickstart's data and answerer, held-out rationales, seeds 0 to 2. AUC is the
 probability that a keypoint's weight is above a filler token's. Beside it: the same among numbers
@@ -43,6 +45,12 @@ _ONLY = flags.DEFINE_list("only", [], "Groups of rows; empty: all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
 _KINDS = ("result", "operand", "operator", "filler number", "filler word")
 _PREFIXES = 16
+_PAGE = "docs/token_weighting.md"
+# Tables of the page, and whose rows they have.
+_TABLES = {
+    "keypoints": ("baselines", "quickstart"),
+    "study": ("alpha", "masks", "exploration", "steps", "prefixes", "answerer", "joint"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +352,18 @@ def cells(task: Task, found: Sequence[np.ndarray]) -> list[str]:
     return [of(everywhere), of(numbers), *(f"{mean:.2f}" for mean in means)]
 
 
+def merged(new: Sequence[str], old: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """A table of the rows of some groups, in the order of ROWS: the new ones, else the old ones."""
+
+    def by_name(table: Sequence[str]) -> dict[str, str]:
+        # What a row says of refusals follows its name in brackets.
+        return {line.split("|")[1].split(" (")[0].strip(): line for line in table[2:]}
+
+    found = by_name(old) | by_name(new)
+    names = [row.name for row in ROWS if row.group in groups]
+    return [*new[:2], *(found[name] for name in names if name in found)]
+
+
 def main(argv: list[str]) -> None:
     """Prints the table, a row at a time."""
     del argv
@@ -374,7 +394,8 @@ def main(argv: list[str]) -> None:
         table.append(f"| {' | '.join(line)} |")
         print(table[-1], flush=True)
     if tables.WRITE.value:
-        tables.put("docs/token_weighting.md", "keypoints", table)
+        for name, groups in _TABLES.items():
+            tables.put(_PAGE, name, merged(table, tables.get(_PAGE, name), groups))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,19 @@ RUN = flags.DEFINE_string("run", None, "Work directory of the run that is looked
 
 def put(page: str, name: str, rows: Sequence[str]) -> None:
     """Puts a table behind `<!-- name -->` in a Markdown page, instead of the one that was there."""
-    path, marker = pathlib.Path(page), f"<!-- {name} -->"
+    path = pathlib.Path(page)
+    before, _, after = _parts(path, name)
+    path.write_text("\n".join([*before, *rows, *after]))
+
+
+def get(page: str, name: str) -> list[str]:
+    """The table behind `<!-- name -->` in a Markdown page."""
+    return _parts(pathlib.Path(page), name)[1]
+
+
+def _parts(path: pathlib.Path, name: str) -> tuple[list[str], list[str], list[str]]:
+    """A page's lines up to the marker, those of its table, and the rest."""
     lines = path.read_text().split("\n")
-    start = lines.index(marker) + 1
-    rest = itertools.dropwhile(lambda line: line.startswith("|"), lines[start:])
-    path.write_text("\n".join([*lines[:start], *rows, *rest]))
+    start = lines.index(f"<!-- {name} -->") + 1
+    table = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))
+    return lines[:start], table, lines[start + len(table) :]
