@@ -41,7 +41,6 @@ from kpod_jax.weighting import weigh
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.problems import batches, problems_of, take
 
-_ONLY = flags.DEFINE_list("only", [], "Groups of rows; empty: all.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
 _KINDS = ("result", "operand", "operator", "filler number", "filler word")
 _PREFIXES = 16
@@ -373,7 +372,7 @@ def main(argv: list[str]) -> None:
     table = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     print("\n".join(table), flush=True)
     for row in ROWS:
-        if _ONLY.value and row.group not in _ONLY.value:
+        if tables.ONLY.value and row.group not in tables.ONLY.value:
             continue
         found, seconds, fault = [], [], ""
         for seed in range(_SEEDS.value if row.seeded else 1):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from absl import flags
 
 WRITE = flags.DEFINE_bool("write", False, "Puts the tables into their document, in docs/.")
+ONLY = flags.DEFINE_list("only", [], "Tables, or groups of rows; none: all.")
 RUN = flags.DEFINE_string("run", None, "Work directory of the run that is looked at.")
 
 

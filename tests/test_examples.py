@@ -143,11 +143,10 @@ def test_a_changed_file_makes_its_stages_stale(
     config = config_of(gemma_json, **{key.replace(".", "__"): given})
     configuration_checks.check(config)
     run = Run(config, Workdir(tmp_path / "run"))
-    for written in ("train.jsonl", "validation.jsonl", "test.jsonl"):
-        (tmp_path / "run/records").mkdir(exist_ok=True)
-        (tmp_path / "run/records" / written).write_text("")
-    for written in ("step_difficulty.npz", "schedule.npz"):
-        (tmp_path / "run" / written).write_text("")
+    (tmp_path / "run/records").mkdir()
+    written = (*pipeline.STAGES["rationales"].outputs, "step_difficulty.npz", "schedule.npz")
+    for name in written:
+        (tmp_path / "run" / name).write_text("")
     names = ("rationales", "score", "schedule", "distill", "eval")
     before = {name: pipeline._fingerprint(run, name) for name in names}
     code.write_text(code.read_text() + "\n# Changed.\n")

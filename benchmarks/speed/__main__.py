@@ -22,7 +22,6 @@ from absl import app, flags
 from benchmarks import tables
 from benchmarks.speed import machine, sections
 
-_ONLY = flags.DEFINE_list("only", [], "Tables; none: all for the device.")
 _THREADS = flags.DEFINE_integer("threads", 1, "Of JAX and of torch, on a CPU.")
 _GPU = flags.DEFINE_bool("gpu", False, "The tables for an accelerator, whatever there is.")
 _SECTION = flags.DEFINE_string("section", None, "Makes one table in this process.")
@@ -87,7 +86,7 @@ def main(argv: list[str]) -> None:
     )
     backend, device = asked.stdout.splitlines()[-2:]
     default = sections.GPU if _GPU.value or backend != "cpu" else sections.CPU
-    names = _ONLY.value or list(default)
+    names = tables.ONLY.value or list(default)
     if unknown := [name for name in names if name not in made]:
         sys.exit(f"--only={unknown[0]}: expected some of {', '.join(made)}")
     failed = []

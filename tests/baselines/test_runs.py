@@ -122,8 +122,8 @@ def test_a_whole_run_with_a_teachers_distributions(at_home, tmp_path, capsys):
 def test_a_changed_method_never_takes_anothers_student(at_home, tmp_path):
     workdir = Workdir(tmp_path)
     (tmp_path / "records").mkdir()
-    for split in ("train", "validation"):
-        (tmp_path / f"records/{split}.jsonl").write_text("")
+    for name in pipeline.STAGES["rationales"].outputs:
+        (tmp_path / name).write_text("")
 
     def distilled(config):
         return pipeline._fingerprint(Run(config, workdir), "distill")
