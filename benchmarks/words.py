@@ -88,7 +88,10 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
-    rows = table(load(str(tables.RUN.value)))
+    try:
+        rows = table(load(str(tables.RUN.value)))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
     print("\n".join(rows))
     if tables.WRITE.value:
         tables.put("docs/token_weighting.md", "words", rows)
