@@ -153,7 +153,9 @@ def measure_gap(
       each of the ten.
     """
 
-    @jax.jit
+    where = None if learner.mesh is None else sharding.replicated(learner.mesh)
+
+    @functools.partial(jax.jit, out_shardings=where)
     def losses(params, problems, places, keep):
         places = jnp.broadcast_to(places, (len(problems.question), len(places)))
         prefix_BxP = learner.nth_prefix(problems, places)
