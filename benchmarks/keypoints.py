@@ -12,6 +12,7 @@ alone, where "digits only" is blind, and the mean weight of each kind of token.
 """
 
 import dataclasses
+import functools
 import pathlib
 import statistics
 import tempfile
@@ -109,6 +110,11 @@ def _kinds(tokenized: TokenizedSet, i: int) -> np.ndarray:
     return np.array(kinds)
 
 
+def _rationales(tokenized: TokenizedSet) -> list[np.ndarray]:
+    """The ids of every example's rationale tokens."""
+    return [tokenized.targets[i][:n] for i, n in enumerate(tokenized.rationale_lengths)]
+
+
 def random(task: Task, seed: int) -> np.ndarray:
     """Noise."""
     return np.random.default_rng(seed).random(len(task.kinds))
@@ -123,11 +129,9 @@ def digits(task: Task, seed: int) -> np.ndarray:
 def inverse_document_frequency(task: Task, seed: int) -> np.ndarray:
     """The log of how few training rationales have the token."""
     del seed
-    lists = [task.train.targets[i][:n] for i, n in enumerate(task.train.rationale_lengths)]
+    lists = _rationales(task.train)
     counts = np.bincount(np.concatenate([np.unique(ids) for ids in lists]), minlength=100_000)
-    held_out = task.held_out
-    ids = [held_out.targets[i][:n] for i, n in enumerate(held_out.rationale_lengths)]
-    return np.log(len(lists) / (1 + counts[np.concatenate(ids)]))
+    return np.log(len(lists) / (1 + counts[np.concatenate(_rationales(task.held_out))]))
 
 
 def gradient_times_input(task: Task, seed: int) -> np.ndarray:
@@ -153,6 +157,7 @@ def gradient_times_input(task: Task, seed: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+@functools.cache  # Two rows need it.
 def occlusion(task: Task, seed: int) -> np.ndarray:
     """By how much the answer's loss rises, in nats, when a token alone is masked: what L_p pays."""
     del seed
@@ -177,11 +182,8 @@ def occlusion(task: Task, seed: int) -> np.ndarray:
 
 def occlusion_by_word(task: Task, seed: int) -> np.ndarray:
     """The mean of `occlusion` over all places of a word; all numbers are one word."""
-    values, held_out = occlusion(task, seed), task.held_out
-    ids = np.concatenate(
-        [held_out.targets[i][:n] for i, n in enumerate(held_out.rationale_lengths)]
-    )
-    ids = np.where(np.isin(task.kinds, (0, 1, 3)), -1, ids)
+    values, ids = occlusion(task, seed), np.concatenate(_rationales(task.held_out))
+    ids = np.where(digits(task, seed) > 0, -1, ids)
     _, word = np.unique(ids, return_inverse=True)
     return (np.bincount(word, values) / np.bincount(word))[word]
 

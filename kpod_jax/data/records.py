@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kpod_jax import files
 from kpod_jax.data import jsonl
@@ -111,10 +112,13 @@ class Ragged:
     def from_list(cls, arrays: Sequence[Any], dtype: Any = None) -> "Ragged":
         """Joins N sequences."""
         arrays = [np.asarray(array, dtype) for array in arrays]
-        offsets = np.zeros(len(arrays) + 1, np.int64)
-        np.cumsum([len(array) for array in arrays], out=offsets[1:])
         values = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
-        return cls(values, offsets)
+        return cls.from_lengths(values, [len(array) for array in arrays])
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: npt.ArrayLike) -> "Ragged":
+        """Values that lie one array behind the other, by the arrays' lengths."""
+        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

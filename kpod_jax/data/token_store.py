@@ -67,10 +67,7 @@ def load(path: files.PathLike, records: Sequence[Record]) -> TokenizedSet:
             "have it made again."
         ) from error
     ragged = {
-        name: Ragged(
-            parts[f"{name}.values"],
-            np.concatenate([[0], np.cumsum(parts[f"{name}.lengths"], dtype=np.int64)]),
-        )
+        name: Ragged.from_lengths(parts[f"{name}.values"], parts[f"{name}.lengths"])
         for name in _RAGGED
     }
     return TokenizedSet(tuple(records), **ragged, **{name: parts[name] for name in _PLAIN})

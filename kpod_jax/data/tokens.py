@@ -371,7 +371,7 @@ def _align(
         answers=empty,
         num_steps=num_steps.astype(np.int32),
         rationale_lengths=rationale_lengths.astype(np.int32),
-        rationale_char_spans=Ragged(char_spans.astype(np.int32), _starts(rationale_lengths)),
+        rationale_char_spans=Ragged.from_lengths(char_spans.astype(np.int32), rationale_lengths),
     )
 
 

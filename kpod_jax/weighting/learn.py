@@ -152,7 +152,6 @@ def measure_gap(
       "none_masked" and "all_masked" in nats, their difference "gap", and "by_prefix": both for
       each of the ten.
     """
-
     where = None if learner.mesh is None else sharding.replicated(learner.mesh)
 
     @functools.partial(jax.jit, out_shardings=where)
