@@ -283,6 +283,7 @@ ROWS = [
     Row("exploration", "no exploration", {"exploration": 0.0}),
     Row("exploration", "exploration 0.2", {"exploration": 0.2}),
     Row("exploration", "exploration 0.3", {"exploration": 0.3}),
+    Row("exploration", "exploration 0.45", {"exploration": 0.45}),
     Row("steps", "half of the steps", {"steps": 70}),
     Row("steps", "twice the steps", {"steps": 280}),
     Row("prefixes", "prefixes at step ends", {"prefixes": "step_ends"}),

@@ -10,8 +10,9 @@ from benchmarks.speed.pairs import OurStep, TorchStep, Work
 from kpod_jax.models.t5_config import T5Config
 
 HEADER = (
-    "| what grows | sizes | ours, cost ~ size to the | torch, cost ~ size to the |",
-    "| --- " * 4 + "|",
+    "| what grows | sizes | ours, cost ~ size to the | torch, cost ~ size to the "
+    "| torch / ours, first and last size |",
+    "| --- " * 5 + "|",
 )
 _ROUNDS = 3
 _CONFIG = T5Config(
@@ -61,8 +62,10 @@ def row(name: str, works: Sequence[tuple[int, Work]], rounds: int = _ROUNDS) -> 
         interleaved.growth(sizes, [statistics.median(found[f"{side} {n}"]) for n in sizes])
         for side in ("ours", "torch")
     ]
+    ratios = [interleaved.ratio(found[f"ours {n}"], found[f"torch {n}"]) for n in sizes]
     shown = " | ".join(f"{value:.2f}" for value in exponents)
-    return f"| {name} | {', '.join(map(str, sizes))} | {shown} |"
+    ends = f"{ratios[0].median:.2f}, {ratios[-1].median:.2f}"
+    return f"| {name} | {', '.join(map(str, sizes))} | {shown} | {ends} |"
 
 
 def devices_row(counts: Sequence[int], work: Work = BASE, rounds: int = _ROUNDS) -> str:
@@ -71,7 +74,7 @@ def devices_row(counts: Sequence[int], work: Work = BASE, rounds: int = _ROUNDS)
     found = interleaved.seconds(sides, rounds)
     costs = [statistics.median(found[str(n)]) for n in counts]
     exponent = interleaved.growth(counts, costs)
-    return f"| simulated devices | {', '.join(map(str, counts))} | {exponent:.2f} | |"
+    return f"| simulated devices | {', '.join(map(str, counts))} | {exponent:.2f} | | |"
 
 
 def table() -> Iterator[str]:

@@ -4,6 +4,7 @@ Letters: D inputs, V outputs, each one dimension or more.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,16 @@ def project(x: jax.Array, kernel_DxV: jax.Array, inputs: int, dtype: Dtype) -> j
 
     On TPUs and GPUs products of bfloat16 are rounded where they are made, which halves what tensor
     parallelism and gradients send. XLA's CPU backend multiplies bfloat16 fast only where sums come
-    out in float32.
+    out in float32; it turns a kernel of three dimensions before it multiplies by it backwards; and
+    the gradient that JAX would ask for lies the other way than the kernel, which the optimiser
+    pays for (`benchmarks/RESULTS.md`).
     """
-    if jnp.dtype(dtype) == jnp.bfloat16 and _platform() == "cpu":
-        result = float32_sums(x, kernel_DxV, tuple(range(inputs)), dtype).astype(dtype)
-        return checkpoint_name(result, PROJECTION)
+    if _platform() == "cpu":
+        rows, outputs = x.shape[: x.ndim - inputs], kernel_DxV.shape[inputs:]
+        size = math.prod(kernel_DxV.shape[:inputs])
+        flat_x, flat_kernel = x.reshape(*rows, size), kernel_DxV.reshape(size, -1)
+        result = float32_sums(flat_x, flat_kernel, (0,), dtype).astype(dtype)
+        return checkpoint_name(result, PROJECTION).reshape(*rows, *outputs)
     return jnp.tensordot(x.astype(dtype), kernel_DxV.astype(dtype), inputs)
 
 
