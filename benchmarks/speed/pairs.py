@@ -35,6 +35,7 @@ class Work:
       supervised: share of the target's tokens, from its end.
       lora: adapters' rank, on q and v; 0: all parameters are trained.
       remat: whether activations are computed anew in the backward pass, on both sides.
+      bfloat16: whether matrix products are; None: on an accelerator.
     """
 
     config: ModelConfig
@@ -44,11 +45,12 @@ class Work:
     supervised: float = 1.0
     lora: int = 0
     remat: bool = False
+    bfloat16: bool | None = None
 
     @property
     def low_precision(self) -> bool:
-        """Matrix products in bfloat16, parameters in float32: on a GPU."""
-        return jax.default_backend() != "cpu"
+        """Matrix products in bfloat16, parameters in float32."""
+        return jax.default_backend() != "cpu" if self.bfloat16 is None else self.bfloat16
 
     def batch(self) -> dict[str, np.ndarray]:
         """As `data.batches.BatchSource` has it, of random tokens and without padding."""

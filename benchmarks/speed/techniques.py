@@ -111,6 +111,11 @@ def table(work: Work = WORK, rounds: int = _ROUNDS, examples: int = 1500) -> Ite
     yield row("loss and gradient from the same logits", again, ours, rounds)
     yield row("layers written out instead of scanned", OurStep(work), ours, rounds)
     yield row("`remat=full`", ours, OurStep(remat, scan_layers=False), rounds)
+    whole, half = (
+        OurStep(dataclasses.replace(work, bfloat16=chosen), scan_layers=False)
+        for chosen in (False, True)
+    )
+    yield row("bfloat16 products", whole, half, rounds)
     yield donation(work)
     yield from rectangles(examples)
     yield shared_prompts(work, rounds)
