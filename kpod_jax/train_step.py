@@ -54,22 +54,25 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
     else:
         update = optax.adam(rate)
     if config.clip_norm:
-        update = optax.chain(_clip(config.clip_norm), update)
+        update = optax.chain(clip(config.clip_norm), update)
     return update
 
 
-def _clip(limit: float) -> optax.GradientTransformation:
+def clip(limit: float) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm`, by one factor for all.
 
     Its division of every gradient is not fused with what Adam does with them: on a CPU that is a
     pass over memory more.
+
+    Args:
+      limit: the largest norm of all gradients together.
     """
 
-    def clip(updates: Params, _: Params) -> Params:
+    def scaled(updates: Params, _: Params) -> Params:
         factor = limit / jnp.maximum(optax.global_norm(updates), limit)
         return jax.tree.map(lambda update: update * factor.astype(update.dtype), updates)
 
-    return optax.stateless(clip)
+    return optax.stateless(scaled)
 
 
 def cross_entropy(

@@ -1,5 +1,8 @@
 """Products in bfloat16: what they compute, and where their sums are float32."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +86,28 @@ def test_projections_are_of_the_type_that_is_asked_for(x, kernel, inputs, dtype)
     ):
         bound = step * float(jnp.abs(other).max())
         np.testing.assert_allclose(np.float32(one), other, atol=bound)
+
+
+def test_a_kernel_of_heads_is_never_turned_on_a_cpu():
+    """Neither for the backward pass's product, nor for an optimiser that reads its gradient."""
+    x, kernel = arrays((96, 64), (64, 4, 32))
+
+    def turned(product):
+        def step(x, kernel):
+            result, pull = jax.vjp(lambda x, kernel: jnp.tanh(product(x, kernel)), x, kernel)
+            by_x, by_kernel = pull(result)
+            return by_x, kernel - 0.1 * by_kernel
+
+        lines = jax.jit(step).lower(x, kernel).compile().as_text().splitlines()
+        sizes = [
+            math.prod(map(int, found[1].split(",")))
+            for line in lines
+            if (found := re.search(r"= f32\[([\d,]+)\]\S* (?:transpose|copy)\(", line))
+        ]
+        return sizes.count(kernel.size)
+
+    assert turned(lambda x, kernel: products.project(x, kernel, 1, jnp.float32)) == 0
+    assert turned(lambda x, kernel: jnp.tensordot(x, kernel, 1)) > 0  # Else it need not be so.
 
 
 @pytest.mark.parametrize(
