@@ -245,12 +245,13 @@ def test_every_optimizer_lowers_a_loss(optimizer):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, float("nan")])
 def test_gradients_are_clipped_as_optax_does(scale):
     rng = np.random.default_rng(0)
-    gradient = {"a": scale * rng.normal(size=(3, 4)), "b": scale * rng.normal(size=5)}
+    gradient: Any = {"a": scale * rng.normal(size=(3, 4)), "b": scale * rng.normal(size=5)}
     gradient = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), gradient)
-    found, expected = (
+    results: list[Any] = [
         transform.update(gradient, transform.init(gradient))[0]
         for transform in (train_step.clip(2.0), optax.clip_by_global_norm(2.0))
-    )
+    ]
+    found, expected = results
     assert jnp.isnan(found["a"]).all() == (scale != scale)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
