@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -9,6 +10,13 @@ from absl import flags
 WRITE = flags.DEFINE_bool("write", False, "Puts the tables into their document, in docs/.")
 ONLY = flags.DEFINE_list("only", [], "Tables, or groups of rows; none: all.")
 RUN = flags.DEFINE_string("run", None, "Work directory of the run that is looked at.")
+
+
+def only(known: Sequence[str]) -> list[str]:
+    """What `--only` names; it ends the program where one of its names is unknown."""
+    if unknown := [name for name in ONLY.value if name not in known]:
+        sys.exit(f"--only={unknown[0]}: expected some of {', '.join(known)}")
+    return ONLY.value
 
 
 def put(page: str, name: str, rows: Sequence[str]) -> None:
