@@ -62,9 +62,11 @@ def row(name: str, works: Sequence[tuple[int, Work]], rounds: int = _ROUNDS) -> 
         interleaved.growth(sizes, [statistics.median(found[f"{side} {n}"]) for n in sizes])
         for side in ("ours", "torch")
     ]
-    ratios = [interleaved.ratio(found[f"ours {n}"], found[f"torch {n}"]) for n in sizes]
     shown = " | ".join(f"{value:.2f}" for value in exponents)
-    ends = f"{ratios[0].median:.2f}, {ratios[-1].median:.2f}"
+    ends = ", ".join(
+        f"{interleaved.ratio(found[f'ours {n}'], found[f'torch {n}']).median:.2f}"
+        for n in (sizes[0], sizes[-1])
+    )
     return f"| {name} | {', '.join(map(str, sizes))} | {shown} | {ends} |"
 
 
