@@ -1,4 +1,4 @@
-r"""KPOD on GSM8K with FlanT5-Large (760M), with the paper's settings.
+r"""KPOD on GSM8K with FlanT5-Large (760M), with the paper's rate, batch and epochs.
 
     python -m kpod_jax.main --config=configs/flan_t5_large.py --workdir=runs/flan_t5_large
 

@@ -1,4 +1,4 @@
-r"""KPOD on GSM8K with FlanT5-XL (3B) and LoRA of rank 128, with the paper's settings.
+r"""KPOD on GSM8K with FlanT5-XL (3B) and LoRA of rank 128, with the paper's rate, batch and epochs.
 
     python -m kpod_jax.main --config=configs/flan_t5_xl.py --workdir=runs/flan_t5_xl
 

@@ -1,4 +1,4 @@
-r"""KPOD on GSM8K with LLaMA-7B and LoRA of rank 64, with the paper's settings.
+r"""KPOD on GSM8K with LLaMA-7B and LoRA of rank 64, with the paper's rate, batch and epochs.
 
     python -m kpod_jax.main --config=configs/llama_7b.py --workdir=runs/llama_7b
 

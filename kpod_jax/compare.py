@@ -3,7 +3,7 @@
 Two runs answer the same questions, so their answers come in pairs, and a paired test sees
 differences that two separate intervals hide. Each run after the first is compared with the first.
 
-Letters: n questions, k distinct values of a question's difference.
+Letters: n questions, k kinds of them: those of a kind are answered by the same trainings.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def compare(
             "seeds of one method are joined by +, as in --runs=a-0+a-1,b-0+b-1."
         )
     methods = _read(runs, split)
-    folder = pathlib.Path(output) if output else pathlib.Path(methods[0].directories[0])
+    folder = files.as_path(output or methods[0].directories[0])
     target = folder / "comparison.json"
     if target.exists() and "comparisons" not in files.read_json(target):
         raise UserError(
@@ -115,16 +115,39 @@ def paired(methods: Sequence[Method], split: str) -> dict[str, Any]:
     }
 
 
-def bootstrap_means(values: np.ndarray) -> np.ndarray:
-    """[RESAMPLES] means of samples of n values that are drawn from `values` [n] with replacement.
+def interval(right: np.ndarray) -> list[float]:
+    """The 95 % interval of an accuracy: Wilson's of one seed, by bootstrap of several.
 
-    How often each distinct value is drawn is multinomial: [RESAMPLES, k] counts say the same as
-    [RESAMPLES, n] indices. The seed is fixed.
+    Args:
+      right: [seeds, n] bool.
     """
-    kinds, counts = np.unique(values, return_counts=True)
-    n = len(values)
-    drawn = np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES)
-    return drawn @ kinds / n
+    if len(right) == 1:
+        return list(answers.wilson_interval(int(right.sum()), right.size))
+    return np.quantile(resampled(right)[0] / right.size, [0.025, 0.975]).tolist()
+
+
+def resampled(*rights: np.ndarray) -> np.ndarray:
+    """[methods, RESAMPLES] int: right answers of resampled trainings to resampled questions.
+
+    The questions are drawn once for all methods, the seeds for each one by itself. How often the
+    questions of each of the k kinds are drawn is multinomial, where questions that the same
+    trainings answer are of a kind: [RESAMPLES, k] counts say what [RESAMPLES, n] indices would.
+    The generator's seed is fixed.
+
+    Args:
+      rights: [seeds, n] bool each; of as many questions, and as many seeds as a method has.
+    """
+    rng = np.random.default_rng(0)
+    kinds, counts = np.unique(np.concatenate(rights).T, axis=0, return_counts=True)
+    n = rights[0].shape[1]
+    sums = rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds
+    ends = np.cumsum([len(right) for right in rights])[:-1]
+    found = []
+    for own in np.split(sums, ends, axis=1):
+        seeds = own.shape[1]
+        drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+        found.append((own * drawn).sum(axis=1))
+    return np.array(found)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -140,9 +163,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _pair(a: Method, b: Method, ids: Sequence[str]) -> dict[str, Any]:
     right_a, right_b = a.correct(ids), b.correct(ids)
     # Whole numbers until the end, so that equal means differ by 0 and not by a rounding.
+    pairs = len(right_a) * len(right_b)
     sums = right_a.sum(axis=0) * len(right_b) - right_b.sum(axis=0) * len(right_a)
-    differences = sums / (len(right_a) * len(right_b))
-    means = bootstrap_means(differences)
+    differences = sums / pairs
+    sums_a, sums_b = resampled(right_a, right_b)
+    means = (sums_a * len(right_b) - sums_b * len(right_a)) / (pairs * len(ids))
     row: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
@@ -178,7 +203,7 @@ def _summary(method: Method, ids: Sequence[str]) -> dict[str, Any]:
             "directory": directory,
             "accuracy": int(row.sum()) / n,
             "correct": int(row.sum()),
-            "interval": list(answers.wilson_interval(int(row.sum()), n)),
+            "interval": interval(row[None]),
         }
         for directory, row in zip(method.directories, right, strict=True)
     ]
@@ -188,7 +213,7 @@ def _summary(method: Method, ids: Sequence[str]) -> dict[str, Any]:
         "name": method.name,
         "seeds": seeds,
         "accuracy": float(right.mean()),
-        "interval": np.quantile(bootstrap_means(right.mean(axis=0)), [0.025, 0.975]).tolist(),
+        "interval": interval(right),
     }
 
 

@@ -1,6 +1,6 @@
 """The default configuration, with every key's meaning, and the methods that change it.
 
-A configuration file makes the default tree, changes what it needs and returns it locked. Sources
+A configuration file makes the default tree, which is locked, changes what it needs and returns it. Sources
 in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open. All of the
 paper's values, and the ranges that it shows, are data in kpod_jax/paper.py. What values a key may
 have is said in kpod_jax/configuration_checks.py.
@@ -44,7 +44,7 @@ def method_name(method: str) -> str:
 
 
 def default() -> Config:
-    """The whole tree; a key that is not here does not exist."""
+    """The whole tree, locked: a key that is not here does not exist."""
     config = ml_collections.ConfigDict()
     config.method = "kpod"  # A name of METHODS, or package.module:Class, your own
     # (docs/extending.md); set it with `apply_method`.
@@ -56,7 +56,8 @@ def default() -> Config:
     # reader of yours (docs/extending.md).
     data.path = ""  # Folder with the data set's own files; empty: download or generate.
     data.splits = "paper"  # paper: KPOD's train/validation/test; official: the data set's own.
-    data.rationales = ""  # A teacher's JSONL or CSV file; empty: the data set's own solutions.
+    data.rationales = ""  # A teacher's JSONL, CSV or TSV file, or a data set on the Hugging Face
+    # hub; empty: the data set's own solutions.
     data.rationales_per_question = 1  # Most of a training question; each is an example. 0: all that
     # the teacher's file has. The built-in task makes as many as are asked for.
     columns = data.columns = ml_collections.ConfigDict()  # What your data, or else the teacher's
@@ -105,7 +106,8 @@ def default() -> Config:
 
     # See docs/students.md.
     student = config.student = ml_collections.ConfigDict()
-    student.model = "kpod_jax/assets/tiny_t5"  # Directory, or id on the Hugging Face hub.
+    student.model = "kpod_jax/assets/tiny_t5"  # Directory, id on the Hugging Face hub, GGUF file;
+    # with init=random a config.json will do.
     student.family = ""  # package.module:FAMILY: an architecture of yours (docs/extending.md).
     student.init = "pretrained"  # pretrained, or random: the architecture alone is loaded.
     student.tokenizer = ""  # Directory, hub id or SentencePiece .model file; empty: the model's.
@@ -137,7 +139,8 @@ def default() -> Config:
     # of those that end with a step, which suits answerers too weak to go on inside one. [ours]
     weighting.encoding = "bidirectional"  # How T5 reads prefixes: each by itself, as it was
     # pre-trained, or causal: all of a rationale's at once, which it has to be fit to. [ours]
-    weighting.prefix_samples = 2  # Prefixes, each with its own mask, per example and step. [ours]
+    weighting.prefix_samples = 2  # Prefixes per example and step, each with its own mask where the
+    # answerer reads them one by one. [ours]
     weighting.steps = 300  # Steps of mask learning. [ours]
     weighting.batch_size = 32  # Examples a step. [ours]
     weighting.learning_rate = 3e-3  # Of the generator, Adam. [ours]
@@ -147,7 +150,7 @@ def default() -> Config:
     weighting.judged_examples = 256  # Held-out examples at most, for that and for the gap. [ours]
     weighting.patience = 4  # Looks in a row without a lower one that end mask learning early.
     weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
-    weighting.temperature_end = 0.5  # Reached at the last step. [ours]
+    weighting.temperature_end = 0.5  # Approached until the last step. [ours]
     weighting.estimator = "straight_through"  # Of the gradient by the masks. straight_through: hard
     # masks with the gradient of soft ones; soft: soft masks (Eq. 4); score_function: the losses of
     # hard masks are compared, without bias and without a gradient of the answerer. [ours]
@@ -198,7 +201,7 @@ def default() -> Config:
     distill.loss = "cross_entropy"  # Of a token, or package.module:function, your own
     # (docs/extending.md).
     distill.least_weight = 0.0  # Token weights below it count as much as it says, for students
-    # that have yet to learn to write what learned weights leave out. 0: none does. [paper]
+    # that have yet to learn to write what learned weights leave out. 0: none does. [ours]
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
     distill.learning_rate = 1e-3  # Peak.
     distill.warmup_steps = 20  # Linear, from 0.
@@ -266,7 +269,7 @@ def default() -> Config:
     export = config.export = ml_collections.ConfigDict()
     export.lora = "merged"  # merged into the weights, or adapter: a directory that PEFT loads.
     export.dtype = "float32"  # Of the exported weights: float32 or bfloat16.
-    return config
+    return config.lock()
 
 
 def apply_method(config: Config, method: str) -> Config:

@@ -33,9 +33,10 @@ class Stage:
     Attributes:
       run: does the work and says in a few words what it did.
       keys: parts of the configuration that it depends on.
-      inputs: files that it reads.
+      inputs: files that it reads; "{split}" is the split of the evaluation.
       outputs: files that it writes.
       optional: outputs of other stages that it reads where the configuration needs those.
+      shown: outputs of other stages that it reads where they are there.
       needed: whether the configuration asks for it at all.
       outside: files and directories elsewhere, besides the student's, that it reads.
       settings: further keys and values that it depends on.
@@ -49,6 +50,7 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     needed: Callable[[Config], bool] = lambda config: True
     outside: Callable[[Config], Sequence[str]] = lambda config: ()
     settings: Callable[[Config], dict[str, Any]] = lambda config: {}
@@ -148,12 +150,18 @@ STAGES: dict[str, Stage] = {
     "eval": Stage(
         evaluation.run_stage,
         ("student", "eval", "method", "data.answer_kind", "seed"),
-        ("records/test.jsonl",),
+        ("records/{split}.jsonl",),
         ("results.json",),
         outside=_ood_files,
     ),
     "report": Stage(_report, (), (), ("report.html",), alone=True),
-    "export": Stage(export.run_stage, ("student", "eval.checkpoint", "export"), (), ("export",)),
+    "export": Stage(
+        export.run_stage,
+        ("student", "eval.checkpoint", "eval.max_new_tokens", "export", "method"),
+        (),
+        ("export",),
+        shown=("results.json",),
+    ),
 }
 
 
@@ -280,7 +288,8 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
         found = (path.name for path in (run.workdir / "checkpoints/student").glob("[0-9]*"))
         settings["checkpoints"] = sorted(int(name) for name in found if name.isdecimal())
         settings["training"] = run.workdir.stored("distill")
-    return run.workdir.fingerprint(settings, _inputs(run, name), outside)
+    shown = [file for file in stage.shown if (run.workdir / file).exists()]
+    return run.workdir.fingerprint(settings, [*_inputs(run, name), *shown], outside)
 
 
 def _settings(config: Config, name: str) -> dict[str, Any]:
@@ -297,7 +306,8 @@ def _inputs(run: Run, name: str) -> list[str]:
     """Files of the work directory that a stage reads."""
     made = {file for stage in STAGES.values() if stage.needed(run.config) for file in stage.outputs}
     stage = STAGES[name]
-    return [*stage.inputs, *(file for file in stage.optional if file in made)]
+    inputs = [file.format(split=run.config.eval.split) for file in stage.inputs]
+    return [*inputs, *(file for file in stage.optional if file in made)]
 
 
 def _write_config(run: Run) -> None:

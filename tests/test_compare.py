@@ -62,18 +62,31 @@ def test_a_difference_that_is_shown_names_the_better_run(tmp_path):
     assert "not of other data or other seeds" in row["verdict"]
 
 
-def test_the_bootstrap_interval_is_that_of_resampled_questions():
+def test_the_bootstrap_is_that_of_resampled_seeds_and_questions():
     """Against resampling by indices, whose limits agree up to Monte Carlo error."""
-    values = np.array([1] * 30 + [-1] * 12 + [0] * 58) / 2
     rng = np.random.default_rng(7)
-    plain = values[rng.integers(0, 100, (20_000, 100))].mean(axis=1)
-    found = compare.bootstrap_means(values)
-    assert found.shape == (compare.RESAMPLES,)
-    assert found.mean() == pytest.approx(values.mean(), abs=0.002)
-    assert found.std() == pytest.approx(plain.std(), rel=0.03)
-    for share in (0.025, 0.975):
-        assert np.quantile(found, share) == pytest.approx(np.quantile(plain, share), abs=0.006)
-    np.testing.assert_array_equal(found, compare.bootstrap_means(values))
+    chance_a, chance_b = rng.random((3, 1)), rng.random((2, 1))  # Seeds that differ much.
+    a, b = rng.random((3, 40)) < chance_a, rng.random((2, 40)) < chance_b
+    plain = []
+    for _ in range(20_000):
+        questions = rng.integers(0, 40, 40)
+        drawn = (x[rng.integers(0, len(x), len(x))][:, questions].mean() for x in (a, b))
+        plain.append(tuple(drawn))
+    found = compare.resampled(a, b) / np.array([[a.size], [b.size]])
+    assert found.shape == (2, compare.RESAMPLES)
+    for ours, theirs in (*zip(found, np.transpose(plain), strict=True),
+                         (found[0] - found[1], np.subtract(*np.transpose(plain)))):  # fmt: skip
+        assert ours.mean() == pytest.approx(theirs.mean(), abs=0.005)
+        assert ours.std() == pytest.approx(theirs.std(), rel=0.03)
+        for share in (0.025, 0.975):
+            assert np.quantile(ours, share) == pytest.approx(np.quantile(theirs, share), abs=0.02)
+    np.testing.assert_array_equal(compare.resampled(a, b), compare.resampled(a, b))
+
+
+def test_equal_trainings_have_no_more_spread_than_one():
+    right = np.random.default_rng(0).random(200) < 0.4
+    one, three = (compare.resampled(np.tile(right, (n, 1)))[0] / (200 * n) for n in (1, 3))
+    assert np.std(three) == pytest.approx(np.std(one), rel=0.03)
 
 
 def test_holm_by_hand():
@@ -124,7 +137,7 @@ def test_seeds_are_paired_on_their_mean(tmp_path):
     # Per question +2/3, +2/3, +1/2, 0: nothing goes the other way in any resample.
     assert len(row["a_better"]) == 30 and row["b_better"] == []
     assert row["p"] == pytest.approx(2 / (compare.RESAMPLES + 1))
-    assert "of the means of these students" in row["verdict"]
+    assert "of the means over seeds" in row["verdict"]
 
 
 def test_seeds_whose_means_are_equal_differ_nowhere(tmp_path):

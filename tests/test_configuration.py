@@ -19,6 +19,11 @@ def faults(**changes):
     return str(error.value)
 
 
+def test_a_key_that_does_not_exist_is_no_new_one():
+    with pytest.raises(AttributeError, match='Did you mean "epochs" instead of "epoch"'):
+        configuration.default().distill.epoch = 5
+
+
 def test_the_default_is_sound():
     configuration_checks.check(configuration.default())
 

@@ -157,6 +157,26 @@ def test_the_checkpoint_of_a_step_is_evaluated_and_exported(copy):
     assert student.load(sharding.make_mesh())["shared"]["embedding"].shape[1] == 32
 
 
+def test_an_export_is_made_again_where_what_it_tells_has_changed(copy, capsys):
+    (copy / "results.json").rename(copy / "aside.json")
+    pipeline.run(small(), copy, "export")
+    assert "It was not evaluated." in (copy / "export/README.md").read_text()
+    (copy / "aside.json").rename(copy / "results.json")
+    pipeline.run(small(), copy, "export")
+    assert "Accuracy on test" in (copy / "export/README.md").read_text()
+    pipeline.run(small(), copy, "export")
+    assert "export: up to date" in capsys.readouterr().out
+    pipeline.run(small(eval__max_new_tokens=7), copy, "export")
+    said = json.loads((copy / "export/generation_config.json").read_text())
+    assert said["max_new_tokens"] == 7
+
+
+def test_the_evaluation_reads_its_own_split(copy):
+    (copy / "records/validation.jsonl").unlink()
+    with pytest.raises(UserError, match=r"validation\.jsonl, which is not there"):
+        pipeline.run(small(eval__split="validation"), copy, "eval")
+
+
 def test_an_export_answers_in_torch_as_its_run(copy, capsys):
     pipeline.run(small(), copy, "export")
     capsys.readouterr()

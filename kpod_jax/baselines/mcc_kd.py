@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpod_jax import losses
-from kpod_jax.baselines.protocol import Example, Method, Objective
+from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
 from kpod_jax.data import pairs
 from kpod_jax.data.batches import Batch
 from kpod_jax.data.buckets import padded
@@ -34,7 +34,7 @@ class MccKd(Method):
     @classmethod
     def faults(cls, config: Any) -> list[str]:
         """Pairs take two rationales of a question, and two rows of a part of a batch."""
-        data, distill, found = config.data, config.distill, []
+        data, distill, found = config.data, config.distill, faults_of_rows(config)
         several = f"several rationales of a question for {config.method}, which compares them"
         if data.name in ("gsm8k", "asdiv", "svamp", "commonsense_qa") and not data.rationales:
             found.append(

@@ -87,6 +87,20 @@ class Objective:
     note: str = ""
 
 
+def faults_of_rows(config: Any) -> list[str]:
+    """What is wrong with a configuration for a loss that looks at places of a batch's rows."""
+    distill = config.distill
+    return [
+        f"distill.{key}={value!r}: expected {expected!r} for {config.method}, whose loss looks at "
+        "places of a row, which this moves"
+        for key, value, expected in (
+            ("pack", distill.pack, 0),
+            ("input_steps", distill.input_steps, "decoder"),
+        )
+        if value != expected
+    ]
+
+
 class Method(abc.ABC):
     """A method, made anew from its setting wherever it is needed.
 

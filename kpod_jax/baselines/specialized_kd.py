@@ -17,7 +17,7 @@ from jax.scipy.special import xlogy
 from kpod_jax import losses
 from kpod_jax.baselines import distributions
 from kpod_jax.baselines.answer_only import without_steps
-from kpod_jax.baselines.protocol import Example, Method, Objective
+from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.difficulty import hidden_states
@@ -47,7 +47,7 @@ class SpecializedKd(Method):
             return [
                 f"baseline.formats={formats!r}: expected {FORMATS[1]}, which students are asked in"
             ]
-        return []
+        return faults_of_rows(config) if config.baseline.distributions else []
 
     @property
     def notes(self) -> Sequence[str]:

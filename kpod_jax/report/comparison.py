@@ -27,12 +27,14 @@ def verdict(row: Mapping[str, Any], questions: int) -> str:
     names = row["a"], row["b"]
     better, worse = names if low > 0 else names[::-1]
     least, most = sorted((abs(low), abs(high)))
-    whom = "of these two students" if row["mcnemar"] else "of the means of these students"
+    whom, other = "of these two students", "other data or other seeds"
+    if not row["mcnemar"]:
+        whom, other = "of the means over seeds", "other data"
     return (
         f"{better} answers {100 * abs(row['difference']):.1f} percentage points more of the "
         f"questions correctly than {worse} (95 % interval {100 * least:.1f} to {100 * most:.1f}, "
         f"p = {row['p_holm']:.2g}, {questions:,} questions); this is shown {whom} on questions of "
-        "this kind, not of other data or other seeds."
+        f"this kind, not of {other}."
     )
 
 
@@ -54,7 +56,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines.append(
                 f"| {escaped(name)} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {count} |"
             )
-    lines += ["", "Intervals: Wilson's of one run, bootstrap over questions of several seeds.", ""]
+    lines += ["", "Intervals: Wilson's of one run, bootstrap over seeds and questions of several.", ""]
     for name, ids in result["missing"].items():
         lines += [f"{escaped(name)} lacks {len(ids):,} questions, left out: {_some(ids)}.", ""]
     for row in result["comparisons"]:
@@ -73,7 +75,7 @@ def _pair(row: Mapping[str, Any], several: bool, resamples: int) -> list[str]:
             f"| A wrong | {table['only_b']:,} | {table['neither']:,} |",
             "",
         ]
-    kind = "McNemar's test, exact" if table else "bootstrap over questions"
+    kind = "McNemar's test, exact" if table else "bootstrap over seeds and questions"
     corrected = f"; {row['p_holm']:.3g} after Holm's correction" if several else ""
     return [
         *lines,

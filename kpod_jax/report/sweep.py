@@ -145,8 +145,8 @@ def tests(result: Result) -> Html | None:
     first = len(head) - 4
     text = (
         f"{result['reference']} minus each other method, in percentage points, on the same "
-        "questions. Intervals are of a paired bootstrap over questions; p is McNemar's exact test "
-        "for single seeds, else the bootstrap's on the means over seeds; Holm's method corrects it "
+        "questions. Intervals are of a paired bootstrap over seeds and questions; p is McNemar's exact "
+        "test for single seeds, else the bootstrap's on the means; Holm's method corrects it "
         "within a column. A difference that is not shown may still be there."
     )
     return section(

@@ -33,8 +33,8 @@ def compare(
       "columns", each with its name, data sets, split and file of predictions;
       "rows", each with its name, method, settings and cells, one a column (None where nothing was
       asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
-      (95 %, of the sampling of questions: the mean of the seeds' limits), "seeds", "against" (the
-      paired test) and "paper" (the paper's accuracy);
+      (95 %, of `kpod_jax.compare.interval`; what the seeds' own cover where predictions are missing),
+      "seeds", "against" (the paired test) and "paper" (the paper's accuracy);
       "failed"; "notes", on what could not be compared.
     """
     results = {name: files.read_json(root / name / "results.json") for name in runs}
@@ -61,10 +61,11 @@ def compare(
             accuracies = [seed["accuracy"] for seed in cell["seeds"]]
             cell["mean"] = statistics.fmean(accuracies)
             cell["spread"] = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-            cell["interval"] = _mean_interval(cell["seeds"])
+            low, high = zip(*(seed["interval"] for seed in cell["seeds"]), strict=True)
+            cell["interval"] = [min(low), max(high)]
             cell["against"] = None
         try:
-            _test(root, column, cells, reference["name"])
+            _resample(root, column, cells, reference["name"])
         except UserError as error:
             notes.append(f"{column['name']}: no paired tests. {error}")
     return {
@@ -155,23 +156,20 @@ def _paper(config: Config, column: Mapping[str, Any]) -> float | None:
     return None if value is None else value / 100
 
 
-def _mean_interval(seeds: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The mean of the runs' limits: of the sampling of the questions, which all runs share."""
-    return [statistics.fmean(seed["interval"][side] for seed in seeds) for side in (0, 1)]
-
-
-def _test(
+def _resample(
     root: pathlib.Path,
     column: Mapping[str, Any],
     cells: Sequence[tuple[str, dict[str, Any]]],
     reference: str,
 ) -> None:
-    """Adds the paired tests against the reference."""
+    """Adds the intervals, and the paired tests against the reference."""
     methods = []
     for name, cell in cells:
         directories = tuple(str(root / seed["run"]) for seed in cell["seeds"])
         rows = tuple(paired.read_rows(path, column["file"]) for path in directories)
-        methods.append(paired.Method(name, directories, rows))
+        method = paired.Method(name, directories, rows)
+        cell["interval"] = paired.interval(method.correct(sorted(method.ids)))
+        methods.append(method)
     if len(methods) < 2 or methods[0].name != reference:
         return
     result = paired.paired(methods, column["split"])

@@ -38,6 +38,12 @@ def teach(config: Config, workdir: files.PathLike) -> str:
       SystemExit: interrupted by Ctrl-C; likewise.
     """
     teacher = config.teacher
+    if files.is_remote(workdir):
+        raise UserError(
+            f"--mode=teach with --workdir={workdir}: each answer is added to a file as it comes, "
+            "which a bucket has none of. Expected a directory of this machine, to be copied to the "
+            "bucket when all is done."
+        )
     if not teacher.model:
         raise UserError(
             "teacher.model is missing: the teacher's name at its endpoint, such as "

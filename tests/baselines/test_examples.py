@@ -251,6 +251,13 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
             "data.rationales='': expected a teacher's file with several",
         ),
         ("mcc_kd", {"distill.batch_size": 6, "distill.micro_batches": 2}, "a multiple of 2 times"),
+        ("mcc_kd", {"distill.pack": 512}, "distill.pack=512: expected 0 for mcc_kd, whose loss"),
+        ("mcc_kd", {"distill.input_steps": "encoder"}, "expected 'decoder' for mcc_kd"),
+        (
+            "specialized_kd",
+            {"distill.pack": 512, "baseline.distributions": "d.npz"},
+            "distill.pack=512: expected 0 for specialized_kd",
+        ),
         ("mcc_kd", {"baseline.ngram": 0}, "baseline.ngram=0: expected at least 1"),
         ("mcc_kd", {"baseline.diverse_rationales": 1}, "diverse_rationales=1: expected at least 2"),
         ("specialized_kd", {"baseline.formats": ("few",)}, "expected different ones of"),

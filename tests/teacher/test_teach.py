@@ -349,3 +349,9 @@ def test_distributions_that_spell_the_key_are_not_stored(config, endpoint, tmp_p
     assert rows(tmp_path, "distributions.jsonl") == []
     for path in (tmp_path / "teacher").rglob("*.json*"):
         assert KEY[5:] not in path.read_text()
+
+
+def test_a_bucket_takes_no_answers(config, endpoint):
+    with pytest.raises(UserError, match="a directory of this machine"):
+        teach(config, "gs://bucket/run")
+    assert not asked(endpoint)
