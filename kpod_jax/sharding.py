@@ -1,11 +1,10 @@
 """Where arrays live: the mesh, the rules from logical axes to it, and placement.
 
-Modules name the axes of their arrays by meaning ("embed", "heads", "batch", ...); `Rules` says over
+Modules name the axes of their arrays by meaning ("embed", "heads", "batch", ...); `RULES` say over
 which axes of the mesh each of them is split. The same program runs on one device and on many.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,27 +18,23 @@ from kpod_jax.errors import UserError
 MESH_AXES = ("data", "fsdp", "tensor")
 Axes = str | tuple[str, ...] | None
 
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """The mesh axes that each logical axis is split over; None keeps it whole.
-
-    The defaults split the batch over `data` and `fsdp`, parameters over `fsdp` (gathered where they
-    are used), and heads, hidden units and vocabulary over `tensor`, as Megatron does.
-    """
-
-    batch: Axes = ("data", "fsdp")
-    batch_lookup: Axes = "data"  # While vectors are taken from a table that is split over `embed`.
-    length: Axes = None
-    embed_activation: Axes = None
-    vocab: Axes = "tensor"
-    embed: Axes = "fsdp"
-    heads: Axes = "tensor"
-    kv: Axes = None
-    mlp: Axes = "tensor"
-    layers: Axes = None
-    buckets: Axes = None
-    lora: Axes = None
+# The mesh axes that each logical axis is split over; None keeps it whole. The batch is split over
+# `data` and `fsdp`, parameters over `fsdp` (gathered where they are used), and heads, hidden units
+# and vocabulary over `tensor`, as Megatron does.
+RULES: Mapping[str, Axes] = {
+    "batch": ("data", "fsdp"),
+    "batch_lookup": "data",  # While vectors are taken from a table that is split over `embed`.
+    "length": None,
+    "embed_activation": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv": None,
+    "mlp": "tensor",
+    "layers": None,
+    "buckets": None,
+    "lora": None,
+}
 
 
 def make_mesh(
@@ -73,14 +68,13 @@ def make_mesh(
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh, rules: Rules | None = None) -> Iterator[Mesh]:
+def use(mesh: Mesh) -> Iterator[Mesh]:
     """Pins activations to `mesh` in everything that is traced inside the block.
 
     Enter it around calls of jitted functions; without it they compute the same, but how activations
     are split is left to the compiler, which may gather a whole batch.
     """
-    rules = rules or Rules()
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(dataclasses.asdict(rules).items())):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
         yield mesh
 
 
@@ -104,32 +98,30 @@ def rows_of_a_device(rows: int) -> int:
     return rows // int(np.prod([mesh.shape[axis] for axis in over]))
 
 
-def param_shardings(boxed: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every parameter.
 
     Args:
       boxed: parameters, concrete or abstract, in the boxes of `nn.with_logical_partitioning`; a
         leaf without a box is replicated.
       mesh: from `make_mesh`.
-      rules: default `Rules()`.
 
     Returns:
       The same tree, unboxed, of `NamedSharding`. A dimension that the mesh axes do not divide is
       kept whole.
     """
-    table = dataclasses.asdict(rules or Rules())
 
     def sharding(leaf: Any) -> NamedSharding:
         axes = leaf.names if isinstance(leaf, nn.Partitioned) else ()
         shape = nn.meta.unbox(leaf).shape
-        return NamedSharding(mesh, _spec(axes, shape, dict(mesh.shape), table))
+        return NamedSharding(mesh, _spec(axes, shape, dict(mesh.shape), RULES))
 
     return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
 
-def batch_sharding(mesh: Mesh, rules: Rules | None = None) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the first dimension of a batch's arrays over "data" and "fsdp"."""
-    return NamedSharding(mesh, PartitionSpec((rules or Rules()).batch))
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

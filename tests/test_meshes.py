@@ -250,7 +250,7 @@ def test_weighting(name, sizes):
 @pytest.mark.parametrize("name", MODULES)
 def test_every_axis_has_a_rule(name):
     """And every array of two dimensions has names for all of them."""
-    module, rules = MODULES[name], dataclasses.asdict(sharding.Rules())
+    module, rules = MODULES[name], sharding.RULES
     ids = np.zeros((1, 4), np.int32)
     boxed = jax.eval_shape(module.init, jax.random.key(0), ids, ids == 0, ids)["params"]
     leaves = jax.tree_util.tree_leaves_with_path(
@@ -265,7 +265,7 @@ def test_every_axis_has_a_rule(name):
 
 
 def test_axes_of_rules_are_those_of_the_mesh():
-    for axes in dataclasses.asdict(sharding.Rules()).values():
+    for axes in sharding.RULES.values():
         assert axes is None or {axes} <= {*sharding.MESH_AXES} or {*axes} <= {*sharding.MESH_AXES}
 
 
