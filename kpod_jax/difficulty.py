@@ -90,15 +90,9 @@ def _batch_losses(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Arr
     )
 
 
-def token_losses(
-    module: nn.Module,
-    params: Any,
-    batch: Batch | dict[str, jax.Array],
-    *,
-    dropout_key: jax.Array | None = None,
-) -> jax.Array:
+def token_losses(module: nn.Module, params: Any, batch: Batch | dict[str, jax.Array]) -> jax.Array:
     """[B, U] -log P of every supervised target token under teacher forcing; 0 elsewhere."""
-    hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
+    hidden, head = hidden_states(module, params, batch)
     return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore
 
 

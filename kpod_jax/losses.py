@@ -63,9 +63,8 @@ def token_losses(
     supervised_BxU: jax.Array,
     logits: Head,
     chunk: int | None = None,
-    token_loss: TokenLoss = negative_log_likelihood,
 ) -> jax.Array:
-    """The loss of every supervised token, without ever holding the logits of all positions.
+    """-log P of every supervised token, without ever holding the logits of all positions.
 
     Each row's supervised positions are moved to its front; the model's head then works through
     chunks of positions, passes over chunks that no row needs, and its logits are made again in the
@@ -78,7 +77,6 @@ def token_losses(
       supervised_BxU: bool.
       logits: the head, [B, C, D] -> [B, C, V] float32.
       chunk: C; None suits it to the rows of a device.
-      token_loss: -log P, unless another is given.
 
     Returns:
       [B, U] float32 in nats, 0 where not supervised.
@@ -92,7 +90,9 @@ def token_losses(
     def one(hidden_BxCxD: jax.Array, targets_BxC: jax.Array, supervised_BxC: jax.Array):
         result = jax.lax.cond(
             supervised_BxC.any(),
-            lambda hidden, targets: token_loss(logits(hidden).astype(jnp.float32), targets),
+            lambda hidden, targets: negative_log_likelihood(
+                logits(hidden).astype(jnp.float32), targets
+            ),
             lambda hidden, targets: jnp.zeros(targets.shape, jnp.float32),
             hidden_BxCxD,
             targets_BxC,
@@ -125,7 +125,7 @@ def weighted_token_losses(
       weights_BxU: float32; w_j for rationale tokens, 1 for the answer's.
       logits: see there.
       chunk: see there.
-      token_loss: see there.
+      token_loss: -log P, unless another is given.
 
     Returns:
       A float32 scalar, and [B, U] float32 in nats, which has no gradient.
@@ -261,11 +261,8 @@ def chunk_of(rows: int, length: int) -> int:
 
 def weighted_loss(
     nll_BxU: jax.Array, weights_BxU: jax.Array, supervised_BxU: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Σ weight · nll and the number of supervised tokens (Eq. 15, before the division).
-
-    The loss of a batch is the first divided by the second, NOT by Σ weight, so that weighting does
-    not change the answer's share. Both are sums, so parts of a batch can be added up.
+) -> jax.Array:
+    """Σ weight · nll (Eq. 15, before the division); sums of parts of a batch can be added up.
 
     Args:
       nll_BxU: from `token_losses`.
@@ -273,7 +270,6 @@ def weighted_loss(
       supervised_BxU: bool.
 
     Returns:
-      Two float32 scalars.
+      A float32 scalar.
     """
-    total = jnp.sum(nll_BxU * weights_BxU, where=supervised_BxU)
-    return total, jnp.sum(supervised_BxU).astype(jnp.float32)
+    return jnp.sum(nll_BxU * weights_BxU, where=supervised_BxU)

@@ -131,7 +131,8 @@ def make_train_step(
     """Makes the step: (state, frozen, batch, key) -> (state, metrics); the state is donated.
 
     The loss is Σ weight · nll over the number of supervised tokens of the whole batch (Eq. 15),
-    whatever the micro-batches and the mesh. Frozen parameters have neither gradient nor state.
+    whatever the micro-batches and the mesh; NOT over Σ weight, so that weighting does not change
+    the answer's share. Frozen parameters have neither gradient nor state.
 
     Args:
       module: the student.

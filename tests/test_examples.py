@@ -224,17 +224,19 @@ def test_a_loss_of_ones_own_counts_as_cross_entropy_does():
     head = jnp.asarray(rng.normal(size=(6, 11)), jnp.float32)
     targets = jnp.asarray(rng.integers(0, 11, (8, 40)), jnp.int32)
     supervised = jnp.asarray(rng.random((8, 40)) < 0.5)
+    weights = jnp.asarray(rng.random((8, 40)), jnp.float32)
     own = losses.token_loss_of(OWN["distill.loss"])
     log_p = np.asarray(jax.nn.log_softmax(hidden @ head), np.float64)
     picked = np.take_along_axis(log_p, np.asarray(targets)[..., None], -1)[..., 0]
     expected = -(1 - SMOOTHING) * picked - SMOOTHING * log_p.mean(-1)
     np.testing.assert_allclose(own(hidden @ head, targets), expected, rtol=1e-5)
     for chunk in (None, 7):
-        found = losses.token_losses(
-            hidden, targets, supervised, lambda x: x @ head, chunk, token_loss=own
+        total, found = losses.weighted_token_losses(
+            hidden, targets, supervised, weights, lambda x: x @ head, chunk, token_loss=own
         )
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, np.where(supervised, expected, 0), rtol=1e-5)
+        np.testing.assert_allclose(total, (expected * weights)[supervised].sum(), rtol=1e-5)
 
 
 def test_a_loss_of_ones_own_is_for_methods_that_have_none():

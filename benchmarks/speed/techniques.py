@@ -33,7 +33,7 @@ def all_logits(
     hidden, head = difficulty.hidden_states(module, params, batch, dropout_key=key)
     log_p = jax.nn.log_softmax(head(hidden))
     nll = -jnp.take_along_axis(log_p, batch["targets"][..., None], -1)[..., 0]
-    total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+    total = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
     return total, total
 
 
@@ -43,7 +43,7 @@ def logits_twice(
     """The loss whose logits are made in the backward pass again."""
     hidden, head = difficulty.hidden_states(module, params, batch, dropout_key=key)
     nll = losses.token_losses(hidden, batch["targets"], batch["supervised"], head)
-    total, _ = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
+    total = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
     return total, total
 
 

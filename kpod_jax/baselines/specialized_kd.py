@@ -135,7 +135,7 @@ def distribution_loss(
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
     divergence = divergences(hidden, batch["teacher_tokens"], batch["teacher_probabilities"], head)
     divergence = jnp.where(batch["supervised"], divergence, 0.0)
-    total, _ = losses.weighted_loss(divergence, batch["loss_weights"], batch["supervised"])
+    total = losses.weighted_loss(divergence, batch["loss_weights"], batch["supervised"])
     return total, jnp.sum(divergence)
 
 

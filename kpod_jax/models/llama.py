@@ -161,8 +161,6 @@ class Llama(nn.Module):
         encoded: Encoded,
         prefixes_BxPxS: jax.Array,
         decoder_input_ids_BxU: jax.Array,
-        *,
-        deterministic: bool = True,
     ) -> jax.Array:
         """[B, P, U, D]: what `decode` has after each of P parts of one prompt, in a single pass.
 
@@ -174,7 +172,6 @@ class Llama(nn.Module):
           prefixes_BxPxS: bool, the tokens of each part: with every token all those before it, since
             keys and values of a token hold what stands before.
           decoder_input_ids_BxU: int, as in `decode`, the same after every part.
-          deterministic: as in `decode`.
         """
         rows, parts, _ = prefixes_BxPxS.shape
         count = decoder_input_ids_BxU.shape[1]
@@ -192,9 +189,8 @@ class Llama(nn.Module):
         # The places of the prompt's tokens are those that they have in the longest part.
         before = _places(prefixes_BxPxS.any(axis=1))
         x = jnp.tile(self.embed(decoder_input_ids_BxU), (1, parts, 1))
-        hidden, _ = self._attended(
-            x, jnp.concatenate([before, places], axis=1), seen, deterministic, encoded
-        )
+        all_places = jnp.concatenate([before, places], axis=1)
+        hidden, _ = self._attended(x, all_places, seen, True, encoded)
         return self.final_norm(hidden).reshape(rows, parts, count, -1)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -112,8 +112,6 @@ class T5(nn.Module):
         encoded_BxSxD: jax.Array,
         prefixes_BxPxS: jax.Array,
         decoder_input_ids_BxU: jax.Array,
-        *,
-        deterministic: bool = True,
     ) -> jax.Array:
         """[B, P, U, D]: `decode` after each of P prefixes of a causally encoded input.
 
@@ -121,14 +119,12 @@ class T5(nn.Module):
           encoded_BxSxD: from `encode` with `causal`, once for all prefixes.
           prefixes_BxPxS: bool, the tokens of each prefix.
           decoder_input_ids_BxU: int, the same after every prefix.
-          deterministic: as in `decode`.
         """
         rows, count, _ = prefixes_BxPxS.shape
         hidden = self.decode(
             jnp.repeat(encoded_BxSxD, count, axis=0),
             prefixes_BxPxS.reshape(rows * count, -1),
             jnp.repeat(decoder_input_ids_BxU, count, axis=0),
-            deterministic=deterministic,
         )
         return hidden.reshape(rows, count, *hidden.shape[1:])
 

@@ -47,8 +47,6 @@ class Answerer:
         problems: Problems,
         keep_BxR: jax.Array,
         prefix_B: jax.Array,
-        *,
-        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """-Σ_j log P(y_j | y_<j, r[m]_<k, x; θw) of every row (Eq. 5, one prefix a row).
 
@@ -60,14 +58,11 @@ class Answerer:
           problems: rows.
           keep_BxR: float32 m_j, 1 kept, 0 masked.
           prefix_B: int32 k: the encoder sees the first k rationale tokens, masked or not.
-          dropout_key: turns the model's dropout on.
 
         Returns:
           [B] float32, nats.
         """
-        return self.prefix_losses(
-            params, problems, keep_BxR, prefix_B[:, None], dropout_key=dropout_key
-        )[:, 0]
+        return self.prefix_losses(params, problems, keep_BxR, prefix_B[:, None])[:, 0]
 
     def prefix_losses(
         self,
@@ -75,8 +70,6 @@ class Answerer:
         problems: Problems,
         keep_BxR: jax.Array,
         prefix_BxP: jax.Array,
-        *,
-        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """[B, P] float32, the `losses` of P prefixes of each row under the row's one mask.
 
@@ -86,8 +79,7 @@ class Answerer:
         if not self.causal and count > 1:
             keep = jnp.repeat(keep_BxR, count, axis=0)
             rows = problems.repeat(count)
-            result = self.losses(params, rows, keep, prefix_BxP.ravel(), dropout_key=dropout_key)
-            return result.reshape(prefix_BxP.shape)
+            return self.losses(params, rows, keep, prefix_BxP.ravel()).reshape(prefix_BxP.shape)
         variables = {"params": params}
 
         def run(method: str, *args: Any, **options: Any) -> jax.Array:
@@ -111,19 +103,15 @@ class Answerer:
             problems.question_mask[:, None], (*seen.shape[:2], problems.question.shape[1])
         )
         visible_BxPxS = jnp.concatenate([question_mask, seen], axis=2)
-        options: dict[str, Any] = {"deterministic": dropout_key is None}
-        if dropout_key is not None:
-            options["rngs"] = {"dropout": dropout_key}
         encoded = run(
             "encode",
             None,
             visible_BxPxS.any(axis=1),
             embeddings_BxSxD=embeddings,
             causal=self.causal,
-            **options,
         )
         inputs = jnp.roll(problems.answer, 1, axis=1).at[:, 0].set(self.start_id)
-        hidden = run("decode_prefixes", encoded, visible_BxPxS, inputs, **options)
+        hidden = run("decode_prefixes", encoded, visible_BxPxS, inputs)
         answers = jnp.repeat(problems.answer, count, axis=0)
         answer_mask = jnp.repeat(problems.answer_mask, count, axis=0)
         nll = losses.token_losses(

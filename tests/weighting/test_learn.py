@@ -26,9 +26,9 @@ ALPHA = 0.5
 class CutAnswerer(Answerer):
     """An answerer whose loss has no gradient with respect to the mask, as with replaced ids."""
 
-    def losses(self, params, problems, keep_BxR, prefix_B, *, dropout_key=None):
+    def losses(self, params, problems, keep_BxR, prefix_B):
         keep_BxR = jax.lax.stop_gradient(keep_BxR)
-        return super().losses(params, problems, keep_BxR, prefix_B, dropout_key=dropout_key)
+        return super().losses(params, problems, keep_BxR, prefix_B)
 
 
 def learner(answerer_class=Answerer, **changes) -> MaskLearner:
