@@ -38,23 +38,21 @@ ARITHMETIC_SIZES = {"train": 2000, "validation": 200, "test": 400}
 
 @dataclasses.dataclass
 class ArithmeticConfig(tfds.core.BuilderConfig):
-    """The built-in task of some seed.
+    """The built-in task in some sizes.
 
     Attributes:
       sizes: examples of each split.
-      seed: of the task.
     """
 
     sizes: dict[str, int] = dataclasses.field(default_factory=lambda: dict(ARITHMETIC_SIZES))
-    seed: int = 0
 
     @classmethod
-    def of(cls, sizes: dict[str, int], seed: int) -> "ArithmeticConfig":
+    def of(cls, sizes: dict[str, int]) -> "ArithmeticConfig":
         """A configuration whose name tells it from any other, older versions of the task too."""
         texts = (pathlib.Path(str(part.__file__)).read_bytes() for part in (arithmetic, stories))
         code = hashlib.sha256(b"".join(texts)).hexdigest()[:8]
         counts = "-".join(str(sizes[split]) for split in ARITHMETIC_SIZES)
-        return cls(name=f"seed{seed}-{counts}-{code}", sizes=sizes, seed=seed)
+        return cls(name=f"{counts}-{code}", sizes=sizes)
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -86,7 +84,7 @@ class KpodArithmetic(_Builder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
-        records = arithmetic.generate(split, config.sizes[split], config.seed)
+        records = arithmetic.generate(split, config.sizes[split])
         for key, record in enumerate(records):
             yield (
                 key,

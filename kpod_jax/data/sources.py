@@ -54,7 +54,6 @@ def load_records(
     cache_dir: str = "",
     separator: str = "",
     limit: int = 0,
-    seed: int = 0,
     max_bad_share: float = 0.01,
     need_rationales: bool = True,
     per_question: int = 1,
@@ -75,7 +74,6 @@ def load_records(
       cache_dir: where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
       separator: that ends a step; empty: see `split_steps`. The built-in task knows its steps.
       limit: the first so many records only; 0 is all. The built-in task makes as many as are asked.
-      seed: of the built-in task.
       max_bad_share: of the split's records that may be broken.
       need_rationales: whether a training record without a rationale is of no use; if not, it is
         returned without steps, for a teacher to be asked.
@@ -102,7 +100,7 @@ def load_records(
             "docs/data.md explains."
         )
     if name == "arithmetic":
-        loaded = _load_arithmetic(split, cache_dir, limit, seed, whole=bool(rationales))
+        loaded = _load_arithmetic(split, cache_dir, limit, whole=bool(rationales))
     elif _is_own(name):
         named = columns if theirs else own.COLUMNS
         loaded = own.load(
@@ -155,13 +153,13 @@ def _check(name: str, split: str, limit: int) -> None:
         raise UserError(f"There is no split {split!r}; expected one of {', '.join(SPLITS)}.")
 
 
-def _load_arithmetic(split: str, cache_dir: str, limit: int, seed: int, whole: bool) -> Loaded:
+def _load_arithmetic(split: str, cache_dir: str, limit: int, whole: bool) -> Loaded:
     # TFDS takes a second to import, and a user's own file does without it.
     from kpod_jax.data import builders
 
     sizes = dict(builders.ARITHMETIC_SIZES)
     sizes[split] = max(limit, sizes[split])
-    config = builders.ArithmeticConfig.of(sizes, seed)
+    config = builders.ArithmeticConfig.of(sizes)
     builder = builders.prepared(builders.KpodArithmetic, config, cache_dir)
     loaded = Loaded()
     for row in _rows(builder, split, 0 if whole else limit):
