@@ -57,7 +57,6 @@ class Checkpoints:
         *,
         keep: int = 2,
         best_metric: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
         read_only: bool = False,
     ) -> None:
         """Opens the directory, making it if need be, and clears away saves that were cut short.
@@ -65,8 +64,7 @@ class Checkpoints:
         Args:
           directory: holds these checkpoints and nothing else.
           keep: how many of the latest are kept.
-          best_metric: the metric given to `save` whose best checkpoint is kept as well.
-          best_mode: whether the largest or the smallest of it is the best.
+          best_metric: the metric given to `save` whose largest value's checkpoint is kept as well.
           read_only: never write, not even to clear away; for readers beside a training that goes
             on. The directory must be there.
 
@@ -77,7 +75,6 @@ class Checkpoints:
         self._directory = directory if files.is_remote(directory) else directory.absolute()
         self._read_only = read_only
         self._best_metric = best_metric
-        self._sign = 1.0 if best_mode == "max" else -1.0
         self._saving: int | None = None
         if read_only and not self._directory.is_dir():
             raise UserError(
@@ -176,8 +173,8 @@ class Checkpoints:
                 force=True,
             )
 
-    def restore(self, abstract_state: Any, which: Which = "latest") -> Restored:
-        """Reads a checkpoint to go on with it; every value is as it was saved, to the bit.
+    def restore(self, abstract_state: Any) -> Restored:
+        """Reads the latest checkpoint to go on with it; all is as it was saved, to the bit.
 
         A damaged checkpoint is named in a warning, set aside under the name `damaged-STEP` (unless
         `read_only`), and the one before it is read.
@@ -185,18 +182,17 @@ class Checkpoints:
         Args:
           abstract_state: the state's tree of jax.ShapeDtypeStruct with the shardings that are
             wanted, which may be of another mesh than that of the run that saved.
-          which: a step, of which alone a damaged checkpoint is an error, or "latest" or "best".
 
         Raises:
           UserError: there is no checkpoint, or none that is whole, or it holds other arrays than
             `abstract_state`; the message names them and both shapes.
         """
-        step = self._whole(which, set_aside=not self._read_only)
+        step = self._whole("latest", set_aside=not self._read_only)
         self._check(step, abstract_state, partial=False)
         return self._read(step, abstract_state, partial=False)
 
     def restore_like(self, state: Any) -> Restored:
-        """Reads the latest checkpoint, as `restore` does, into arrays like those of a state."""
+        """As `restore`, into arrays like those of a state."""
         return self.restore(
             jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -206,8 +202,14 @@ class Checkpoints:
     def restore_params(self, abstract_params: Any, which: Which = "best") -> Restored:
         """Reads the entry "params" of a state alone, for use without the optimiser's state.
 
-        Args and Raises as for `restore`; nothing is set aside. A dtype other than the stored one
-        is cast to.
+        Nothing is set aside. A dtype other than the stored one is cast to.
+
+        Args:
+          abstract_params: as for `restore`.
+          which: a step, of which alone a damaged checkpoint is an error, or "latest" or "best".
+
+        Raises:
+          UserError: as for `restore`.
 
         Returns:
           `state` of which is the parameters.
@@ -234,7 +236,7 @@ class Checkpoints:
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         value = metrics.get(str(self._best_metric))
-        return -math.inf if value is None else self._sign * value
+        return -math.inf if value is None else value
 
     def _write_checksums(self) -> None:
         """Adds the checksums to a checkpoint that is whole but for its name.
