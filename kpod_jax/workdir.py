@@ -107,10 +107,6 @@ class Workdir:
             note["seconds"], note["processor_seconds"] = (round(value, 3) for value in seconds)
         files.write_json(self._stage_file(stage), note)
 
-    def forget(self, stage: str) -> None:
-        """Makes a stage count as not made."""
-        files.remove(self._stage_file(stage))
-
     def take_over(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
         """Copies the stage's outputs from a sibling that made them from the very same."""
         for path in self._siblings:

@@ -4,7 +4,6 @@ In paths, `layers_3` is a layer written out and `layers` all of them stacked on 
 """
 
 import functools
-import re
 from typing import Any
 
 import flax.traverse_util
@@ -78,21 +77,6 @@ def merged_kernel(kernel: jax.Array, parts: dict[str, Any], lora: LoRAConfig | N
     if lora is None or parts["lora_a"] is None:
         return kernel
     return kernel + lora.scale * jnp.tensordot(parts["lora_a"], parts["lora_b"], 1)
-
-
-def stack(params: Any) -> Any:
-    """Layers written out -> stacked, for `scan_layers=True`; what is stacked stays as it is."""
-    result: dict[str, Any] = {}
-    layers: dict[str, dict[int, jax.Array]] = {}
-    for path, value in flatten(params).items():
-        match = re.search(r"\blayers_(\d+)/", path)
-        if match is None:
-            result[path] = value
-        else:
-            layers.setdefault(path.replace(match[0], "layers/"), {})[int(match[1])] = value
-    for path, found in layers.items():
-        result[path] = jnp.stack([found[i] for i in range(len(found))])
-    return unflatten(result)
 
 
 def unroll(params: Any) -> Any:
