@@ -25,7 +25,6 @@ from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.errors import UserError
 from kpod_jax.metrics import MetricsWriter
 from kpod_jax.models.student import Student
-from kpod_jax.models.t5_config import T5Config
 from kpod_jax.progress import Progress
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer, Params
@@ -332,12 +331,13 @@ def make_answerer(model: Student, encoding: str = "bidirectional") -> Answerer:
     """
     tokenizer, config = model.tokenizer, model.config
     mask_id = tokenizer.get_vocab().get("<extra_id_0>", tokenizer.pad_token_id)
-    if isinstance(config, T5Config):
-        causal = encoding == "causal"
-        eos_id = None if causal else config.eos_token_id
-        return Answerer(model.module, mask_id, config.decoder_start_token_id, eos_id, causal)
-    # The answer follows the prefix in one sequence; the end token parts them.
-    return Answerer(model.module, mask_id, config.eos_token_id, None, causal=True)
+    if model.decoder_only:
+        # The answer follows the prefix in one sequence; the end token parts them.
+        return Answerer(model.module, mask_id, config.eos_token_id, None, causal=True)
+    causal = encoding == "causal"
+    eos_id = None if causal else config.eos_token_id
+    start_id = config.decoder_start_token_id  # pyright: ignore[reportAttributeAccessIssue]
+    return Answerer(model.module, mask_id, start_id, eos_id, causal)
 
 
 def _no_gap(gap: dict[str, Any], config: Config) -> str:
