@@ -36,6 +36,11 @@ def set_writer(value: bool) -> None:
     _is_writer = value
 
 
+def is_writer() -> bool:
+    """Whether this process writes files: the first of a run, or the only one."""
+    return _is_writer
+
+
 def as_path(path: PathLike) -> pathlib.Path:
     """A path to work with: local, or of a bucket (gs://, s3://), which has the same methods."""
     if not is_remote(path):

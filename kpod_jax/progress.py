@@ -4,8 +4,9 @@ import sys
 import time
 from typing import IO
 
-import jax
 from tqdm import tqdm
+
+from kpod_jax import files
 
 _LINE = "{desc}: {n_fmt}/{total_fmt} {unit} ({percentage:.0f} %), {elapsed} gone, {remaining} left"
 
@@ -40,14 +41,14 @@ class Progress:
           file: where to show it; standard error if None.
         """
         self._file = sys.stderr if file is None else file
-        self._first_process = jax.process_index() == 0
+        self._is_first = files.is_writer()
         self._description, self._unit, self._total = description, unit, total
         self._initial = self._done = initial
         self._seconds = seconds
         self._began = self._shown = time.monotonic()
         self._values = ""
         self._bar: tqdm | None = None
-        if self._first_process and self._file.isatty():
+        if self._is_first and self._file.isatty():
             self._bar = tqdm(
                 total=total,
                 desc=description,
@@ -83,7 +84,7 @@ class Progress:
 
     def _print_line(self) -> None:
         self._shown = time.monotonic()
-        if not self._first_process:
+        if not self._is_first:
             return
         line = tqdm.format_meter(
             self._done,
