@@ -1,0 +1,1 @@
+"""Methods, losses, data and students of one's own, which a configuration names by import path."""
