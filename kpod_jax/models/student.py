@@ -145,7 +145,7 @@ def load_student(
 
     Args:
       model: directory in Hugging Face's format, or id on the hub; with `init="random"` also a
-        config.json or a known name (`t5_config.NAMED`).
+        config.json or a known name (`families.NAMED`).
       family: import path of one of the user's own, see `families.own_family`.
       init: "pretrained" or "random".
       tokenizer: where it comes from, if not from `model`; None: there is none, for compiling alone.

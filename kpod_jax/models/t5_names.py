@@ -30,10 +30,10 @@ _KEYS = {
 }
 # What Hugging Face calls the projections, which adapters can be put on.
 PROJECTIONS = {name: name for name in ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")}
-# Copies of the embedding table that some files hold besides.
 EMBEDDING = "shared.weight"
 # The keys of config.json that decide which weights there are.
 DECIDING = "num_layers, num_decoder_layers, feed_forward_proj or tie_word_embeddings"
+# Copies of the embedding table that some files hold besides.
 COPIES = frozenset({"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"})
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 

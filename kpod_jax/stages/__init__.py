@@ -1,4 +1,4 @@
-"""The stages of Algorithm 1: each is a `run` that reads and writes files of the work directory.
+"""The stages of Algorithm 1: each has a `run_stage`, from files of a work directory to others.
 
 None knows when it is called: that is `kpod_jax/pipeline.py`.
 """
