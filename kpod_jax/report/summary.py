@@ -1,7 +1,4 @@
-"""The numbers of the report: everything that is computed, and nothing about how it looks.
-
-Letters: N training records, T + 1 stages.
-"""
+"""The numbers of the report: everything that is computed, and nothing about how it looks."""
 
 import dataclasses
 import itertools
@@ -20,6 +17,7 @@ from kpod_jax.report import heatmap
 from kpod_jax.report.run import Run
 
 NUMBER = "‹any number›"
+_MOST_GROUPS = 12  # That a chart has room for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,17 +237,17 @@ class Groups(NamedTuple):
     high: np.ndarray
 
 
-def grouped(x: np.ndarray, values: np.ndarray, most: int = 12) -> Groups:
-    """Groups `values` by `x`, both [m]; at most the `most` smallest x."""
-    kinds = np.unique(x)[:most]
+def grouped(x: np.ndarray, values: np.ndarray) -> Groups:
+    """Groups `values` by `x`, both [m]; the smallest x, as many as a chart has room for."""
+    kinds = np.unique(x)[:_MOST_GROUPS]
     parts = [values[x == kind] for kind in kinds]
     low, high = np.asarray([np.quantile(part, (0.25, 0.75)) for part in parts]).T
     return Groups(kinds, np.asarray([part.mean() for part in parts]), low, high)
 
 
-def accuracy_by(x: np.ndarray, correct: np.ndarray, most: int = 12) -> Groups:
-    """Shares of `correct` by `x`, both [m], with Wilson's 95 % limits."""
-    kinds = np.unique(x)[:most]
+def accuracy_by(x: np.ndarray, correct: np.ndarray) -> Groups:
+    """Shares of `correct` by `x`, both [m], with Wilson's 95 % limits; as many x as `grouped`."""
+    kinds = np.unique(x)[:_MOST_GROUPS]
     counts = [(int(correct[x == kind].sum()), int((x == kind).sum())) for kind in kinds]
     low, high = np.asarray([answers.wilson_interval(*count) for count in counts]).T
     return Groups(kinds, np.asarray([right / total for right, total in counts]), low, high)
