@@ -216,7 +216,7 @@ def learn_masks(
       clip_norm: of its gradient.
       alpha_warmup: share of the steps over which α rises from 0. Its gradient is steady from the
         first step, the answer's is noisy: without the rise it can win before anything is learned.
-      temperatures: at the first and the last step.
+      temperatures: of the first step, and what it falls to, geometrically, after the last.
       joint_learning_rate: of the answerer; 0 freezes it.
       joint_problems: what a following answerer is fit on.
       judge: the held-out objective of parameters of the generator and the answerer.
@@ -243,9 +243,10 @@ def learn_masks(
     )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def follow_step(answerer_params, state, params, problems, key, temperature):
+    def follow_step(answerer_params, state, params, embeddings, problems, key, temperature):
         def loss(answerer_params):
-            return learner.objective(params, answerer_params, problems, key, 0.0, temperature)[0]
+            of = dataclasses.replace(learner, embeddings=embeddings)
+            return of.objective(params, answerer_params, problems, key, 0.0, temperature)[0]
 
         gradient = jax.grad(loss)(answerer_params)
         updates, state = joint_optimizer.update(gradient, state, answerer_params)
@@ -284,7 +285,13 @@ def learn_masks(
                 batch = learner.take(joint_problems, next(joint_indices))
                 key = jax.random.fold_in(key, 1)
                 answerer_params, state["joint_state"] = follow_step(
-                    answerer_params, state["joint_state"], state["params"], batch, key, temperature
+                    answerer_params,
+                    state["joint_state"],
+                    state["params"],
+                    learner.embeddings,
+                    batch,
+                    key,
+                    temperature,
                 )
                 state["answerer"] = answerer_params
             judged = (step + 1) % judge_every == 0

@@ -240,9 +240,10 @@ def test_padded_and_rows():
 
 def test_input_steps_move_to_the_encoder(tokenized):
     """Nothing is lost or doubled: prompt, input steps, EOS; the rest is the decoder's."""
-    start = np.minimum(1, tokenized.num_steps)
-    plain = make(tokenized, start_steps=lambda stage: start)
-    moved = make(tokenized, start_steps=lambda stage: start, input_steps="encoder")
+    start, rng = np.minimum(1, tokenized.num_steps), np.random.default_rng(0)
+    weights = Ragged.from_list([rng.random(n) for n in tokenized.rationale_lengths], np.float32)
+    plain = make(tokenized, weights=weights, start_steps=lambda stage: start)
+    moved = make(tokenized, weights=weights, start_steps=lambda stage: start, input_steps="encoder")
     for step in range(plain.steps_per_epoch):
         a, b = plain[step], moved[step]
         assert b["input_ids"].shape[1] == a["input_ids"].shape[1] + a["targets"].shape[1]
@@ -257,7 +258,9 @@ def test_input_steps_move_to_the_encoder(tokenized):
             assert b["input_ids"][row][b["input_mask"][row]].tolist() == expected
             assert b["targets"][row][b["supervised"][row]].tolist() == target[count:].tolist()
             assert b["decoder_input_ids"][row, 1] == b["targets"][row, 0]
-        assert a["loss_weights"].sum() == b["loss_weights"].sum()
+            weight = a["loss_weights"][row][a["supervised"][row]]
+            assert b["loss_weights"][row][b["supervised"][row]].tolist() == weight.tolist()
+            assert len(set(weight.tolist())) > 1 and not b["loss_weights"][row][len(weight) :].any()
 
 
 @given(

@@ -365,12 +365,34 @@ def test_batches_have_every_example_once_a_pass():
     np.testing.assert_array_equal(np.concatenate([next(again) for _ in range(10)]), indices)
 
 
-def test_a_following_answerer_leaves_the_given_parameters_alone(fitted):
-    before = jax.tree.map(np.array, fitted)
+def test_a_following_answerer_learns_and_leaves_the_given_parameters_alone(random_answerer):
+    before, seen = jax.tree.map(np.array, random_answerer), []
     data = tiny.copying(16, 6)
-    weights = learned_weights(learner(), fitted, data, 2, joint_learning_rate=1e-3)
+    options = {"judge": lambda _, answerer: seen.append(answerer) or 0.0, "judge_every": 30}
+    rate = {"joint_learning_rate": 1e-2}
+    weights = learned_weights(learner(), random_answerer, data, 30, **options, **rate)
     np.testing.assert_array_equal(weights.lengths, data.rationale_lengths)
-    jax.tree.map(np.testing.assert_array_equal, before, fitted)
+    jax.tree.map(np.testing.assert_array_equal, before, random_answerer)
+    of, rows = learner(), problems_of(data, tiny.PAD)
+    ends = [learn.measure_gap(of, a, rows, 16)["none_masked"] for a in (random_answerer, seen[-1])]
+    assert ends[1] < ends[0] - 0.2
+
+
+def test_the_temperature_falls_and_alpha_rises(random_answerer, monkeypatch):
+    of, seen = learner(), []
+
+    def make_learn_step(learner, optimizer):
+        def step(params, state, answerer_params, embeddings, problems, key, alpha, temperature):
+            seen.append((alpha, temperature))
+            return params, state, {}
+
+        return step
+
+    monkeypatch.setattr(learn, "make_learn_step", make_learn_step)
+    learned_weights(of, random_answerer, tiny.copying(4, 0), 8, alpha_warmup=0.5)
+    alphas, temperatures = zip(*seen, strict=True)
+    assert alphas == pytest.approx([ALPHA / 4, ALPHA / 2, ALPHA * 3 / 4, *[ALPHA] * 5])
+    assert temperatures == pytest.approx([0.5 ** (step / 8) for step in range(8)])
 
 
 def test_weights_do_not_depend_on_the_batch(problems):

@@ -89,6 +89,24 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
     assert {"gap", "generator"} <= {line["part"] for line in lines}
 
 
+def test_the_generator_reads_the_students_embeddings(tmp_path, monkeypatch):
+    seen, answerer = [], dataclasses.replace(tiny.student(), seed=5)
+    made = weigh.make_learner
+
+    def make_learner(theirs, embeddings, *rest):
+        seen.append((theirs, embeddings))
+        return made(theirs, embeddings, *rest)
+
+    monkeypatch.setattr(weigh, "make_learner", make_learner)
+    run(tmp_path, settings(fit="same", min_gap=-10.0), answerer=answerer)
+    ((theirs, embeddings),) = seen
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    expected, other = (model.embeddings(model.load(mesh)) for model in (tiny.student(), answerer))
+    assert theirs is answerer
+    np.testing.assert_array_equal(embeddings, expected)
+    assert np.abs(np.asarray(expected) - np.asarray(other)).max() > 0.1
+
+
 def test_folds_are_disjoint_and_cover_everything():
     folds = weigh._folds(7, "other_fold", seed=3)
     assert len(folds) == 2

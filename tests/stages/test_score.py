@@ -1,0 +1,35 @@
+"""How the scoring stage takes its weights."""
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kpod_jax import configuration, difficulty
+from kpod_jax.data.records import Ragged
+from kpod_jax.stages import score
+from tests.weighting import tiny
+
+NLL = Ragged.from_list([[1.0, 3.0, 2.0]], np.float32)
+WEIGHTS = Ragged.from_list([[0.9, 0.1, 0.5]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("weights", "first"),
+    [("learned", (np.exp(0.9) + 3 * np.exp(0.1)) / (np.exp(0.9) + np.exp(0.1))), ("uniform", 2.0)],
+)
+def test_difficulties_are_from_the_weights_that_are_asked_for(weights, first, monkeypatch):
+    monkeypatch.setattr(difficulty, "rationale_losses", lambda *_, **__: NLL)
+    config = configuration.default()
+    config.difficulty.weights = weights
+    run: Any = types.SimpleNamespace(
+        config=config,
+        train_set=tiny.tokenized_set([[4]], [[[5, 6], [7]]], [[8]]),
+        student=tiny.student(),
+        batch_source=lambda: None,
+        weights=lambda: WEIGHTS,
+        mesh=None,
+    )
+    found = score.difficulty_of(run, None, "Scoring")
+    np.testing.assert_allclose(found.values, [first, 2.0], rtol=1e-6)
