@@ -34,6 +34,7 @@ from configs import quickstart
 from kpod_jax import sharding
 from kpod_jax.data import arithmetic, tokens
 from kpod_jax.data.buckets import padded
+from kpod_jax.data.known import shared
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.errors import UserError
@@ -100,13 +101,13 @@ def _kinds(tokenized: TokenizedSet, i: int) -> np.ndarray:
     keys = sorted(record.keypoints or ())
     results = {max((key for key in keys if key[0] < end), default=None) for end in ends}
     kinds = []
-    for start, end in spans:
+    for (start, end), inside in zip(spans, shared(spans, keys), strict=True):
         text = record.rationale[start:end].strip()
-        key = next((key for key in keys if key[0] < end and start < key[1]), None)
-        if key is None:
+        if not inside.any():
             kinds.append(3 if text.isdigit() else 4)
         else:
-            kinds.append(0 if key in results else 1 if text.isdigit() else 2)
+            is_result = keys[inside.argmax()] in results
+            kinds.append(0 if is_result else 1 if text.isdigit() else 2)
     return np.array(kinds)
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kpod_jax.data.known import shared
+
 LEVELS = 33
 
 # Points of the scale in OKLab (lightness, green to red, blue to yellow), from weight 0 to weight 1.
@@ -65,11 +67,6 @@ def words(text: str, spans: npt.ArrayLike, weights: npt.ArrayLike) -> list[Word]
     ]
 
 
-def overlaps(start: int, end: int, spans: Sequence[Sequence[int]] | np.ndarray | None) -> bool:
-    """Whether the characters start ... end share one with any of the spans."""
-    return any(a < end and start < b for a, b in spans) if spans is not None else False
-
-
 def heat_map_html(
     text: str,
     spans: npt.ArrayLike,
@@ -88,9 +85,12 @@ def heat_map_html(
       An HTML fragment. A word's tooltip has its weight, and those of its pieces if it has several.
     """
     pieces, at = [], 0
-    for word in words(text, spans, weights):
+    found = words(text, spans, weights)
+    known = () if keypoints is None else keypoints
+    keys = shared([word[:2] for word in found], known).any(axis=1)
+    for word, key in zip(found, keys, strict=True):
         pieces.append(html.escape(text[at : word.start]))
-        mark = " key" if overlaps(word.start, word.end, keypoints) else ""
+        mark = " key" if key else ""
         title = f"weight {word.weight:.2f}"
         if len(word.pieces) > 1:
             title += " = mean of " + ", ".join(f"{piece:.2f}" for piece in word.pieces)

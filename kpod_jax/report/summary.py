@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from kpod_jax import answers, paper
-from kpod_jax.configuration import METHODS
+from kpod_jax.configuration import method_name
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.report import heatmap
 from kpod_jax.report.run import Run
@@ -50,7 +49,7 @@ def method(result: Mapping[str, Any], number: int = 0) -> Method:
     """A single run, of what results.json holds."""
     low, high = result["interval"]
     return Method(
-        name=method_name(result["method"]),
+        name=capitalised(method_name(result["method"])),
         number=number,
         split=result["split"],
         accuracies=(result["accuracy"],),
@@ -60,9 +59,8 @@ def method(result: Mapping[str, Any], number: int = 0) -> Method:
     )
 
 
-def method_name(key: str) -> str:
-    """What tables call a method; its key, where it is not one of ours."""
-    name = METHODS[key][0] if key in METHODS else key
+def capitalised(name: str) -> str:
+    """A name at the start of a line or a sentence."""
     return name[:1].upper() + name[1:]
 
 
@@ -190,20 +188,6 @@ def word_means(
     return means[:each], means[each:][::-1][:each], fewest
 
 
-def keypoint_tokens(records: Sequence[Record], spans: Ragged) -> np.ndarray | None:
-    """[number of tokens] bool, whether each shares a character with a keypoint; None if unknown."""
-    if not records or any(record.keypoints is None for record in records):
-        return None
-    found = []
-    for i, record in enumerate(records):
-        inside = np.zeros(len(record.rationale) + 1, np.int64)
-        for start, end in record.keypoints or ():
-            inside[start:end] = 1
-        before = np.concatenate([[0], np.cumsum(inside)])
-        found.append(before[spans[i][:, 1]] > before[spans[i][:, 0]])
-    return np.concatenate(found)
-
-
 class HardStep(NamedTuple):
     """A step of a rationale: its record, its number from 1, and its difficulty in nats."""
 
@@ -253,27 +237,13 @@ def accuracy_by(x: np.ndarray, correct: np.ndarray) -> Groups:
     return Groups(kinds, np.asarray([right / total for right, total in counts]), low, high)
 
 
-def hardness(records: Sequence[Record]) -> np.ndarray | None:
-    """The known hardness of every step, [number of steps] float64; None where it is not known."""
-    if not records or any(record.hardness is None for record in records):
-        return None
-    return np.concatenate([np.asarray(record.hardness, np.float64) for record in records])
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Spearman's ρ; None where either never varies."""
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
-
-
 def verdict(run: Run) -> str:
     """How well the student answers, and the paper's figure where it has one."""
     if not run.results:
         return "This run has not been evaluated yet; what it has made so far is shown below."
-    result = run.results
+    result, name = run.results, capitalised(method_name(run.results["method"]))
     own = (
-        f"{method_name(result['method'])}: the student answers {result['correct']:,} of "
+        f"{name}: the student answers {result['correct']:,} of "
         f"{result['total']:,} {result['split']} questions correctly, "
         f"{percent(result['accuracy'])} (95 % interval {percent(*result['interval'])})."
     )

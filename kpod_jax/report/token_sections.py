@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kpod_jax.data import known
 from kpod_jax.data.records import Record
 from kpod_jax.report import figures, heatmap, summary
 from kpod_jax.report.markup import Html, figure, search, section, table, tag, tiles
@@ -22,10 +23,10 @@ def token_weights(run: Run) -> Html | None:
     if run.weights is not None and len(run.weights.values):
         keypoint = None
         if run.spans is not None:
-            keypoint = summary.keypoint_tokens(run.records, run.spans)
-        known = keypoint is not None
+            keypoint = known.keypoint_tokens(run.records, run.spans)
+        labelled = keypoint is not None
         caption = "Weights of all rationale tokens of the training set." + (
-            " Known keypoints and filler each make 100 %." if known else ""
+            " Known keypoints and filler each make 100 %." if labelled else ""
         )
         columns.append(figure(figures.weights(run.weights.values, keypoint), "weights", caption))
     # Rows without a mean weight are of the answerer, before masks are learned.
@@ -180,11 +181,13 @@ def difficulties(run: Run) -> Html | None:
             "Mean difficulty of the first, second, … step; bars span the middle half.",
         ),
     ]
-    known = summary.hardness(run.records)
-    rho = summary.rank_correlation(known, values) if known is not None else None
-    if known is not None and rho is not None:
+    hardness = known.hardness(run.records)
+    rho = known.rank_correlation(hardness, values) if hardness is not None else None
+    if hardness is not None and rho is not None:
         drawing = figures.by_group(
-            summary.grouped(known, values), "Difficulty by known hardness", "hardness of the step"
+            summary.grouped(hardness, values),
+            "Difficulty by known hardness",
+            "hardness of the step",
         )
         caption = (
             f"Against the hardness that the task defines: Spearman's ρ = {rho:.2f}. Dots are "

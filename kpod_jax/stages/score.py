@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from kpod_jax import difficulty, files
+from kpod_jax.data import known
 from kpod_jax.data.records import Ragged
 from kpod_jax.progress import Progress
 from kpod_jax.run import Run
@@ -35,11 +34,6 @@ def run_stage(run: Run) -> str:
         run.workdir / "step_difficulty.npz", values=result.values, offsets=result.offsets
     )
     message = f"{len(result.values)} step difficulties, mean {result.values.mean():.2f} nats"
-    if all(record.hardness is not None for record in train.records):
-        from scipy import stats
-
-        known = np.concatenate([record.hardness or () for record in train.records])
-        message += (
-            f", rank correlation with the known ones {stats.spearmanr(result.values, known)[0]:.2f}"
-        )
-    return message
+    hardness = known.hardness(train.records)
+    rho = None if hardness is None else known.rank_correlation(hardness, result.values)
+    return message + ("" if rho is None else f", rank correlation with the known ones {rho:.2f}")

@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from kpod_jax import sharding
 from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.configuration import Config
+from kpod_jax.data.known import keypoint_tokens
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.errors import UserError
@@ -131,23 +132,13 @@ def weigh(
 def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> float | None:
     """Probability that a keypoint's weight is above a filler token's; None where unknown.
 
-    A token is a keypoint if it shares a character with a known keypoint.
-
     Args:
       weights_M: w_j of the rationale tokens of the first `count` examples.
       tokenized: the examples.
       count: how many of them.
     """
-    labels = []
-    for i, record in enumerate(tokenized.records[:count]):
-        if record.keypoints is None:
-            return None
-        spans = tokenized.rationale_char_spans[i]
-        known = np.array(record.keypoints).reshape(-1, 2)
-        inside = (spans[:, None, 0] < known[None, :, 1]) & (spans[:, None, 1] > known[None, :, 0])
-        labels.append(inside.any(axis=1))
-    truth = np.concatenate(labels)
-    if truth.all() or not truth.any():
+    truth = keypoint_tokens(tokenized.records[:count], tokenized.rationale_char_spans)
+    if truth is None or truth.all() or not truth.any():
         return None
     return float(roc_auc_score(truth, weights_M))
 

@@ -45,15 +45,6 @@ def test_words_are_ranked_with_numbers_as_one():
     assert fewest == 1
 
 
-def test_tokens_of_keypoints():
-    record = Record("a", "q", ("is 48 + 2",), "50", keypoints=((3, 5), (8, 9)))
-    spans = Ragged.from_list([[(0, 2), (3, 4), (4, 5), (6, 7), (8, 9)]])
-    inside = summary.keypoint_tokens([record], spans)
-    assert inside is not None and inside.tolist() == [False, True, True, False, True]
-    unknown = Record("b", "q", ("is 48 + 2",), "50")
-    assert summary.keypoint_tokens([unknown], spans) is None
-
-
 def test_hardest_steps_and_step_numbers():
     records = [Record("a", "q", ("1 ", "2 "), "y"), Record("b", "q", ("1 ", "2 ", "3"), "y")]
     difficulty = Ragged.from_list([[0.1, 2.0], [1.0, 0.2, 3.0]])
@@ -67,13 +58,6 @@ def test_groups_have_means_and_quartiles():
     assert groups.x.tolist() == [1, 2]
     assert groups.mean.tolist() == [7, 3]
     assert groups.low.tolist() == [7, 1.5] and groups.high.tolist() == [7, 4]
-
-
-def test_rank_correlation():
-    assert summary.rank_correlation(np.array([1, 2, 3.0]), np.array([1, 8, 9.0])) == pytest.approx(
-        1
-    )
-    assert summary.rank_correlation(np.ones(3), np.array([1, 2, 3.0])) is None
 
 
 def test_bands_are_over_the_steps_that_all_runs_have():
