@@ -5,8 +5,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LEVEL = 0.05  # Below it, a corrected p-value counts as showing a difference.
+_LEVEL = 0.05  # Below it, a corrected p-value counts as showing a difference.
 _FEW = 5  # Ids that a line names.
+
+
+def is_shown(test: Mapping[str, Any]) -> bool:
+    """Whether a paired test shows a difference: by its corrected p-value and by its interval."""
+    low, high = test["interval"]
+    return test["p_holm"] < _LEVEL and low * high > 0
 
 
 def verdict(row: Mapping[str, Any], questions: int) -> str:
@@ -17,7 +23,7 @@ def verdict(row: Mapping[str, Any], questions: int) -> str:
       questions: how many both answered.
     """
     low, high = row["interval"]
-    if row["p_holm"] >= LEVEL or low * high <= 0:
+    if not is_shown(row):
         return (
             f"No difference between {row['a']} and {row['b']} is shown (A minus B: "
             f"{points(row['difference'])} percentage points, 95 % interval {points(low)} to "
@@ -56,7 +62,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines.append(
                 f"| {escaped(name)} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {count} |"
             )
-    lines += ["", "Intervals: Wilson's of one run, bootstrap over seeds and questions of several.", ""]
+    intervals = "Intervals: Wilson's of one run, bootstrap over seeds and questions of several."
+    lines += ["", intervals, ""]
     for name, ids in result["missing"].items():
         lines += [f"{escaped(name)} lacks {len(ids):,} questions, left out: {_some(ids)}.", ""]
     for row in result["comparisons"]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kpod_jax.report import figures, summary, sweep_text
-from kpod_jax.report.comparison import points
+from kpod_jax.report.comparison import is_shown, points
 from kpod_jax.report.markup import Html, figure, join, section, table, tag
 
 Result = Mapping[str, Any]
@@ -31,7 +31,7 @@ def methods(
         if cell := row["cells"][column]:
             found.append(
                 summary.Method(
-                    name=row["name"][:1].upper() + row["name"][1:],
+                    name=summary.capitalised(row["name"]),
                     number=number,
                     split=result["columns"][column]["split"],
                     accuracies=tuple(seed["accuracy"] for seed in cell["seeds"]),
@@ -97,7 +97,7 @@ def _cell(cell: Mapping[str, Any] | None) -> Html | str:
     """A mean with its spread; under it, its interval, the paper's, and links to runs."""
     if cell is None:
         return "–"
-    mark = "*" if cell["against"] and sweep_text.is_shown(cell["against"]) else ""
+    mark = "*" if cell["against"] and is_shown(cell["against"]) else ""
     seeds = cell["seeds"]
     links = join(
         (tag("a", str(s["seed"]), href=f"{_path(s['run'])}/report.html") for s in seeds), ", "
@@ -127,7 +127,7 @@ def tests(result: Result) -> Html | None:
             if cell and (test := cell["against"]):
                 low, high = map(points, test["interval"])
                 difference = points(test["difference"])
-                shown = sweep_text.is_shown(test)
+                shown = is_shown(test)
                 rows.append(
                     [
                         *([column["name"]] if several else []),
@@ -145,8 +145,8 @@ def tests(result: Result) -> Html | None:
     first = len(head) - 4
     text = (
         f"{result['reference']} minus each other method, in percentage points, on the same "
-        "questions. Intervals are of a paired bootstrap over seeds and questions; p is McNemar's exact "
-        "test for single seeds, else the bootstrap's on the means; Holm's method corrects it "
+        "questions. Intervals are of a paired bootstrap over seeds and questions; p is McNemar's "
+        "exact test for single seeds, else the bootstrap's on the means; Holm's method corrects it "
         "within a column. A difference that is not shown may still be there."
     )
     return section(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kpod_jax.report import summary
-from kpod_jax.report.comparison import LEVEL, escaped, points
+from kpod_jax.report.comparison import escaped, is_shown, points
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -62,12 +62,6 @@ def verdict(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     second = f" By paired tests on the questions: {'; '.join(said)}." if said else ""
     return first + second
-
-
-def is_shown(test: Mapping[str, Any]) -> bool:
-    """Whether a paired test shows a difference: by its corrected p-value and by its interval."""
-    low, high = test["interval"]
-    return test["p_holm"] < LEVEL and low * high > 0
 
 
 def accuracy(cell: Mapping[str, Any]) -> str:
