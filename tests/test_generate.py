@@ -17,7 +17,8 @@ from kpod_jax import sharding
 from kpod_jax.data.records import Ragged
 from kpod_jax.generate import Generator, Sampling, make_steps, nucleus
 from kpod_jax.models import layout
-from kpod_jax.models.t5 import T5, LoRAConfig
+from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.t5 import T5
 from tests.models import test_llama, tiny
 
 LENGTH = 32

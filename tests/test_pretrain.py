@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 from kpod_jax.data import arithmetic
+from kpod_jax.data.stories import LARGEST
 from kpod_jax.pretrain import student
 from tests.conftest import ROOT
 
@@ -33,7 +34,7 @@ def texts(tokenizer, batch: dict[str, np.ndarray]) -> list[tuple[str, str]]:
 
 
 def test_numbers_and_words_of_the_task_are_single_tokens(tokenizer):
-    for word in [str(n) for n in range(1, arithmetic.LARGEST + 1)] + ["twice", "dozen", "pens"]:
+    for word in [str(n) for n in range(1, LARGEST + 1)] + ["twice", "dozen", "pens"]:
         assert len(tokenizer.tokenize(word)) == 1, word
 
 

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from kpod_jax import sharding
 from kpod_jax.errors import UserError
 from kpod_jax.models import layout
-from kpod_jax.models.t5 import T5, LoRAConfig
+from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.t5 import T5
 from tests.models import tiny
 
 

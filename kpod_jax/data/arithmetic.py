@@ -21,8 +21,7 @@ import numpy as np
 
 from kpod_jax.data import stories
 from kpod_jax.data.records import Record
-from kpod_jax.data.stories import LARGEST as LARGEST
-from kpod_jax.data.stories import Operation
+from kpod_jax.data.stories import LARGEST, Operation
 
 _T = TypeVar("_T")
 # Sixteenths of all questions. "fresh" is for what must not know the training answers, such as the

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from kpod_jax.models.layers import Dtype, Embedding, Head, LoRAConfig
-from kpod_jax.models.t5_config import NAMED, T5Config
+from kpod_jax.models.t5_config import T5Config
 from kpod_jax.models.t5_layers import Cache, Stack
-
-__all__ = ["NAMED", "T5", "Cache", "LoRAConfig", "T5Config"]
 
 
 class T5(nn.Module):

@@ -22,7 +22,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from kpod_jax.data import arithmetic
 from kpod_jax.data.records import Record
-from kpod_jax.models.t5 import T5, T5Config
+from kpod_jax.models.t5 import T5
+from kpod_jax.models.t5_config import T5Config
 from kpod_jax.pretrain import rows
 from kpod_jax.pretrain.rows import Row, Shape
 

@@ -13,7 +13,9 @@ import transformers
 
 from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
-from kpod_jax.models.t5 import NAMED, T5, LoRAConfig, T5Config
+from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.t5 import T5
+from kpod_jax.models.t5_config import NAMED, T5Config
 from tests.models import tiny
 
 

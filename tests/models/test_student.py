@@ -16,7 +16,8 @@ from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import load_student
-from kpod_jax.models.t5 import T5, T5Config
+from kpod_jax.models.t5 import T5
+from kpod_jax.models.t5_config import T5Config
 from tests.models import tiny
 
 

@@ -9,8 +9,9 @@ import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from kpod_jax.models import layout
+from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.relative_positions import relative_bias
-from kpod_jax.models.t5 import T5, LoRAConfig
+from kpod_jax.models.t5 import T5
 from tests.models import tiny
 
 

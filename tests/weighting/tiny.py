@@ -11,7 +11,8 @@ import numpy as np
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import Student
-from kpod_jax.models.t5 import T5, T5Config
+from kpod_jax.models.t5 import T5
+from kpod_jax.models.t5_config import T5Config
 
 CONFIG = T5Config(
     vocab_size=64,
