@@ -22,6 +22,7 @@ from kpod_jax import answers, configuration
 from kpod_jax.data import overlap, sources, tokens
 from kpod_jax.data.published import SPLITS
 from kpod_jax.data.records import Record
+from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", "", "Folder of the original files.")
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> None:
     root = pathlib.Path(_FOLDER.value).expanduser()
     model = root / "tokenizers" / "t5_spiece.model"
     name = _TOKENIZER.value or (str(model) if model.is_file() else "google/flan-t5-base")
-    tokenizer = tokens.load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
     rows = list(HEADER)
     print("\n".join(rows))
     with tempfile.TemporaryDirectory() as cache:

@@ -84,12 +84,14 @@ class Task:
         self.kinds = np.concatenate([_kinds(self.held_out, i) for i in range(len(self.held_out))])
 
     def _tokenize(self, records: Sequence[Any]) -> TokenizedSet:
-        limits = self.config.student
+        student = self.config.student
         found, _ = tokens.tokenize(
             records,
             self.student.tokenizer,
-            max_question_tokens=limits.max_question_tokens,
-            max_target_tokens=limits.max_target_tokens,
+            prompt=student.prompt,
+            answer_template=student.answer_template,
+            max_question_tokens=student.max_question_tokens,
+            max_target_tokens=student.max_target_tokens,
         )
         return found
 

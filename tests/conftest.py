@@ -9,7 +9,7 @@ import hypothesis
 import jax
 import pytest
 
-from kpod_jax import sharding
+from kpod_jax import configuration, sharding
 
 # Tests shard over simulated devices; this must be set before JAX makes its backend.
 jax.config.update("jax_platforms", "cpu")
@@ -43,6 +43,8 @@ TINY_STUDENT = {
     "student.init": "random",
     "student.tokenizer": "kpod_jax/assets/tiny_t5",
 }
+# What tokenising puts around a question and an answer unless a configuration says otherwise.
+TEMPLATES = {key: configuration.default().student[key] for key in ("prompt", "answer_template")}
 # A config.json of SmolLM2's architecture, made small, for the tiny student's tokenizer.
 LLAMA_JSON = {
     "model_type": "llama",

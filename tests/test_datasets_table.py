@@ -1,14 +1,14 @@
 from absl import flags
 
 from benchmarks import datasets
-from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
+from kpod_jax.data.tokenizers import load_tokenizer
 
 flags.FLAGS.mark_as_parsed()
 
 
 def test_a_row_counts_what_is_at_hand(shared_data, tmp_path):
-    tokenizer = tokens.load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
     samples = datasets._folder_of("asdiv", str(shared_data))
     row = datasets.row("asdiv", samples, str(tmp_path), tokenizer)
     cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -9,10 +9,12 @@ import numpy as np
 
 from benchmarks.speed import interleaved
 from benchmarks.speed.pairs import OurStep, Work
+from kpod_jax import configuration
 from kpod_jax.data import arithmetic, token_store
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Record
-from kpod_jax.data.tokens import TokenizedSet, load_tokenizer, tokenize
+from kpod_jax.data.tokenizers import load_tokenizer
+from kpod_jax.data.tokens import TokenizedSet, tokenize
 from kpod_jax.models import hub
 
 HEADER = (
@@ -24,8 +26,15 @@ _STUDENT, ROWS, _EXAMPLES, _BATCHES, _ROUNDS = "kpod_jax/assets/tiny_t5", 32, 15
 
 def tokens(records: list[Record]) -> TokenizedSet:
     """As the quickstart's student reads them."""
-    tokenizer = load_tokenizer(_STUDENT)
-    return tokenize(records, tokenizer, max_question_tokens=256, max_target_tokens=384)[0]
+    config = configuration.default().student
+    return tokenize(
+        records,
+        load_tokenizer(_STUDENT),
+        prompt=config.prompt,
+        answer_template=config.answer_template,
+        max_question_tokens=256,
+        max_target_tokens=384,
+    )[0]
 
 
 def source(tokenized: TokenizedSet) -> BatchSource:

@@ -118,7 +118,7 @@ class Ragged:
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: npt.ArrayLike) -> "Ragged":
         """Values that lie one array behind the other, by the arrays' lengths."""
-        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+        return cls(values, offsets_of(lengths))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -130,6 +130,11 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         """[N] int64."""
         return np.diff(self.offsets)
+
+
+def offsets_of(lengths: npt.ArrayLike) -> np.ndarray:
+    """[N + 1] int64, where each of N things in a row starts, and the last one's end."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def write_records(path: files.PathLike, records: Iterable[Record]) -> None:

@@ -12,15 +12,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from kpod_jax.data.records import Ragged, Record, Rejected
-from kpod_jax.data.tokenizers import load_tokenizer as load_tokenizer
+from kpod_jax.data.records import Ragged, Record, Rejected, offsets_of
 from kpod_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-PROMPT = "Q: {question} A: Let's think step by step."
-ANSWER_TEMPLATE = "Therefore, the answer is {answer}."
 
 _WHITE_SPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
 
@@ -62,8 +58,8 @@ def tokenize(
     records: Sequence[Record],
     tokenizer: "PreTrainedTokenizerFast",
     *,
-    prompt: str | Sequence[str] = PROMPT,
-    answer_template: str | Sequence[str] = ANSWER_TEMPLATE,
+    prompt: str | Sequence[str],
+    answer_template: str | Sequence[str],
     max_question_tokens: int,
     max_target_tokens: int,
     decoder_only: bool = False,
@@ -76,7 +72,7 @@ def tokenize(
 
     Args:
       records: in any order, which is kept.
-      tokenizer: from `load_tokenizer`.
+      tokenizer: from `tokenizers.load_tokenizer`.
       prompt: what the encoder reads, with `{question}` in it; one for all records, or each one's.
       answer_template: the answer sentence, with `{answer}` in it; likewise. A record's own may be
         "": then its target is the rationale alone.
@@ -158,7 +154,7 @@ def tokenize_questions(
     records: Sequence[Record],
     tokenizer: "PreTrainedTokenizerFast",
     *,
-    prompt: str = PROMPT,
+    prompt: str,
     decoder_only: bool = False,
 ) -> Ragged:
     """Prompts alone, of every record, however long, as `TokenizedSet.questions`: for generation.
@@ -184,7 +180,7 @@ def resolve_prompt(
     join them without a space ("step.Tom has"), the template gets a line's end.
 
     Args:
-      tokenizer: from `load_tokenizer`.
+      tokenizer: from `tokenizers.load_tokenizer`.
       prompt: with `{question}` in it.
       decoder_only: whether prompt and target are one sequence.
       chat: whether the prompt is a user's turn in the tokenizer's chat template, and the target
@@ -315,7 +311,7 @@ def _align(
     The texts are laid end to end, so that a place among the Z characters of them all names both an
     example and a character of it. `questions` and `answers` of the result are left empty.
     """
-    text_starts = _starts([len(text) for text in texts])
+    text_starts = offsets_of([len(text) for text in texts])
     lengths = targets.lengths
     # EOS, the last token of each target, is put at the end of its text.
     spans_Mx2 = np.array(
@@ -337,12 +333,12 @@ def _align(
 
     # A record's steps, then one more for the answer sentence, that starts where the rationale ends.
     step_counts = np.array([len(record.steps) for record in records], np.int64)
-    step_starts = [_starts([len(step) for step in record.steps]) for record in records]
+    step_starts = [offsets_of([len(step) for step in record.steps]) for record in records]
     starts = np.concatenate(
         [s + t for s, t in zip(step_starts, text_starts, strict=False)] or [np.zeros(0, np.int64)]
     )
     step_M = np.searchsorted(starts, place_M, side="right") - 1
-    first_step = _starts(step_counts + 1)
+    first_step = offsets_of(step_counts + 1)
     # EOS lies where the next text starts.
     step_M = np.minimum(step_M, first_step[example_M + 1] - 1)
     used = np.zeros(len(starts), bool)
@@ -386,8 +382,3 @@ def _join_steps(record: Record, used: np.ndarray) -> Record:
     if hardness is not None:
         hardness = tuple(max(hardness[k] for k in ks) for ks in members)
     return dataclasses.replace(record, steps=steps, hardness=hardness)
-
-
-def _starts(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """[len + 1] int64, where each of a row of things starts, and the last one's end."""
-    return np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])

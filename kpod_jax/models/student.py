@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from kpod_jax import sharding
 from kpod_jax.data import tokens
-from kpod_jax.data.tokens import load_tokenizer
+from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.families import Model, ModelConfig, family_of, own_family

@@ -29,7 +29,7 @@ import optax
 import transformers
 from absl import logging
 
-from kpod_jax import losses
+from kpod_jax import configuration, losses
 from kpod_jax.data import arithmetic, tokens
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.models.llama import Llama
@@ -140,9 +140,12 @@ def train_answerer(
 
 def _problems(split: str, count: int, tokenizer: Any, seed: int) -> Problems:
     """Problems of one width; the few with longer questions or rationales are left out."""
+    student = configuration.default().student
     tokenized, _ = tokens.tokenize(
         arithmetic.generate(split, count, seed),
         tokenizer,
+        prompt=student.prompt,
+        answer_template=student.answer_template,
         max_question_tokens=128,
         max_target_tokens=192,
     )

@@ -14,10 +14,13 @@ from kpod_jax import train_step
 from kpod_jax.baselines import distributions, mcc_kd, specialized_kd
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.baselines.specialized_kd import SpecializedKd
+from kpod_jax.data import tokens
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Record
+from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.errors import UserError
 from tests.baselines.conftest import RECORDS, make
+from tests.conftest import TEMPLATES
 from tests.weighting import tiny
 
 
@@ -234,11 +237,10 @@ def test_distributions_that_cannot_be_used_are_named(
 
 
 def test_sentencepiece_writes_a_space_where_a_text_begins(shared_data):
-    from kpod_jax.data import tokens
-
-    tokenizer = tokens.load_tokenizer(str(shared_data / "tokenizers/t5_spiece.model"))
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers/t5_spiece.model"))
     record = Record("r", "q?", ("Tom has pens.",), "3")
-    data, _ = tokens.tokenize([record], tokenizer, max_question_tokens=99, max_target_tokens=99)
+    limits = {"max_question_tokens": 99, "max_target_tokens": 99}
+    data, _ = tokens.tokenize([record], tokenizer, **TEMPLATES, **limits)
     vocabulary, texts = distributions._vocabulary(tokenizer)
     own = [texts[int(i)] for i in data.targets[0][:2]]
     assert own == [" Tom", " has"]

