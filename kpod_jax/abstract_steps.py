@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from kpod_jax import generate, losses, sharding
 from kpod_jax.configuration import Config
+from kpod_jax.data.buckets import round_up
 from kpod_jax.models.student import Student
 from kpod_jax.run import Run
 from kpod_jax.stages import weigh as weigh_stage
@@ -28,7 +29,6 @@ from kpod_jax.weighting import learn, weigh
 from kpod_jax.weighting.problems import Problems
 
 STEPS = ("train", "fit", "learn", "fill", "decode")
-_MULTIPLE = 8  # Of lengths, as of `data.buckets`.
 _ANSWER_TOKENS = 16  # More than those of the data sets' answers, of which weighting makes batches.
 
 
@@ -237,9 +237,7 @@ def _placed(shapes: Any, shardings: Any) -> Any:
 def _lengths(run: Run) -> tuple[int, int]:
     """Of the longest prompt and the longest target."""
     config = run.config.student
-    longest = config.max_question_tokens, config.max_target_tokens
-    source, target = (-(-size // _MULTIPLE) * _MULTIPLE for size in longest)
-    return source, target
+    return round_up(config.max_question_tokens), round_up(config.max_target_tokens)
 
 
 def _key() -> jax.ShapeDtypeStruct:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from kpod_jax import baselines, losses, plugins
 from kpod_jax.configuration import METHODS, Config, flatten
-from kpod_jax.data import own
+from kpod_jax.data import own, sources
+from kpod_jax.data.published import SPLITS
 from kpod_jax.errors import UserError
 from kpod_jax.models import families
 
@@ -20,10 +21,7 @@ OWN = {
 }
 CHOICES = {
     "method": tuple(METHODS),
-    "data.name": (
-        *("arithmetic", "gsm8k", "asdiv", "svamp", "commonsense_qa"),
-        *("jsonl", "csv", "huggingface"),
-    ),
+    "data.name": sources.NAMES,
     "data.splits": ("paper", "official"),
     "data.answer_kind": ("", "number", "choice", "yes_no"),
     "student.family": ("",),
@@ -50,7 +48,7 @@ CHOICES = {
     "distill.optimizer": ("adam", "adamw", "adafactor"),
     "distill.decay": ("constant", "linear", "cosine"),
     "distill.input_steps": ("decoder", "encoder"),
-    "eval.split": ("train", "validation", "test"),
+    "eval.split": SPLITS,
 }
 _INFINITY = float("inf")
 # Lowest and highest value, both allowed.

@@ -1,20 +1,18 @@
 """How difficult each step of a rationale is for the student before distillation (Eq. 8).
 
-Letters: N examples, M rationale tokens of all examples together, B rows, S and U lengths.
+Letters: N examples, M rationale tokens of all examples together.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kpod_jax import losses, sharding
-from kpod_jax.data.batches import Batch, BatchSource
-from kpod_jax.data.records import Ragged
+from kpod_jax import forward
+from kpod_jax.data.batches import BatchSource
+from kpod_jax.data.records import Ragged, offsets_of
 from kpod_jax.data.tokens import TokenizedSet
 
 
@@ -43,80 +41,13 @@ def rationale_losses(
       N slices of float32, nats, one value a rationale token.
     """
     result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(tokenized)
-    for index, values, _ in _target_losses(module, params, source, mesh, batch_size):
+    batches = forward.target_losses_of_all(module, params, source, mesh, batch_size=batch_size)
+    for index, values, _ in batches:
         for row, i in enumerate(index):
             if i >= 0:
                 result[i] = values[row, : tokenized.rationale_lengths[i]]
         progress(int((index >= 0).sum()))
     return Ragged.from_list(result, np.float32)
-
-
-def mean_target_loss(
-    module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, *, batch_size: int
-) -> float:
-    """-log P of a target token, nats, on average over those of all rationales and answers.
-
-    Args are those of `rationale_losses`.
-    """
-    total, count = 0.0, 0
-    for index, values, supervised in _target_losses(module, params, source, mesh, batch_size):
-        counts = supervised & (index >= 0)[:, None]
-        total, count = total + float(values[counts].sum(dtype=np.float64)), count + counts.sum()
-    return total / int(count)
-
-
-def _target_losses(
-    module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each batch of all examples: numbers [B], -1 for padding, losses and supervised [B, U]."""
-    losses_of = _batch_losses(module, mesh)
-    with sharding.use(mesh):
-        for batch in source.in_order(batch_size):
-            index, supervised = batch.pop("index"), batch["supervised"]
-            yield (
-                index,
-                np.asarray(losses_of(params, sharding.place_whole(batch, mesh))),
-                supervised,
-            )
-
-
-@functools.lru_cache(maxsize=4)
-def _batch_losses(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
-    """Compiled once, however often losses are asked for."""
-    # A whole copy on every device, for every process to read.
-    return jax.jit(
-        lambda params, batch: token_losses(module, params, batch),
-        out_shardings=sharding.replicated(mesh),
-    )
-
-
-def token_losses(module: nn.Module, params: Any, batch: Batch | dict[str, jax.Array]) -> jax.Array:
-    """[B, U] -log P of every supervised target token under teacher forcing; 0 elsewhere."""
-    hidden, head = hidden_states(module, params, batch)
-    return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore
-
-
-def hidden_states(
-    module: nn.Module,
-    params: Any,
-    batch: Batch | dict[str, jax.Array],
-    *,
-    dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The decoder's output [B, U, D] under teacher forcing, and the head, [..., D] -> [..., V]."""
-    variables = {"params": params}
-    packed: dict[str, Any] = {"segments_BxU": batch["segments"]} if "segments" in batch else {}
-    hidden: Any = module.apply(
-        variables,
-        batch["input_ids"],
-        batch["input_mask"],
-        batch["decoder_input_ids"],
-        deterministic=dropout_key is None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
-        **packed,
-    )
-    head: Any = functools.partial(module.apply, variables, method="logits")
-    return hidden, head
 
 
 def step_difficulty(nll: Ragged, weights: Ragged | None, tokenized: TokenizedSet) -> Ragged:
@@ -130,8 +61,7 @@ def step_difficulty(nll: Ragged, weights: Ragged | None, tokenized: TokenizedSet
     Returns:
       N slices of n_i float32 values, nats.
     """
-    num_steps_N = tokenized.num_steps.astype(np.int64)
-    offsets = np.concatenate([[0], np.cumsum(num_steps_N)])
+    offsets = offsets_of(tokenized.num_steps)
     steps = [tokenized.steps[i][:n] for i, n in enumerate(tokenized.rationale_lengths.tolist())]
     step_M = np.concatenate([s + offset for s, offset in zip(steps, offsets, strict=False)])
     w_M = np.zeros(len(step_M)) if weights is None else weights.values.astype(np.float64)

@@ -19,8 +19,9 @@ import kpod_jax
 from kpod_jax import baselines, configuration, files, plugins, processes
 from kpod_jax.configuration import Config
 from kpod_jax.data import sources
+from kpod_jax.data.published import SPLITS
 from kpod_jax.errors import UserError
-from kpod_jax.run import SPLITS, TOKENS, Run, say
+from kpod_jax.run import TOKENS, Run, say
 from kpod_jax.stages import distill, evaluation, export, rationales, schedule, score, weigh
 from kpod_jax.weighting.weigh import CHECKPOINTS as WEIGHER
 from kpod_jax.workdir import Workdir

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kpod_jax import baselines, difficulty, distill, evaluate, files, sharding
+from kpod_jax import baselines, distill, evaluate, files, forward, sharding
 from kpod_jax.baselines import training_set
 from kpod_jax.configuration import Config
 from kpod_jax.data import records as records_io
@@ -20,7 +20,6 @@ from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
 from kpod_jax.workdir import Workdir
 
-SPLITS = ("train", "validation", "test")
 TOKENS = "records/train_tokens"  # Of `data.token_store`, without a suffix.
 
 
@@ -198,7 +197,7 @@ class Run:
         if not len(tokenized):
             return None
         source = self._source(tokenized, self.asked_prompt, buckets=2)
-        return lambda params: difficulty.mean_target_loss(
+        return lambda params: forward.mean_target_loss(
             self.student.module,
             params,
             source,

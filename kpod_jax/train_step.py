@@ -15,8 +15,8 @@ import optax
 
 from kpod_jax import costs, losses, sharding
 from kpod_jax.configuration import Config
-from kpod_jax.difficulty import hidden_states
 from kpod_jax.errors import UserError
+from kpod_jax.forward import hidden_states
 from kpod_jax.models import layout
 
 Params = Any

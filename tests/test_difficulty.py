@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import difficulty, sharding
+from kpod_jax import difficulty, forward, sharding
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from tests.weighting import tiny
@@ -54,5 +54,5 @@ def test_rationale_losses_are_those_of_each_example_alone(batch_size, buckets, d
         alone += expected.tolist()
     # The answer's tokens as well, and each token as much as any other.
     assert len(alone) > nll.lengths.sum()
-    mean = difficulty.mean_target_loss(module, params, source, mesh, batch_size=batch_size)
+    mean = forward.mean_target_loss(module, params, source, mesh, batch_size=batch_size)
     np.testing.assert_allclose(mean, np.mean(alone), rtol=1e-5)

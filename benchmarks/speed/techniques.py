@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks.speed import generation, inputs, interleaved
 from benchmarks.speed.pairs import OurStep, Work
-from kpod_jax import difficulty, losses
+from kpod_jax import forward, losses
 from kpod_jax.data import arithmetic, packing
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.models.t5_config import T5Config
@@ -30,7 +30,7 @@ def all_logits(
     module: Any, params: Any, batch: Any, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """The loss with the logits of all positions at hand."""
-    hidden, head = difficulty.hidden_states(module, params, batch, dropout_key=key)
+    hidden, head = forward.hidden_states(module, params, batch, dropout_key=key)
     log_p = jax.nn.log_softmax(head(hidden))
     nll = -jnp.take_along_axis(log_p, batch["targets"][..., None], -1)[..., 0]
     total = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
@@ -41,7 +41,7 @@ def logits_twice(
     module: Any, params: Any, batch: Any, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """The loss whose logits are made in the backward pass again."""
-    hidden, head = difficulty.hidden_states(module, params, batch, dropout_key=key)
+    hidden, head = forward.hidden_states(module, params, batch, dropout_key=key)
     nll = losses.token_losses(hidden, batch["targets"], batch["supervised"], head)
     total = losses.weighted_loss(nll, batch["loss_weights"], batch["supervised"])
     return total, total

@@ -19,6 +19,7 @@ import numpy as np
 
 from kpod_jax.data import jsonl
 from kpod_jax.data.batches import Batch
+from kpod_jax.data.buckets import padded
 from kpod_jax.data.overlap import normalised
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
@@ -48,14 +49,9 @@ class Distributions:
 
     def arrays(self, rows_B: np.ndarray, size_U: int) -> Batch:
         """A batch's "teacher_tokens" and "teacher_probabilities", [B, U, K]; 0 in padding."""
-        place = np.arange(size_U)
-        starts_B = self.tokens.offsets[rows_B]
-        lengths_B = np.where(rows_B >= 0, self.tokens.offsets[rows_B + 1] - starts_B, 0)
-        mask_BxU = place < lengths_B[:, None]
-        flat_BxU = np.where(mask_BxU, starts_B[:, None] + place, 0)
         return {
-            "teacher_tokens": self.tokens.values[flat_BxU] * mask_BxU[..., None],
-            "teacher_probabilities": self.probabilities.values[flat_BxU] * mask_BxU[..., None],
+            "teacher_tokens": padded(self.tokens, rows_B, size_U, 0)[0],
+            "teacher_probabilities": padded(self.probabilities, rows_B, size_U, 0)[0],
         }
 
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from kpod_jax import losses
 from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
-from kpod_jax.data import pairs
+from kpod_jax.data import pairs, sources
 from kpod_jax.data.batches import Batch
-from kpod_jax.data.buckets import padded
+from kpod_jax.data.buckets import padded, round_up
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.difficulty import hidden_states
+from kpod_jax.forward import hidden_states
 
 
 class MccKd(Method):
@@ -36,7 +36,7 @@ class MccKd(Method):
         """Pairs take two rationales of a question, and two rows of a part of a batch."""
         data, distill, found = config.data, config.distill, faults_of_rows(config)
         several = f"several rationales of a question for {config.method}, which compares them"
-        if data.name in ("gsm8k", "asdiv", "svamp", "commonsense_qa") and not data.rationales:
+        if data.name in sources.PUBLISHED and not data.rationales:
             found.append(
                 f"data.rationales='': expected a teacher's file with {several}, such as "
                 "--mode=teach writes with teacher.samples above 1"
@@ -164,7 +164,7 @@ def _answer_arrays(
     Tokenizers may join an answer to what is before it: where the sentences' tokens differ, nothing
     is compared.
     """
-    size_A = -(-int(answers.lengths.max()) // 8) * 8
+    size_A = round_up(int(answers.lengths.max()))
     tokens_BxA, mask_BxA = padded(answers, rows_B, size_A, -1)
     pairs_Px2xA = tokens_BxA.reshape(-1, 2, size_A)
     same_P1 = (pairs_Px2xA[:, 0] == pairs_Px2xA[:, 1]).all(axis=1, keepdims=True)

@@ -20,7 +20,7 @@ from kpod_jax.baselines.answer_only import without_steps
 from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.difficulty import hidden_states
+from kpod_jax.forward import hidden_states
 
 FORMATS = (
     "zero_shot_answer_only",

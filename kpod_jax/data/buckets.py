@@ -3,12 +3,19 @@
 Letters: N examples, K sides (lengths that an example has), B rows of a batch.
 """
 
+from typing import TypeVar
+
 import numpy as np
 
 from kpod_jax.data.records import Ragged
 
-# Lengths are rounded up to this, which suits the tiles of TPUs and GPUs.
 _MULTIPLE = 8
+_Length = TypeVar("_Length", int, np.ndarray)
+
+
+def round_up(length: _Length) -> _Length:
+    """Lengths, one or many, up to a multiple of 8, which suits the tiles of TPUs and GPUs."""
+    return -(-length // _MULTIPLE) * _MULTIPLE
 
 
 def length_buckets(
@@ -28,7 +35,7 @@ def length_buckets(
       Buckets of (members, shape): numbers of examples, rising, and [K] the size of each side, the
       longest member's rounded up to a multiple of 8.
     """
-    lengths_NxK = -(-np.maximum(lengths_NxK, 1) // _MULTIPLE) * _MULTIPLE
+    lengths_NxK = round_up(np.maximum(lengths_NxK, 1))
     _, group_N = np.unique(lengths_NxK.max(axis=1), return_inverse=True)
     groups = int(group_N.max(initial=-1)) + 1
     sizes = np.zeros((groups, lengths_NxK.shape[1]), np.int64)
@@ -65,20 +72,22 @@ def padded(
     """Slices of a ragged array as one array.
 
     Args:
-      ragged: slices of numbers.
+      ragged: slices [*, ...].
       rows_B: which slices; -1 is an empty one.
       size: of each row, not shorter than any of the slices.
       fill: what is put behind them.
 
     Returns:
-      Values [B, size] of the ragged array's type, and [B, size] bool where they are its own.
+      Values [B, size, ...] of the ragged array's type, and [B, size] bool where they are its own.
     """
     starts_B = ragged.offsets[rows_B]
     lengths_B = np.where(rows_B >= 0, ragged.offsets[rows_B + 1] - starts_B, 0)
     place = np.arange(size)
     mask = place < lengths_B[:, None]
     flat = np.where(mask, starts_B[:, None] + place, 0)
-    return np.where(mask, ragged.values[flat], np.asarray(fill, ragged.values.dtype)), mask
+    values = ragged.values[flat]
+    own = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    return np.where(own, values, np.asarray(fill, values.dtype)), mask
 
 
 def batch_rows(members: np.ndarray, batch_size: int) -> np.ndarray:

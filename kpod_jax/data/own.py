@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from kpod_jax import plugins
 from kpod_jax.data import jsonl, tables
-from kpod_jax.data.published import tenth_of
+from kpod_jax.data.published import SPLITS, tenth_of
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
 from kpod_jax.errors import UserError
@@ -131,7 +131,7 @@ def files_of(name: str, path: str) -> list[pathlib.Path]:
         return []
     if name not in FORMATS:
         return [source] if path and source.exists() else []
-    splits = [source / f"{split}.{name}" for split in ("train", "validation", "test")]
+    splits = [source / f"{split}.{name}" for split in SPLITS]
     return [file for file in (source, *splits) if file.is_file()]
 
 

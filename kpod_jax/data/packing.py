@@ -10,8 +10,6 @@ import numpy as np
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 
-Batch = dict[str, np.ndarray]
-
 
 def bins(lengths_N: np.ndarray, capacity: int) -> Ragged:
     """Puts examples into rows, the longest first, each where it leaves least room (best fit).
@@ -52,7 +50,7 @@ def packed_batch(
     *,
     decoder_start_id: int,
     pad_id: int,
-) -> Batch:
+) -> dict[str, np.ndarray]:
     """Rows of examples, as `BatchSource` describes a batch; all of it is the decoder's.
 
     Args:

@@ -3,8 +3,9 @@
 from kpod_jax import files
 from kpod_jax.data import overlap, sources, token_store
 from kpod_jax.data import records as records_io
+from kpod_jax.data.published import SPLITS
 from kpod_jax.errors import UserError
-from kpod_jax.run import SPLITS, TOKENS, Run, say
+from kpod_jax.run import TOKENS, Run, say
 
 
 def run_stage(run: Run) -> str:

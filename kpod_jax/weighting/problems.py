@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpod_jax.data.buckets import padded
+from kpod_jax.data.buckets import padded, round_up
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 
@@ -84,7 +84,7 @@ def take(problems: Problems, index: np.ndarray) -> Problems:
     needed = [
         int(mask.sum(axis=1).max(initial=1)) for mask in (rows.question_mask, rows.rationale_mask)
     ]
-    sizes = [8 * np.ceil(share * widest / 8).astype(int) for share in _SHARES]
+    sizes = [round_up(np.ceil(share * widest).astype(int)) for share in _SHARES]
     s, r = next(size for size in sizes if (size >= needed).all())
     return rows.replace(
         question=rows.question[:, -s:],
@@ -116,7 +116,7 @@ def batches(count: int, size: int, seed: int, start: int = 0) -> Iterator[np.nda
 
 def _rows(ragged: Ragged, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """[N, longest, up to a multiple of 8] int32 and bool."""
-    width = -(-max(1, int(ragged.lengths.max(initial=1))) // 8) * 8
+    width = round_up(max(1, int(ragged.lengths.max(initial=1))))
     return padded(ragged, np.arange(len(ragged)), width, pad_id)
 
 

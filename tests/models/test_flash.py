@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kpod_jax.difficulty import token_losses
+from kpod_jax.forward import target_losses
 from kpod_jax.models import layers
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
@@ -50,7 +50,7 @@ def lowered(module: Any, source: int, target: int) -> str:
         "targets": array(jnp.int32, target),
         "supervised": array(jnp.bool_, target),
     }
-    step = jax.jit(jax.grad(lambda params, batch: token_losses(module, params, batch).sum()))
+    step = jax.jit(jax.grad(lambda params, batch: target_losses(module, params, batch).sum()))
     return step.trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()
 
 
