@@ -172,7 +172,15 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """A head of its own: [..., D] -> [..., V] float32."""
+    """A head of its own: [..., D] of any floating type -> [..., V] float32.
+
+    Attributes:
+      size: D.
+      rows: V.
+      std: of its first values.
+      dtype: of the product's factors.
+      param_dtype: of the kernel [D, V].
+    """
 
     size: int
     rows: int

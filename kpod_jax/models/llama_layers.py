@@ -44,6 +44,15 @@ class Encoded(NamedTuple):
 class Layer(nn.Module):
     """Self-attention and feed-forward, each on its normed input.
 
+    A call takes x [B, Q, D], the rotation at the queries' places (`rotation_at`), what is seen,
+    [B, 1, Q, L] bool, whether nothing is dropped, and the keys and values of the L - Q positions
+    before, [B, L - Q, M, H] each, or None. It gives x [B, Q, D], and the keys and values of its own
+    positions, [B, Q, M, H] each; all of the type `dtype`.
+
+    A `step` takes one position, x [B, 1, D], its place in the cache, its rotation, what is seen,
+    [B, 1, 1, L] bool, and the cache's keys and values, [B, M, L, H] each. It gives x and the cache
+    with that position.
+
     Attributes:
       norm_class: of both norms, and of the model's last.
       activation: of the feed-forward layer's gate.

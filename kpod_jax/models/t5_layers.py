@@ -59,7 +59,12 @@ Cache: TypeAlias = tuple[LayerCache, ...]
 
 
 class Stack(nn.Module):
-    """Encoder or decoder: layers, with one relative bias for all of them, and the final norm."""
+    """Encoder or decoder: layers, with one relative bias for all of them, and the final norm.
+
+    A call takes x [B, Q, D], a mask that is broadcast to [B, N, Q, Q] or None (bool, True where a
+    query sees a key), for a decoder the encoder's output [B, S, D] and its mask, likewise to
+    [B, N, Q, S], and whether nothing is dropped. It gives [B, Q, D] of the type `dtype`.
+    """
 
     config: T5Config
     dtype: Dtype

@@ -40,7 +40,14 @@ def loss_weights(run: Run) -> Ragged | None:
 
 
 def run_stage(run: Run) -> str:
-    """Does it, and says in a few words what was done."""
+    """Trains the student on the records, token weights and schedule; writes checkpoints/student.
+
+    Returns:
+      What was done, in a few words.
+
+    Raises:
+      UserError: what the method, the loss or the training cannot do with the configuration.
+    """
     config, student, training = run.config, run.student, run.training
     for note in run.method.notes if run.method else ():
         say(f"distill: {note}")

@@ -33,7 +33,14 @@ def trained_params(run: Run) -> tuple[Any, int]:
 
 
 def run_stage(run: Run) -> str:
-    """Does it, and says in a few words what was done."""
+    """Asks the student of checkpoints/student the records; writes predictions/ and results.json.
+
+    Returns:
+      What was done, in a few words.
+
+    Raises:
+      UserError: no checkpoint, or other data sets (`eval.ood`) that cannot be read.
+    """
     config = run.config
     params, step = trained_params(run)
     # All that can be wrong with data is said before anything is generated.

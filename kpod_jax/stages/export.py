@@ -7,7 +7,14 @@ from kpod_jax.stages.evaluation import trained_params
 
 
 def run_stage(run: Run) -> str:
-    """Does it, and says in a few words what was done."""
+    """Writes the student of checkpoints/student to export/, with results.json in its card.
+
+    Returns:
+      What was done, in a few words.
+
+    Raises:
+      UserError: no checkpoint.
+    """
     config, student = run.config, run.student
     params, step = trained_params(run)
     lora, tokenizer = student.module.lora, student.tokenizer

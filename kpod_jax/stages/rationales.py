@@ -9,7 +9,14 @@ from kpod_jax.run import TOKENS, Run, say
 
 
 def run_stage(run: Run) -> str:
-    """Does it, and says in a few words what was done."""
+    """Loads the data set; writes records/*.jsonl and the training records' tokens.
+
+    Returns:
+      What was done, in a few words.
+
+    Raises:
+      UserError: data that cannot be read, too many bad records, or a split without any.
+    """
     config, rejected, too_long, usable = run.config, [], [], {}
     if note := sources.note(config.data.name, config.data.splits):
         say(f"rationales: {note}")

@@ -13,7 +13,14 @@ from kpod_jax.schedule.protocol import Curriculum, Setting
 
 
 def run_stage(run: Run) -> str:
-    """Does it, and says in a few words what was done."""
+    """Reads the training records and step_difficulty.npz; writes schedule.npz.
+
+    Returns:
+      What was done, in a few words.
+
+    Raises:
+      UserError: question vectors that cannot be read, or a curriculum's setting.
+    """
     config, train = run.config, run.train_set
     questions, path = [record.question for record in train.records], config.schedule.vectors
     if path.endswith(".npy"):

@@ -27,7 +27,11 @@ def difficulty_of(run: Run, params: Any, what: str) -> Ragged:
 
 
 def run_stage(run: Run) -> str:
-    """Does it, and says in a few words what was done."""
+    """Scores the training records, with token_weights.npz if asked; writes step_difficulty.npz.
+
+    Returns:
+      What was done, in a few words.
+    """
     train = run.train_set
     result = difficulty_of(run, run.student.load(run.mesh), "Scoring")
     files.write_npz(

@@ -9,7 +9,14 @@ from kpod_jax.weighting import weigh
 
 
 def run_stage(run: Run) -> str:
-    """Does it, and says in a few words what was done."""
+    """Learns masks on the records; writes token_weights.npz, token_spans.npz and weighting.json.
+
+    Returns:
+      What was done, in a few words.
+
+    Raises:
+      UserError: no held-out rationales, or as `weigh.weigh` does.
+    """
     config = run.config
     held_out, _ = run.tokenize(run.records("validation"))
     if not held_out.records:
