@@ -8,8 +8,10 @@ A random answerer of 4 layers and width 128 gives the gradient of Eq. 5 with res
 """
 
 import dataclasses
+import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import numpy as np
 from absl import app
 
 from benchmarks import tables
+from benchmarks.speed import interleaved
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5 import T5
@@ -85,6 +88,10 @@ def gradients(answerer: Answerer, rows: Problems) -> tuple[Any, Any]:
     return at_once, loop
 
 
+def _finished(run: Callable[..., jax.Array], *arguments: Any) -> None:
+    jax.block_until_ready(run(*arguments))
+
+
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
@@ -105,17 +112,14 @@ def main(argv: list[str]) -> None:
         for length in (16, 32, 64):
             data = problems(length)
             keep = jax.random.uniform(jax.random.key(0), data.rationale.shape)
-            times: tuple[list[float], list[float]] = ([], [])
-            sides = gradients(answerer, data)
-            for number in range(_RUNS + 1):
-                for side, run in enumerate(sides):
-                    began = time.perf_counter()
-                    jax.block_until_ready(run(params, keep))
-                    if number:  # The first one compiles.
-                        times[side].append(1000 * (time.perf_counter() - began))
-            ratios = [loop / once for once, loop in zip(*times, strict=True)]
-            once, loop = map(statistics.median, times)
-            spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            sides = {
+                side: functools.partial(_finished, run, params, keep)
+                for side, run in zip(("once", "loop"), gradients(answerer, data), strict=True)
+            }
+            found = interleaved.seconds(sides, _RUNS, warm_up=1, now=time.perf_counter)
+            once, loop = (1000 * statistics.median(found[side]) for side in sides)
+            ratio = interleaved.ratio(found["once"], found["loop"])
+            spread = f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f})"
             rows.append(f"| {name} | {length} | {once:.0f} | {loop:.0f} | {spread} |")
             print(rows[-1], flush=True)
     if tables.WRITE.value:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from kpod_jax import files
+
 WRITE = flags.DEFINE_bool("write", False, "Puts the tables into their document, in docs/.")
 ONLY = flags.DEFINE_list("only", [], "Tables, or groups of rows; none: all.")
 RUN = flags.DEFINE_string("run", None, "Work directory of the run that is looked at.")
@@ -23,7 +25,7 @@ def put(page: str, name: str, rows: Sequence[str]) -> None:
     """Puts a table behind `<!-- name -->` in a Markdown page, instead of the one that was there."""
     path = pathlib.Path(page)
     before, _, after = _parts(path, name)
-    path.write_text("\n".join([*before, *rows, *after]))
+    files.write_text(path, "\n".join([*before, *rows, *after]))
 
 
 def get(page: str, name: str) -> list[str]:

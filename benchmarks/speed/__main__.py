@@ -11,7 +11,6 @@ what `make test` installs. Every table is made by a process of its own.
 """
 
 import datetime
-import pathlib
 import shlex
 import subprocess
 import sys
@@ -55,13 +54,7 @@ def measured(name: str) -> Iterator[list[str]]:
 
 def note_run(page: str, name: str, device: str) -> None:
     """Writes what a table was measured on into the page's table of runs."""
-    lines = pathlib.Path(page).read_text().split("\n")
-    start = lines.index("<!-- runs -->") + 1
-    known = {}
-    for line in lines[start:]:
-        if not line.startswith("|"):
-            break
-        known[line.split("|")[1].strip()] = line
+    known = {line.split("|")[1].strip(): line for line in tables.get(page, "runs")}
     command = shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])
     today = datetime.date.today().isoformat()
     known[name] = f"| {name} | {device} | {machine.versions()} | {today} | `{command}` |"

@@ -35,15 +35,21 @@ def clock() -> Callable[[], float]:
     return time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
 
-def seconds(sides: Mapping[str, Run], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def seconds(
+    sides: Mapping[str, Run],
+    rounds: int,
+    warm_up: int = 2,
+    now: Callable[[], float] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of every round of every side: A, B, A, B, ...
 
     Args:
       sides: functions that return when their work is done.
       rounds: that are measured.
       warm_up: rounds before these, in which things are compiled.
+      now: what seconds are read from; None: `clock()`.
     """
-    now = clock()
+    now = now or clock()
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm_up + rounds):
         for name, run in sides.items():

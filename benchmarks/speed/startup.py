@@ -4,7 +4,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+
+from benchmarks.speed import interleaved
 
 HEADER = (
     "| what | ours, cold / torch | ours, warm / torch | cold / warm |",
@@ -53,13 +55,9 @@ def row(name: str, programs: dict[str, str], rounds: int = _ROUNDS) -> str:
             for kind in ("cold", "warm"):
                 found[kind].append(processor_seconds(programs["ours"], cache))
             found["torch"].append(processor_seconds(programs["torch"], cache))
-
-    def over(a: Sequence[float], b: Sequence[float]) -> str:
-        ratios = sorted(x / y for x, y in zip(a, b, strict=True))
-        return f"{sum(ratios) / len(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-
     columns = [("cold", "torch"), ("warm", "torch"), ("cold", "warm")]
-    return f"| {name} | {' | '.join(over(found[a], found[b]) for a, b in columns)} |"
+    ratios = [str(interleaved.ratio(found[b], found[a])) for a, b in columns]
+    return f"| {name} | {' | '.join(ratios)} |"
 
 
 def table() -> Iterator[str]:
