@@ -63,7 +63,8 @@ class Stack(nn.Module):
 
     A call takes x [B, Q, D], a mask that is broadcast to [B, N, Q, Q] or None (bool, True where a
     query sees a key), for a decoder the encoder's output [B, S, D] and its mask, likewise to
-    [B, N, Q, S], and whether nothing is dropped. It gives [B, Q, D] of the type `dtype`.
+    [B, N, Q, S], and whether nothing is dropped. It gives [B, Q, D] of the type `dtype`. Its
+    methods for decoding are those of `t5.T5`.
     """
 
     config: T5Config
