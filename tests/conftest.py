@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import hypothesis
 import jax
@@ -44,7 +45,9 @@ TINY_STUDENT = {
     "student.tokenizer": "kpod_jax/assets/tiny_t5",
 }
 # What tokenising puts around a question and an answer unless a configuration says otherwise.
-TEMPLATES = {key: configuration.default().student[key] for key in ("prompt", "answer_template")}
+TEMPLATES: dict[str, Any] = {
+    key: configuration.default().student[key] for key in ("prompt", "answer_template")
+}
 # A config.json of SmolLM2's architecture, made small, for the tiny student's tokenizer.
 LLAMA_JSON = {
     "model_type": "llama",

@@ -87,10 +87,10 @@ def heat_map_html(
     pieces, at = [], 0
     found = words(text, spans, weights)
     known = () if keypoints is None else keypoints
-    keys = shared([word[:2] for word in found], known).any(axis=1)
-    for word, key in zip(found, keys, strict=True):
+    keys = shared([word[:2] for word in found], known)
+    for word, inside in zip(found, keys, strict=True):
         pieces.append(html.escape(text[at : word.start]))
-        mark = " key" if key else ""
+        mark = " key" if inside.any() else ""
         title = f"weight {word.weight:.2f}"
         if len(word.pieces) > 1:
             title += " = mean of " + ", ".join(f"{piece:.2f}" for piece in word.pieces)

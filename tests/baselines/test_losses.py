@@ -239,8 +239,9 @@ def test_distributions_that_cannot_be_used_are_named(
 def test_sentencepiece_writes_a_space_where_a_text_begins(shared_data):
     tokenizer = load_tokenizer(str(shared_data / "tokenizers/t5_spiece.model"))
     record = Record("r", "q?", ("Tom has pens.",), "3")
-    limits = {"max_question_tokens": 99, "max_target_tokens": 99}
-    data, _ = tokens.tokenize([record], tokenizer, **TEMPLATES, **limits)
+    data, _ = tokens.tokenize(
+        [record], tokenizer, **TEMPLATES, max_question_tokens=99, max_target_tokens=99
+    )
     vocabulary, texts = distributions._vocabulary(tokenizer)
     own = [texts[int(i)] for i in data.targets[0][:2]]
     assert own == [" Tom", " has"]

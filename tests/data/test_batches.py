@@ -191,8 +191,9 @@ def test_impossible_setting(tokenized, option):
 
 
 def test_no_examples(byte_tokenizer):
-    limits = {"max_question_tokens": 9, "max_target_tokens": 9}
-    empty, _ = tokens.tokenize([], byte_tokenizer, **TEMPLATES, **limits)
+    empty, _ = tokens.tokenize(
+        [], byte_tokenizer, **TEMPLATES, max_question_tokens=9, max_target_tokens=9
+    )
     with pytest.raises(UserError, match=r"rejected\.jsonl"):
         make(empty)
 

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import importlib.util
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ TWO_STEPS = Record(
 
 
 def tokenize(records, tokenizer, **options):
-    limits = {"max_question_tokens": 1000, "max_target_tokens": 1000}
+    limits: dict[str, Any] = {"max_question_tokens": 1000, "max_target_tokens": 1000}
     return tokens.tokenize(records, tokenizer, **(TEMPLATES | limits | options))
 
 
