@@ -1,9 +1,9 @@
 """The default configuration, with every key's meaning, and the methods that change it.
 
-A configuration file makes the default tree, which is locked, changes what it needs and returns it. Sources
-in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open. All of the
-paper's values, and the ranges that it shows, are data in kpod_jax/paper.py. What values a key may
-have is said in kpod_jax/configuration_checks.py.
+A configuration file makes the default tree, which is locked, changes what it needs and returns it.
+Sources in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open.
+All of the paper's values, and the ranges that it shows, are data in kpod_jax/paper.py. What values
+a key may have is said in kpod_jax/configuration_checks.py.
 """
 
 from typing import Any, TypeAlias

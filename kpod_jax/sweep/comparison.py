@@ -33,8 +33,8 @@ def compare(
       "columns", each with its name, data sets, split and file of predictions;
       "rows", each with its name, method, settings and cells, one a column (None where nothing was
       asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
-      (95 %, of `kpod_jax.compare.interval`; what the seeds' own cover where predictions are missing),
-      "seeds", "against" (the paired test) and "paper" (the paper's accuracy);
+      (95 %, of `kpod_jax.compare.interval`; where predictions are missing, all that the seeds' own
+      cover), "seeds", "against" (the paired test) and "paper" (the paper's accuracy);
       "failed"; "notes", on what could not be compared.
     """
     results = {name: files.read_json(root / name / "results.json") for name in runs}
