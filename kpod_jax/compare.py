@@ -171,6 +171,7 @@ def _pair(a: Method, b: Method, ids: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
+        "seeds": [len(a.rows), len(b.rows)],
         "difference": float(differences.mean()),
         "interval": np.quantile(means, [0.025, 0.975]).tolist(),
         "mcnemar": None,

@@ -138,6 +138,10 @@ def test_seeds_are_paired_on_their_mean(tmp_path):
     assert len(row["a_better"]) == 30 and row["b_better"] == []
     assert row["p"] == pytest.approx(2 / (compare.RESAMPLES + 1))
     assert "of the means over seeds" in row["verdict"]
+    assert row["verdict"].endswith("not of other data.")
+    (row,) = compared(tmp_path, f"{a0}+{a1}", b2)["comparisons"]
+    assert row["seeds"] == [2, 1]
+    assert row["verdict"].endswith("not of other data or other seeds.")
 
 
 def test_seeds_whose_means_are_equal_differ_nowhere(tmp_path):

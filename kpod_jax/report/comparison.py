@@ -33,9 +33,8 @@ def verdict(row: Mapping[str, Any], questions: int) -> str:
     names = row["a"], row["b"]
     better, worse = names if low > 0 else names[::-1]
     least, most = sorted((abs(low), abs(high)))
-    whom, other = "of these two students", "other data or other seeds"
-    if not row["mcnemar"]:
-        whom, other = "of the means over seeds", "other data"
+    whom = "of these two students" if max(row["seeds"]) == 1 else "of the means over seeds"
+    other = "other data or other seeds" if min(row["seeds"]) == 1 else "other data"
     return (
         f"{better} answers {100 * abs(row['difference']):.1f} percentage points more of the "
         f"questions correctly than {worse} (95 % interval {100 * least:.1f} to {100 * most:.1f}, "
