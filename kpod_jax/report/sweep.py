@@ -69,8 +69,8 @@ def comparison(result: Result) -> Html:
         rows.append([join(filter(None, [dot, row["name"]])), *map(_cell, row["cells"])])
     head = ["Method", *(column["name"] for column in result["columns"])]
     caption = (
-        f"{sweep_text.SPREAD.format(reference=result['reference'])} Under it the 95 % interval of "
-        "the sampling of questions; each seed's number leads to its report."
+        f"{sweep_text.SPREAD.format(reference=result['reference'])} Under it the 95 % interval, "
+        "of questions and, of several seeds, trainings; each seed's number leads to its report."
     )
     if sweep_text.papers(result):
         caption += f" The paper: {sweep_text.PAPERS}."

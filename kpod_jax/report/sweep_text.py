@@ -20,8 +20,7 @@ _LATEX = {
 }
 SPREAD = (
     "Accuracy of the final answer in percent: mean ± standard deviation over seeds. * p < 0.05 "
-    "against {reference}: paired test on the questions, p-values corrected by Holm's method in "
-    "each column."
+    "against {reference}: paired test, p-values corrected by Holm's method in each column."
 )
 _NAMED = 4  # Methods in a sentence; of more it says how many.
 PAPERS = "as published, by its own teacher, rationales and splits"
@@ -60,7 +59,7 @@ def verdict(result: Mapping[str, Any]) -> str:
         )
         if names
     ]  # fmt: skip
-    second = f" By paired tests on the questions: {'; '.join(said)}." if said else ""
+    second = f" By paired tests: {'; '.join(said)}." if said else ""
     return first + second
 
 

@@ -51,7 +51,7 @@ def test_one_page_has_the_comparison_and_a_run(root):
     text = page.text.replace("\u00a0", " ")
     assert "87.5 ± 17.7" in text and "25.0*" in text and "0.0*" in text
     assert "KPOD answers 87.5 % of 40 test questions of arithmetic correctly" in text
-    assert "By paired tests on the questions: more than SCoTD and no distillation." in text
+    assert "By paired tests: more than SCoTD and no distillation." in text
     assert "Lines are means over seeds, bands one standard deviation." in text
     assert text.count("Before distillation") == text.count("Student") > 1
 
