@@ -20,6 +20,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from kpod_jax import configuration
 from kpod_jax.data import arithmetic
 from kpod_jax.data.records import Record
 from kpod_jax.models.t5 import T5
@@ -61,10 +62,11 @@ def train_student(
     Returns:
       Its configuration, parameters and tokenizer.
     """
-    template = "Q: {} A: Let's think step by step. {} Therefore, the answer is {}."
+    asked = configuration.default().student
+    template = f"{asked.prompt} {{rationale}} {asked.answer_template}"
     tokenizer = train_tokenizer(
-        template.format(record.question, record.rationale, record.answer)
-        for record in arithmetic.generate("fresh", 4000, seed)
+        template.format(question=r.question, rationale=r.rationale, answer=r.answer)
+        for r in arithmetic.generate("fresh", 4000, seed)
     )
     config = T5Config(vocab_size=-(-len(tokenizer) // 64) * 64, **_ARCHITECTURE)
     module, ids = T5(config, scan_layers=False), jnp.ones((1, 8), jnp.int32)
