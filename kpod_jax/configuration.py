@@ -114,8 +114,9 @@ def default() -> Config:
     student.dtype = "float32"  # Of activations and matrix products: float32 or bfloat16.
     student.scan_layers = True  # One compiled layer; False unrolls, faster for few layers on CPU.
     student.remat = "none"  # What is computed anew in the backward pass: none, dots, full.
-    student.attention = "auto"  # auto: flash attention (cudnn) on an NVIDIA GPU, in bfloat16, else
-    # xla; or one of these. Sums of cudnn's gradients come in no fixed order.
+    student.attention = "auto"  # auto: flash attention (cudnn) on an NVIDIA GPU, in bfloat16; on
+    # one CPU device blocks of scores, which never holds them all; else xla; or one of these. Sums
+    # of cudnn's gradients come in no fixed order.
     student.prompt = "Q: {question} A: Let's think step by step."  # What it reads. [paper]
     student.chat = False  # The prompt is a user's turn in the tokenizer's chat template (Instruct).
     student.answer_template = "Therefore, the answer is {answer}."  # Ends a rationale. [paper]

@@ -87,6 +87,12 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec)
 
 
+def on_one_device() -> bool:
+    """Whether what is traced runs on one device, as far as `use` says."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def rows_of_a_device(rows: int) -> int:
     """How many of a traced batch's rows `constrain` puts on a device; outside of `use` all."""
     mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())

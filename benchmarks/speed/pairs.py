@@ -16,7 +16,7 @@ import transformers
 
 from kpod_jax import configuration, sharding, train_step
 from kpod_jax.models.families import ModelConfig, family_of
-from kpod_jax.models.layers import LoRAConfig, flash_attention_fits
+from kpod_jax.models.layers import LoRAConfig, best_attention
 from kpod_jax.models.student import NoTokenizer, Student
 from kpod_jax.models.t5_config import T5Config
 
@@ -94,7 +94,7 @@ def student(work: Work, *, scan_layers: bool = True) -> Student:
         remat="full" if work.remat else "none",
         scan_layers=scan_layers,
         lora=lora,
-        attention="cudnn" if flash_attention_fits(dtype, head) else "xla",
+        attention=best_attention(dtype, head),
     )
     tokenizer = NoTokenizer(config)
     tokenizer.eos_token_id = -1  # Generations have no end.

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
 
+from kpod_jax.models import block_attention
 from kpod_jax.models.products import PROJECTION, float32_sums, project
-from kpod_jax.sharding import constrain
+from kpod_jax.sharding import constrain, on_one_device
 
 Dtype = Any
 DROPOUT = "dropout"  # The rng collection.
@@ -211,6 +212,7 @@ def attend(
     mask: jax.Array | None,
     *,
     is_causal: bool = False,
+    causal_mask: bool = False,
     scale: float = 1.0,
     drop: Callable[[jax.Array], jax.Array] | None = None,
     implementation: str = "xla",
@@ -225,15 +227,32 @@ def attend(
       bias: added to the scores; broadcasts to [B, N, Q, K].
       mask: bool, True where a key is seen; broadcasts to [B, N, Q, K].
       is_causal: query q sees keys 0 ... q alone.
+      causal_mask: `mask` lets query q see keys up to K - Q + q alone, so that "blocks" may pass
+        over the others.
       scale: of the scores; T5 has none.
       drop: applied to the attention weights, which are then made whole.
-      implementation: "xla", or "cudnn", flash attention on a GPU where lengths are even; others,
-        such as a decoding step's, are left to XLA.
+      implementation: "xla"; "cudnn", flash attention on a GPU where lengths are even; or "blocks",
+        `block_attention` on one device where lengths make it worth while. What these do not take
+        is left to XLA.
 
     Returns:
       [B, Q, N, H].
     """
     lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
+    if implementation == "blocks":
+        long = min(lengths) >= block_attention.WORTH_WHILE
+        of_all = bias is None or bias.shape[0] == 1  # Examples alike.
+        if long and of_all and drop is None and on_one_device():
+            return block_attention.attend(
+                query_BxQxNxH,
+                key_BxKxNxH,
+                value_BxKxNxH,
+                bias,
+                mask,
+                is_causal=is_causal or causal_mask,
+                scale=scale,
+            )
+        implementation = "xla"
     if any(length % 2 for length in lengths):
         implementation = "xla"
     if implementation == "cudnn":
@@ -259,7 +278,7 @@ def attend(
         seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
         mask = seen if mask is None else mask & seen
     if mask is not None:
-        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+        scores = jnp.where(mask, scores, block_attention.HIDDEN)
     weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
     return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
 
@@ -292,10 +311,17 @@ def attend_cache(
         "BMGH,BMKH->BMGK", query, key_BxMxKxH, preferred_element_type=jnp.float32
     )
     scores = scores if bias is None else scores + bias
-    scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+    scores = jnp.where(mask, scores, block_attention.HIDDEN)
     weights = jax.nn.softmax(scores).astype(value_BxMxKxH.dtype)
     result = jnp.einsum("BMGK,BMKH->BMGH", weights, value_BxMxKxH)
     return result.reshape(query_Bx1xNxH.shape)
+
+
+def best_attention(dtype: Dtype, head: int) -> str:
+    """`attend`'s implementation for what there is: devices, the compute type, heads of a width."""
+    if flash_attention_fits(dtype, head):
+        return "cudnn"
+    return "blocks" if jax.default_backend() == "cpu" else "xla"
 
 
 def flash_attention_fits(dtype: Dtype, head: int) -> bool:

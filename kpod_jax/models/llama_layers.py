@@ -164,7 +164,16 @@ class _Attention(nn.Module):
     ) -> jax.Array:
         """[B, Q, D] and turned keys and values [B, K, M, H] -> [B, Q, D]."""
         query, scale = self._queries(x, rotation, deterministic), self.config.head_dim**-0.5
-        result = attend(query, key, value, None, seen, scale=scale, implementation=self.attention)
+        result = attend(
+            query,
+            key,
+            value,
+            None,
+            seen,
+            causal_mask=True,
+            scale=scale,
+            implementation=self.attention,
+        )
         return self.o(pin_heads(result), deterministic)
 
     def step(

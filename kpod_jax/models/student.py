@@ -17,7 +17,7 @@ from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.families import Model, ModelConfig, family_of, own_family
-from kpod_jax.models.layers import LoRAConfig, flash_attention_fits
+from kpod_jax.models.layers import LoRAConfig, best_attention, flash_attention_fits
 from kpod_jax.models.t5_config import T5Config
 
 
@@ -152,7 +152,8 @@ def load_student(
       dtype: of activations and matrix products.
       scan_layers: see `T5`.
       remat: see `T5`.
-      attention: see `T5`; "auto" is "cudnn" where devices, dtype and heads allow it, else "xla".
+      attention: see `T5`; "auto" is "cudnn" where devices, dtype and heads allow it, "blocks" on a
+        CPU, else "xla".
       lora: adapters, or None.
       seed: of random values.
 
@@ -161,17 +162,16 @@ def load_student(
     """
     own = own_family(family)
     config = hub.load_config(model, own)
-    if attention != "xla":
-        # A family of one's own may have other names for it, and is then left to XLA.
-        head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
-        fits = head is not None and flash_attention_fits(dtype, head)
-        if attention == "cudnn" and not fits:
-            raise UserError(
-                f"student.attention='cudnn' with student.dtype={dtype!r} and heads of {head} on "
-                f"{jax.default_backend()}: flash attention wants bfloat16 and heads of a multiple "
-                "of 8, at most 128, on an NVIDIA GPU; expected auto or xla."
-            )
-        attention = "cudnn" if fits else "xla"
+    # A family of one's own may have other names for it, and is then left to XLA.
+    head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    if attention == "auto":
+        attention = "xla" if head is None else best_attention(dtype, head)
+    if attention == "cudnn" and (head is None or not flash_attention_fits(dtype, head)):
+        raise UserError(
+            f"student.attention='cudnn' with student.dtype={dtype!r} and heads of {head} on "
+            f"{jax.default_backend()}: flash attention wants bfloat16 and heads of a multiple "
+            "of 8, at most 128, on an NVIDIA GPU; expected auto, xla or blocks."
+        )
     if init != "random":
         hub.check_weights(model)
     loaded: Any = NoTokenizer(config) if tokenizer is None else load_tokenizer(tokenizer or model)

@@ -24,7 +24,7 @@ class T5(nn.Module):
       scan_layers: one compiled layer with stacked parameters (`layers`), which compiles fast;
         False writes the layers out (`layers_0`, ...), which runs faster where there are few.
       lora: adapters, or None.
-      attention: "xla", or "cudnn", flash attention on a GPU; see `layers.attend`.
+      attention: "xla", "cudnn", flash attention on a GPU, or "blocks"; see `layers.attend`.
     """
 
     config: T5Config

@@ -156,10 +156,11 @@ def test_the_compute_type_leaves_parameters_in_float32(directory, mesh):
 
 def test_flash_attention_without_a_gpu_is_refused(directory):
     with pytest.raises(
-        UserError, match=r"student\.attention='cudnn'.*on cpu.*expected auto or xla"
+        UserError, match=r"student\.attention='cudnn'.*on cpu.*expected auto, xla or blocks"
     ):
         load_student(str(directory), attention="cudnn", dtype="bfloat16")
-    assert load_student(str(directory), dtype="bfloat16").module.attention == "xla"
+    assert load_student(str(directory), dtype="bfloat16").module.attention == "blocks"
+    assert load_student(str(directory), attention="xla").module.attention == "xla"
 
 
 def test_of_stacked_layers_one_at_a_time_is_on_the_host(tmp_path):
