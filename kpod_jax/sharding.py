@@ -87,10 +87,16 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec)
 
 
-def on_one_device() -> bool:
-    """Whether what is traced runs on one device, as far as `use` says."""
+def platform() -> str:
+    """Of the devices that a step is traced for: those of `use`, else this process's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def on_one_cpu() -> bool:
+    """Whether what is traced is for a single CPU device, as far as `use` says."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
+    return platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def rows_of_a_device(rows: int) -> int:

@@ -77,8 +77,8 @@ def mesh(devices: int = 1) -> jax.sharding.Mesh:
     return sharding.make_mesh(devices, 1, 1, devices=jax.devices()[:devices])
 
 
-def student(work: Work, *, scan_layers: bool = True) -> Student:
-    """Ours, without parameters; dropout is off on both sides."""
+def student(work: Work, *, scan_layers: bool = True, attention: str = "") -> Student:
+    """Ours, without parameters; dropout is off on both sides. Attention: the best, or another."""
     config: Any = work.config
     if isinstance(config, T5Config):
         config, head = dataclasses.replace(config, dropout_rate=0.0), config.d_kv
@@ -94,7 +94,7 @@ def student(work: Work, *, scan_layers: bool = True) -> Student:
         remat="full" if work.remat else "none",
         scan_layers=scan_layers,
         lora=lora,
-        attention=best_attention(dtype, head),
+        attention=attention or best_attention(dtype, head),
     )
     tokenizer = NoTokenizer(config)
     tokenizer.eos_token_id = -1  # Generations have no end.
@@ -111,9 +111,10 @@ class OurStep:
         scan_layers: bool = True,
         devices: int = 1,
         loss: train_step.Loss = train_step.cross_entropy,
+        attention: str = "",
     ) -> None:
         self.mesh, self._key = mesh(devices), jax.random.key(0)
-        self.student = student(work, scan_layers=scan_layers)
+        self.student = student(work, scan_layers=scan_layers, attention=attention)
         settings = configuration.default().distill
         settings.update({"optimizer": "adamw", "learning_rate": RATE, "warmup_steps": 0})
         optimizer = train_step.make_optimizer(settings, 1000)

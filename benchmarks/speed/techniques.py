@@ -116,6 +116,10 @@ def table(work: Work = WORK, rounds: int = _ROUNDS, examples: int = 1500) -> Ite
         for chosen in (False, True)
     )
     yield row("bfloat16 products", whole, half, rounds)
+    long = dataclasses.replace(work, rows=4, prompt=8 * work.prompt, target=8 * work.target)
+    at_once = OurStep(long, scan_layers=False, attention="xla")
+    name = f"attention by blocks, {long.rows} rows of {long.prompt} + {long.target} tokens"
+    yield row(name, at_once, OurStep(long, scan_layers=False), rounds)
     yield donation(work)
     yield from rectangles(examples)
     yield shared_prompts(work, rounds)

@@ -18,8 +18,10 @@ _SMALL, _BASE, _SMOL = NAMED["t5-small"], NAMED["t5-base"], NAMED["HuggingFaceTB
 _WORK = (
     ("T5-small", Work(_SMALL, 4, 64, 64), True),
     ("T5-small", Work(_SMALL, 4, 64, 64, supervised=0.4), False),
+    ("T5-small", Work(_SMALL, 2, 256, 256), False),
     ("T5-base", Work(_BASE, 2, 64, 64), False),
     ("SmolLM2-135M", Work(_SMOL, 2, 64, 64), False),
+    ("SmolLM2-135M", Work(_SMOL, 1, 256, 256), False),
     ("SmolLM2-135M, LoRA of rank 16", Work(_SMOL, 2, 64, 64, lora=16), False),
 )
 

@@ -1,4 +1,4 @@
-"""Attention a block of scores at a time: no device ever holds all scores, nor keeps them.
+"""Attention on a CPU, a block of scores at a time: never are all of them held, nor any kept.
 
 A block is a few queries of one head of one example, small enough for a processor's cache; where
 queries see no later keys, blocks end at the last key that one of theirs sees. The backward pass

@@ -16,7 +16,7 @@ from jax.extend.backend import get_backend
 
 from kpod_jax.models import block_attention
 from kpod_jax.models.products import PROJECTION, float32_sums, project
-from kpod_jax.sharding import constrain, on_one_device
+from kpod_jax.sharding import constrain, on_one_cpu
 
 Dtype = Any
 DROPOUT = "dropout"  # The rng collection.
@@ -232,8 +232,8 @@ def attend(
       scale: of the scores; T5 has none.
       drop: applied to the attention weights, which are then made whole.
       implementation: "xla"; "cudnn", flash attention on a GPU where lengths are even; or "blocks",
-        `block_attention` on one device where lengths make it worth while. What these do not take
-        is left to XLA.
+        `block_attention` on one CPU device where lengths make it worth while. What these do not
+        take is left to XLA.
 
     Returns:
       [B, Q, N, H].
@@ -242,7 +242,7 @@ def attend(
     if implementation == "blocks":
         long = min(lengths) >= block_attention.WORTH_WHILE
         of_all = bias is None or bias.shape[0] == 1  # Examples alike.
-        if long and of_all and drop is None and on_one_device():
+        if long and of_all and drop is None and on_one_cpu():
             return block_attention.attend(
                 query_BxQxNxH,
                 key_BxKxNxH,

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
+from kpod_jax.sharding import platform
+
 PROJECTION = "projection"  # Names results to `jax.checkpoint`, which sees no product in them.
 Dtype = Any
 
@@ -26,7 +28,7 @@ def project(x: jax.Array, kernel_DxV: jax.Array, inputs: int, dtype: Dtype) -> j
     the gradient that JAX would ask for lies the other way than the kernel, which the optimiser
     pays for (`benchmarks/RESULTS.md`).
     """
-    if _platform() == "cpu":
+    if platform() == "cpu":
         rows, outputs = x.shape[: x.ndim - inputs], kernel_DxV.shape[inputs:]
         size = math.prod(kernel_DxV.shape[:inputs])
         flat_x, flat_kernel = x.reshape(*rows, size), kernel_DxV.reshape(size, -1)
@@ -92,9 +94,3 @@ def _sums(a: jax.Array, b: jax.Array, over_a: Sequence[int], over_b: Sequence[in
 def _turned(array: jax.Array, count: int) -> jax.Array:
     """The first `count` dimensions after the others."""
     return jnp.transpose(array, (*range(count, array.ndim), *range(count)))
-
-
-def _platform() -> str:
-    """Of the devices that a step is traced for: the mesh's in use, else this process's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
