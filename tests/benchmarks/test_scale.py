@@ -68,6 +68,7 @@ def test_the_model_counts_the_operations_of_the_traced_step(module):
     """The model leaves out adapters, norms and the masks' part of attention."""
     config = module.get_config()
     config.mesh.data, config.mesh.fsdp = 1, 1
+    config.student.attention = "xla"  # As on a TPU.
     run = abstract_steps.AbstractRun(config, jax.devices()[:1])
     step = abstract_steps.train_step(run)
     counted = costs.flops(step.function.trace(*step.arguments).jaxpr)
