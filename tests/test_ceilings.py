@@ -35,7 +35,7 @@ LLAMA = LlamaConfig(
 )
 STUDENTS = {
     # FLOPs and temporary bytes of a step, of a T5 and of a decoder-only model.
-    "t5": (T5, 2.82e9, 96e6),
+    "t5": (T5, 2.82e9, 60e6),
     "llama": (LLAMA, 2.89e9, 54e6),
 }
 _SHAPE = re.compile(r"\b(?:f32|s32|bf16|pred|s8)\[([\d,]+)\]")
