@@ -1,9 +1,13 @@
 """What the measured programs run on: threads, devices, versions."""
 
+import concurrent.futures
 import importlib.metadata
+import multiprocessing
 import os
 import pathlib
 import platform
+from collections.abc import Callable
+from typing import Any
 
 _PACKAGES = ("jax", "flax", "torch", "transformers", "peft")
 
@@ -22,6 +26,13 @@ def environment(threads: int) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module gives in a process that has done nothing else."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
+        return process.submit(function, *arguments).result()
 
 
 def versions() -> str:

@@ -1,13 +1,12 @@
 """Peak memory of a training, each side in a process of its own."""
 
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import jax
 import torch
 
+from benchmarks.speed import machine
 from benchmarks.speed.pairs import OurStep, TorchStep, Work
 from kpod_jax.models.families import NAMED
 
@@ -15,7 +14,6 @@ HEADER = (
     "| student | rows × (prompt + target) | host: torch / ours | ours, temporary of a step, GB |",
     "| --- " * 4 + "|",
 )
-_PROGRAM = "from benchmarks.speed import memory; print(memory.peak('{side}', {work!r}))"
 _NAME = "t5-small"
 _SHAPES = ((4, 64, 64), (8, 128, 128))
 _STEPS = 2
@@ -34,19 +32,12 @@ def peak(side: str, work: tuple[str, int, int, int]) -> int:
     return (jax.local_devices()[0].memory_stats() or {})["peak_bytes_in_use"]
 
 
-def of_process(side: str, work: tuple[str, int, int, int]) -> int:
-    """As `peak`, of a new process."""
-    command = [sys.executable, "-c", _PROGRAM.format(side=side, work=work)]
-    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return int(found.stdout.split()[-1])
-
-
 def table() -> Iterator[str]:
     """All lines, as they are found."""
     yield from HEADER
     for shape in _SHAPES:
         work = (_NAME, *shape)
-        ours, other = (of_process(side, work) for side in ("ours", "torch"))
+        ours, other = (machine.in_new_process(peak, side, work) for side in ("ours", "torch"))
         analysis = OurStep(Work(NAMED[_NAME], *shape)).compiled().memory_analysis()
         rows, prompt, target = shape
         yield (

@@ -1,10 +1,8 @@
 """A training step beside transformers in torch, eager and compiled."""
 
-import concurrent.futures
-import multiprocessing
 from collections.abc import Iterator
 
-from benchmarks.speed import interleaved
+from benchmarks.speed import interleaved, machine
 from benchmarks.speed.interleaved import Run
 from benchmarks.speed.pairs import OurStep, TorchStep, Work, has_peft
 from kpod_jax.models.families import NAMED
@@ -53,7 +51,5 @@ def table() -> Iterator[str]:
     fifth.
     """
     yield from HEADER
-    own = multiprocessing.get_context("spawn")
     for arguments in _WORK:
-        with concurrent.futures.ProcessPoolExecutor(1, own) as process:
-            yield process.submit(row, *arguments).result()
+        yield machine.in_new_process(row, *arguments)

@@ -22,7 +22,6 @@ _BLOCKS, _LEAST = 4, 64  # Of the queries at most, and queries of a block at lea
 class _Settings(NamedTuple):
     scale: float
     is_causal: bool
-    bias: bool  # Whether it has a gradient.
 
 
 class _Block(NamedTuple):
@@ -66,10 +65,9 @@ def attend(
     mask = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
     mask = jnp.expand_dims(mask, range(4 - mask.ndim))
     mask = jnp.broadcast_to(mask, (*mask.shape[:2], queries, keys))
-    settings = _Settings(scale, is_causal, bias_1xNxQxK is not None)
-    bias = jnp.zeros((1, 1, 1, 1)) if bias_1xNxQxK is None else bias_1xNxQxK
+    settings = _Settings(scale, is_causal)
     by_head = [jnp.moveaxis(array, 2, 0) for array in (query_BxQxNxH, key_BxKxMxH, value_BxKxMxH)]
-    return jnp.moveaxis(_attend(settings, *by_head, bias, mask), 0, 2)  # pyright: ignore
+    return jnp.moveaxis(_attend(settings, *by_head, bias_1xNxQxK, mask), 0, 2)  # pyright: ignore
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -78,23 +76,21 @@ def _attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: jax.Array,
+    bias: jax.Array | None,
     mask: jax.Array,
 ) -> Any:
     """[N, B, Q, H], twice [M, B, K, H], [1, N, Q, K], [1 or B, 1 or N, Q, K] -> [N, B, Q, H]."""
     return _forward(settings, query, key, value, bias, mask)[0]
 
 
-def _forward(settings: _Settings, *arrays: jax.Array) -> Any:
+def _forward(settings: _Settings, *arrays: Any) -> Any:
     """Keeps of the softmax each query's highest score and 1 / its sum."""
-    query, key, value, bias, mask = arrays
-    heads, rows, share = *query.shape[:2], len(query) // len(key)
+    query, key, value, _, _ = arrays
+    heads, rows = query.shape[:2]
     blocks = _blocks(settings, query.shape[2], key.shape[2])
 
     def one(place: jax.Array) -> Any:
-        n, b = place // rows, place % rows
-        of_query, of_key, of_value = query[n, b], key[n // share, b], value[n // share, b]
-        of_bias, of_mask = _at(bias, 0, n), _at(mask, b, n)
+        of_query, of_key, of_value, of_bias, of_mask = _at(arrays, place // rows, place % rows)
         parts = []
         for block in blocks:
             scores = _scores(settings, block, of_query, of_key, of_bias, of_mask)
@@ -111,16 +107,16 @@ def _forward(settings: _Settings, *arrays: jax.Array) -> Any:
 
 
 def _backward(settings: _Settings, kept: Any, slope: jax.Array) -> Any:
-    query, key, value, bias, mask, result, highest, factor = kept
+    *arrays, result, highest, factor = kept
+    query, key, value, bias, _ = arrays
     heads, rows, share = *query.shape[:2], len(query) // len(key)
     blocks = _blocks(settings, query.shape[2], key.shape[2])
 
     def one(sums: Any, place: jax.Array) -> Any:
         """Adds to the bias's gradient in `sums`, a part for each block."""
         n, b = place // rows, place % rows
-        of_query, of_key, of_value = query[n, b], key[n // share, b], value[n // share, b]
-        of_bias, of_mask, of_slope = _at(bias, 0, n), _at(mask, b, n), slope[n, b]
-        of_highest, of_factor = highest[n, b], factor[n, b]
+        of_query, of_key, of_value, of_bias, of_mask = _at(arrays, n, b)
+        of_slope, of_highest, of_factor = slope[n, b], highest[n, b], factor[n, b]
         mean = jnp.sum(of_slope.astype(jnp.float32) * result[n, b], -1, keepdims=True)
         by_query, by_key = [], jnp.zeros(of_key.shape, jnp.float32)
         by_value, by_bias = jnp.zeros(of_value.shape, jnp.float32), []
@@ -131,7 +127,7 @@ def _backward(settings: _Settings, kept: Any, slope: jax.Array) -> Any:
             by_weights = _product("qh,kh->qk", of_slope[lines], of_value[keys])
             by_scores = weights * (by_weights - mean[lines])
             by_scores = jnp.where(of_mask[lines, keys], by_scores, 0.0)
-            by_bias.append(before + by_scores if settings.bias else before)
+            by_bias.append(before if bias is None else before + by_scores)
             by_products = (settings.scale * by_scores).astype(query.dtype)
             by_query.append(_product("qk,kh->qh", by_products, of_key[keys]).astype(query.dtype))
             more = _product("qk,qh->kh", by_products, of_query[lines])
@@ -142,7 +138,7 @@ def _backward(settings: _Settings, kept: Any, slope: jax.Array) -> Any:
 
     def head(n: jax.Array) -> Any:
         # Of a bias that is not given, sums of nothing.
-        wide = [block.keys if settings.bias else 0 for block in blocks]
+        wide = [0 if bias is None else block.keys for block in blocks]
         lines = [block.end - block.first for block in blocks]
         zeros = [jnp.zeros(shape) for shape in zip(lines, wide, strict=True)]
         by_bias, rest = jax.lax.scan(one, zeros, n * rows + jnp.arange(rows))
@@ -153,7 +149,7 @@ def _backward(settings: _Settings, kept: Any, slope: jax.Array) -> Any:
     by_key, by_value = (
         part.reshape(-1, share, *part.shape[1:]).sum(1).astype(key.dtype) for part in others
     )
-    by_bias = by_bias[None].astype(bias.dtype) if settings.bias else jnp.zeros_like(bias)
+    by_bias = None if bias is None else by_bias[None].astype(bias.dtype)
     return by_query, by_key, by_value, by_bias, None
 
 
@@ -174,13 +170,13 @@ def _scores(
     block: _Block,
     query: jax.Array,
     key: jax.Array,
-    bias: jax.Array,
+    bias: jax.Array | None,
     mask: jax.Array,
 ) -> jax.Array:
     """A block's, float32, of one head of one example."""
     lines, keys = slice(block.first, block.end), slice(block.keys)
     scores = settings.scale * _product("qh,kh->qk", query[lines], key[keys])
-    scores = scores + bias[lines, keys] if settings.bias else scores
+    scores = scores if bias is None else scores + bias[lines, keys]
     return jnp.where(mask[lines, keys], scores, HIDDEN)
 
 
@@ -188,6 +184,10 @@ def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.float32)
 
 
-def _at(array: jax.Array, b: jax.Array | int, n: jax.Array) -> jax.Array:
-    """[1 or B, 1 or N, ...] at an example and a head."""
-    return array[b if array.shape[0] > 1 else 0, n if array.shape[1] > 1 else 0]
+def _at(arrays: Sequence[Any], n: jax.Array, b: jax.Array) -> Sequence[Any]:
+    """Of `_attend`'s arrays those of a head of an example: [Q, H], twice [K, H], twice [Q, K]."""
+    query, key, value, bias, mask = arrays
+    shared = n // (len(query) // len(key))
+    of_bias = None if bias is None else bias[0, n]
+    of_mask = mask[b if mask.shape[0] > 1 else 0, n if mask.shape[1] > 1 else 0]
+    return query[n, b], key[shared, b], value[shared, b], of_bias, of_mask

@@ -152,11 +152,7 @@ def test_what_it_is_not_for_is_left_to_xla(why):
     mesh: Any = sharding.make_mesh() if why == "many devices" else tiny.one_device()
     drop = (lambda weights: 2 * weights) if why == "dropout" else None
     if why == "a TPU":
-        device = jax.sharding.AbstractDevice("TPU v5 lite", None, "tpu")
-        types = (jax.sharding.AxisType.Auto,) * 3
-        mesh = jax.sharding.AbstractMesh(
-            (1, 1, 1), sharding.MESH_AXES, types, abstract_device=device
-        )
+        mesh = tiny.mesh_of("TPU v5 lite", "tpu")
     with jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh)):
         blocks, xla = (
             str(gradient_of(name, drop).trace(*of_length(length)).jaxpr)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import costs, sharding
+from kpod_jax import costs
 from kpod_jax.models import products
+from tests.models import tiny
 
 # Shapes of x and of the kernel, and the kernel's dimensions that are summed over.
 CASES = [
@@ -116,11 +117,8 @@ def test_a_kernel_of_heads_is_never_turned_on_a_cpu():
 )
 def test_sums_are_float32_where_that_is_fast(kind, platform, sums):
     """It goes by the devices that a step is made for, which need not be here."""
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
-    axes = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.sharding.AbstractMesh((1, 1, 1), sharding.MESH_AXES, axes, abstract_device=device)
     x, kernel = arrays((4, 6), (6, 7))
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(tiny.mesh_of(kind, platform)):
         traced = jax.make_jaxpr(lambda x, kernel: products.project(x, kernel, 1, jnp.bfloat16))(
             x, kernel
         )

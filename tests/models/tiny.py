@@ -64,6 +64,13 @@ def one_device() -> jax.sharding.Mesh:
     return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
+def mesh_of(kind: str, platform: str) -> jax.sharding.AbstractMesh:
+    """A mesh of one device that need not be here."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    axes = (jax.sharding.AxisType.Auto,) * 3
+    return jax.sharding.AbstractMesh((1, 1, 1), sharding.MESH_AXES, axes, abstract_device=device)
+
+
 def abstract(module: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and shardings of a module's parameters."""
     ids = np.zeros((1, 4), np.int32)
