@@ -53,6 +53,7 @@ CHOICES = {
 _INFINITY = float("inf")
 # Lowest and highest value, both allowed.
 RANGES = {
+    "data.arithmetic.verbosity": (0, 1),
     "data.max_bad_share": (0, 1),
     "teacher.samples": (1, 1000),
     "teacher.temperature": (-1, 2),
@@ -149,6 +150,11 @@ def check(config: Config) -> None:
         faults.append(
             f"weighting.fit='fresh': data set {config.data.name} has no fresh problems; "
             "expected other_fold"
+        )
+    low, high = config.data.arithmetic.operations
+    if not 1 <= low <= high <= 8:
+        faults.append(
+            f"data.arithmetic.operations={(low, high)}: expected the least and the most, of 1 to 8"
         )
     if config.data.name in ("jsonl", "csv") and not config.data.path:
         end = config.data.name

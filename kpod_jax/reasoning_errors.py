@@ -21,7 +21,8 @@ CLASSES = {
     "no answer": "no final answer is found",
     "arithmetic slip": "an equation is false",
     "wrong operator": "the operands of one of the teacher's operations, with another operator",
-    "wrong number of steps": "fewer or more operations than the teacher has",
+    "too few steps": "fewer operations than the teacher has",
+    "too many steps": "more operations than the teacher has",
     "wrong operand or copy": "as many operations, but not the same; or the same, and the answer is "
     "not the last result",
     "other": "none of these is seen",
@@ -120,7 +121,7 @@ def classify(
         if known and operation.operator not in known:
             return "wrong operator"
     if own.total() != gold.total():
-        return "wrong number of steps"
+        return "too few steps" if own.total() < gold.total() else "too many steps"
     last = str(found[-1].result)
     copied = answer_kind != "number" or answers.answers_equal(extracted, last)
     return "other" if own == gold and copied else "wrong operand or copy"

@@ -24,9 +24,9 @@ GOLD = "First, Anna has 3 * 4 = 12 nuts. Then she eats some: 12 - 5 = 7. So 7 ar
         ("3 + 4 = 8. 8 - 5 = 3. The answer is 3.", "3", "arithmetic slip"),
         ("3 + 4 = 7. 7 - 5 = 2. The answer is 2.", "2", "wrong operator"),
         ("4 plus 3 is 7. The answer is 7.", "7", "wrong operator"),
-        ("3 * 4 = 12. The answer is 12.", "12", "wrong number of steps"),
-        ("3 * 4 = 12. 12 - 5 = 7. 7 * 2 = 14. The answer is 14.", "14", "wrong number of steps"),
-        ("It is 12. The answer is 12.", "12", "wrong number of steps"),
+        ("3 * 4 = 12. The answer is 12.", "12", "too few steps"),
+        ("3 * 4 = 12. 12 - 5 = 7. 7 * 2 = 14. The answer is 14.", "14", "too many steps"),
+        ("It is 12. The answer is 12.", "12", "too few steps"),
         ("3 * 5 = 15. 15 - 5 = 10. The answer is 10.", "10", "wrong operand or copy"),
         # Exchanged operands.
         ("3 * 4 = 12. 5 - 12 = -7. The answer is -7.", "-7", "wrong operand or copy"),

@@ -1,12 +1,15 @@
 """The built-in task: multi-step word problems whose keypoints and hard steps are known.
 
-A problem is a story about one quantity that two or three operations change. The rationale explains
-one operation a step, in running text: the numbers, the operator and words that do arithmetic
-("twice", "dozen") decide the answer; the rest is filler, and so are the numbers that only say
-where something is written ("on page 12"). All quantities are whole numbers from 1 to 40.
+A problem is a story about one quantity that a few operations change. The rationale explains one
+operation a step, in running text, and every step opens with its number: "Step 2: Then, as line 3
+says, we find that 12 - 5 = 7 pens." So the choice between another step and the answer is one token
+against one, "Step" or "Therefore". The numbers and the operators decide the answer; the rest is
+filler, and so are the numbers that only say where something is written ("as line 3 says"). All
+quantities are whole numbers from 1 to 24.
 
-Everything is a function of (split, seed). A question belongs to the split that its hash names, so
-splits share no question whatever the seeds and the sizes.
+Everything is a function of (split, seed, task). A question belongs to the split that its hash
+names, so splits share no question whatever the seeds, the sizes and the tasks; and questions do not
+depend on how verbose their rationales are.
 """
 
 import dataclasses
@@ -31,6 +34,19 @@ _SPLITS["fresh"] = range(10, 16)
 
 
 @dataclasses.dataclass(frozen=True)
+class Task:
+    """The two knobs of the task.
+
+    Attributes:
+      verbosity: how much filler there is, from 0, equations in a clause each, to 1.
+      operations: least and most operations of a problem.
+    """
+
+    verbosity: float = 0.6
+    operations: tuple[int, int] = (2, 4)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Story:
     """What a question tells.
 
@@ -38,7 +54,7 @@ class _Story:
       words: that its sentences are formatted with.
       operations: in order.
       start: the quantity before the first one.
-      operands: of each, 0 where it has none.
+      operands: b of each; 0 where it is an earlier result.
     """
 
     words: dict[str, str]
@@ -56,12 +72,12 @@ class _Story:
         words = {"box": ""}
         operations, operands, start = [], [], None
         for sentence in question.split(". ")[:-1]:
-            known = stories.MIDDLES + stories.ENDS if operations else stories.STARTS
+            known = stories.ALL[len(stories.STARTS) :] if operations else stories.STARTS
             for operation in known:
                 if found := _pattern(operation.event).fullmatch(sentence + "."):
                     words |= found.groupdict()
                     operations.append(operation)
-                    operands.append(int(words.pop("b", 0)))
+                    operands.append(int(words.pop("b", operation.operand[0])))
                     start = int(words.pop("a")) if start is None else start
                     break
         if start is None:
@@ -71,27 +87,29 @@ class _Story:
         return cls(words, tuple(operations), start, tuple(operands))
 
     @property
-    def quantities(self) -> list[int] | None:
-        """The quantity at the start and after each operation, or None where one is impossible."""
-        result = [self.start]
+    def equations(self) -> list[tuple[int, int, int]] | None:
+        """(a, b, c) of each operation, or None where a quantity is impossible."""
+        result, quantities = [], [self.start]
         for operation, operand in zip(self.operations, self.operands, strict=True):
-            c = operation.apply(result[-1], operand)
-            if c is None or not 1 <= c <= LARGEST:
+            a, b = quantities[-1], quantities[-2] if operation.earlier else operand
+            c = operation.apply(a, b)
+            if c is None:
                 return None
-            result.append(c)
+            result.append((a, b, c))
+            quantities.append(c)
         return result
 
     @property
     def answer(self) -> int | None:
         """The last quantity, or None."""
-        return None if (quantities := self.quantities) is None else quantities[-1]
+        return None if (found := self.equations) is None else found[-1][2]
 
     def with_another_number(self) -> "list[_Story]":
         """Every possible story in which the start or one operand is another."""
         low, high = self.operations[0].start
         found = [dataclasses.replace(self, start=a) for a in range(low, high + 1)]
         for i, operation in enumerate(self.operations):
-            low, high = operation.operand or (0, -1)
+            low, high = operation.operand
             before, after = self.operands[:i], self.operands[i + 1 :]
             found += [
                 dataclasses.replace(self, operands=(*before, b, *after))
@@ -99,69 +117,96 @@ class _Story:
             ]
         return [story for story in found if story != self and story.answer is not None]
 
-    def explained(self, rng: np.random.Generator, question: str, id_: str) -> Record:
-        """A rationale for it, whose answer its operations lead to."""
-        quantities, rationale = self.quantities, _Rationale()
-        assert quantities is not None
-        for i, (operation, b) in enumerate(zip(self.operations, self.operands, strict=True)):
-            rationale.add(rng, operation, self.words, quantities[i], b, quantities[i + 1])
-        return rationale.record(question, quantities[-1], id_)
+    def question(self, rng: np.random.Generator) -> str:
+        """The story, as often as not with a number that does not matter, and what is asked."""
+        events, quantity = [], self.start
+        for operation, b in zip(self.operations, self.operands, strict=True):
+            event = operation.event.format(**self.words, a=quantity, b=b)
+            events.append(event[0].upper() + event[1:])
+        if rng.random() < 0.5:
+            place = int(rng.integers(len(events) + 1))
+            text, number = _pick(rng, stories.DISTRACTORS), int(rng.integers(2, LARGEST + 1))
+            events.insert(place, text.format(number, Name=self.words["name"]))
+        asked = self.operations[-1].question or "How many {items} does {name} have?"
+        return " ".join([*events, asked.format(**self.words)])
+
+    def explained(
+        self, rng: np.random.Generator, question: str, id_: str, verbosity: float
+    ) -> Record:
+        """The record of a question with a rationale, whose answer its operations lead to."""
+        found, rationale = self.equations, _Rationale(rng, verbosity)
+        assert found is not None
+        for operation, (a, b, c) in zip(self.operations, found, strict=True):
+            rationale.add(operation, operation.unit or self.words["items"], a, b, c)
+        return rationale.record(question, found[-1][2], id_)
 
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     """Matches what a template of an event can be formatted to."""
-    kinds, words = {"a": r"\d+", "b": r"\d+"}, r"\w+"
-    return re.compile(
-        "".join(
-            re.escape(text) + (f"(?P<{name}>{kinds.get(name, words)})" if name else "")
-            for text, name, _, _ in string.Formatter().parse(template)
-        )
-    )
+    kinds, words, seen = {"a": r"\d+", "b": r"\d+"}, r"\w+", set()
+    pattern = ""
+    for text, name, _, _ in string.Formatter().parse(template[0].upper() + template[1:]):
+        pattern += re.escape(text)
+        if name:
+            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{kinds.get(name, words)})"
+            seen.add(name)
+    return re.compile(pattern)
 
 
-def _rng_of(record: Record, purpose: str = "") -> np.random.Generator:
+def _rng_of(question: str, purpose: str = "") -> np.random.Generator:
     """Randomness that question and purpose decide, whatever the data set's size and order."""
-    digest = hashlib.sha256(f"{purpose} {record.question}".encode()).digest()
+    digest = hashlib.sha256(f"{purpose} {question}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8]))
 
 
 class _Rationale:
     """Steps as they are made, with what is known of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, rng: np.random.Generator, verbosity: float) -> None:
+        self._rng, self._verbosity = rng, verbosity
         self._text = ""
         self._ends: list[int] = []
         self._keypoints: list[tuple[int, int]] = []
         self._hardness: list[float] = []
 
-    def add(
-        self, rng: np.random.Generator, operation: Operation, words: dict, a: int, b: int, c: int
-    ) -> None:
+    def add(self, operation: Operation, unit: str, a: int, b: int, c: int) -> None:
         """Explains one operation, perhaps after a step of filler."""
-        if rng.random() < 0.15:
-            filler = _pick(rng, stories.FILLER_STEPS)
-            self._text += filler.format(int(rng.integers(1, LARGEST + 1))) + " "
+        if self._chance(0.4):
+            self._begin_step()
+            self._text += self._numbered(stories.FILLER_STEPS)
             self._end_step(0.0)
-        self._text += _pick(rng, stories.OPENERS) + ", "
-        chance = rng.random()
-        if chance < 0.25:
-            self._text += _pick(rng, stories.ASIDES) + ", "
-        elif chance < 0.5:
-            aside = _pick(rng, stories.NUMBERED_ASIDES)
-            self._text += aside.format(int(rng.integers(1, LARGEST + 1))) + ", "
-        before, after = _pick(rng, operation.clauses).split("{eq}")
-        self._text += before.format(**words)
-        for place, piece in enumerate(_pick(rng, operation.equations)):
-            self._text += " " if place else ""
-            start = len(self._text)
-            self._text += piece.strip("[]").format(a=a, b=b, c=c)
-            if piece[0] in "{[":
-                self._keypoints.append((start, len(self._text)))
-        self._text += after.format(**words) + ". "
+        self._begin_step()
+        if self._chance():
+            self._text += _pick(self._rng, stories.OPENERS) + ", "
+        if self._chance():
+            kinds = (stories.ASIDES, stories.NUMBERED_ASIDES)
+            self._text += self._numbered(_pick(self._rng, kinds)) + ", "
+        self._text += _pick(self._rng, stories.CLAUSES)
+        for piece in (str(a), operation.sign, str(b), "=", str(c)):
+            self._text += " "
+            if piece != "=":
+                self._keypoints.append((len(self._text), len(self._text) + len(piece)))
+            self._text += piece
+        self._text += f" {unit}"
+        if self._chance():
+            self._text += ", " + _pick(self._rng, stories.REMARKS)
+        self._text += "."
         self._end_step(operation.hardness + _carries(a, b, c))
 
+    def _chance(self, share: float = 1.0) -> bool:
+        """Whether there is filler at a place."""
+        return self._rng.random() < share * self._verbosity
+
+    def _numbered(self, options: Sequence[str]) -> str:
+        """One of them; some have a number in them."""
+        return _pick(self._rng, options).format(int(self._rng.integers(1, LARGEST + 1)))
+
+    def _begin_step(self) -> None:
+        self._text += f"Step {len(self._ends) + 1}: "
+
     def _end_step(self, hardness: float) -> None:
+        self._text += " "
         self._ends.append(len(self._text))
         self._hardness.append(hardness)
 
@@ -178,58 +223,62 @@ class _Rationale:
         )
 
 
-def generate(
-    split: str, count: int, seed: int = 0, operations: tuple[int, int] = (2, 3)
-) -> list[Record]:
+def generate(split: str, count: int, seed: int = 0, task: Task | None = None) -> list[Record]:
     """Makes the first `count` different problems of a split.
 
     Args:
       split: "train", "validation", "test" or "fresh"; no two share a question.
       count: how many, not below 0.
       seed: of the sequence of problems; a longer list starts with the shorter one.
-      operations: least and most operations of a problem; the task itself has 2 or 3.
+      task: its knobs; None is the default task.
 
     Raises:
       ValueError: the split is unknown.
     """
     if split not in _SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(_SPLITS)}")
+    task = task or Task()
     records: list[Record] = []
     questions = set()
     rng = np.random.default_rng([seed, list(_SPLITS).index(split)])
-    for problem in _problems(rng, operations):
+    for story, question in _stories(rng, task.operations):
         if len(records) >= count:
             break
-        question = problem.question
         bucket = hashlib.sha256(question.encode()).digest()[0] % 16
         if bucket in _SPLITS[split] and question not in questions:
             questions.add(question)
-            records.append(dataclasses.replace(problem, id=f"arithmetic-{split}-{len(records)}"))
+            id_ = f"arithmetic-{split}-{len(records)}"
+            records.append(story.explained(_rng_of(question), question, id_, task.verbosity))
     return records
 
 
-def rationales_per_question(record: Record, count: int) -> list[Record]:
-    """A problem with `count` different explanations: openers, asides, clauses, forms of equations.
+def rationales_per_question(
+    record: Record, count: int, verbosity: float = Task.verbosity
+) -> list[Record]:
+    """A problem with `count` different explanations: other filler.
 
     Args:
       record: of this task.
-      count: at least 1.
+      count: at least 1; a task without filler has few explanations, and then fewer are returned.
+      verbosity: of the others.
 
     Returns:
       The record itself, then others of the same question and answer, whose ids end in #2, #3, …;
       a longer list starts with the shorter one.
     """
     story, known, result = _Story.of(record.question), {record.rationale}, [record]
-    rng = _rng_of(record)
-    while len(result) < count:
-        other = story.explained(rng, record.question, f"{record.id}#{len(result) + 1}")
+    rng = _rng_of(record.question, "others")
+    for _ in range(50 * count):
+        if len(result) == count:
+            break
+        other = story.explained(rng, record.question, f"{record.id}#{len(result) + 1}", verbosity)
         if other.rationale not in known:
             known.add(other.rationale)
             result.append(other)
     return result
 
 
-def counterfactual(record: Record) -> Record | None:
+def counterfactual(record: Record, verbosity: float = Task.verbosity) -> Record | None:
     """The same question with a rationale that gets one number of the story wrong.
 
     All that follows is calculated rightly from that number, so the rationale supports its answer,
@@ -237,6 +286,7 @@ def counterfactual(record: Record) -> Record | None:
 
     Args:
       record: of this task.
+      verbosity: of the rationale.
 
     Returns:
       A record whose id ends in #counterfactual, or None where no number can be changed.
@@ -245,9 +295,9 @@ def counterfactual(record: Record) -> Record | None:
     options = [other for other in story.with_another_number() if other.answer != story.answer]
     if not options:
         return None
-    rng = _rng_of(record, f"counterfactual {record.id}")
+    rng = _rng_of(record.question, f"counterfactual {record.id}")
     other = _pick(rng, options)
-    return other.explained(rng, record.question, f"{record.id}#counterfactual")
+    return other.explained(rng, record.question, f"{record.id}#counterfactual", verbosity)
 
 
 class Equation(NamedTuple):
@@ -258,37 +308,32 @@ class Equation(NamedTuple):
 
 
 def equations() -> list[Equation]:
-    """Every operation that rationales can hold, in each way of writing it."""
+    """Every operation that rationales can hold."""
     result = []
-    for operation in dict.fromkeys((o.apply, o.equations) for o in stories.ALL):
-        apply, forms = operation
-        for pieces in forms:
-            template = " ".join(piece.strip("[]") for piece in pieces)
-            operands = range(1, LARGEST + 1) if "{b}" in template else (0,)
-            for a in range(1, LARGEST + 1):
-                for b in operands:
-                    c = apply(a, b)
-                    if c is not None and 1 <= c <= LARGEST:
-                        text = template.format(a=a, b=b, c=c)
-                        before, _, number = text.rpartition(" ")
-                        result.append(Equation(before, number))
-    return list(dict.fromkeys(result))
+    for operation in {operation.sign: operation for operation in stories.ALL}.values():
+        for a in range(1, LARGEST + 1):
+            for b in range(1, LARGEST + 1):
+                if (c := operation.apply(a, b)) is not None:
+                    result.append(Equation(f"{a} {operation.sign} {b} =", str(c)))
+    return result
 
 
-def _problems(rng: np.random.Generator, operations: tuple[int, int]) -> Iterator[Record]:
-    """Problems without end."""
+def _stories(
+    rng: np.random.Generator, operations: tuple[int, int]
+) -> Iterator[tuple[_Story, str]]:
+    """Possible stories and their questions, without end."""
     while True:
-        problem = _problem(rng, int(rng.integers(operations[0], operations[1] + 1)))
-        if problem is not None:
-            yield problem
+        story = _story(rng, int(rng.integers(operations[0], operations[1] + 1)))
+        if story.answer is not None:
+            yield story, story.question(rng)
 
 
 def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
     return options[int(rng.integers(len(options)))]
 
 
-def _problem(rng: np.random.Generator, count: int) -> Record | None:
-    """One problem, or None where a quantity would leave its range."""
+def _story(rng: np.random.Generator, count: int) -> _Story:
+    """A story, possible or not."""
     he = _pick(rng, ["he", "she"])
     words = {
         "he": he,
@@ -297,31 +342,18 @@ def _problem(rng: np.random.Generator, count: int) -> Record | None:
         "items": _pick(rng, stories.ITEMS),
         "box": _pick(rng, stories.BOXES),
     }
-    operations = [_pick(rng, stories.STARTS)]
-    operations += [_pick(rng, stories.MIDDLES) for _ in range(count - 1)]
-    if count > 1 and rng.random() < 0.35:
-        operations[-1] = _pick(rng, stories.ENDS)
-
-    events, rationale = [], _Rationale()
-    asked = "How many {items} does {name} have?"
-    quantity = int(rng.integers(operations[0].start[0], operations[0].start[1] + 1))
-    for operation in operations:
-        if operation.operand is None:
-            operand = 0
-        else:
-            operand = int(rng.integers(operation.operand[0], operation.operand[1] + 1))
-        result = operation.apply(quantity, operand)
-        if result is None or not 1 <= result <= LARGEST:
-            return None
-        events.append(operation.event.format(**words, a=quantity, b=operand))
-        rationale.add(rng, operation, words, quantity, operand, result)
-        asked = operation.question or asked
-        quantity = result
-    if rng.random() < 0.5:
-        place = int(rng.integers(len(events) + 1))
-        text = _pick(rng, stories.DISTRACTORS)
-        events.insert(place, text.format(int(rng.integers(2, LARGEST + 1)), Name=words["name"]))
-    return rationale.record(" ".join([*events, asked.format(**words)]), quantity)
+    start, kind = _pick(rng, stories.STARTS), rng.random()
+    operations = [start, *(_pick(rng, stories.MIDDLES) for _ in range(count - 1))]
+    if count > 2 and kind < 0.35:
+        operations[-2:] = _pick(rng, stories.COMPARISONS), stories.TOGETHER
+    elif count > 1 and kind < 0.7:
+        operations[-1] = _pick(rng, (*stories.ENDS, *stories.COMPARISONS))
+    return _Story(
+        words,
+        tuple(operations),
+        int(rng.integers(start.start[0], start.start[1] + 1)),
+        tuple(int(rng.integers(o.operand[0], o.operand[1] + 1)) for o in operations),
+    )
 
 
 def _carries(a: int, b: int, c: int) -> bool:

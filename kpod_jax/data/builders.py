@@ -33,7 +33,7 @@ from kpod_jax.errors import UserError
 _AnyBuilder = TypeVar("_AnyBuilder", bound=tfds.core.GeneratorBasedBuilder)
 
 # What is prepared of the built-in task unless more is asked for.
-ARITHMETIC_SIZES = {"train": 2000, "validation": 200, "test": 400}
+ARITHMETIC_SIZES = {"train": 2000, "validation": 500, "test": 1000}
 
 
 @dataclasses.dataclass
@@ -42,17 +42,19 @@ class ArithmeticConfig(tfds.core.BuilderConfig):
 
     Attributes:
       sizes: examples of each split.
+      task: its knobs.
     """
 
     sizes: dict[str, int] = dataclasses.field(default_factory=lambda: dict(ARITHMETIC_SIZES))
+    task: arithmetic.Task = arithmetic.Task()  # noqa: RUF009 (frozen)
 
     @classmethod
-    def of(cls, sizes: dict[str, int]) -> "ArithmeticConfig":
+    def of(cls, sizes: dict[str, int], task: arithmetic.Task) -> "ArithmeticConfig":
         """A configuration whose name tells it from any other, older versions of the task too."""
         texts = (pathlib.Path(str(part.__file__)).read_bytes() for part in (arithmetic, stories))
-        code = hashlib.sha256(b"".join(texts)).hexdigest()[:8]
+        code = hashlib.sha256(b"".join(texts) + str(task).encode()).hexdigest()[:8]
         counts = "-".join(str(sizes[split]) for split in ARITHMETIC_SIZES)
-        return cls(name=f"{counts}-{code}", sizes=sizes)
+        return cls(name=f"{counts}-{code}", sizes=sizes, task=task)
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -84,7 +86,7 @@ class KpodArithmetic(_Builder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
-        records = arithmetic.generate(split, config.sizes[split])
+        records = arithmetic.generate(split, config.sizes[split], task=config.task)
         for key, record in enumerate(records):
             yield (
                 key,

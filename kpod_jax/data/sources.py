@@ -57,6 +57,7 @@ def load_records(
     max_bad_share: float = 0.01,
     need_rationales: bool = True,
     per_question: int = 1,
+    task: arithmetic.Task | None = None,
 ) -> tuple[list[Record], list[Rejected]]:
     """Loads one split of a data set.
 
@@ -79,6 +80,7 @@ def load_records(
         returned without steps, for a teacher to be asked.
       per_question: most rationales of a training question, 0 for all of `rationales`; each is a
         record. The built-in task makes as many as are asked for; other data sets have one each.
+      task: the knobs of the built-in task; None is the default task.
 
     Returns:
       The records, in the order of their source, those of one question side by side, and those that
@@ -100,7 +102,8 @@ def load_records(
             "docs/data.md explains."
         )
     if name == "arithmetic":
-        loaded = _load_arithmetic(split, cache_dir, limit, whole=bool(rationales))
+        task = task or arithmetic.Task()
+        loaded = _load_arithmetic(task, split, cache_dir, limit, whole=bool(rationales))
     elif _is_own(name):
         named = columns if theirs else own.COLUMNS
         loaded = own.load(
@@ -131,7 +134,11 @@ def load_records(
         )
     records = loaded.records[: limit or None]
     if name == "arithmetic" and not rationales and split == "train":
-        several = (arithmetic.rationales_per_question(r, max(1, per_question)) for r in records)
+        assert task is not None
+        several = (
+            arithmetic.rationales_per_question(r, max(1, per_question), task.verbosity)
+            for r in records
+        )
         return list(itertools.chain.from_iterable(several)), rejected
     return [r for first in records for r in (first, *loaded.further.get(first.id, ()))], rejected
 
@@ -153,13 +160,15 @@ def _check(name: str, split: str, limit: int) -> None:
         raise UserError(f"There is no split {split!r}; expected one of {', '.join(SPLITS)}.")
 
 
-def _load_arithmetic(split: str, cache_dir: str, limit: int, whole: bool) -> Loaded:
+def _load_arithmetic(
+    task: arithmetic.Task, split: str, cache_dir: str, limit: int, whole: bool
+) -> Loaded:
     # TFDS takes a second to import, and a user's own file does without it.
     from kpod_jax.data import builders
 
     sizes = dict(builders.ARITHMETIC_SIZES)
     sizes[split] = max(limit, sizes[split])
-    config = builders.ArithmeticConfig.of(sizes)
+    config = builders.ArithmeticConfig.of(sizes, task)
     builder = builders.prepared(builders.KpodArithmetic, config, cache_dir)
     loaded = Loaded()
     for row in _rows(builder, split, 0 if whole else limit):

@@ -1,9 +1,8 @@
 """The words of the built-in task: names, things, and the operations that change a quantity."""
 
 import dataclasses
-from collections.abc import Callable
 
-LARGEST = 40
+LARGEST = 24
 
 NAMES = {
     "he": ("Tom", "Ben", "Omar", "Luis", "Ivan", "Paul", "Sam", "Karl"),
@@ -12,32 +11,43 @@ NAMES = {
 HIS = {"he": "his", "she": "her"}
 ITEMS = "pens cups books stamps apples cards shells coins balls eggs plums nuts keys rings".split()
 BOXES = "boxes bags jars baskets".split()
-OPENERS = ("First", "Then", "Now", "Next", "After that", "So", "Well", "Here", "Again")
-ASIDES = (
-    "as we can see",
-    "as the story says",
-    "to go on like this",
-    "if we read it with care",
-    "it is plain to say",
-    "which is easy to see",
-)
-NUMBERED_ASIDES = (
-    "as it says on page {}",
-    "as line {} tells us",
-    "just like problem {} before",
-    "as the teacher of room {} said",
-)
-FILLER_STEPS = (
-    "Let us read the story with care.",
-    "It is a good idea to go on step by step.",
-    "We can say that all went well so far.",
-    "This is like problem {} in the book.",
-    "We got to line {} of the story.",
-)
 DISTRACTORS = (
     "{Name} is {} years old.",
-    "{Name} lives in house number {}.",
-    "It is day {} of the year.",
+    "{Name} lives at number {} on the same street.",
+    "It is day {} of the month.",
+)
+
+# What a teacher says around an equation. None of it tells which operation comes.
+OPENERS = ("First", "Then", "Next", "Now", "So", "Here", "After that")
+ASIDES = (
+    "as anyone can tell",
+    "from what the story says",
+    "reading on with care",
+    "looking at the story again",
+    "keeping all of this in mind",
+    "to answer the question",
+)
+NUMBERED_ASIDES = (
+    "as line {} says",
+    "just like in problem {}",
+    "as we learned on page {}",
+    "as in exercise {} of the book",
+)
+CLAUSES = ("we find that", "this means that", "it follows that", "we get that", "then clearly")
+REMARKS = (
+    "and we write that down",
+    "which seems right",
+    "just as we expected",
+    "so we can move on from here",
+    "which we keep for later",
+)
+FILLER_STEPS = (
+    "Let us read the story once more.",
+    "It helps to go slowly and check each part.",
+    "So far everything is clear.",
+    "This looks like problem {} in the book.",
+    "We are now at line {} of the story.",
+    "We can go on to the next part.",
 )
 
 
@@ -47,140 +57,86 @@ class Operation:
 
     Attributes:
       event: the sentence of the question; formatted with name, he, his, items, box, a and b.
-      clauses: ways to explain it; formatted likewise, with {eq} for one of the equations.
-      equations: words and symbols around {a}, {b} and {c}; operators stand in brackets.
-      apply: (a, b) -> c, or None where it does not come out as a whole number.
+      sign: +, -, * or /.
       hardness: how hard the result is to find; a carry adds 1.
-      operand: (low, high) of b, or None where there is no b.
+      operand: (low, high) of b; one number where the story does not name it, as in "twice".
+      earlier: whether b is the quantity before the last operation.
       start: (low, high) of a where the operation begins a story.
-      question: what is asked when this is the last to change whose quantity it is.
+      unit: what is counted; empty: the items.
+      question: what is asked where this is the last operation; empty: how many items.
     """
 
     event: str
-    clauses: tuple[str, ...]
-    equations: tuple[tuple[str, ...], ...]
-    apply: Callable[[int, int], int | None]
+    sign: str
     hardness: float
-    operand: tuple[int, int] | None = None
+    operand: tuple[int, int] = (0, 0)
+    earlier: bool = False
     start: tuple[int, int] = (2, 9)
-    question: str | None = None
+    unit: str = ""
+    question: str = ""
 
+    def apply(self, a: int, b: int) -> int | None:
+        """The result, or None where it is no whole number from 1 to LARGEST."""
+        if self.sign == "/":
+            c = a // b if b and a % b == 0 else 0
+        else:
+            c = {"+": a + b, "-": a - b, "*": a * b}[self.sign]
+        return c if 1 <= c <= LARGEST else None
 
-def _half(a: int, _: int) -> int | None:
-    return a // 2 if a % 2 == 0 else None
-
-
-def _divide(a: int, b: int) -> int | None:
-    return a // b if a % b == 0 else None
-
-
-# In equations, pieces in brackets are operators: keypoints, as the numbers are.
-_PLUS = (("{a}", "[+]", "{b}", "=", "{c}"), ("{a}", "[plus]", "{b}", "is", "{c}"))
-_MINUS = (("{a}", "[-]", "{b}", "=", "{c}"), ("{a}", "[minus]", "{b}", "is", "{c}"))
-_TIMES = (("{a}", "[*]", "{b}", "=", "{c}"), ("{a}", "[times]", "{b}", "is", "{c}"))
-_OVER = (("{a}", "[/]", "{b}", "=", "{c}"), ("{a}", "[over]", "{b}", "is", "{c}"))
 
 STARTS = (
-    Operation(
-        "{name} has {a} {box} with {b} {items} in each.",
-        ("{name} has {eq} {items} to begin with", "all the {box} together hold {eq} {items}"),
-        _TIMES,
-        lambda a, b: a * b,
-        3.0,
-        (2, 9),
-    ),
-    Operation(
-        "{name} buys {a} dozen {items}.",
-        ("{name} buys {eq} {items}", "the shop gives {name} {eq} {items}"),
-        (("{a}", "[dozen]", "or", "{c}"),),
-        lambda a, _: a * 12,
-        3.0,
-    ),
-    Operation(
-        "{name} finds one of the {items} every day for {a} weeks.",
-        ("it takes {eq} days to find as many {items}", "{name} goes on for {eq} days"),
-        (("{a}", "[weeks]", "or", "{c}"),),
-        lambda a, _: a * 7,
-        3.0,
-    ),
-    Operation(
-        "{name} has {a} red and {b} blue {items}.",
-        ("{name} has {eq} {items} of both kinds", "we add both kinds up to get {eq} {items}"),
-        _PLUS,
-        lambda a, b: a + b,
-        1.0,
-        (2, 20),
-        (2, 20),
-    ),
+    Operation("{name} has {a} {box} with {b} {items} in each.", "*", 3.0, (2, 9)),
+    Operation("{name} buys {a} dozen {items}.", "*", 3.0, (12, 12)),
+    Operation("{name} finds one of the {items} every day for {a} weeks.", "*", 3.0, (7, 7)),
+    Operation("{name} has {a} red and {b} blue {items}.", "+", 1.0, (2, 12), start=(2, 12)),
 )
 MIDDLES = (
-    Operation(
-        "Then {he} buys {b} more {items}.",
-        ("{he} buys some more to have {eq} {items}", "with the new ones there are {eq} {items}"),
-        _PLUS,
-        lambda a, b: a + b,
-        1.0,
-        (2, 20),
-    ),
-    Operation(
-        "A friend brings {b} {items}.",
-        ("the friend is kind and there are {eq} {items}", "with the gift {he} has {eq} {items}"),
-        _PLUS,
-        lambda a, b: a + b,
-        1.0,
-        (2, 20),
-    ),
-    Operation(
-        "Then {he} gives away {b} {items}.",
-        ("{he} gives some away and keeps {eq} {items}", "there are only {eq} {items} left"),
-        _MINUS,
-        lambda a, b: a - b,
-        1.0,
-        (2, 20),
-    ),
-    Operation(
-        "On the way home {he} loses {b} {items}.",
-        ("{he} is sad to have only {eq} {items}", "some get lost so {he} can keep {eq} {items}"),
-        _MINUS,
-        lambda a, b: a - b,
-        1.0,
-        (2, 20),
-    ),
-    Operation(
-        "By now {his} sister has twice as many {items}.",
-        ("{his} sister has {eq} {items}", "the sister got {eq} {items}"),
-        (("[twice]", "{a}", "or", "{c}"),),
-        lambda a, _: a * 2,
-        2.0,
-        question="How many {items} does the sister have in the end?",
-    ),
-    Operation(
-        "But {his} brother has half as many {items}.",
-        ("{his} brother has {eq} {items}", "the brother got {eq} {items}"),
-        (("[half]", "of", "{a}", "or", "{c}"),),
-        _half,
-        2.0,
-        question="How many {items} does the brother have in the end?",
-    ),
+    Operation("Then {he} buys {b} more {items}.", "+", 1.0, (2, 12)),
+    Operation("A friend brings {b} {items}.", "+", 1.0, (2, 12)),
+    Operation("Then {he} gives away {b} {items}.", "-", 1.0, (2, 12)),
+    Operation("On the way home {he} loses {b} {items}.", "-", 1.0, (2, 12)),
+    Operation("A week later {he} has twice as many {items}.", "*", 2.0, (2, 2)),
+    Operation("Then half of the {items} break.", "/", 2.0, (2, 2)),
 )
 ENDS = (
     Operation(
-        "All the {items} are put into {b} {box}, as many in each.",
-        ("each of the {box} can fit {eq} {items}", "we share them out to get {eq} {items} in each"),
-        _OVER,
-        _divide,
+        "All the {items} are put into {b} {box}, the same number in each.",
+        "/",
         3.0,
         (2, 9),
         question="How many {items} are in each of the {box}?",
     ),
     Operation(
         "All the {items} are sold for {b} dollars each.",
-        ("they are sold for {eq} dollars", "all that money makes {eq} dollars"),
-        _TIMES,
-        lambda a, b: a * b,
+        "*",
         3.0,
         (2, 9),
+        unit="dollars",
         question="How many dollars are paid?",
     ),
 )
-ALL = STARTS + MIDDLES + ENDS
+# Somebody else's quantity, and then both together: the last step needs two earlier results.
+COMPARISONS = (
+    Operation(
+        "{his} sister has {b} more {items} than {name}.",
+        "+",
+        1.0,
+        (2, 12),
+        question="How many {items} does {his} sister have?",
+    ),
+    Operation(
+        "{his} brother has {b} fewer {items} than {name}.",
+        "-",
+        1.0,
+        (2, 12),
+        question="How many {items} does {his} brother have?",
+    ),
+)
+TOGETHER = Operation(
+    "They put their {items} together.",
+    "+",
+    2.0,
+    earlier=True,
+    question="How many {items} do they have together?",
+)
+ALL = (*STARTS, *MIDDLES, *ENDS, *COMPARISONS, TOGETHER)

@@ -41,11 +41,11 @@ from kpod_jax.weighting.objective import MaskLearner
 from kpod_jax.weighting.problems import Problems, batches, problems_of
 
 _ARCHITECTURE: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
+    "hidden_size": 96,
+    "intermediate_size": 256,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
     "head_dim": 32,
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
@@ -55,12 +55,12 @@ _STEPS, _LEARNING_RATE = 2400, 2e-3
 _EVEN_STEPS, _EVEN_LEARNING_RATE = 700, 5e-4
 _PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
 # Tokens of a question, a rationale and an answer with its end.
-_QUESTION, _RATIONALE, _ANSWER = 64, 72, 2
+_QUESTION, _RATIONALE, _ANSWER = 72, 112, 2
 _OF_QUESTION = ("question", "question_mask")
 # Rows of equations, and equations of a row.
 _EQUATION_ROWS, _EQUATIONS = 8, 12
 # The last tokens of a rationale, in which a prefix may end right before the last result.
-_LAST = 14
+_LAST = 24
 
 
 def train_answerer(

@@ -14,8 +14,17 @@ from absl import logging
 from kpod_jax import losses
 from kpod_jax.models.t5 import T5
 
-# Tokens of a source and of its target, without EOS.
-Row = tuple[list[int], list[int]]
+
+class Row(NamedTuple):
+    """Tokens of a source and of its target, without EOS.
+
+    Attributes:
+      supervised: whether each token of the target is; None: all, and EOS.
+    """
+
+    source: list[int]
+    target: list[int]
+    supervised: list[bool] | None = None
 
 
 class Shape(NamedTuple):
@@ -27,16 +36,20 @@ class Shape(NamedTuple):
 
 
 def batch_of(rows: Sequence[Row], shape: Shape, eos_id: int) -> dict[str, np.ndarray]:
-    """Source, inputs and target int32, padded with 0, and their masks bool.
+    """Source, inputs and target int32, padded with 0, and bool masks of source and of loss.
 
     Every source and target ends with EOS; what is too long loses its end.
     """
     source = np.zeros((shape.rows, shape.source), np.int32)
     target = np.zeros((shape.rows, shape.target), np.int32)
-    for i, (left, right) in enumerate(rows):
-        left, right = left[: shape.source - 1], right[: shape.target - 1]
+    supervised = np.zeros(target.shape, bool)
+    for i, row in enumerate(rows):
+        left, right = row.source[: shape.source - 1], row.target[: shape.target - 1]
         source[i, : len(left) + 1] = [*left, eos_id]
         target[i, : len(right) + 1] = [*right, eos_id]
+        flags = (row.supervised or [True] * len(right))[: len(right)]
+        supervised[i, : len(flags)] = flags
+        supervised[i, len(right)] = row.supervised is None
     inputs = np.roll(target, 1, axis=1)
     inputs[:, 0] = 0
     return {
@@ -44,8 +57,21 @@ def batch_of(rows: Sequence[Row], shape: Shape, eos_id: int) -> dict[str, np.nda
         "source_mask": source > 0,
         "inputs": inputs,
         "target": target,
-        "target_mask": target > 0,
+        "target_mask": supervised,
     }
+
+
+def loss_of(module: T5, params: dict, batch: dict[str, np.ndarray]) -> jax.Array:
+    """The mean cross entropy of a batch's supervised tokens, nats."""
+    variables = {"params": params}
+    hidden: Any = module.apply(variables, batch["source"], batch["source_mask"], batch["inputs"])
+    nll = losses.token_losses(
+        hidden,
+        batch["target"],
+        batch["target_mask"],
+        lambda h: module.apply(variables, h, method="logits"),  # pyright: ignore
+    )
+    return nll.sum() / batch["target_mask"].sum()
 
 
 def train(
@@ -70,20 +96,7 @@ def train(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(params, state, batch):
-        def loss(params):
-            variables = {"params": params}
-            hidden: Any = module.apply(
-                variables, batch["source"], batch["source_mask"], batch["inputs"]
-            )
-            nll = losses.token_losses(
-                hidden,
-                batch["target"],
-                batch["target_mask"],
-                lambda h: module.apply(variables, h, method="logits"),  # pyright: ignore
-            )
-            return nll.sum() / batch["target_mask"].sum()
-
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.value_and_grad(functools.partial(loss_of, module))(params, batch)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 

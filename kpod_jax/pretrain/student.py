@@ -1,15 +1,16 @@
 """The student of the built-in task: its tokenizer, and its pre-training without chains of thought.
 
-It learns what a real one has seen, in small: single operations, word problems of one operation with
-their answers, and running text of the task with parts to fill in. It never sees a question of
-several operations followed by its rationale or by its answer, so it knows the words, not the
-reasoning.
+It learns what a real one has seen, in small: to calculate, in its own text as well as in what it
+reads; word problems of one operation, answered with and without a rationale; and running text of
+the task with parts to fill in. It never sees a question of several operations followed by its
+rationale or by its answer, so it knows the words and the sums, not the reasoning.
 """
 
 import collections
+import functools
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import transformers
+from absl import logging
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from kpod_jax import configuration
 from kpod_jax.data import arithmetic
+from kpod_jax.data.arithmetic import Task
 from kpod_jax.data.records import Record
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
@@ -30,14 +33,19 @@ from kpod_jax.pretrain.rows import Row, Shape
 
 SENTINELS = 32
 _SHAPES = {
-    "operations": Shape(128, 8, 8),
-    "text": Shape(48, 48, 48),
-    "word_problems": Shape(96, 32, 4),
+    "equations": Shape(64, 8, 32),
+    "results": Shape(24, 16, 64),
+    "text": Shape(32, 56, 56),
+    "word_problems": Shape(48, 40, 4),
+    "one_step": Shape(24, 48, 40),
 }
-_PROBLEMS = 20000
-_OPERATION_STEPS, _MIXED_STEPS, _LEARNING_RATE = 1000, 4000, 2e-3
+# Problems that rows are made of, to train on and to judge by.
+_PROBLEMS, _HELD_OUT = 20000, 400
+_EQUATION_STEPS, _MIXED_STEPS, _LEARNING_RATE = 1600, 3000, 3e-3
+# Half of the steps calculate in the decoder's own text.
+_MIXED = ("equations", "text", "results", "one_step", "results", "word_problems")
 _ARCHITECTURE = {
-    "d_model": 128,
+    "d_model": 96,
     "d_kv": 32,
     "d_ff": 384,
     "num_layers": 2,
@@ -48,12 +56,14 @@ _ARCHITECTURE = {
     "feed_forward_proj": "relu",
     "tie_word_embeddings": False,
 }
+# One operation: such problems may be seen whole.
+_ONE_STEP = Task(operations=(1, 1))
 
 
 def train_student(
     *, scale: float, seed: int
 ) -> tuple[T5Config, dict, transformers.PreTrainedTokenizerFast]:
-    """Trains on single operations, then on all kinds of rows, half of them text.
+    """Trains on single operations, then on all kinds of rows, half of them calculations.
 
     Args:
       scale: of the number of steps.
@@ -72,14 +82,31 @@ def train_student(
     module, ids = T5(config, scan_layers=False), jnp.ones((1, 8), jnp.int32)
     params = nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"])
     mixture = Mixture(tokenizer, seed)
-    first = max(1, round(_OPERATION_STEPS * scale))
-    mixed = ("operations", "text", "word_problems", "text")
-    kinds = ["operations"] * first
+    first = max(1, round(_EQUATION_STEPS * scale))
+    kinds = ["equations"] * first
     kinds += [
-        mixed[step % len(mixed)] for step in range(first, first + round(_MIXED_STEPS * scale))
+        _MIXED[step % len(_MIXED)] for step in range(first, first + round(_MIXED_STEPS * scale))
     ]
     batch = lambda kind, step: mixture.batch(kind, seed, step)  # noqa: E731
-    return config, rows.train(module, params, kinds, batch, _LEARNING_RATE), tokenizer
+    params = rows.train(module, params, kinds, batch, _LEARNING_RATE)
+    found = held_out_losses(module, params, tokenizer)
+    logging.info("held out, nats a token: %s", {k: round(v, 4) for k, v in found.items()})
+    return config, params, tokenizer
+
+
+def held_out_losses(
+    module: T5, params: dict, tokenizer: transformers.PreTrainedTokenizerFast
+) -> dict[str, float]:
+    """Mean loss of each kind of row, made of validation problems; nats a supervised token.
+
+    That of "results" is the loss of a result in the decoder's own text.
+    """
+    mixture = Mixture(tokenizer, 0, "validation")
+    loss = jax.jit(functools.partial(rows.loss_of, module))
+    return {
+        kind: float(np.mean([loss(params, mixture.batch(kind, 0, step)) for step in range(8)]))
+        for kind in _SHAPES
+    }
 
 
 def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFast:
@@ -136,7 +163,9 @@ class Mixture:
     steps, and its answer only where one operation gives it.
     """
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, seed: int) -> None:
+    def __init__(
+        self, tokenizer: transformers.PreTrainedTokenizerFast, seed: int, split: str = "fresh"
+    ) -> None:
         self._sentinels: Any = tokenizer.convert_tokens_to_ids(
             [f"<extra_id_{i}>" for i in range(SENTINELS)]
         )
@@ -150,45 +179,76 @@ class Mixture:
             columns = zip(*texts, strict=True)
             return list(zip(*map(encode, columns), strict=True))
 
+        problems = _PROBLEMS if split == "fresh" else _HELD_OUT
         equations = arithmetic.equations()
         self._equations = encode_parts(equations)
-        # Rare kinds ("twice", "dozen") more often than their number of cases would have it.
-        kinds = [re.sub(r"\d", "", e.before) for e in equations]
+        # Signs of few cases (*, /) more often than these would have it.
+        kinds = [re.sub(r"[\d ]", "", e.before) for e in equations]
         counts = collections.Counter(kinds)
         self._odds = np.cumsum([counts[kind] ** -0.5 for kind in kinds])
-        records = arithmetic.generate("fresh", _PROBLEMS, seed)
+        (self._stop,) = encode(["."])[0][-1:]
+        records = arithmetic.generate(split, problems, seed)
         self._questions = encode(record.question for record in records)
         # Single steps, around the result of each.
         self._steps = encode_parts(
             piece for i, record in enumerate(records) if (piece := _around_a_result(record, i))
         )
-        simple = arithmetic.generate("fresh", _PROBLEMS // 2, seed, operations=(1, 1))
+        simple = arithmetic.generate(split, problems // 2, seed, _ONE_STEP)
+        asked = configuration.default().student
         self._word_problems = encode_parts((r.question, r.answer) for r in simple)
+        self._one_step = encode_parts(
+            (
+                asked.prompt.format(question=r.question),
+                f"{r.rationale} {asked.answer_template.format(answer=r.answer)}",
+            )
+            for r in simple
+        )
 
     def batch(self, kind: str, seed: int, step: int) -> dict[str, np.ndarray]:
         """Rows of a kind of `_SHAPES`: source, inputs and target int32, their masks bool."""
         rng = np.random.default_rng([seed, step])
         make: Callable[[np.random.Generator], Row] = {
-            "operations": self._operation,
+            "equations": self._bare_equations,
+            "results": self._steps_of_others,
             "text": self._text,
-            "word_problems": self._word_problem,
+            "word_problems": lambda rng: Row(*_pick(rng, self._word_problems)),
+            "one_step": lambda rng: Row(*_pick(rng, self._one_step)),
         }[kind]
         shape = _SHAPES[kind]
         return rows.batch_of([make(rng) for _ in range(shape.rows)], shape, self._eos)
 
-    def _operation(self, rng: np.random.Generator) -> Row:
-        """One operation: its result is missing, or the whole is to be written out."""
-        place = int(np.searchsorted(self._odds, rng.random() * self._odds[-1]))
-        before, result = self._equations[place]
-        sentinel = self._sentinels[0]
-        if rng.random() < 0.5:
-            return [*before, sentinel], [sentinel, *result]
-        return [sentinel, *before], [sentinel, *before, *result]
+    def _equation(self, rng: np.random.Generator) -> tuple[list[int], ...]:
+        """What is before a result, and the result: kinds of equations are about as frequent."""
+        return self._equations[int(np.searchsorted(self._odds, rng.random() * self._odds[-1]))]
 
-    def _word_problem(self, rng: np.random.Generator) -> Row:
-        """A question that one operation answers, and the answer alone."""
-        question, answer = self._word_problems[int(rng.integers(len(self._word_problems)))]
-        return question, answer
+    def _bare_equations(self, rng: np.random.Generator) -> Row:
+        """Equations in the decoder, whose results alone are supervised, behind another text.
+
+        Rows of one equation and of many: that an equation's result is decided by what stands right
+        before it is learned last, so the first of a row teaches to calculate meanwhile.
+        """
+        return self._with_results(
+            rng, lambda: (*self._equation(rng), [self._stop]), "equations", stop=0.25
+        )
+
+    def _steps_of_others(self, rng: np.random.Generator) -> Row:
+        """Likewise, inside steps of as many different rationales."""
+        return self._with_results(rng, lambda: _pick(rng, self._steps), "results")
+
+    def _with_results(
+        self,
+        rng: np.random.Generator,
+        draw: Callable[[], tuple[list[int], ...]],
+        kind: str,
+        stop: float = 0.0,
+    ) -> Row:
+        """Drawn pieces in a row, each (before, result, after), behind an unrelated question."""
+        target, supervised = [], []
+        while not target or (len(target) < _SHAPES[kind].target and rng.random() >= stop):
+            before, result, after = draw()
+            target += [*before, *result, *after]
+            supervised += [False] * len(before) + [True] * len(result) + [False] * len(after)
+        return Row(_pick(rng, self._questions), target, supervised)
 
     def _text(self, rng: np.random.Generator) -> Row:
         """A text with parts missing: a fifth of a question, or the result of a step.
@@ -198,11 +258,11 @@ class Mixture:
         """
         whole = rng.random() < 0.5
         if rng.random() < 0.5:
-            before, result, after = self._steps[int(rng.integers(len(self._steps)))]
+            before, result, after = _pick(rng, self._steps)
             source = [*before, self._sentinels[0], *after]
             missing = [self._sentinels[0], *result]
-            return source, [*before, *result, *after] if whole else missing
-        text = self._questions[int(rng.integers(len(self._questions)))]
+            return Row(source, [*before, *result, *after] if whole else missing)
+        text = _pick(rng, self._questions)
         source, missing, place, span = [], [], 0, 0
         while place < len(text):
             if rng.random() < 0.1 and span < SENTINELS:
@@ -213,7 +273,11 @@ class Mixture:
             else:
                 source.append(text[place])
                 place += 1
-        return source, text if whole else missing
+        return Row(source, text if whole else missing)
+
+
+def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    return options[int(rng.integers(len(options)))]
 
 
 def _around_a_result(record: Record, number: int) -> tuple[str, str, str] | None:

@@ -1,7 +1,7 @@
 """Records of all splits, whole or turned down by name, and what their splits share."""
 
 from kpod_jax import files
-from kpod_jax.data import overlap, sources, token_store
+from kpod_jax.data import arithmetic, overlap, sources, token_store
 from kpod_jax.data import records as records_io
 from kpod_jax.data.published import SPLITS
 from kpod_jax.errors import UserError
@@ -35,6 +35,7 @@ def run_stage(run: Run) -> str:
             limit=config.data[f"{split}_examples"],
             max_bad_share=config.data.max_bad_share,
             per_question=config.data.rationales_per_question,
+            task=arithmetic.Task(**config.data.arithmetic.to_dict()),
         )
         if split == "train":
             tokenized, too_long = run.tokenize(found)

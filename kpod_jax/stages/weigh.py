@@ -67,5 +67,6 @@ def _fresh(run: Run) -> tokens.TokenizedSet:
     from kpod_jax.data import arithmetic
 
     # A seed apart from that of a shipped answerer's training.
-    count = run.config.weighting.fresh_examples
-    return run.tokenize(arithmetic.generate("fresh", count, run.config.seed + 1))[0]
+    count, task = run.config.weighting.fresh_examples, run.config.data.arithmetic.to_dict()
+    fresh = arithmetic.generate("fresh", count, run.config.seed + 1, arithmetic.Task(**task))
+    return run.tokenize(fresh)[0]

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from kpod_jax.configuration import Config
-from kpod_jax.data import sources
+from kpod_jax.data import arithmetic, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,5 +54,6 @@ def load_questions(data: Config) -> list[Question]:
         limit=data.train_examples,
         max_bad_share=data.max_bad_share,
         need_rationales=False,
+        task=arithmetic.Task(**data.arithmetic.to_dict()),
     )
     return [Question(record.id, record.question, record.answer) for record in records]

@@ -2,23 +2,52 @@
 
 import pytest
 
+from kpod_jax import reasoning_errors
 from kpod_jax.data import arithmetic, sources
+from kpod_jax.data.arithmetic import Task
+from kpod_jax.data.steps import split_steps
 
 RECORDS = arithmetic.generate("train", 150)
-# Every right operation, as rationales write it.
-RIGHT = {f"{e.before} {e.result}" for e in arithmetic.equations()}
 
 
 def results(record):
     """The results of a rationale's operations in order, each of which must be a right one."""
-    found = []
-    for step in record.steps:
-        words = step.replace(",", "").replace(".", "").split()
-        spans = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 3, i + 6)}
-        right = [span for span in spans if span in RIGHT]
-        if right:  # Filler has none. The longest is the whole operation.
-            found.append(max(right, key=len).split()[-1])
-    return found
+    found = reasoning_errors.equations(record.rationale)
+    assert all(equation.holds for equation in found)
+    return [str(equation.result) for equation in found]
+
+
+@pytest.mark.parametrize("task", [Task(), Task(0.0, (2, 6)), Task(1.0, (5, 6))])
+def test_every_answer_follows_from_its_rationale(task):
+    for record in arithmetic.generate("train", 60, task=task):
+        assert results(record)[-1] == record.answer
+        assert task.operations[0] <= len(results(record)) <= task.operations[1]
+        assert split_steps(record.rationale) == record.steps
+        starts = [step.split(":")[0] for step in record.steps]
+        assert starts == [f"Step {k + 1}" for k in range(len(record.steps))]
+
+
+def test_keypoints_are_the_numbers_and_operators_of_equations():
+    for record in RECORDS:
+        keys = [record.rationale[a:b] for a, b in record.keypoints or ()]
+        assert all(key in ("plus", "minus", "times", "over", *"+-*/") for key in keys[1::4])
+        assert all(key.isdigit() for place in (0, 2, 3) for key in keys[place::4])
+        assert keys[3::4] == results(record)
+
+
+def test_verbosity_changes_the_rationales_alone():
+    plain, wordy = (arithmetic.generate("test", 50, task=Task(v)) for v in (0.0, 1.0))
+    assert [r.question for r in plain] == [r.question for r in wordy]
+    assert all(h > 0 for r in plain for h in r.hardness or ())
+    assert sum(len(r.rationale) for r in wordy) > 2 * sum(len(r.rationale) for r in plain)
+
+
+def test_the_last_step_may_need_two_earlier_results():
+    found = [r for r in RECORDS if "together" in r.question]
+    assert found
+    for record in found:
+        *_, before, own, both = (int(n) for n in results(record))
+        assert both == before + own
 
 
 def test_rationales_of_one_question_differ_and_lead_to_its_answer():
@@ -33,9 +62,7 @@ def test_rationales_of_one_question_differ_and_lead_to_its_answer():
             assert results(other) == results(record)
             assert results(other)[-1] == record.answer
             assert len(other.hardness or ()) == len(other.steps)
-            keys = [other.rationale[a:b] for a, b in other.keypoints or ()]
-            assert keys
-            assert all(key in "+-*/" or key.isalnum() for key in keys)
+            assert len(other.keypoints or ()) == 4 * len(results(other))
 
 
 def test_the_wrong_answer_of_a_counterfactual_follows_from_its_rationale():
@@ -55,6 +82,11 @@ def test_other_questions_are_refused():
         arithmetic.counterfactual(record)
 
 
+def test_a_task_without_filler_has_few_explanations():
+    [record] = arithmetic.generate("train", 1, task=Task(0.0, (1, 1)))
+    assert 2 <= len(arithmetic.rationales_per_question(record, 40, 0.0)) <= 10
+
+
 def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path):
     records, _ = sources.load_records(
         "arithmetic", "train", limit=5, cache_dir=str(tmp_path), per_question=3
@@ -62,3 +94,12 @@ def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path)
     assert len(records) == 15
     assert records[::3] == arithmetic.generate("train", 5)
     assert len({r.question for r in records[:3]}) == 1
+
+
+def test_the_built_in_data_set_has_the_knobs_that_are_asked_for(tmp_path):
+    task = Task(1.0, (5, 6))
+    for asked in (task, None):
+        records, _ = sources.load_records(
+            "arithmetic", "train", limit=5, cache_dir=str(tmp_path), task=asked
+        )
+        assert records == arithmetic.generate("train", 5, task=asked)
