@@ -117,9 +117,35 @@ def test_scotts_counterfactual_rationales_are_read_and_only_their_answers_learne
         assert read == "[counterfactual] " + PROMPT.replace("{question}", other.question)
         sentence = SENTENCE.replace("{answer}", other.answer)
         assert target == f"{other.rationale} {sentence}"
-        assert learned.strip() == sentence
+        assert learned == f" {other.answer}."
     assert method.prompt == "[factual] " + PROMPT
     assert "contrastive decoding needs the teacher's logits" in method.notes[0]
+
+
+def test_scott_supervises_the_answer_and_eos_of_a_counterfactual_by_token(build, tmp_path):
+    """A token is a byte: 10 of the rationale, 25 up to the answer, then " 5.", then EOS."""
+    path = tmp_path / "counterfactuals.jsonl"
+    row = {"question": "2 + 2?", "rationale": "2 + 3 = 5.", "answer": 5}
+    path.write_text(json.dumps(row) + "\n")
+    training = build(make(Scott, counterfactuals=str(path)), RECORDS[2:])
+    source = BatchSource(
+        training.tokenized,
+        2,
+        0,
+        pad_id=0,
+        decoder_start_id=0,
+        start_steps=lambda stage: training.start_steps,
+        example_weights=training.weights,
+    )
+    batch = source[0]
+    factual, counterfactual = (batch["index"].tolist().index(i) for i in (0, 1))
+    assert np.flatnonzero(batch["supervised"][factual]).tolist() == list(range(39))
+    assert np.flatnonzero(batch["supervised"][counterfactual]).tolist() == [35, 36, 37, 38]
+    # 39 tokens count as much as 4, and all 43 as 43.
+    weights = batch["loss_weights"]
+    np.testing.assert_allclose(weights[factual][:39], 43 / 2 / 39, rtol=1e-6)
+    np.testing.assert_allclose(weights[counterfactual][35:39], 43 / 2 / 4, rtol=1e-6)
+    assert not weights[counterfactual][:35].any()
 
 
 def test_scott_reads_a_teachers_counterfactuals(tmp_path):
