@@ -199,29 +199,42 @@ def test_specialized_kd_shows_four_formats(build, byte_tokenizer):
     method = make(SpecializedKd, demonstrations=1)
     training = build(method)
     found = texts(training, byte_tokenizer)
-    assert training.tasks == dict.fromkeys(method.setting.options["formats"], 3)
+    # An answer is an example once, a rationale each time.
+    assert list(training.tasks.values()) == [2, 3, 2, 3]
+    assert list(training.tasks) == list(method.setting.options["formats"])
     read, target, _ = found[0]
     assert read == "Q: 3 + 4, then - 1? A: Let's answer directly."
     assert target == "Therefore, the answer is 6."
-    read, target, _ = found[3]
+    read, target, _ = found[2]
     assert read == "Q: 3 + 4, then - 1? A: Let's think step by step."
     assert target == "3 + 4 = 7. 7 - 1 = 6. Therefore, the answer is 6."
     # In context the other question comes first, solved, and never the same one.
-    read, target, _ = found[6]
+    read, target, _ = found[5]
     assert read == (
         "Q: 2 + 2? A: Let's answer directly. Therefore, the answer is 4.\n\n"
         "Q: 3 + 4, then - 1? A: Let's answer directly."
     )
-    read, target, learned = found[9]
+    read, target, learned = found[7]
     assert read == (
         "Q: 2 + 2? A: Let's think step by step. 2 + 2 = 4. Therefore, the answer is 4.\n\n"
         "Q: 3 + 4, then - 1? A: Let's think step by step."
     )
     assert target == learned == "3 + 4 = 7. 7 - 1 = 6. Therefore, the answer is 6."
     assert method.prompt == PROMPT
+
+
+def test_specialized_kds_formats_have_their_authors_shares(build):
+    """Batches of 20, 8, 10 and 2 count alike: examples by 1/20, 1/8, 1/10, 1/2, as 2, 5, 4, 20."""
+    training = build(make(SpecializedKd, demonstrations=1), RECORDS[1:])
     lengths = training.tokenized.targets.lengths
-    shares = (training.weights * lengths).reshape(4, 3).sum(axis=1)
-    np.testing.assert_allclose(shares, lengths.sum() / 4, rtol=1e-6)
+    shares = (training.weights * lengths).reshape(4, 2).sum(axis=1) / lengths.sum()
+    np.testing.assert_allclose(shares, [2 / 31, 5 / 31, 4 / 31, 20 / 31], rtol=1e-6)
+    # Of two formats alone their part of the whole.
+    formats = ("zero_shot_answer_only", "zero_shot_chain_of_thought")
+    training = build(make(SpecializedKd, formats=formats), RECORDS[1:])
+    lengths = training.tokenized.targets.lengths
+    shares = (training.weights * lengths).reshape(2, 2).sum(axis=1) / lengths.sum()
+    np.testing.assert_allclose(shares, [2 / 7, 5 / 7], rtol=1e-6)
 
 
 def test_specialized_kd_leaves_out_examples_that_do_not_fit_the_prompt(build):
@@ -291,6 +304,11 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
             "specialized_kd",
             {"baseline.formats": ("zero_shot_answer_only",)},
             "expected zero_shot_chain_of_thought, which students are asked in",
+        ),
+        (
+            "specialized_kd",
+            {"baseline.format_shares": (1.0, 0.0, 1.0, 1.0)},
+            "baseline.format_shares=(1.0, 0.0, 1.0, 1.0): expected numbers above 0, one for each",
         ),
         ("answer_only", {"baseline.answer_prompt": "Q"}, "baseline.answer_prompt='Q': expected"),
         ("no.such.module:Method", {}, "method='no.such.module:Method' cannot be imported"),
