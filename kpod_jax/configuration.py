@@ -247,14 +247,8 @@ def default() -> Config:
         "in_context_answer_only",
         "in_context_chain_of_thought",
     )
-    baseline.format_shares = (
-        2.0,
-        5.0,
-        4.0,
-        20.0,
-    )  # specialized_kd: of the loss, in proportion, for
-    # zero-shot answers and rationales, then in-context ones. [code: its 3B batches, a rationale of
-    # each question]
+    baseline.format_shares = (2.0, 5.0, 4.0, 20.0)  # specialized_kd: of the loss, in proportion:
+    # zero-shot answers and rationales, in-context answers and rationales. [code: of its 3B batches]
     baseline.demonstrations = 4  # specialized_kd: examples in an in-context prompt. [code: 4]
     baseline.distributions = ""  # specialized_kd: the teacher's token distributions, a JSONL file
     # (docs/baselines.md); empty: its text alone is matched.
