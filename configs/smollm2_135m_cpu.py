@@ -36,8 +36,9 @@ def get_config(method: str = "kpod"):
     config.weighting.judge_every = 0
     config.weighting.judged_examples = 32
     config.difficulty.batch_size = 8
-    # Rows of 512 tokens, which hold several examples each; mcc_kd compares rows of one, in pairs.
-    config.distill.batch_size, config.distill.pack = (4, 0) if method == "mcc_kd" else (3, 512)
+    # Rows of 512 tokens, which hold several examples each; MCC-KD compares rows of one, in pairs.
+    compares = method.startswith("mcc_kd")
+    config.distill.batch_size, config.distill.pack = (4, 0) if compares else (3, 512)
     config.distill.epochs = 2
     config.distill.learning_rate = 2e-4
     config.distill.validate_every = 0

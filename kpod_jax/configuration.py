@@ -17,6 +17,7 @@ from kpod_jax.errors import UserError
 Config: TypeAlias = Any
 
 _PLAIN = {"weighting.weights": "uniform", "schedule.curriculum": "full"}
+_SEVERAL = _PLAIN | {"data.rationales_per_question": 5}
 METHODS = {
     # name: (what it is called in tables, the keys that make it)
     "kpod": ("KPOD", {}),
@@ -33,7 +34,11 @@ METHODS = {
     "answer_only": ("answer only", _PLAIN),
     "specialized_kd": ("Specialized KD", _PLAIN),
     "scott": ("SCOTT", _PLAIN),
-    "mcc_kd": ("MCC-KD", _PLAIN | {"data.rationales_per_question": 5}),
+    "mcc_kd": ("MCC-KD", _SEVERAL),
+    "mcc_kd_control": (
+        "MCC-KD without consistency",
+        _SEVERAL | {"baseline.consistency_weight": 0.0},
+    ),
     "distilling_step_by_step": ("Distilling Step-by-Step", _PLAIN),
 }
 
@@ -245,6 +250,8 @@ def default() -> Config:
         "in_context_answer_only",
         "in_context_chain_of_thought",
     )
+    baseline.format_shares = (2.0, 5.0, 4.0, 20.0)  # specialized_kd: of the loss, in proportion:
+    # zero-shot answers and rationales, in-context answers and rationales. [code: of its 3B batches]
     baseline.demonstrations = 4  # specialized_kd: examples in an in-context prompt. [code: 4]
     baseline.distributions = ""  # specialized_kd: the teacher's token distributions, a JSONL file
     # (docs/baselines.md); empty: its text alone is matched.

@@ -131,8 +131,10 @@ def _allowed(key: str, value: object) -> str:
         own = f", or `{OWN[key]}`" if key in OWN else ""
         return "one of " + ", ".join(choices) + own
     kind = type(value).__name__
+    if isinstance(value, tuple):
+        return f"tuple of {type(value[0]).__name__ if value else 'str'}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return {"tuple": "tuple of str"}.get(kind, kind)
+        return kind
     low, high = RANGES.get(key, (0, float("inf")))
     if low == -float("inf"):
         return kind

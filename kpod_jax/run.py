@@ -166,7 +166,7 @@ class Run:
         start_of = self.student.decoder_start
 
         def tokenize(
-            records: Sequence[Record], prompts: Sequence[str], sentences: Sequence[bool]
+            records: Sequence[Record], prompts: Sequence[str], sentences: Sequence[str]
         ) -> tuple[tokens.TokenizedSet, list[records_io.Rejected]]:
             if prompts and start_of(resolved(prompts[0])) != start_of(self.asked_prompt):
                 raise UserError(
@@ -178,7 +178,7 @@ class Run:
                 records,
                 self.student.tokenizer,
                 prompt=[resolved(prompt) for prompt in prompts],
-                answer_template=[student.answer_template if s else "" for s in sentences],
+                answer_template=sentences,
                 max_question_tokens=student.max_question_tokens,
                 max_target_tokens=student.max_target_tokens,
                 decoder_only=self.student.decoder_only,

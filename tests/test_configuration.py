@@ -101,7 +101,7 @@ def test_every_key_that_is_checked_exists():
 @pytest.mark.parametrize("method", ["", *configuration.METHODS])
 def test_every_file_makes_a_sound_configuration_of_every_method(file, method):
     config = importlib.import_module(f"configs.{file}").get_config(*[method] * bool(method))
-    if method in ("scott", "mcc_kd") and config.data.name != "arithmetic":
+    if method in ("scott", "mcc_kd", "mcc_kd_control") and config.data.name != "arithmetic":
         with pytest.raises(UserError, match="expected a"):  # Only a teacher has what these need.
             configuration_checks.check(config)
         config.baseline.counterfactuals = config.data.rationales = "teacher.jsonl"

@@ -19,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "specialized_kd": SpecializedKd,
     "scott": Scott,
     "mcc_kd": MccKd,
+    "mcc_kd_control": MccKd,  # The same batches; METHODS of the configuration sets λ = 0.
     "distilling_step_by_step": DistillingStepByStep,
 }
 # Of the data, what methods may look at besides the records.

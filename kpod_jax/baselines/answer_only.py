@@ -19,8 +19,13 @@ class AnswerOnly(Method):
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """One a question: other rationales of it make no difference."""
-        first = {(record.question, record.answer): record for record in reversed(records)}
-        return [Example(without_steps(r), self.prompt) for r in reversed(first.values())]
+        return [Example(without_steps(record), self.prompt) for record in one_each(records)]
+
+
+def one_each(records: Sequence[Record]) -> list[Record]:
+    """The first record of each question."""
+    first = {(record.question, record.answer): record for record in reversed(records)}
+    return list(reversed(first.values()))
 
 
 def without_steps(record: Record, mark: str = "") -> Record:

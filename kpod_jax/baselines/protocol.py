@@ -58,7 +58,8 @@ class Example:
       prompt: the template of what is read, with `{question}` in it.
       answer_sentence: whether the target ends with it; without it the target is the rationale.
       task: examples of one task share a share of the loss.
-      rationale_given: whether the rationale is context, so that only the answer is learned.
+      rationale_given: whether the rationale, and the answer sentence up to the answer, are context:
+        the answer and what follows it are learned.
       group: examples of one group are compared by a loss that looks at pairs; "" is none.
     """
 

@@ -1,11 +1,12 @@
 """SCOTT (Wang et al., ACL 2023): the student's answer is to follow from its rationale.
 
-Besides the teacher's rationales the student sees counterfactual ones, which support another answer.
-It does not learn to write these, only the answer that follows. A prefix tells the two apart:
-L = (1 - α) L_factual + α L_counterfactual. It is asked with the factual prefix.
+Besides the teacher's rationales the student reads counterfactual ones, which support another
+answer. Of these it learns the answer alone: the rationale and "Therefore, the answer is" are
+context. A prefix tells the two apart: L = (1 - α) L_factual + α L_counterfactual. The trained
+student is asked with the factual prefix.
 
-The paper's teacher decodes contrastively, which takes its logits. A black box has none to give: its
-rationales are taken as they are.
+The paper's teacher decodes contrastively, which takes its logits. A black box gives none, so its
+rationales are used as they are.
 """
 
 import dataclasses

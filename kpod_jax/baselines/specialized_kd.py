@@ -1,8 +1,9 @@
 """Specialized KD (Fu et al., ICML 2023): one narrow ability, learned in four formats of data.
 
-Each rationale is shown as chain of thought and as an answer alone, both with and without examples
-in the prompt. Where the teacher's distributions are given, the student matches them token by token,
-KL(teacher ‖ student); where only its text is, this is cross entropy ("sample matching").
+Each rationale is a chain of thought, each question's answer an answer alone, both with and without
+solved examples in the prompt. Where the teacher's distributions are given, the student matches them
+token by token, KL(teacher ‖ student); where only its text is, this is cross entropy ("sample
+matching").
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from jax.scipy.special import xlogy
 
 from kpod_jax import losses
 from kpod_jax.baselines import distributions
-from kpod_jax.baselines.answer_only import without_steps
+from kpod_jax.baselines.answer_only import one_each, without_steps
 from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
@@ -32,9 +33,9 @@ _CHUNK = 32  # Positions whose logits are held at a time.
 
 
 class SpecializedKd(Method):
-    """Four examples a record."""
+    """Two examples a rationale, and two a question."""
 
-    keys = ("answer_prompt", "formats", "demonstrations", "distributions")
+    keys = ("answer_prompt", "formats", "format_shares", "demonstrations", "distributions")
     file_keys = ("distributions",)
 
     @classmethod
@@ -46,6 +47,12 @@ class SpecializedKd(Method):
         if FORMATS[1] not in formats:
             return [
                 f"baseline.formats={formats!r}: expected {FORMATS[1]}, which students are asked in"
+            ]
+        shares = tuple(config.baseline.format_shares)
+        if len(shares) != len(FORMATS) or not all(_is_positive(share) for share in shares):
+            return [
+                f"baseline.format_shares={shares!r}: expected numbers above 0, one for each of "
+                f"{FORMATS}"
             ]
         return faults_of_rows(config) if config.baseline.distributions else []
 
@@ -62,20 +69,20 @@ class SpecializedKd(Method):
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """Formats are alike."""
-        formats = self.setting.options["formats"]
-        return {name: 1 / len(formats) for name in formats}
+        """Those of the formats that there are, which `task_weights` scales to sum to 1."""
+        return dict(zip(FORMATS, self.setting.options["format_shares"], strict=True))
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """Each record in each format; in context with as many others before it as fit."""
+        """Each rationale, and each question's answer, alone and with as many others as fit."""
         options, found = self.setting.options, []
         for name in options["formats"]:
             answer_only = name.endswith("answer_only")
             prompt = options["answer_prompt"] if answer_only else self.setting.prompt
-            own = [
-                (without_steps if answer_only else _marked)(record, f"#{name}")
-                for record in records
-            ]
+            mark = f"#{name}"
+            if answer_only:
+                own = [without_steps(record, mark) for record in one_each(records)]
+            else:
+                own = [_marked(record, mark) for record in records]
             before = self._demonstrations(own, prompt) if "in_context" in name else [""] * len(own)
             found += [
                 Example(record, shown + prompt, task=name)
@@ -164,6 +171,10 @@ def divergences(
 
 def _marked(record: Record, mark: str) -> Record:
     return dataclasses.replace(record, id=record.id + mark)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _target(record: Record, setting: Any) -> str:

@@ -15,9 +15,9 @@ from kpod_jax.data.records import Ragged, Record, Rejected
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.errors import UserError
 
-# (records, each one's prompt, whether each ends with the answer sentence) -> tokens, those left out
+# (records, each one's prompt, each one's answer sentence or "") -> tokens, those left out
 Tokenize = Callable[
-    [Sequence[Record], Sequence[str], Sequence[bool]], tuple[TokenizedSet, list[Rejected]]
+    [Sequence[Record], Sequence[str], Sequence[str]], tuple[TokenizedSet, list[Rejected]]
 ]
 
 
@@ -67,10 +67,11 @@ def make(method: Method, records: Sequence[Record], tokenize: Tokenize) -> Train
                 f"{name} makes the example {example.record.id!r} with neither a rationale nor an "
                 "answer sentence; expected something to learn."
             )
+    targets = [_target(example, method.setting.answer_template) for example in all_made]
     tokenized, left_out = tokenize(
-        [example.record for example in all_made],
+        [record for record, _ in targets],
         [example.prompt for example in all_made],
-        [example.answer_sentence for example in all_made],
+        [sentence for _, sentence in targets],
     )
     if not len(tokenized):
         why = "; ".join(f"{bad.id}: {bad.reason}" for bad in left_out[:3]) or "it made none"
@@ -90,6 +91,24 @@ def make(method: Method, records: Sequence[Record], tokenize: Tokenize) -> Train
         tasks=dict(Counter(example.task for example in examples)),
         left_out=tuple(left_out),
     )
+
+
+def _target(example: Example, template: str) -> tuple[Record, str]:
+    """The record whose rationale begins the target, and the answer sentence that ends it.
+
+    Where the rationale is given, so is the sentence up to its answer: it becomes a last step.
+    """
+    record = example.record
+    if not example.answer_sentence:
+        return record, ""
+    lead, _, end = template.partition("{answer}")
+    if not example.rationale_given or not lead.strip():
+        return record, template
+    if record.rationale and not record.rationale[-1].isspace():
+        lead = " " + lead
+    steps = (*record.steps, lead)
+    given = dataclasses.replace(record, steps=steps, keypoints=None, hardness=None)
+    return given, "{answer}" + end
 
 
 def task_weights(

@@ -28,7 +28,8 @@ class BatchSource:
     Examples of like lengths share batches: they are put into a few buckets, each of one shape
     [S, U], so that a train step is compiled once a bucket. An epoch has every example exactly once;
     its order comes from (seed, epoch) alone. The last batch of a bucket is filled up with padding
-    rows.
+    rows. Where a stage leaves examples out (c_i > n_i), its steps are filled with the others, each
+    about equally often, and without padding rows.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class BatchSource:
         self._shape_of_item = np.zeros((sum(len(m) for m, _ in self._buckets), 2), np.int64)
         for members, shape in self._buckets:
             self._shape_of_item[members] = shape
-        self._epochs: dict[int, np.ndarray] = {}
+        self._epochs: dict[tuple[int, bytes], np.ndarray] = {}
         self._counts_N = None
         if example_weights is not None:
             self._counts_N = _supervised_counts(tokenized, np.asarray(self._start_steps(0)))
@@ -192,7 +193,7 @@ class BatchSource:
                 f"{len(self._tokenized)} examples; it was made for other records. Run "
                 "--mode=schedule again."
             )
-        rows_B = self._epoch_rows(epoch)[place]
+        rows_B = self._epoch_rows(epoch, self._taking_part(start_steps_N))[place]
         shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
         if self._groups is not None:
             rows_B = pairs.drawn(rows_B, self._groups, [self._seed, epoch])
@@ -239,21 +240,33 @@ class BatchSource:
             for rows_B in batch_rows(members, batch_size or self._batch_size):
                 yield self._batch(rows_B, shape, whole_N)
 
-    def _epoch_rows(self, epoch: int) -> np.ndarray:
+    def _taking_part(self, start_steps_N: np.ndarray) -> np.ndarray:
+        """Which items have something to learn, bool; all, where none has."""
+        part = start_steps_N <= self._tokenized.num_steps
+        examples = self._bins if self._pack else self._groups
+        if examples is not None:
+            part = np.logical_or.reduceat(part[examples.values], examples.offsets[:-1])
+        return part if part.any() else ~part
+
+    def _epoch_rows(self, epoch: int, part: np.ndarray) -> np.ndarray:
         """[steps per epoch, B] items of an epoch's batches, -1 for padding; of groups B / 2."""
-        rows = self._epochs.get(epoch)
+        key = epoch, b"" if part.all() else part.tobytes()
+        rows = self._epochs.get(key)
         if rows is not None:
             return rows
-        generator = np.random.default_rng([self._seed, epoch])
-        rows = np.concatenate(
-            [
-                batch_rows(generator.permutation(members), self._items_of_batch)
-                for members, _ in self._buckets
-            ]
-        )
-        rows = generator.permutation(rows)
+        generator, steps = np.random.default_rng([self._seed, epoch]), self.steps_per_epoch
+        rows = []
+        for members, _ in self._buckets:
+            if part.all():
+                rows.append(batch_rows(generator.permutation(members), self._items_of_batch))
+            elif part[members].any():
+                members = members[part[members]]
+                size = -(-steps * len(members) // part.sum()) * self._items_of_batch
+                rounds = [generator.permutation(members) for _ in range(-(-size // len(members)))]
+                rows.append(np.concatenate(rounds)[:size].reshape(-1, self._items_of_batch))
+        rows = generator.permutation(np.concatenate(rows))[:steps]
         # Batches are made ahead: at its end an epoch and the next one are asked for in turn.
-        self._epochs = {epoch: rows} | {e: r for e, r in self._epochs.items() if e == epoch - 1}
+        self._epochs = dict([*self._epochs.items()][-1:]) | {key: rows}
         return rows
 
     def _batch(self, rows_B: np.ndarray, shape: np.ndarray, start_steps_N: np.ndarray) -> Batch:

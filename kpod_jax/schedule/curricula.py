@@ -81,8 +81,9 @@ class EasyFirst:
     """SPL and ACL: the easiest examples alone at first, as whole rationales; all at last.
 
     The share of the examples that take part rises linearly from `initial_share` to 1 at stage
-    `ramp_stages`. The others are left out. How difficult an example is, is the mean difficulty of
-    its steps: (1 - mixing) before distillation + mixing under the current student.
+    `ramp_stages`. The others are left out, and `BatchSource` fills the stage's steps with those
+    that take part. An example's difficulty is the mean of its steps':
+    (1 - mixing) · before distillation + mixing · under the current student.
     """
 
     needs_feedback = True

@@ -73,7 +73,8 @@ class Curriculum(Protocol):
           feedback: the student's losses before the stage, where `needs_feedback`.
 
         Returns:
-          [N] integers, 0 <= c_i <= n_i, or n_i + 1 to leave an example out, its answer as well.
+          [N] integers, 0 <= c_i <= n_i, or n_i + 1 to leave an example out, its answer as well; the
+          stage's batches then hold the others.
         """
         ...
 

@@ -51,7 +51,7 @@ def build(byte_tokenizer):
                 examples,
                 byte_tokenizer,
                 prompt=prompts,
-                answer_template=[SENTENCE if wanted else "" for wanted in sentences],
+                answer_template=sentences,
                 decoder_only=decoder_only,
                 need_rationale=False,
                 **{"max_question_tokens": 1000, "max_target_tokens": 1000} | limits,

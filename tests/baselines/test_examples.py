@@ -117,9 +117,35 @@ def test_scotts_counterfactual_rationales_are_read_and_only_their_answers_learne
         assert read == "[counterfactual] " + PROMPT.replace("{question}", other.question)
         sentence = SENTENCE.replace("{answer}", other.answer)
         assert target == f"{other.rationale} {sentence}"
-        assert learned.strip() == sentence
+        assert learned == f" {other.answer}."
     assert method.prompt == "[factual] " + PROMPT
     assert "contrastive decoding needs the teacher's logits" in method.notes[0]
+
+
+def test_scott_supervises_the_answer_and_eos_of_a_counterfactual_by_token(build, tmp_path):
+    """A token is a byte: 10 of the rationale, 25 up to the answer, then " 5.", then EOS."""
+    path = tmp_path / "counterfactuals.jsonl"
+    row = {"question": "2 + 2?", "rationale": "2 + 3 = 5.", "answer": 5}
+    path.write_text(json.dumps(row) + "\n")
+    training = build(make(Scott, counterfactuals=str(path)), RECORDS[2:])
+    source = BatchSource(
+        training.tokenized,
+        2,
+        0,
+        pad_id=0,
+        decoder_start_id=0,
+        start_steps=lambda stage: training.start_steps,
+        example_weights=training.weights,
+    )
+    batch = source[0]
+    factual, counterfactual = (batch["index"].tolist().index(i) for i in (0, 1))
+    assert np.flatnonzero(batch["supervised"][factual]).tolist() == list(range(39))
+    assert np.flatnonzero(batch["supervised"][counterfactual]).tolist() == [35, 36, 37, 38]
+    # 39 tokens count as much as 4, and all 43 as 43.
+    weights = batch["loss_weights"]
+    np.testing.assert_allclose(weights[factual][:39], 43 / 2 / 39, rtol=1e-6)
+    np.testing.assert_allclose(weights[counterfactual][35:39], 43 / 2 / 4, rtol=1e-6)
+    assert not weights[counterfactual][:35].any()
 
 
 def test_scott_reads_a_teachers_counterfactuals(tmp_path):
@@ -173,29 +199,42 @@ def test_specialized_kd_shows_four_formats(build, byte_tokenizer):
     method = make(SpecializedKd, demonstrations=1)
     training = build(method)
     found = texts(training, byte_tokenizer)
-    assert training.tasks == dict.fromkeys(method.setting.options["formats"], 3)
+    # An answer is an example once, a rationale each time.
+    assert list(training.tasks.values()) == [2, 3, 2, 3]
+    assert list(training.tasks) == list(method.setting.options["formats"])
     read, target, _ = found[0]
     assert read == "Q: 3 + 4, then - 1? A: Let's answer directly."
     assert target == "Therefore, the answer is 6."
-    read, target, _ = found[3]
+    read, target, _ = found[2]
     assert read == "Q: 3 + 4, then - 1? A: Let's think step by step."
     assert target == "3 + 4 = 7. 7 - 1 = 6. Therefore, the answer is 6."
     # In context the other question comes first, solved, and never the same one.
-    read, target, _ = found[6]
+    read, target, _ = found[5]
     assert read == (
         "Q: 2 + 2? A: Let's answer directly. Therefore, the answer is 4.\n\n"
         "Q: 3 + 4, then - 1? A: Let's answer directly."
     )
-    read, target, learned = found[9]
+    read, target, learned = found[7]
     assert read == (
         "Q: 2 + 2? A: Let's think step by step. 2 + 2 = 4. Therefore, the answer is 4.\n\n"
         "Q: 3 + 4, then - 1? A: Let's think step by step."
     )
     assert target == learned == "3 + 4 = 7. 7 - 1 = 6. Therefore, the answer is 6."
     assert method.prompt == PROMPT
+
+
+def test_specialized_kds_formats_have_their_authors_shares(build):
+    """Batches of 20, 8, 10 and 2 count alike: examples by 1/20, 1/8, 1/10, 1/2, as 2, 5, 4, 20."""
+    training = build(make(SpecializedKd, demonstrations=1), RECORDS[1:])
     lengths = training.tokenized.targets.lengths
-    shares = (training.weights * lengths).reshape(4, 3).sum(axis=1)
-    np.testing.assert_allclose(shares, lengths.sum() / 4, rtol=1e-6)
+    shares = (training.weights * lengths).reshape(4, 2).sum(axis=1) / lengths.sum()
+    np.testing.assert_allclose(shares, [2 / 31, 5 / 31, 4 / 31, 20 / 31], rtol=1e-6)
+    # Of two formats alone their part of the whole.
+    formats = ("zero_shot_answer_only", "zero_shot_chain_of_thought")
+    training = build(make(SpecializedKd, formats=formats), RECORDS[1:])
+    lengths = training.tokenized.targets.lengths
+    shares = (training.weights * lengths).reshape(2, 2).sum(axis=1) / lengths.sum()
+    np.testing.assert_allclose(shares, [2 / 7, 5 / 7], rtol=1e-6)
 
 
 def test_specialized_kd_leaves_out_examples_that_do_not_fit_the_prompt(build):
@@ -265,6 +304,11 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
             "specialized_kd",
             {"baseline.formats": ("zero_shot_answer_only",)},
             "expected zero_shot_chain_of_thought, which students are asked in",
+        ),
+        (
+            "specialized_kd",
+            {"baseline.format_shares": (1.0, 0.0, 1.0, 1.0)},
+            "baseline.format_shares=(1.0, 0.0, 1.0, 1.0): expected numbers above 0, one for each",
         ),
         ("answer_only", {"baseline.answer_prompt": "Q"}, "baseline.answer_prompt='Q': expected"),
         ("no.such.module:Method", {}, "method='no.such.module:Method' cannot be imported"),

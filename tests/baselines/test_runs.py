@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import baselines, configuration_checks, pipeline
+from kpod_jax import baselines, configuration_checks, files, pipeline
 from kpod_jax.data import arithmetic
 from kpod_jax.errors import UserError
 from kpod_jax.run import Run
@@ -96,6 +96,23 @@ def test_a_whole_run_of_each_method(at_home, tmp_path, method, capsys):
     assert Run(config, Workdir(workdir)).asked_prompt in card
 
 
+def test_mcc_kds_control_has_its_batches_and_no_divergence(at_home, tmp_path):
+    (tmp_path / "records").mkdir()
+    runs = [Run(config_of(name), Workdir(tmp_path)) for name in ("mcc_kd", "mcc_kd_control")]
+    records = [
+        r
+        for record in arithmetic.generate("train", 16)
+        for r in arithmetic.rationales_per_question(record, 5)
+    ]
+    files.write_jsonl(tmp_path / "records/train.jsonl", (record.to_json() for record in records))
+    one, other = (run.training_source() for run in runs)
+    assert one.steps_per_epoch == other.steps_per_epoch
+    for step in range(2 * one.steps_per_epoch):
+        jax.tree.map(np.testing.assert_array_equal, one[step], other[step])
+    weights = [run.training.objective.loss.keywords["weight"] for run in runs]
+    assert weights[0] > 0 == weights[1]
+
+
 @pytest.mark.slow
 def test_a_whole_run_with_a_teachers_distributions(at_home, tmp_path, capsys):
     """The teacher's tokens are words; half of its mass is on others, for half of the records."""
@@ -159,6 +176,7 @@ def test_a_student_is_asked_in_the_form_that_it_was_trained_on(at_home, tmp_path
         "specialized_kd": thinking,
         "scott": "[factual] " + thinking,
         "mcc_kd": thinking,
+        "mcc_kd_control": thinking,
         "distilling_step_by_step": "[label] " + direct,
         OWN: thinking,
     }

@@ -157,6 +157,50 @@ def test_stages_are_asked_by_step(tokenized):
         assert ((loss_weights > 0) <= (plain[step]["loss_weights"] > 0)).all()
 
 
+def test_a_stage_that_leaves_examples_out_is_filled_with_the_others(tokenized):
+    part = [0, 3, 4, 9]
+    left_out = tokenized.num_steps + 1
+    left_out[part] = 0
+    whole = np.zeros(len(tokenized), np.int32)
+    options = {
+        "buckets": 2,
+        "start_steps": lambda stage: whole if stage else left_out,
+        "stage_of_step": lambda step: step // 6,
+    }
+    source, plain = make(tokenized, **options), make(tokenized, buckets=2)
+    assert source.steps_per_epoch == plain.steps_per_epoch == 3
+    for epoch in range(2):
+        items = epoch_of(source, epoch)
+        seen = collections.Counter(indices(items))
+        # 12 rows without padding; members of a bucket occur as often as each other, or once more.
+        assert seen.total() == 12 and set(seen) == set(part)
+        shapes = collections.defaultdict(set)
+        for item in items:
+            shape = item["input_ids"].shape[1], item["targets"].shape[1]
+            assert shape in source.shapes and item["supervised"].any(axis=1).all()
+            for i in item["index"].tolist():
+                shapes[shape].add(seen[i])
+        assert all(max(counts) - min(counts) <= 1 for counts in shapes.values())
+        for one, other in zip(items, epoch_of(make(tokenized, **options), epoch), strict=True):
+            assert_same(one, other)
+    assert indices(epoch_of(source, 0)) != indices(epoch_of(source, 1))
+    for one, other in zip(epoch_of(source, 2), epoch_of(plain, 2), strict=True):
+        assert_same(one, other)
+    # Where all are left out there is nothing to fill steps with.
+    none = make(tokenized, start_steps=lambda stage: tokenized.num_steps + 1)
+    assert not any(item["supervised"].any() for item in epoch_of(none, 0))
+
+
+def test_packed_rows_without_anything_to_learn_are_passed_over(tokenized):
+    plain = make(tokenized, 2, pack=160)
+    row = plain[0]["index"].tolist()[0]  # The first of a row's examples.
+    left_out = tokenized.num_steps + 1
+    left_out[row] = 0
+    source = make(tokenized, 2, pack=160, start_steps=lambda stage: left_out)
+    assert source.steps_per_epoch == plain.steps_per_epoch > 1
+    assert set(indices(epoch_of(source, 0))) == {row}
+
+
 def test_default_stage_is_the_epoch(tokenized):
     asked = []
     source = make(tokenized, start_steps=lambda t: asked.append(t) or np.zeros(len(tokenized)))
