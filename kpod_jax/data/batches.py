@@ -177,10 +177,10 @@ class BatchSource:
           loss_weights [B, U] float32: w_j for rationale tokens of steps from c_i on, 1 for the
             answer sentence and EOS, else 0;
           supervised [B, U] bool: tokens that the loss is about;
-          divisor [B] float32, of the loss, the same in all rows, and in all batches of a stage: the
-            mean number of supervised tokens of a batch, over an epoch under the stage's c_i. So a
-            token counts the same in whatever batch it is, be that full or mostly padding rows. Of
-            groups it is the mean over all draws of pairs;
+          divisor [B] float32, of the loss, the same in all rows, and in all batches of an epoch and
+            stage: the mean number of supervised tokens of the epoch's batches under the stage's
+            c_i. So a token counts the same in whatever batch it is, be that full or mostly padding
+            rows. Of groups it is the mean over all draws of pairs;
           index [B] int32: the example's number, -1 in padding rows, where nothing is supervised.
         """
         if step < 0:
@@ -188,10 +188,8 @@ class BatchSource:
         start_steps_N = self._start_steps_at(step)
         rows_B, shape = self._rows(step)
         batch = self._batch(rows_B[self._host_rows], shape, start_steps_N)
-        counts_N = self._counts(start_steps_N).sum(axis=1)
-        total = counts_N.sum() if self._groups is None else pairs.expected(counts_N, self._groups)
-        mean = max(1.0, float(total) / self.steps_per_epoch)
-        return batch | {"divisor": np.full(len(batch["index"]), mean, np.float32)}
+        divisor = np.float32(self._mean_count(step, start_steps_N))
+        return batch | {"divisor": np.full(len(batch["index"]), divisor)}
 
     def supervised_tokens(self, steps: int) -> np.ndarray:
         """Tokens of rationales, and of answers with EOS, that the first steps supervise.
@@ -272,6 +270,16 @@ class BatchSource:
             counts_Nx2 = _supervised_counts(self._tokenized, start_steps_N)
             self._counted = start_steps_N.copy(), counts_Nx2
         return counts_Nx2
+
+    def _mean_count(self, step: int, start_steps_N: np.ndarray) -> float:
+        """Mean number of supervised tokens of the batches of a step's epoch, 1 at least."""
+        counts = self._counts(start_steps_N).sum(axis=1)
+        if (held := self._bins if self._pack else self._groups) is not None:
+            counts = np.add.reduceat(counts[held.values], held.offsets[:-1])
+            counts = counts if self._pack else 2 * counts / held.lengths
+        rows = self._epoch_rows(step // self.steps_per_epoch)
+        times = np.bincount(rows[rows >= 0], minlength=len(counts))
+        return max(1.0, float(times @ counts) / self.steps_per_epoch)
 
     def _epoch_rows(self, epoch: int) -> np.ndarray:
         """[steps per epoch, B] items of an epoch's batches, -1 for padding; of groups B / 2."""
