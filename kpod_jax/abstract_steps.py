@@ -140,7 +140,7 @@ def batch_of(
     return {
         name: jax.ShapeDtypeStruct((rows, size), dtype, sharding=where)
         for name, (size, dtype) in arrays.items()
-    }
+    } | {"divisor": jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=where)}
 
 
 def fit_step(run: Run) -> Step:

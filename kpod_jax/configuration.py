@@ -23,6 +23,7 @@ METHODS = {
     "kpod": ("KPOD", {}),
     "scotd": ("SCoTD", _PLAIN),
     "none": ("no distillation", _PLAIN | {"distill.epochs": 0}),
+    "scotd_equal_tokens": ("SCoTD, equal tokens", {"distill.equal_tokens": True}),
     "without_significance": ("KPOD w.o.-sig", {"weighting.weights": "uniform"}),
     "without_significance_in_difficulty": ("KPOD w.o.-sig-dif", {"difficulty.weights": "uniform"}),
     "without_progression": ("KPOD w.o.-prog", {"schedule.curriculum": "full"}),
@@ -211,6 +212,12 @@ def default() -> Config:
     # (docs/extending.md).
     distill.least_weight = 0.0  # Token weights below it count as much as it says, for students
     # that have yet to learn to write what learned weights leave out. 0: none does. [ours]
+    distill.step_start_weight = "answer"  # Of the first token of each step, at which the student
+    # goes on or answers. answer [ours]: 1, as the answer's tokens have; learned [paper]: w_j.
+    distill.rescale_weights = "none"  # none [paper], or mean: a rationale's weights (but those of
+    # step_start_weight=answer) are divided by their mean, after least_weight. [ours]
+    distill.equal_tokens = False  # True: whole rationales, every weight 1, as SCoTD learns them,
+    # until as many rationale tokens were supervised as would be under the schedule. [ours]
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
     distill.learning_rate = 1e-3  # Peak.
     distill.warmup_steps = 20  # Linear, from 0.

@@ -45,6 +45,8 @@ CHOICES = {
     "schedule.curriculum": ("kpod", "full", "icl", "spl", "acl"),
     "schedule.solver": ("greedy", "ftgp"),
     "distill.loss": ("cross_entropy",),
+    "distill.step_start_weight": ("learned", "answer"),
+    "distill.rescale_weights": ("none", "mean"),
     "distill.optimizer": ("adam", "adamw", "adafactor"),
     "distill.decay": ("constant", "linear", "cosine"),
     "distill.input_steps": ("decoder", "encoder"),
@@ -137,6 +139,11 @@ def check(config: Config) -> None:
         faults.append(
             f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
             f"distill.batch_size={config.distill.batch_size}"
+        )
+    if config.distill.equal_tokens and config.schedule.curriculum in ("full", "spl", "acl"):
+        faults.append(
+            f"distill.equal_tokens=True: schedule.curriculum={config.schedule.curriculum!r} is not "
+            "one whose tokens are fewer and known before training; expected kpod or icl"
         )
     if config.eval.samples > 1 and not config.eval.temperature:
         faults.append(

@@ -30,6 +30,8 @@ SETTINGS: dict[str, Any] = {
     "schedule.ramp_share": 0.5,
     "schedule.solver": "ftgp",
     "schedule.vectors": "GloVe",
+    "distill.step_start_weight": "learned",
+    "distill.rescale_weights": "none",
     "distill.optimizer": "adam",
     "distill.decay": "constant",
     "distill.batch_size": 4,

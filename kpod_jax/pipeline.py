@@ -42,7 +42,8 @@ class Stage:
       outside: files and directories elsewhere, besides the student's, that it reads.
       settings: further keys and values that it depends on.
       continues: a stale output is a training that may have taken days: it is not overwritten.
-      partial: what an interrupted run of it goes on from; removed where that was another one's.
+      partial: what else it leaves, such as what an interrupted run goes on from; removed where that
+        was another one's.
       alone: work of the host, which one process does for all.
     """
 
@@ -147,12 +148,14 @@ STAGES: dict[str, Stage] = {
         outside=_training_files,
         settings=baselines.settings,
         continues=True,
+        partial=(distill.SUPERVISED,),
     ),
     "eval": Stage(
         evaluation.run_stage,
         ("student", "eval", "method", "data.answer_kind", "seed"),
         ("records/{split}.jsonl",),
         ("results.json",),
+        shown=(distill.SUPERVISED,),
         outside=_ood_files,
     ),
     "report": Stage(_report, (), (), ("report.html",), alone=True),

@@ -22,7 +22,7 @@ from kpod_jax.models import layout
 Params = Any
 Batch = dict[str, jax.Array]
 # (module, parameters, batch, dropout key or None) -> (what is minimised, Σ nll), both sums over the
-# batch's rows: the step divides them by the number of supervised tokens of the whole batch.
+# batch's rows: the step divides them by the batch's "divisor", or the number of supervised tokens.
 Loss = Callable[[nn.Module, Params, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
 
 
@@ -130,9 +130,12 @@ def make_train_step(
 ]:
     """Makes the step: (state, frozen, batch, key) -> (state, metrics); the state is donated.
 
-    The loss is Σ weight · nll over the number of supervised tokens of the whole batch (Eq. 15),
-    whatever the micro-batches and the mesh; NOT over Σ weight, so that weighting does not change
-    the answer's share. Frozen parameters have neither gradient nor state.
+    The gradient is that of Σ weight · nll (Eq. 15) over the batch's "divisor", [B] float32 of one
+    value: the mean number of supervised tokens of a batch (see `BatchSource`). It is NOT Σ weight,
+    so that weights below 1 make the rationale's part of the loss smaller, and the answer's share of
+    it larger, as Eq. 15 has it. The metrics "loss" and "token_loss" are means over the batch's own
+    supervised tokens. All is the same whatever the micro-batches and the mesh. Frozen parameters
+    have neither gradient nor state.
 
     Args:
       module: the student.
@@ -183,7 +186,8 @@ def make_train_step(
         step, params = state["step"], state["params"]
         count = jnp.maximum(1.0, jnp.sum(batch["supervised"]).astype(jnp.float32))
         grads, total, plain = sums(params, frozen, batch, jax.random.fold_in(key, step))
-        grads = jax.tree.map(lambda g: g / count, grads)
+        divisor = jnp.max(batch["divisor"])  # One value, whichever device has its rows.
+        grads = jax.tree.map(lambda g: g / divisor, grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         metrics = {
             "loss": total / count,

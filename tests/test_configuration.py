@@ -44,6 +44,10 @@ def test_the_default_is_sound():
         ({"weighting__alpha": float("nan")}, "weighting.alpha=nan: expected at least 0"),
         ({"student__prompt": "Q:"}, "student.prompt='Q:': expected {question} once in it"),
         ({"student__answer_template": "{answer}{answer}"}, "expected {answer} once in it"),
+        (
+            {"distill__equal_tokens": True, "schedule__curriculum": "spl"},
+            "distill.equal_tokens=True: schedule.curriculum='spl' is not one whose tokens",
+        ),
         ({"distill__micro_batches": 3}, "distill.micro_batches=3: expected a divisor of"),
         ({"mesh__fsdp": -1}, "mesh: expected at most one axis of -1"),
         (

@@ -148,6 +148,14 @@ def test_the_loss_is_by_hand_the_weighted_sum_over_the_count(expected):
     np.testing.assert_allclose(metrics["token_loss"], nll[on].mean(), rtol=1e-4)
 
 
+def test_the_gradient_is_that_of_the_sum_over_the_divisor(expected):
+    batch = stage_batches()[0]
+    _, (metrics,), _ = updates(one_device(), [batch | {"divisor": 4 * batch["divisor"]}])
+    wanted = expected[1][0]
+    np.testing.assert_allclose(metrics["gradient_norm"], wanted["gradient_norm"] / 4, rtol=1e-5)
+    assert metrics["loss"] == wanted["loss"]  # A mean over the batch's own tokens.
+
+
 @pytest.mark.parametrize("base_dtype", ["float32", "bfloat16", "int8"])
 def test_adapters_alone_are_trained_beside_frozen_weights(base_dtype):
     mesh, batches = one_device(), stage_batches()

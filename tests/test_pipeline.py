@@ -118,8 +118,33 @@ def test_all_stages_leave_their_files(finished):
     rows = [json.loads(line) for line in (workdir / "predictions/test.jsonl").open()]
     assert sum(row["correct"] for row in rows) == results["correct"]
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
-    assert [row["step"] for row in steps if "loss" in row] == list(range(1, 21))
+    steps = [row for row in steps if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 21))
+    assert sum(row["supervised_tokens"] for row in steps) == sum(supervised(workdir))
     assert "<html" in (workdir / "report.html").read_text()
+
+
+def supervised(workdir: pathlib.Path) -> tuple[int, int]:
+    results = json.loads((workdir / "results.json").read_text())
+    return results["supervised_rationale_tokens"], results["supervised_answer_tokens"]
+
+
+def test_plain_distillation_stops_at_as_many_rationale_tokens(finished, here, tmp_path, capsys):
+    workdir = tmp_path / "equal"
+    pipeline.run(small("scotd_equal_tokens"), workdir, siblings=[finished.workdir])
+    said = capsys.readouterr().out
+    assert "schedule: taken over" in said and "score: taken over" in said
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    rows = [row for row in rows if "loss" in row]
+    assert all(row["mean_start_step"] == 0 for row in rows)
+    assert all(row["loss"] == pytest.approx(row["token_loss"]) for row in rows)
+    wanted, (rationale, answer) = supervised(finished.workdir)[0], supervised(workdir)
+    assert sum(row["supervised_tokens"] for row in rows) == rationale + answer
+    last = rows[-1]["supervised_tokens"]
+    assert rationale - last < wanted <= rationale and len(rows) < 20
+    # An epoch has five steps and every token.
+    whole = json.loads((finished.workdir / "distill.json").read_text())
+    assert answer < whole["supervised_answer_tokens"]
 
 
 def test_a_second_run_does_nothing_again(finished, here, capsys):
@@ -284,6 +309,7 @@ def check_same_bits(one: pathlib.Path, other: pathlib.Path) -> None:
     ]
     losses = [[row["loss"] for row in rows if "loss" in row] for rows in lines]
     assert losses[0] == losses[1]
+    assert supervised(one) == supervised(other)
     name = "predictions/test.jsonl"
     assert (one / name).read_bytes() == (other / name).read_bytes()
 
@@ -354,6 +380,8 @@ def test_a_curriculum_that_follows_the_student(finished, here, tmp_path, capsys)
     shares = [int((row == 0).sum()) for row in rows]
     assert shares == [12, 26, 40, 40]  # From initial_share=0.3 of the examples at stage 0 to all.
     assert "left out" in (workdir / "report.html").read_text()
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert sum(row.get("supervised_tokens", 0) for row in steps) == sum(supervised(workdir))
     capsys.readouterr()
     pipeline.run(config, workdir)
     assert "distill: up to date" in capsys.readouterr().out

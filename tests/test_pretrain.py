@@ -36,7 +36,8 @@ def texts(tokenizer, batch: dict[str, np.ndarray]) -> list[tuple[str, str]]:
 
 
 def test_numbers_and_words_of_the_task_are_single_tokens(tokenizer):
-    for word in [str(n) for n in range(1, LARGEST + 1)] + ["twice", "dozen", "pens", "Step", "Therefore"]:
+    words = ["twice", "dozen", "pens", "Step", "Therefore"]
+    for word in [*map(str, range(1, LARGEST + 1)), *words]:
         assert len(tokenizer.tokenize(word)) == 1, word
 
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from configs.sweeps import common, quickstart, sensitivity, table1, table2, table3
-from kpod_jax import configuration, configuration_checks, paper
+from kpod_jax import configuration, configuration_checks, distill, paper, pipeline
 from kpod_jax.errors import UserError
 
 BASES = (
@@ -69,6 +69,10 @@ def test_table_1_takes_up_every_method_but_the_ablations(monkeypatch):
     runs = table1.get_runs("quickstart")
     assert {"kpod-seed0", "scotd-seed0", "none-seed0", "mine-seed0"} <= runs.keys()
     assert runs["mine-seed0"].distill.epochs == 3
+    equal, kpod = runs["scotd_equal_tokens-seed0"], runs["kpod-seed0"]
+    assert changed(equal, kpod).keys() == {"method", "distill.equal_tokens"}
+    shared = pipeline.recipes(kpod)  # It is cut to the tokens of the very schedule.
+    assert "schedule" in shared and pipeline.recipes(equal) == shared
     assert not {f"{method}-seed0" for method in paper.TABLE_2 if method != "kpod"} & runs.keys()
 
 
@@ -138,11 +142,42 @@ def test_keys_are_set_in_their_types_and_never_against_the_method():
     assert (kpod.schedule.beta, diversity.schedule.beta) == (9.0, 0.0)
 
 
+def test_every_run_makes_the_steps_that_are_asked_for():
+    runs = table1.get_runs("quickstart,steps=70,short")
+    for name, config in runs.items():
+        configuration_checks.check(config)
+        steps = 0 if name == "none-seed0" else 70
+        for steps_per_epoch in (1, 30, 500):
+            assert distill.plan(config.distill, steps_per_epoch).total_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("distill.learning_rate", "5e-4", 5e-4),
+        ("distill.max_steps", "9", 9),
+        ("distill.step_start_weight", "learned", "learned"),
+        ("distill.rescale_weights", "mean", "mean"),
+        ("distill.least_weight", "0", 0.0),
+        ("schedule.ramp_share", "0.8", 0.8),
+        ("schedule.initial_share", "0.5", 0.5),
+        ("weighting.alpha", "0.4", 0.4),
+        ("eval.ood", "gsm8k+svamp", ("gsm8k", "svamp")),
+    ],
+)
+def test_settings_of_all_runs_follow_the_colon(key, text, value):
+    for config in table1.get_runs(f"quickstart,{key}={text}").values():
+        assert flat(config)[key] == value
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
         ("quickstarts", "there is no configs/quickstarts.py; expected one of flan_t5_large"),
         ("quickstart,seeds=0", "cannot read 'seeds=0'"),
+        ("quickstart,steps=0", "cannot read 'steps=0'"),
+        ("quickstart,seed=3", "other than method and seed"),
+        ("quickstart,method=scotd", "cannot read 'method=scotd'"),
         ("quickstart,five", "cannot read 'five'"),
         ("quickstart,distill.epoch=5", "cannot read 'distill.epoch=5'"),
         ("quickstart,distill.epochs=few", "distill.epochs='few': expected a value of the type"),

@@ -69,6 +69,7 @@ class Work:
             "targets": targets,
             "loss_weights": supervised.astype(np.float32),
             "supervised": supervised,
+            "divisor": np.full(self.rows, supervised.sum(), np.float32),
         }
 
 

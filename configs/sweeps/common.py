@@ -3,6 +3,7 @@
 The argument is the base configuration's file, then options, parted by commas:
 
     quickstart,seeds=5                 configs/quickstart.py, seeds 0 to 4 (one, if not given)
+    quickstart,steps=400               training steps of every run, however many examples it has
     quickstart,short                   a form of minutes that shows that everything works
     flan_t5_large,data=gsm8k+svamp     a column for each data set
     t5_base,data.path=gsm8k,student.dtype=float32      keys of the configuration, for all runs
@@ -28,6 +29,7 @@ class Options:
     Attributes:
       base: the name of a file of configs/.
       seeds: their number.
+      steps: of every training; 0: those of the configuration's epochs.
       short: whether runs are cut down to minutes.
       data: data sets; (): the base configuration's.
       keys: configuration keys with their values as text.
@@ -36,6 +38,7 @@ class Options:
 
     base: str
     seeds: int = 1
+    steps: int = 0
     short: bool = False
     data: tuple[str, ...] = ()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -62,17 +65,20 @@ def parse(argument: str, base: str = "quickstart", more: Iterable[str] = ()) -> 
             found = dataclasses.replace(found, base=part)
         elif name == "seeds" and value.isdecimal() and int(value):
             found = dataclasses.replace(found, seeds=int(value))
+        elif name == "steps" and value.isdecimal() and int(value):
+            found = dataclasses.replace(found, steps=int(value))
         elif name == "data" and value:
             found = dataclasses.replace(found, data=tuple(value.split("+")))
         elif name in more and value:
             found = dataclasses.replace(found, more={**found.more, name: value})
-        elif equals and name in configuration.flatten(configuration.default()):
+        elif equals and name in _KEYS:
             found = dataclasses.replace(found, keys={**found.keys, name: value})
         else:
             raise UserError(
                 f"--sweep=…:{argument}: cannot read {part!r}. Expected a file of configs/ first, "
-                f"then {', '.join(f'{name}=…' for name in ('seeds', 'data', *more))}, short, or a "
-                "key of the configuration with its value, parted by commas."
+                f"then {', '.join(f'{name}=…' for name in ('seeds', 'steps', 'data', *more))}, "
+                "short, or a key of the configuration, other than method and seed, with its value, "
+                "parted by commas."
             )
     there = sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
     if found.base not in there:
@@ -113,6 +119,8 @@ def methods(names: Iterable[str]) -> dict[str, tuple[str, Mapping[str, object]]]
     return {name: (name, {}) for name in names}
 
 
+# A sweep chooses methods and seeds itself.
+_KEYS = configuration.flatten(configuration.default()).keys() - {"method", "seed"}
 _CONFIGS = pathlib.Path(__file__).parents[1]
 
 
@@ -130,6 +138,9 @@ def _config(options: Options, method: str, data: str) -> Config:
         config.data.name = data
     if options.short:
         shorten(config)
+    if options.steps and config.distill.epochs:
+        config.distill.max_steps = options.steps
+        config.distill.epochs = options.steps  # Enough: an epoch has a step at least.
     for key, text in options.keys.items():
         if key not in own:
             value = _value(key, text.replace("{data}", config.data.name))

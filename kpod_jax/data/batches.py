@@ -28,8 +28,9 @@ class BatchSource:
     Examples of like lengths share batches: they are put into a few buckets, each of one shape
     [S, U], so that a train step is compiled once a bucket. An epoch has every example exactly once;
     its order comes from (seed, epoch) alone. The last batch of a bucket is filled up with padding
-    rows. Where a stage leaves examples out (c_i > n_i), its steps are filled with the others, each
-    about equally often, and without padding rows.
+    rows; its tokens count as much as all others, by the batch's "divisor". Where a stage leaves
+    examples out (c_i > n_i), its steps are filled with the others, each about equally often, and
+    without padding rows.
     """
 
     def __init__(
@@ -71,10 +72,8 @@ class BatchSource:
           pack: tokens of a row that holds several examples, for a decoder-only student, whose
             batches then have one shape and "segments" besides; 0 is an example a row. Examples
             that share a row do so in every epoch.
-          example_weights: [N] float32, which all of an example's loss weights are multiplied by.
-            A batch's weights are besides scaled by its number of supervised tokens over their mean
-            in an epoch: a step divides by the former, so that examples count the same in whatever
-            batch they are. For start steps that do not change. None: neither.
+          example_weights: [N] float32, which all of an example's loss weights are multiplied by;
+            None is 1.
           groups: numbers of examples, two at least in each slice: rows 2 k and 2 k + 1 of a batch
             are then two examples of one slice, drawn anew in each epoch, and a slice occurs once an
             epoch. None: a row is an example by itself.
@@ -147,9 +146,8 @@ class BatchSource:
         for members, shape in self._buckets:
             self._shape_of_item[members] = shape
         self._epochs: dict[tuple[int, bytes], np.ndarray] = {}
-        self._counts_N = None
-        if example_weights is not None:
-            self._counts_N = _supervised_counts(tokenized, np.asarray(self._start_steps(0)))
+        # Start steps that were asked for last, and the counts under them.
+        self._counted = np.zeros(0), np.zeros((0, 2), np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -180,30 +178,38 @@ class BatchSource:
           decoder_input_ids [B, U] int32 (targets shifted right) and targets [B, U] int32;
           loss_weights [B, U] float32: w_j for rationale tokens of steps from c_i on, 1 for the
             answer sentence and EOS, else 0;
-          supervised [B, U] bool: tokens that the loss is about, the denominator's count;
+          supervised [B, U] bool: tokens that the loss is about;
+          divisor [B] float32, of the loss, the same in all rows, and in all batches of an epoch and
+            stage: the mean number of supervised tokens of the epoch's batches under the stage's
+            c_i. So a token counts the same in whatever batch it is, be that full or mostly padding
+            rows. Of groups it is the mean over all draws of pairs;
           index [B] int32: the example's number, -1 in padding rows, where nothing is supervised.
         """
         if step < 0:
             raise IndexError(f"step {step} is negative")
-        epoch, place = divmod(step, self.steps_per_epoch)
-        start_steps_N = np.asarray(self._start_steps(self._stage_of_step(step)))
-        if start_steps_N.shape != (len(self._tokenized),):
-            raise UserError(
-                f"The schedule has start steps of shape {start_steps_N.shape} for "
-                f"{len(self._tokenized)} examples; it was made for other records. Run "
-                "--mode=schedule again."
-            )
-        rows_B = self._epoch_rows(epoch, self._taking_part(start_steps_N))[place]
-        shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
-        if self._groups is not None:
-            rows_B = pairs.drawn(rows_B, self._groups, [self._seed, epoch])
+        start_steps_N = self._start_steps_at(step)
+        rows_B, shape = self._rows(step, start_steps_N)
         batch = self._batch(rows_B[self._host_rows], shape, start_steps_N)
-        if self._counts_N is not None:
+        divisor = np.float32(self._mean_count(step, start_steps_N))
+        return batch | {"divisor": np.full(len(batch["index"]), divisor)}
+
+    def supervised_tokens(self, steps: int) -> np.ndarray:
+        """Tokens of rationales, and of answers with EOS, that the first steps supervise.
+
+        Args:
+          steps: their number.
+
+        Returns:
+          [steps, 2] int64, of all hosts and whatever the tokens' weights.
+        """
+        found = np.zeros((steps, 2), np.int64)
+        for step in range(steps):
+            start_steps_N = self._start_steps_at(step)
+            rows_B, _ = self._rows(step, start_steps_N)
             rows = rows_B[rows_B >= 0]
             examples = np.concatenate([self._bins[i] for i in rows]) if self._pack else rows
-            mean = self._counts_N.sum() / self.steps_per_epoch
-            batch["loss_weights"] *= np.float32(self._counts_N[examples].sum() / mean)
-        return batch
+            found[step] = self._counts(start_steps_N)[examples].sum(axis=0)
+        return found
 
     def iterate(
         self, start_step: int, total_steps: int, *, threads: int = 2, prefetch: int = 8
@@ -239,6 +245,44 @@ class BatchSource:
         for members, shape in self._buckets:
             for rows_B in batch_rows(members, batch_size or self._batch_size):
                 yield self._batch(rows_B, shape, whole_N)
+
+    def _start_steps_at(self, step: int) -> np.ndarray:
+        """[N] c_i at a training step."""
+        start_steps_N = np.asarray(self._start_steps(self._stage_of_step(step)))
+        if start_steps_N.shape != (len(self._tokenized),):
+            raise UserError(
+                f"The schedule has start steps of shape {start_steps_N.shape} for "
+                f"{len(self._tokenized)} examples; it was made for other records. Run "
+                "--mode=schedule again."
+            )
+        return start_steps_N
+
+    def _rows(self, step: int, start_steps_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B] what the rows of a step's batch hold, examples or bins, -1 for padding; its shape."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows_B = self._epoch_rows(epoch, self._taking_part(start_steps_N))[place]
+        shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
+        if self._groups is not None:
+            rows_B = pairs.drawn(rows_B, self._groups, [self._seed, epoch])
+        return rows_B, shape
+
+    def _counts(self, start_steps_N: np.ndarray) -> np.ndarray:
+        """[N, 2] int64 supervised tokens of each example: its rationale's, its answer's and EOS."""
+        last, counts_Nx2 = self._counted
+        if not np.array_equal(last, start_steps_N):
+            counts_Nx2 = _supervised_counts(self._tokenized, start_steps_N)
+            self._counted = start_steps_N.copy(), counts_Nx2
+        return counts_Nx2
+
+    def _mean_count(self, step: int, start_steps_N: np.ndarray) -> float:
+        """Mean number of supervised tokens of the batches of a step's epoch, 1 at least."""
+        counts = self._counts(start_steps_N).sum(axis=1)
+        if (held := self._bins if self._pack else self._groups) is not None:
+            counts = np.add.reduceat(counts[held.values], held.offsets[:-1])
+            counts = counts if self._pack else 2 * counts / held.lengths
+        rows = self._epoch_rows(step // self.steps_per_epoch, self._taking_part(start_steps_N))
+        times = np.bincount(rows[rows >= 0], minlength=len(counts))
+        return max(1.0, float(times @ counts) / self.steps_per_epoch)
 
     def _taking_part(self, start_steps_N: np.ndarray) -> np.ndarray:
         """Which items have something to learn, bool; all, where none has."""
@@ -355,16 +399,23 @@ def _target_weights(
                 f"{int(tokenized.rationale_lengths.sum())}; they were made for other records or "
                 "another tokenizer. Run --mode=weigh again."
             )
-        example = np.repeat(np.arange(len(targets)), targets.lengths)
-        place = np.arange(len(values)) - targets.offsets[example]
-        values[place < tokenized.rationale_lengths[example]] = weights.values
+        values[_in_rationale(tokenized)] = weights.values
     if example_weights is not None:
         values *= np.repeat(example_weights.astype(np.float32), targets.lengths)
     return Ragged(values, targets.offsets)
 
 
-def _supervised_counts(tokenized: TokenizedSet, start_steps_N: np.ndarray) -> np.ndarray:
-    """[N] supervised tokens of each example."""
+def _in_rationale(tokenized: TokenizedSet) -> np.ndarray:
+    """Which of the targets' tokens, end to end, are of rationales: bool."""
     targets = tokenized.targets
+    example = np.repeat(np.arange(len(targets)), targets.lengths)
+    place = np.arange(len(targets.values)) - targets.offsets[example]
+    return place < tokenized.rationale_lengths[example]
+
+
+def _supervised_counts(tokenized: TokenizedSet, start_steps_N: np.ndarray) -> np.ndarray:
+    """[N, 2] int64 supervised tokens of each example, in its rationale and after it."""
+    targets, thought = tokenized.targets, _in_rationale(tokenized)
     supervised = tokenized.steps.values >= np.repeat(start_steps_N, targets.lengths)
-    return np.add.reduceat(supervised.astype(np.int64), targets.offsets[:-1])
+    kinds = np.stack([supervised & thought, supervised & ~thought], axis=1).astype(np.int64)
+    return np.add.reduceat(kinds, targets.offsets[:-1])

@@ -66,11 +66,15 @@ def comparison(result: Result) -> Html:
         if row["name"] in numbered:
             series = numbered[row["name"]] % len(figures.SERIES)
             dot = tag("i", class_="dot", style=f"background:var(--series-{series})")
-        rows.append([join(filter(None, [dot, row["name"]])), *map(_cell, row["cells"])])
-    head = ["Method", *(column["name"] for column in result["columns"])]
+        name = join(filter(None, [dot, row["name"]]))
+        tokens = sweep_text.tokens_of(row, result["columns"])
+        rows.append([name, tokens, *map(_cell, row["cells"])])
+    names = [column["name"] for column in result["columns"]]
+    head = ["Method", sweep_text.TOKENS.capitalize(), *names]
     caption = (
         f"{sweep_text.SPREAD.format(reference=result['reference'])} Under it the 95 % interval, "
-        "of questions and, of several seeds, trainings; each seed's number leads to its report."
+        "of questions and, of several seeds, trainings; each seed's number leads to its report. "
+        f"{sweep_text.TOKENS_MEANT}"
     )
     if sweep_text.papers(result):
         caption += f" The paper: {sweep_text.PAPERS}."

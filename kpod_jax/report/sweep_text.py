@@ -22,6 +22,8 @@ SPREAD = (
     "Accuracy of the final answer in percent: mean ± standard deviation over seeds. * p < 0.05 "
     "against {reference}: paired test, p-values corrected by Holm's method in each column."
 )
+TOKENS = "rationale tokens"
+TOKENS_MEANT = "Rationale tokens are those that training supervised, in thousands, mean over seeds."
 _NAMED = 4  # Methods in a sentence; of more it says how many.
 PAPERS = "as published, by its own teacher, rationales and splits"
 
@@ -75,14 +77,20 @@ def plain(result: Mapping[str, Any]) -> str:
     lines = []
     for i, column in enumerate(result["columns"]):
         head = column["name"] if len(result["columns"]) > 1 else "method"
-        lines.append(f"{head:<{width}}{'accuracy':>10}{'spread':>9}  of each seed")
+        lines.append(f"{head:<{width}}{'accuracy':>10}{'spread':>9}{'tokens':>9}  of each seed")
         cells = [(row["name"], cell) for row in result["rows"] if (cell := row["cells"][i])]
         for name, cell in cells:
             spread = "" if cell["spread"] is None else f"± {100 * cell['spread']:.1f}"
             each = ", ".join(f"{100 * seed['accuracy']:.1f}" for seed in cell["seeds"])
-            lines.append(f"{name:<{width}}{100 * cell['mean']:>9.1f}%{spread:>9}  {each}")
+            tokens = thousands(cell)
+            lines.append(
+                f"{name:<{width}}{100 * cell['mean']:>9.1f}%{spread:>9}{tokens:>9}  {each}"
+            )
         total = max((cell["seeds"][0]["total"] for _, cell in cells), default=0)
-        lines.append(f"{column['split']} split, {total} questions; spread: standard deviation\n")
+        lines.append(
+            f"{column['split']} split, {total} questions; spread: standard deviation; tokens: "
+            "supervised ones of rationales, in thousands\n"
+        )
     lines.append(verdict(result).replace("\u00a0", " "))
     return "\n".join([*lines, *result["notes"]])
 
@@ -95,16 +103,17 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         escaped(verdict(result)),
         "",
-        f"| method | seeds | {' | '.join(escaped(column['name']) for column in columns)} |",
-        f"| --- | --- |{' --- |' * len(columns)}",
+        f"| method | seeds | {TOKENS} | {' | '.join(escaped(c['name']) for c in columns)} |",
+        f"| --- | --- | --- |{' --- |' * len(columns)}",
     ]
     for row in result["rows"]:
         cells = [_marked(cell, r"\*") for cell in row["cells"]]
-        lines.append(f"| {escaped(row['name'])} | {seeds(row)} | {' | '.join(cells)} |")
+        tokens = tokens_of(row, columns)
+        lines.append(f"| {escaped(row['name'])} | {seeds(row)} | {tokens} | {' | '.join(cells)} |")
     for name, values in papers(result):
         cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
-        lines.append(f"| {escaped(name)}, the paper | | {' | '.join(cells)} |")
-    lines += ["", SPREAD.format(reference=reference).replace("*", r"\*"), ""]
+        lines.append(f"| {escaped(name)}, the paper | | | {' | '.join(cells)} |")
+    lines += ["", f"{SPREAD.format(reference=reference)} {TOKENS_MEANT}".replace("*", r"\*"), ""]
     if papers(result):
         lines += [f"The paper: {PAPERS}.", ""]
     for i, column in enumerate(columns):
@@ -127,26 +136,26 @@ def markdown(result: Mapping[str, Any]) -> str:
 def latex(result: Mapping[str, Any]) -> str:
     r"""A table for a paper; it needs `\usepackage{booktabs}`."""
     columns = result["columns"]
-    head = " & ".join(["Method", *(tex(column["name"]) for column in columns)])
+    head = " & ".join(["Method", TOKENS.capitalize(), *(tex(column["name"]) for column in columns)])
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}",
         r"\toprule",
         rf"{head} \\",
         r"\midrule",
     ]
     for row in result["rows"]:
         cells = [_marked(cell, "$^{*}$").replace("±", r"$\pm$") for cell in row["cells"]]
-        lines.append(rf"{' & '.join([tex(row['name']), *cells])} \\")
+        lines.append(rf"{' & '.join([tex(row['name']), tokens_of(row, columns), *cells])} \\")
     if found := papers(result):
         lines.append(r"\midrule")
         for name, values in found:
             cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
-            lines.append(rf"{' & '.join([f'{tex(name)} (paper)', *cells])} \\")
+            lines.append(rf"{' & '.join([f'{tex(name)} (paper)', '', *cells])} \\")
     counts = sorted({len(cell["seeds"]) for row in result["rows"] for cell in row["cells"] if cell})
     caption = SPREAD.format(reference=result["reference"])
-    caption += f" Seeds: {' or '.join(map(str, counts))}."
+    caption += f" {TOKENS_MEANT} Seeds: {' or '.join(map(str, counts))}."
     if found:
         caption += f" The paper's rows: {PAPERS}."
     caption = tex(caption).replace(" * ", " $^{*}$ ")
@@ -168,6 +177,19 @@ def seeds(row: Mapping[str, Any]) -> str:
     """The seeds of a row, of all of its cells."""
     found = {seed["seed"] for cell in row["cells"] if cell for seed in cell["seeds"]}
     return ", ".join(map(str, sorted(found)))
+
+
+def thousands(cell: Mapping[str, Any]) -> str:
+    """The rationale tokens that trainings supervised, in thousands; "" where they are not known."""
+    tokens = cell["rationale_tokens"]
+    return "" if tokens is None else f"{tokens / 1000:,.1f}"
+
+
+def tokens_of(row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
+    """A row's, of each data set that it is trained on."""
+    pairs = zip(columns, row["cells"], strict=True)
+    found = {column["data"]: thousands(cell) for column, cell in pairs if cell}
+    return " / ".join(filter(None, found.values()))
 
 
 def papers(result: Mapping[str, Any]) -> Sequence[tuple[str, list[float | None]]]:

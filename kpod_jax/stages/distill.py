@@ -1,18 +1,24 @@
 """The student's training (Eq. 15), on the schedule."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kpod_jax import distill, files, sharding, train_step
+from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
+from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.errors import UserError
 from kpod_jax.run import Run, say
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
 from kpod_jax.schedule.protocol import Feedback
 from kpod_jax.stages.schedule import curriculum_of
 from kpod_jax.stages.score import difficulty_of
+
+SUPERVISED = "distill.json"  # The tokens that a training supervised, for the evaluation.
 
 
 def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
@@ -31,16 +37,47 @@ def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
 
 
 def loss_weights(run: Run) -> Ragged | None:
-    """w_j of Eq. 15, none below `distill.least_weight`; None where all are 1."""
-    weights = run.weights()
+    """w_j of Eq. 15, float32, as the loss takes them; None where all are 1.
+
+    In this order: none is below `distill.least_weight`; with `distill.step_start_weight="answer"`
+    the first token of each step has weight 1; with `distill.rescale_weights="mean"` all others are
+    divided by their mean within the rationale, so that the mean of all is 1.
+    """
+    weights, options = run.weights(), run.config.distill
     if weights is None:
         return None
-    least = np.float32(run.config.distill.least_weight)
-    return Ragged(np.maximum(weights.values, least), weights.offsets)
+    values = np.maximum(weights.values, np.float32(options.least_weight))
+    kept = np.ones(len(values), bool)
+    if options.step_start_weight == "answer":
+        kept = ~_step_starts(run.train_set)
+    if options.rescale_weights == "mean":
+        starts = weights.offsets[:-1]
+        sums = np.add.reduceat(values * kept, starts, dtype=np.float64)
+        counts = np.add.reduceat(kept, starts, dtype=np.int64)
+        means = np.maximum(sums, 1e-9) / np.maximum(counts, 1)
+        values = values / np.repeat(means, weights.lengths)
+    return Ragged(np.where(kept, values, 1).astype(np.float32), weights.offsets)
+
+
+def _step_starts(train: TokenizedSet) -> np.ndarray:
+    """Which rationale tokens, end to end, are the first of their step: bool."""
+    lengths = train.rationale_lengths.tolist()
+    return np.concatenate(
+        [np.diff(train.steps[i][:length], prepend=-1) > 0 for i, length in enumerate(lengths)]
+    )
+
+
+def _cut_to(source: BatchSource, rationale_tokens: int, steps: int) -> int:
+    """The steps, at most so many, after which so many rationale tokens were supervised."""
+    sums = np.cumsum(source.supervised_tokens(steps)[:, 0])
+    return min(steps, 1 + int(np.searchsorted(sums, rationale_tokens)))
 
 
 def run_stage(run: Run) -> str:
-    """Trains the student on the records, token weights and schedule; writes checkpoints/student.
+    """Trains the student on the records, token weights and schedule.
+
+    Writes checkpoints/student, and distill.json, how many tokens were supervised: a function of
+    data, schedule and steps, whatever the training was interrupted by.
 
     Returns:
       What was done, in a few words.
@@ -51,14 +88,30 @@ def run_stage(run: Run) -> str:
     config, student, training = run.config, run.student, run.training
     for note in run.method.notes if run.method else ():
         say(f"distill: {note}")
-    start_steps = _start_steps(run)
     length = run.length
-    source = run.training_source(
-        weights=loss_weights(run),
-        start_steps=start_steps,
-        stage_of_step=lambda step: step // length.steps_per_stage,
-        host=sharding.host_part(run.mesh),
-    )
+
+    def source_of(start_steps: Callable[[int], np.ndarray], weights: Ragged | None) -> BatchSource:
+        return run.training_source(
+            weights=weights,
+            start_steps=start_steps,
+            stage_of_step=lambda step: step // length.steps_per_stage,
+            host=sharding.host_part(run.mesh),
+        )
+
+    start_steps = _start_steps(run)
+    source = source_of(start_steps, loss_weights(run))
+    if config.distill.equal_tokens:
+        if isinstance(start_steps, Following):
+            raise UserError(
+                f"distill.equal_tokens=True: schedule.curriculum={config.schedule.curriculum!r} "
+                "follows the student, so that its tokens are not known before training; expected "
+                "a curriculum without feedback, such as kpod."
+            )
+        scheduled = int(source.supervised_tokens(length.total_steps)[:, 0].sum())
+        start_steps = curricula.FullRationale(run.train_set.num_steps).start_steps
+        source = source_of(start_steps, None)
+        steps = _cut_to(source, scheduled, length.total_steps)
+        length = dataclasses.replace(length, total_steps=steps)
     # Checkpoints are chosen by it; the test split is not read before the evaluation.
     validation = run.records("validation")
     evaluator, loss_of = run.evaluator(validation), run.target_loss(validation)
@@ -88,8 +141,12 @@ def run_stage(run: Run) -> str:
         loss=train_step.loss_of(config.distill.loss, training.objective.loss),
         rows_together=2 if training.groups is not None else 1,
     )
+    rationale, answer = source.supervised_tokens(length.total_steps).sum(axis=0).tolist()
+    found = {"supervised_rationale_tokens": rationale, "supervised_answer_tokens": answer}
+    files.write_json(run.workdir / SUPERVISED, found)
     return (
         f"{_examples(run)}{length.total_steps} steps in {length.stages} stages, "
+        f"{rationale:,} rationale and {answer:,} answer tokens supervised, "
         f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}, "
         f"{source.padding_share:.0%} padding"
     )

@@ -13,6 +13,7 @@ from kpod_jax.generate import Sampling
 from kpod_jax.models import layout
 from kpod_jax.progress import Progress
 from kpod_jax.run import Run
+from kpod_jax.stages.distill import SUPERVISED
 
 
 def trained_params(run: Run) -> tuple[Any, int]:
@@ -76,6 +77,7 @@ def run_stage(run: Run) -> str:
             "split": config.eval.split,
             **result,
             "checkpoint_step": step,
+            **_supervised(run),
             "ood": {name: found[f"{name}_test"] for name in config.eval.ood},
         },
     )
@@ -86,6 +88,14 @@ def run_stage(run: Run) -> str:
         for name, one in found.items()
     ]
     return f"{'; '.join(shown)}, step {step}"
+
+
+def _supervised(run: Run) -> dict[str, int]:
+    """How many tokens the training supervised; {} where it has not come to its end."""
+    path = run.workdir / SUPERVISED
+    if not run.config.distill.epochs:
+        return {"supervised_rationale_tokens": 0, "supervised_answer_tokens": 0}
+    return files.read_json(path) if path.exists() else {}
 
 
 def _ood_records(run: Run, name: str, path: str) -> tuple[list[Record], list[records_io.Rejected]]:

@@ -34,7 +34,8 @@ def compare(
       "rows", each with its name, method, settings and cells, one a column (None where nothing was
       asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
       (95 %, of `kpod_jax.compare.interval`; where predictions are missing, all that the seeds' own
-      cover), "seeds", "against" (the paired test) and "paper" (the paper's accuracy);
+      cover), "rationale_tokens" (supervised in training, mean over seeds; None where a run's are
+      not known), "seeds", "against" (the paired test) and "paper" (the paper's accuracy);
       "failed"; "notes", on what could not be compared.
     """
     results = {name: files.read_json(root / name / "results.json") for name in runs}
@@ -63,6 +64,8 @@ def compare(
             cell["spread"] = statistics.stdev(accuracies) if len(accuracies) > 1 else None
             low, high = zip(*(seed["interval"] for seed in cell["seeds"]), strict=True)
             cell["interval"] = [min(low), max(high)]
+            tokens = [seed["supervised_rationale_tokens"] for seed in cell["seeds"]]
+            cell["rationale_tokens"] = None if None in tokens else statistics.fmean(tokens)
             cell["against"] = None
         try:
             _resample(root, column, cells, reference["name"])
@@ -147,7 +150,8 @@ def _result(
     if own is None:
         return None
     found = {key: own[key] for key in ("accuracy", "correct", "total", "interval")}
-    return found | {"checkpoint_step": result["checkpoint_step"]}
+    keys = ("checkpoint_step", "supervised_rationale_tokens")
+    return found | {key: result.get(key) for key in keys}
 
 
 def _paper(config: Config, column: Mapping[str, Any]) -> float | None:

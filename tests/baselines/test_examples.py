@@ -78,7 +78,7 @@ def test_distilling_step_by_step_has_two_tasks_whose_means_count_as_1_to_lambda(
 
 @pytest.mark.parametrize("buckets", [1, 4])
 def test_shares_hold_over_an_epoch_however_examples_are_batched(build, buckets):
-    """The step divides by a batch's supervised tokens, which long targets have more of."""
+    """Whatever tokens a batch has, which are more where targets are long."""
     training = build(make(Scott, "arithmetic"), arithmetic.generate("train", 12))
     source = BatchSource(
         training.tokenized,
@@ -94,7 +94,7 @@ def test_shares_hold_over_an_epoch_however_examples_are_batched(build, buckets):
     total = {True: 0.0, False: 0.0}
     for step in range(source.steps_per_epoch):
         batch = source[step]
-        divided = batch["loss_weights"] / batch["supervised"].sum()
+        divided = batch["loss_weights"] / batch["divisor"][:, None]
         for row, i in enumerate(batch["index"].tolist()):
             total[i < 12] += divided[row].sum() if i >= 0 else 0
     np.testing.assert_allclose(total[True], total[False], rtol=1e-5)

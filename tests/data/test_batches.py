@@ -93,6 +93,7 @@ def test_batch_is_what_its_examples_say(tokenized):
             "targets": np.int32,
             "loss_weights": np.float32,
             "supervised": bool,
+            "divisor": np.float32,
             "index": np.int32,
         }
 
@@ -447,14 +448,63 @@ def test_a_loss_of_ones_own_has_arrays_of_its_own(tokenized):
     assert (batch["sizes"] == batch["targets"].shape[1]).all() and batch["sizes"].shape == (4,)
 
 
-def test_examples_count_by_their_weights_whatever_their_batch(tokenized):
-    weights = np.linspace(0.5, 2, len(tokenized)).astype(np.float32)
-    source = make(tokenized, example_weights=weights, buckets=3)
-    found = np.zeros(len(tokenized))
-    for batch in epoch_of(source, 0):
-        for row, i in enumerate(batch["index"].tolist()):
-            if i >= 0:
-                found[i] = (batch["loss_weights"][row] / batch["supervised"].sum()).sum()
-    expected = weights * tokenized.targets.lengths
-    mean = tokenized.targets.lengths.sum() / source.steps_per_epoch
-    np.testing.assert_allclose(found, expected / mean, rtol=1e-5)
+@pytest.mark.parametrize("pack", [0, 160])
+@pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2, 11).astype(np.float32)])
+def test_a_token_counts_the_same_in_full_batches_and_in_the_rests(tokenized, weights, pack):
+    """11 examples in batches of 4: each bucket's last batch has padding rows."""
+    start_steps = np.arange(len(tokenized)) % 4
+    source = make(
+        tokenized,
+        buckets=3,
+        pack=pack,
+        example_weights=weights,
+        start_steps=lambda stage: np.minimum(stage, start_steps),
+    )
+    for stage in (0, 2):  # A stage is an epoch.
+        found = collections.Counter()
+        for batch in epoch_of(source, stage):
+            assert len(set(batch["divisor"].tolist())) == 1
+            share = batch["loss_weights"] / batch["divisor"][:, None]
+            found.update(share[batch["supervised"]].tolist())
+        counts_N = [
+            int((tokenized.steps[i] >= min(stage, start_steps[i])).sum())
+            for i in range(len(tokenized))
+        ]
+        mean = np.float32(sum(counts_N) / source.steps_per_epoch)
+        expected = collections.Counter()
+        for i, count in enumerate(counts_N):
+            expected[float((np.float32(1) if weights is None else weights[i]) / mean)] += count
+        assert found == expected  # To the last bit.
+
+
+def test_pairs_count_the_same_whatever_is_drawn(tokenized):
+    source = make(tokenized, groups=GROUPS, buckets=2)
+    divisors = {float(d) for epoch in (0, 1) for b in epoch_of(source, epoch) for d in b["divisor"]}
+    lengths = tokenized.targets.lengths
+    mean = sum(2 * lengths[GROUPS[g]].mean() for g in range(4)) / source.steps_per_epoch
+    assert divisors == {float(np.float32(mean))}
+
+
+@pytest.mark.parametrize("options", [{}, {"pack": 160}, {"groups": GROUPS}])
+def test_supervised_tokens_are_those_of_the_batches(tokenized, options):
+    source = make(
+        tokenized,
+        buckets=2,
+        start_steps=lambda stage: np.maximum(0, tokenized.num_steps + 1 - stage),
+        host=(1, 2),
+        **options,
+    )
+    steps = 4 * source.steps_per_epoch + 1
+    found = source.supervised_tokens(steps)
+    whole = make(
+        tokenized,
+        buckets=2,
+        # Tokens of rationales alone have a weight.
+        weights=Ragged.from_list([np.full(n, 0.5) for n in tokenized.rationale_lengths]),
+        start_steps=lambda stage: np.maximum(0, tokenized.num_steps + 1 - stage),
+        **options,
+    )
+    for step in range(steps):
+        weight = whole[step]["loss_weights"]
+        assert found[step].tolist() == [int((weight == 0.5).sum()), int((weight == 1).sum())]
+    assert not found[0].any() and found[-1].all()  # At first everything is left out.

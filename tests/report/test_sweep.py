@@ -80,9 +80,12 @@ def test_curves_have_a_band_a_method(root):
 
 def test_markdown_by_hand(root):
     text = sweep_text.markdown(root[1])
-    assert "| method | seeds | arithmetic |\n| --- | --- | --- |" in text
-    assert "| KPOD | 0, 1 | 87.5 ± 17.7 |" in text
-    assert r"| SCoTD | 0 | 25.0\* |" in text
+    assert (
+        "| method | seeds | rationale tokens | arithmetic |\n| --- | --- | --- | --- |\n"
+        "| KPOD | 0, 1 | 1.5 | 87.5 ± 17.7 |\n"
+        r"| SCoTD | 0 | 1.5 | 25.0\* |"
+    ) in text
+    assert "Rationale tokens are those that training supervised, in thousands" in text
     assert "## arithmetic: KPOD minus each other" in text
     # By question: 0, 1, 1, 1/2.
     assert "| SCoTD | +62.5 | " in text
@@ -100,12 +103,13 @@ def test_latex_by_hand(tmp_path):
         },
     )
     lines = sweep_text.latex(result).splitlines()
-    assert r"\begin{tabular}{lrr}" in lines
-    assert r"Method & GSM8K & SVAMP \\" in lines
-    assert r"KPOD & 87.5 $\pm$ 17.7 & 75.0 $\pm$ 0.0 \\" in lines
-    assert r"KPOD w.o.-sig-dif & 25.0$^{*}$ & 100.0 \\" in lines
-    assert r"KPOD (paper) & 46.74 & 47.33 \\" in lines
-    assert r"KPOD w.o.-sig-dif (paper) & 44.01 &  \\" in lines
+    assert r"\begin{tabular}{lrrr}" in lines
+    assert r"Method & Rationale tokens & GSM8K & SVAMP \\" in lines
+    # One number: both columns are of the same training.
+    assert r"KPOD & 1.5 & 87.5 $\pm$ 17.7 & 75.0 $\pm$ 0.0 \\" in lines
+    assert r"KPOD w.o.-sig-dif & 1.5 & 25.0$^{*}$ & 100.0 \\" in lines
+    assert r"KPOD (paper) &  & 46.74 & 47.33 \\" in lines
+    assert r"KPOD w.o.-sig-dif (paper) &  & 44.01 &  \\" in lines
     assert any("mean $\\pm$ standard" in line and "$^{*}$ p $<$ 0.05" in line for line in lines)
     rules = [line for line in lines if line in (r"\toprule", r"\midrule", r"\bottomrule")]
     assert rules == [r"\toprule", r"\midrule", r"\midrule", r"\bottomrule"]
@@ -120,7 +124,7 @@ def test_latex_escapes_what_it_takes_for_commands(tmp_path):
         "a": ("kpod", 0, {}, "10"),
         "b": ("kpod", 0, {"schedule__initial_share": 0.1}, "11"),
     }
-    assert r"KPOD, schedule.initial\_share = 0.1 & 100.0 \\" in sweep_text.latex(
+    assert r"KPOD, schedule.initial\_share = 0.1 & 1.5 & 100.0 \\" in sweep_text.latex(
         made(tmp_path, runs)
     )
 

@@ -4,23 +4,72 @@ import types
 from typing import Any
 
 import numpy as np
+import pytest
 
 from kpod_jax import configuration
 from kpod_jax.data.records import Ragged
 from kpod_jax.stages import distill
 
+STORED = Ragged.from_list([[0.0, 0.25, 0.5, 0.125], [0.75]], np.float32)
+# Two steps of two tokens, then the answer; one step of a token, then the answer and EOS.
+TRAIN = types.SimpleNamespace(
+    steps=Ragged.from_list([[0, 0, 1, 1, 2], [0, 1, 1]], np.int32),
+    rationale_lengths=np.array([4, 1], np.int32),
+)
 
-def test_least_weight_is_a_floor_under_the_losss_weights_alone():
-    stored = Ragged.from_list([[0.0, 0.3], [0.9]], np.float32)
+
+def found(weights: Ragged | None = STORED, **options: Any) -> Any:
     config = configuration.default()
-    run: Any = types.SimpleNamespace(config=config, weights=lambda: stored)
-    found: Any = distill.loss_weights(run)
-    np.testing.assert_array_equal(found.values, stored.values)
-    config.distill.least_weight = 0.5
-    found = distill.loss_weights(run)
-    np.testing.assert_array_equal(found.values, np.array([0.5, 0.5, 0.9], np.float32))
-    assert found.values.dtype == np.float32
-    np.testing.assert_array_equal(found.lengths, stored.lengths)
-    assert stored.values[0] == 0  # Difficulties are from these.
-    run.weights = lambda: None
-    assert distill.loss_weights(run) is None
+    config.distill.update(options)
+    run: Any = types.SimpleNamespace(config=config, weights=lambda: weights, train_set=TRAIN)
+    return distill.loss_weights(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"step_start_weight": "learned"}, [0, 0.25, 0.5, 0.125, 0.75]),
+        ({"step_start_weight": "learned", "least_weight": 0.5}, [0.5, 0.5, 0.5, 0.5, 0.75]),
+        ({}, [1, 0.25, 1, 0.125, 1]),
+        ({"least_weight": 0.5}, [1, 0.5, 1, 0.5, 1]),
+        # The mean of the first is 0.21875, of the second 0.75.
+        (
+            {"step_start_weight": "learned", "rescale_weights": "mean"},
+            [0, 8 / 7, 16 / 7, 4 / 7, 1],
+        ),
+        # The mean of the others is 0.1875; with the floor it is 0.225.
+        ({"rescale_weights": "mean"}, [1, 4 / 3, 1, 2 / 3, 1]),
+        ({"rescale_weights": "mean", "least_weight": 0.2}, [1, 10 / 9, 1, 8 / 9, 1]),
+    ],
+)
+def test_the_losss_weights_by_hand(options, expected):
+    before = STORED.values.copy()
+    weights = found(**options)
+    np.testing.assert_allclose(weights.values, np.array(expected), rtol=1e-6)
+    assert weights.values.dtype == np.float32
+    np.testing.assert_array_equal(weights.lengths, STORED.lengths)
+    np.testing.assert_array_equal(STORED.values, before)  # Difficulties are from these.
+    if options.get("rescale_weights") == "mean":
+        np.testing.assert_allclose([w.mean() for w in (weights[0], weights[1])], 1, rtol=1e-6)
+
+
+def test_without_learned_weights_all_are_1():
+    assert found(weights=None, rescale_weights="mean") is None
+
+
+def test_a_weighted_cross_entropy_tilts_the_choice_by_the_weights():
+    """Two options, of which data takes the first with p: trained on a and b, p a : (1 - p) b."""
+    p, a, b, logits = 0.6, 0.25, 1.0, np.zeros(2)
+    mass = np.array([p * a, (1 - p) * b])  # Expected weight of each target.
+    for _ in range(2000):
+        q = np.exp(logits) / np.exp(logits).sum()
+        logits -= mass.sum() * q - mass  # The gradient of -Σ mass log q.
+    np.testing.assert_allclose(q, np.array([0.15, 0.4]) / 0.55, rtol=1e-6)
+
+
+def test_a_training_is_cut_after_the_step_that_reaches_the_tokens():
+    source: Any = types.SimpleNamespace(
+        supervised_tokens=lambda steps: np.array([[10, 1], [0, 1], [10, 1], [10, 1]])[:steps]
+    )
+    cuts = [distill._cut_to(source, tokens, 4) for tokens in (0, 10, 11, 20, 30, 31)]
+    assert cuts == [1, 1, 3, 3, 4, 4]

@@ -17,7 +17,12 @@ def config(method: str = "kpod", seed: int = 0, **changes: Any) -> Config:
 
 
 def write(
-    root: pathlib.Path, name: str, made: Config, right: str, ood: dict[str, str] | None = None
+    root: pathlib.Path,
+    name: str,
+    made: Config,
+    right: str,
+    ood: dict[str, str] | None = None,
+    tokens: int | None = 1500,
 ) -> Config:
     """Leaves what a run leaves whose answers are right where `right` has a 1; gives its config."""
     found = {}
@@ -37,6 +42,7 @@ def write(
         root / name / "results.json",
         {
             "method": made.method, "seed": made.seed, "split": "test", "checkpoint_step": 8,
+            **({} if tokens is None else {"supervised_rationale_tokens": tokens}),
             **found["test"], "ood": {k: found[f"{k}_test"] for k in ood or {}},
         },
     )  # fmt: skip

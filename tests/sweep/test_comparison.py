@@ -130,3 +130,14 @@ def test_questions_that_do_not_fit_are_noted_and_the_rest_stays(tmp_path):
     assert result["notes"][0].startswith("arithmetic: no paired tests. There is no ")
     assert result["failed"] == {"c": "no memory"}
     files.write_json(tmp_path / "comparison.json", result)  # All of it is plain JSON.
+
+
+def test_rationale_tokens_are_means_over_seeds_and_unknown_where_one_is(tmp_path):
+    seeds = [("kpod", 0, 1000), ("kpod", 1, 2000), ("scotd", 0, 9000), ("scotd", 1, None)]
+    runs = {
+        f"{m}-{s}": write(tmp_path, f"{m}-{s}", config(m, s), "10", tokens=tokens)
+        for m, s, tokens in seeds
+    }
+    found = cells(compared(tmp_path, runs))
+    assert found["KPOD"]["rationale_tokens"] == 1500
+    assert found["SCoTD"]["rationale_tokens"] is None

@@ -66,7 +66,8 @@ lines = "".join(json.dumps(row) + "\\n" for row in rows)
 (root / name / "predictions" / "test.jsonl").write_text(lines)
 (root / name / "results.json").write_text(json.dumps({
     "method": name.split("-")[0], "seed": int(name.split("-")[1]), "split": "test", "ood": {},
-    "accuracy": 0.75, "correct": 3, "total": 4, "interval": [0.3, 0.9], "checkpoint_step": 1}))
+    "accuracy": 0.75, "correct": 3, "total": 4, "interval": [0.3, 0.9], "checkpoint_step": 1,
+    "supervised_rationale_tokens": 1234}))
 """
 
 # Tells its parent to end, and notes that it was told the same.
@@ -127,7 +128,7 @@ def test_a_sweep_leaves_one_comparison(fake, capsys):
         assert (made.root / name).stat().st_size > 300
     printed = capsys.readouterr().out
     assert "[1 of 3 done] kpod-1\n" in printed and "[2 of 3 done] kpod-1: done (" in printed
-    assert "KPOD                         75.0%    ± 0.0  75.0, 75.0\n" in printed
+    assert "KPOD                         75.0%    ± 0.0      1.2  75.0, 75.0\n" in printed
 
 
 def test_one_run_that_fails_and_one_that_is_killed_stop_no_other(fake, capsys):
