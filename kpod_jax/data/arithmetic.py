@@ -318,9 +318,7 @@ def equations() -> list[Equation]:
     return result
 
 
-def _stories(
-    rng: np.random.Generator, operations: tuple[int, int]
-) -> Iterator[tuple[_Story, str]]:
+def _stories(rng: np.random.Generator, operations: tuple[int, int]) -> Iterator[tuple[_Story, str]]:
     """Possible stories and their questions, without end."""
     while True:
         story = _story(rng, int(rng.integers(operations[0], operations[1] + 1)))
