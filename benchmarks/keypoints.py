@@ -8,7 +8,8 @@ Rows that are in the document and are not made anew stay there.
 
 The built-in task, the quickstart's data and answerer, held-out rationales, seeds 0 to 2. AUC is the
 probability that a keypoint's weight is above a filler token's. Beside it: the same among numbers
-alone, where "digits only" is blind, and the mean weight of each kind of token.
+alone, where "digits only" is blind, the mean weight of each kind of token, and of learned weights
+the held-out objective (Eq. 7), which fails where it is above that of keeping all tokens or none.
 """
 
 import dataclasses
@@ -44,6 +45,7 @@ from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.problems import batches, problems_of, take
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
+_OBJECTIVES = ("objective", "keep_all", "keep_none")
 _KINDS = ("result", "operand", "operator", "filler number", "filler word")
 _PREFIXES = 16
 _PAGE = "docs/token_weighting.md"
@@ -290,6 +292,7 @@ ROWS = [
     Row("steps", "half of the steps", {"steps": 70}),
     Row("steps", "twice the steps", {"steps": 280}),
     Row("prefixes", "prefixes at step ends", {"prefixes": "step_ends"}),
+    Row("prefixes", "late prefixes more often", {"prefixes": "late"}),
     Row("prefixes", "one prefix a step", {"prefix_samples": 1}),
     Row("prefixes", "four prefixes a step", {"prefix_samples": 4}),
     Row(
@@ -316,10 +319,10 @@ ROWS = [
 ]
 
 
-def learned(task: Task, row: Row, seed: int) -> tuple[np.ndarray, dict[str, float], float]:
+def learned(task: Task, row: Row, seed: int) -> tuple[np.ndarray, dict[str, Any], float]:
     """Weights of the held-out tokens, how the training ended, and its seconds."""
     config = quickstart.get_config().weighting
-    config.update(dict(row.changes))
+    config.update({"allow_failed": True, **row.changes})
     # Fresh problems are for fitting: an answerer that is fit already needs none.
     fresh = None
     if config.fit == "fresh":
@@ -357,14 +360,30 @@ def cells(task: Task, found: Sequence[np.ndarray]) -> list[str]:
     return [of(everywhere), of(numbers), *(f"{mean:.2f}" for mean in means)]
 
 
+def objectives(found: Sequence[Mapping[str, float]]) -> list[str]:
+    """The mean objective of several seeds, beside that of keeping all tokens, and none."""
+    return [
+        f"{statistics.fmean(summary[key] for summary in found):.3f}" if found else ""
+        for key in _OBJECTIVES
+    ]
+
+
+def fails(summary: Mapping[str, float]) -> bool:
+    """Whether keeping all tokens, or none, would have been better than what was learned."""
+    return summary["objective"] > min(summary["keep_all"], summary["keep_none"])
+
+
 def merged(new: Sequence[str], old: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """A table of the rows of some groups, in the order of ROWS: the new ones, else the old ones."""
+    """A table of the rows of some groups, in the order of ROWS: the new ones, else the old ones.
+
+    Old ones of other columns are left out.
+    """
 
     def by_name(table: Sequence[str]) -> dict[str, str]:
         # What a row says of refusals follows its name in brackets.
         return {line.split("|")[1].split(" (")[0].strip(): line for line in table[2:]}
 
-    found = by_name(old) | by_name(new)
+    found = (by_name(old) if old[:1] == new[:1] else {}) | by_name(new)
     names = [row.name for row in ROWS if row.group in groups]
     return [*new[:2], *(found[name] for name in names if name in found)]
 
@@ -376,26 +395,31 @@ def main(argv: list[str]) -> None:
     groups = [group for groups in _TABLES.values() for group in groups]
     groups = tables.only(groups) or groups
     task = Task()
-    head = ["weights", "AUC", "AUC among numbers", *_KINDS, "seconds"]
+    names = [key.replace("_", " ") for key in _OBJECTIVES]
+    head = ["weights", "AUC", "AUC among numbers", *names, *_KINDS, "seconds"]
     table = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     print("\n".join(table), flush=True)
     for row in ROWS:
         if row.group not in groups:
             continue
-        found, seconds, fault = [], [], ""
+        found, ends, seconds, fault = [], [], [], ""
         for seed in range(_SEEDS.value if row.seeded else 1):
             if row.baseline is not None:
                 found.append(row.baseline(task, seed))
                 continue
             try:
-                weights, _, took = learned(task, row, seed)
+                weights, summary, took = learned(task, row, seed)
             except UserError as error:
                 fault = str(error).split(".")[0].split(":")[0]
                 continue
             found.append(weights)
+            ends.append(summary)
             seconds.append(took)
         took = f"{statistics.fmean(seconds):.0f}" if seconds else ""
-        line = [row.name, *(cells(task, found) if found else ["–"] * (2 + len(_KINDS))), took]
+        values = cells(task, found) if found else ["–"] * (2 + len(_KINDS))
+        line = [row.name, *values[:2], *objectives(ends), *values[2:], took]
+        if failed := sum(map(fails, ends)):
+            line[0] += f" ({failed} of {len(ends)} worse than keeping all or none)"
         if fault:
             line[0] += f" ({_SEEDS.value - len(found)} of {_SEEDS.value} refused: “{fault}”)"
         table.append(f"| {' | '.join(line)} |")

@@ -144,11 +144,14 @@ def default() -> Config:
     weighting.weights = "learned"  # learned (Eq. 2-7), or uniform: every w_j = 1.
     weighting.answerer = ""  # Directory or hub id; empty: the student.
     weighting.alpha = 0.5  # Price of a kept token (Eq. 7). [paper]
-    weighting.alpha_warmup = 0.25  # Share of the steps over which alpha rises from 0. [ours]
-    weighting.prefixes = "sampled"  # sampled of each rationale, all (Eq. 5), or step_ends: sampled
-    # of those that end with a step, which suits answerers too weak to go on inside one. [ours]
+    weighting.alpha_warmup = 0.0  # Share of the steps over which alpha rises from 0, 0.25 for the
+    # estimators other than score_function. [ours]
+    weighting.prefixes = "sampled"  # sampled of each rationale, or all (Eq. 5); no estimates of
+    # Eq. 5 are step_ends: sampled of those that end with a step, which suits answerers too weak to
+    # go on inside one; and late: sampled, the more often the longer they are. [ours]
     weighting.encoding = "bidirectional"  # How T5 reads prefixes: each by itself, as it was
-    # pre-trained, or causal: all of a rationale's at once, which it has to be fit to. [ours]
+    # pre-trained, so that it reads from the start; or causal: all of a rationale's at once, for
+    # which it has to be fit anew. [ours]
     weighting.prefix_samples = 2  # Prefixes per example and step, each with its own mask where the
     # answerer reads them one by one. [ours]
     weighting.steps = 300  # Steps of mask learning. [ours]
@@ -161,15 +164,18 @@ def default() -> Config:
     weighting.patience = 4  # Looks in a row without a lower one that end mask learning early.
     weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
     weighting.temperature_end = 0.5  # Approached until the last step. [ours]
-    weighting.estimator = "straight_through"  # Of the gradient by the masks. straight_through: hard
-    # masks with the gradient of soft ones; soft: soft masks (Eq. 4); score_function: the losses of
-    # hard masks are compared, without bias and without a gradient of the answerer. [ours]
+    weighting.estimator = "score_function"  # Of the gradient by the masks. score_function: the
+    # losses of hard masks are compared, without bias where exploration is 0 [ours];
+    # straight_through [paper]: hard masks with the gradient of soft ones (Eq. 4); soft: soft masks.
     weighting.mask_samples = 8  # Masks of an example and step for score_function. [ours]
-    weighting.exploration = 0.0  # Least probability with which score_function masks, and keeps, a
-    # token, whatever its weight: what is never masked is never found to be needless. [ours]
+    weighting.exploration = 0.1  # Least probability with which score_function masks, and keeps, a
+    # token, whatever its weight: what is never masked is never found to be needless. Above 0 the
+    # gradient is that of the masks drawn, hence biased. [ours]
     weighting.initial_weight = 0.88  # w_j before training: a mask of less may let nothing through.
     weighting.hidden = 64  # Width of the generator's MLP (Eq. 3). [ours]
     weighting.heads = 4  # Of the generator's attention (Eq. 2). [ours]
+    weighting.allow_failed = False  # Goes on, with a warning, where held-out examples say that
+    # keeping every token, or none, serves Eq. 7 better than the weights. For trials. [ours]
     weighting.fit = "other_fold"  # What the answerer is fit on: examples whose weights are not
     # being learned. other_fold: the other half of the training set; fresh: new problems of the
     # built-in task; same: the very examples, as in the paper, at the risk of memorisation.

@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
     "weighting.answerer": "google/flan-t5-large",
     "weighting.alpha": 0.5,
     "weighting.prefixes": "all",
+    "weighting.estimator": "straight_through",  # Or soft: it says "Gumbel-Softmax" alone.
     "weighting.fit": "same",
     "schedule.stage_steps": 0,
     "schedule.p": 0.5,

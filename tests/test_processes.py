@@ -36,6 +36,7 @@ SETTINGS = (
     "--config.weighting.steps=2",
     "--config.weighting.batch_size=8",
     "--config.weighting.min_gap=-99",
+    "--config.weighting.allow_failed=True",
     "--config.weighting.prefixes=sampled",
     "--config.distill.epochs=2",
     "--config.distill.batch_size=8",

@@ -44,13 +44,15 @@ def run_stage(run: Run) -> str:
         values=result.weights.values,
         offsets=result.weights.offsets,
     )
-    gap = result.summary["gap"]
+    summary = result.summary
+    gap = summary["gap"]["all_masked"] - summary["gap"]["none_masked"]
     message = (
-        f"{len(result.weights.values)} token weights, mean {result.summary['mean_weight']:.2f}, "
-        f"held-out gap {gap['all_masked'] - gap['none_masked']:.2f} nats"
+        f"{len(result.weights.values)} token weights, mean {summary['mean_weight']:.2f}; held out: "
+        f"gap {gap:.2f} nats, objective {summary['objective']:.2f} "
+        f"(all kept {summary['keep_all']:.2f}, none {summary['keep_none']:.2f})"
     )
-    if result.summary["auc"] is not None:
-        message += f", AUC of keypoints over filler {result.summary['auc']:.3f} (held out)"
+    if summary["auc"] is not None:
+        message += f", AUC of keypoints over filler {summary['auc']:.3f}"
     return message
 
 

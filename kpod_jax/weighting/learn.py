@@ -200,7 +200,7 @@ def learn_masks(
     seed: int,
     log: Log,
     checkpoints: Checkpoints | None = None,
-) -> Params:
+) -> tuple[Params, Params]:
     """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_problems`.
 
     What counts is the objective on held-out examples: the generator that had the lowest is
@@ -215,7 +215,8 @@ def learn_masks(
       learning_rate: of the generator.
       clip_norm: of its gradient.
       alpha_warmup: share of the steps over which α rises from 0. Its gradient is steady from the
-        first step, the answer's is noisy: without the rise it can win before anything is learned.
+        first step, the answer's is noisy: without the rise it can win before anything is learned,
+        where the gradient goes through the answerer. The score function's masks need the price.
       temperatures: of the first step, and what it falls to, geometrically, after the last.
       joint_learning_rate: of the answerer; 0 freezes it.
       joint_problems: what a following answerer is fit on.
@@ -227,7 +228,7 @@ def learn_masks(
       checkpoints: to go on from, to the same bits, and to save to.
 
     Returns:
-      The generator's parameters.
+      The parameters of the generator, and of the answerer as it is in the end.
     """
     if not judge_every:
         judge_every, patience = steps + 1, 1
@@ -245,7 +246,8 @@ def learn_masks(
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def follow_step(answerer_params, state, params, embeddings, problems, key, temperature):
         def loss(answerer_params):
-            of = dataclasses.replace(learner, embeddings=embeddings)
+            # A backward pass keeps what every mask needs: the fewest that the score function takes.
+            of = dataclasses.replace(learner, embeddings=embeddings, mask_samples=2)
             return of.objective(params, answerer_params, problems, key, 0.0, temperature)[0]
 
         gradient = jax.grad(loss)(answerer_params)
@@ -314,7 +316,8 @@ def learn_masks(
                 break
             if told:
                 raise processes.Preempted(f"saved the generator of step {step + 1}")
-    return state["params"] if best_value is None else state["best"]
+    params = state["params"] if best_value is None else state["best"]
+    return params, state.get("answerer", answerer_params)
 
 
 def _go_on(

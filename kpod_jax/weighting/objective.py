@@ -4,6 +4,7 @@ Letters: B examples, P prefixes of each, R rationale tokens, M masks, V vocabula
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,15 +27,17 @@ class MaskLearner:
       generator: of masks.
       embeddings: [V, D], the pre-trained student's input embeddings.
       alpha: of Eq. 7.
-      prefixes: "all"; "sampled", P of them, uniformly; or "step_ends", likewise, but of those that
-        end with a step. The last is no estimate of Eq. 5: it looks where answers are decided, and
-        leaves out prefixes cut inside a step, of which most decide nothing.
+      prefixes: "all"; "sampled", P of them, uniformly; "step_ends", likewise, but of those that
+        end with a step; or "late", P of all, with a probability that grows with their length. The
+        last two are no estimate of Eq. 5: they look where answers are decided, and leave out
+        prefixes cut inside a step, or take fewer short ones, of which most decide nothing.
       prefix_samples: P, where sampled.
-      estimator: of the gradient of L_p: "straight_through" or "soft", see `gumbel_mask`, go through
-        the answerer; "score_function" compares the losses of hard masks, and has no bias.
+      estimator: of the gradient: "straight_through" or "soft", see `gumbel_mask`, go through the
+        answerer; "score_function" compares the losses of hard masks, and has no bias where
+        `exploration` is 0.
       mask_samples: masks of each example, for "score_function" alone; at least 2.
       exploration: least probability with which "score_function" masks and keeps any token, whatever
-        its weight; in [0, 0.5).
+        its weight; in [0, 0.5). Above 0 its gradient is that of the masks drawn, not of w.
       clear_share: so many of the rows that the answerer is fit on have their whole rationale, and
         so many no mask, whatever is drawn.
       mesh: that rows are split over; None: all that is at hand.
@@ -46,7 +49,7 @@ class MaskLearner:
     alpha: float
     prefixes: str = "sampled"
     prefix_samples: int = 1
-    estimator: str = "straight_through"
+    estimator: str = "score_function"
     mask_samples: int = 8
     exploration: float = 0.0
     clear_share: float = 0.5
@@ -78,7 +81,9 @@ class MaskLearner:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """L_k / n, the mean over prefixes of the answer's loss + α · mean of m (Eq. 5-7).
 
-        L_m's m_j is replaced by its expectation w_j, which has the same mean and no noise.
+        Both terms are of the same masks and get their gradient in the same way, so that α is the
+        price of a kept token beside the answer's loss under every estimator. The score function
+        has the expectation w_j for L_m's m_j, which has the same mean and no noise.
 
         Returns:
           The objective, averaged over examples, and its parts; "mask_entropy", in nats a token, is
@@ -88,22 +93,16 @@ class MaskLearner:
         prefix_key, mask_key = jax.random.split(key)
         prefix_BxP, share_BxP = self._prefixes(prefix_key, problems)
         weights = jax.nn.sigmoid(logits_BxR)
-        price = kept = jnp.mean(jnp.mean(weights, axis=1, where=problems.rationale_mask))
+        arguments = answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP
         if self.estimator == "score_function":
-            answer_loss = self._score_function(
-                answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP
-            )
-            if self.exploration:
-                price = self._price(kept, logits_BxR, problems)
+            answer_loss, price = self._score_function(*arguments)
         else:
-            answer_loss = self._pathwise(
-                answerer_params, problems, mask_key, logits_BxR, prefix_BxP, share_BxP, temperature
-            )
+            answer_loss, price = self._pathwise(*arguments, temperature)
         entropy = -jax.nn.log_sigmoid(logits_BxR) * weights
         entropy -= jax.nn.log_sigmoid(-logits_BxR) * (1 - weights)
         parts = {
             "answer_loss": answer_loss,
-            "mean_weight": kept,
+            "mean_weight": _mean_kept(weights, problems),
             "mask_entropy": jnp.mean(entropy, where=problems.rationale_mask),
         }
         return answer_loss + alpha * price, parts
@@ -117,14 +116,15 @@ class MaskLearner:
         prefix_BxP: jax.Array,
         share_BxP: jax.Array,
         temperature: jax.Array | float,
-    ) -> jax.Array:
-        """L_p / n, whose gradient goes through the answerer and the relaxed masks (Eq. 4, 5)."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """L_p / n and L_m / n, with the gradient of the relaxed masks (Eq. 4-6)."""
         hard = self.estimator == "straight_through"
         # Eq. 5 has one mask for all prefixes. Sampled prefixes have a mask each, which is less
         # noisy, unless it is one mask that makes them cheap.
         if self.prefixes == "all" or self.answerer.causal:
             keep = gumbel_mask(key, logits_BxR, temperature, hard)
-            losses = self.answerer.prefix_losses(answerer_params, problems, keep, prefix_BxP)
+            rows = problems
+            losses = self.answerer.prefix_losses(answerer_params, rows, keep, prefix_BxP)
         else:
             count = prefix_BxP.shape[1]
             logits = jnp.repeat(logits_BxR, count, axis=0)
@@ -132,7 +132,7 @@ class MaskLearner:
             rows = problems.repeat(count)
             losses = self.answerer.losses(answerer_params, rows, keep, prefix_BxP.ravel())
             losses = losses.reshape(share_BxP.shape)
-        return jnp.mean(jnp.sum(losses * share_BxP, axis=1))
+        return jnp.mean(jnp.sum(losses * share_BxP, axis=1)), _mean_kept(keep, rows)
 
     def _score_function(
         self,
@@ -142,51 +142,53 @@ class MaskLearner:
         logits_BxR: jax.Array,
         prefix_BxP: jax.Array,
         share_BxP: jax.Array,
-    ) -> jax.Array:
-        """L_p / n under M hard masks, with the score function's gradient, which has no bias.
+    ) -> tuple[jax.Array, jax.Array]:
+        """L_p / n under M hard masks, and L_m / n, with the score function's gradient.
 
-        d E[L] / d logit_j = E[(L - b) (m_j - w_j)]. For b each mask has the mean loss of the
-        example's other masks, prefix by prefix; and of the losses only those count whose prefix
-        holds the token, since the others do not depend on it. No gradient goes through the
-        answerer, so each mask costs a forward pass.
+        d E[L] / d logit_j = E[(L - b) (m_j - w_j)], without bias where nothing is explored. For b
+        each mask has the mean loss of the example's other masks, prefix by prefix; and of the
+        losses only those count whose prefix holds the token, since the others do not depend on it.
+        The generator's gradient does not go through the answerer, so each mask costs a forward
+        pass; the answerer's own, in joint training, is that of the mean loss.
         """
         count, (rows, length) = self.mask_samples, logits_BxR.shape
-        weights_BxR = self._explored(logits_BxR)
+        fixed_BxR = jax.lax.stop_gradient(logits_BxR)
+        weights_BxR = self._explored(fixed_BxR)
         keep_MxBxR = jax.random.bernoulli(key, weights_BxR, (count, rows, length))
         repeated = jax.tree.map(lambda array: jnp.concatenate([array] * count), problems)
         losses = self.answerer.prefix_losses(
-            jax.lax.stop_gradient(answerer_params),
+            answerer_params,
             repeated,
             keep_MxBxR.reshape(-1, length).astype(jnp.float32),
             jnp.concatenate([prefix_BxP] * count),
         )
-        losses_MxBxP = jax.lax.stop_gradient(losses.reshape(count, *prefix_BxP.shape)) * share_BxP
-        above_MxBxP = (losses_MxBxP - losses_MxBxP.mean(axis=0)) * count / (count - 1)
+        losses_MxBxP = losses.reshape(count, *prefix_BxP.shape) * share_BxP
+        fixed_MxBxP = jax.lax.stop_gradient(losses_MxBxP)
+        above_MxBxP = (fixed_MxBxP - fixed_MxBxP.mean(axis=0)) * count / (count - 1)
         holds_BxPxR = jnp.arange(length) < prefix_BxP[..., None]
         above_MxBxR = jnp.einsum("mbp,bpr->mbr", above_MxBxP, holds_BxPxR.astype(jnp.float32))
         # Its value is 0; its gradient by the logits is the score function's.
-        score_MxBxR = (keep_MxBxR - jax.lax.stop_gradient(weights_BxR)) * (
-            logits_BxR - jax.lax.stop_gradient(logits_BxR)
-        )
+        score_MxBxR = (keep_MxBxR - weights_BxR) * (logits_BxR - fixed_BxR)
         surrogate_MxB = jnp.sum(above_MxBxR * score_MxBxR, axis=-1, where=problems.rationale_mask)
-        return jnp.mean(losses_MxBxP.sum(axis=-1) + surrogate_MxB)
+        answer_loss = jnp.mean(losses_MxBxP.sum(axis=-1) + surrogate_MxB)
+        return answer_loss, self._price(logits_BxR, problems)
 
     def _explored(self, logits_BxR: jax.Array) -> jax.Array:
         """The probability with which a token is kept in a mask of `_score_function`."""
         weights_BxR = jax.nn.sigmoid(logits_BxR)
         return jnp.clip(weights_BxR, self.exploration, 1 - self.exploration)
 
-    def _price(self, kept: jax.Array, logits_BxR: jax.Array, problems: Problems) -> jax.Array:
+    def _price(self, logits_BxR: jax.Array, problems: Problems) -> jax.Array:
         """The mean weight, L_m / n, with a gradient that is scaled as that of L_p is.
 
         Either has the factor w (1 - w), that of the weight by its logit. Where tokens are masked
         more or less often than their weights say, the factor is that of the masks' probability, so
         that loss and price stay in proportion and no logit is out of reach.
         """
-        probability_BxR = jax.lax.stop_gradient(self._explored(logits_BxR))
-        moved_BxR = (logits_BxR - jax.lax.stop_gradient(logits_BxR)) * probability_BxR
-        moved = jnp.mean(moved_BxR * (1 - probability_BxR), axis=1, where=problems.rationale_mask)
-        return jax.lax.stop_gradient(kept) + jnp.mean(moved)
+        fixed_BxR = jax.lax.stop_gradient(logits_BxR)
+        probability_BxR = self._explored(fixed_BxR)
+        moved_BxR = (logits_BxR - fixed_BxR) * probability_BxR * (1 - probability_BxR)
+        return _mean_kept(jax.nn.sigmoid(fixed_BxR) + moved_BxR, problems)
 
     def _prefixes(self, key: jax.Array, problems: Problems) -> tuple[jax.Array, jax.Array]:
         """[B, P] the prefixes' lengths, and each one's share of its example's mean."""
@@ -203,6 +205,8 @@ class MaskLearner:
 
     def nth_prefix(self, problems: Problems, place_BxP: jax.Array) -> jax.Array:
         """[B, P] the length of the prefix at a place in [0, 1) of those that are looked at."""
+        if self.prefixes == "late":
+            place_BxP = jnp.sqrt(place_BxP)  # P(k) = (2k - 1) / n².
         ends = problems.step_ends if self.prefixes == "step_ends" else problems.rationale_mask
         count_BxR = jnp.cumsum(ends, axis=1)
         wanted_BxP = jnp.minimum(jnp.floor(place_BxP * count_BxR[:, -1:]) + 1, count_BxR[:, -1:])
@@ -227,31 +231,72 @@ class MaskLearner:
         return keep.astype(jnp.float32), prefix_B
 
 
+def _mean_kept(keep_BxR: jax.Array, problems: Problems) -> jax.Array:
+    """L_m / n, the mean over an example's tokens, averaged over examples (Eq. 6)."""
+    return jnp.mean(jnp.mean(keep_BxR, axis=1, where=problems.rationale_mask))
+
+
 def objective_on(
-    learner: MaskLearner, problems: Problems, batch_size: int, temperature: float, seed: int
+    learner: MaskLearner, problems: Problems, batch_size: int, seed: int
 ) -> Callable[[Params, Params], float]:
     """The objective on some examples, of parameters of the generator and of the answerer.
 
-    It is Eq. 7 divided by n, in nats, with masks that are drawn alike at every call, by the weights
-    as they are: nothing is explored.
+    It is Eq. 7 divided by n, in nats, with hard masks that are drawn alike at every call, by the
+    weights as they are: nothing is relaxed or explored, so that values of all estimators compare.
     """
-    learner = dataclasses.replace(learner, exploration=0.0)
-    step = jax.jit(lambda *arguments: learner.objective(*arguments)[0])
-    root, count = jax.random.key(seed), len(problems.question)
+    learner = dataclasses.replace(learner, estimator="score_function", exploration=0.0)
+
+    @jax.jit
+    def step(
+        generator_params: Params, answerer_params: Params, problems: Problems, key: jax.Array
+    ) -> jax.Array:
+        arguments = generator_params, answerer_params, problems, key, learner.alpha, 1.0
+        return learner.objective(*arguments)[0]
 
     def objective(generator_params: Params, answerer_params: Params) -> float:
-        total = 0.0
-        for start in range(0, count, batch_size):
-            index = np.arange(start, min(start + batch_size, count))
-            value = step(
-                generator_params,
-                answerer_params,
-                learner.take(problems, index),
-                jax.random.fold_in(root, start),
-                learner.alpha,
-                temperature,
-            )
-            total += float(value) * len(index)
-        return total / count
+        values = _batch_means(
+            learner, problems, batch_size, seed, step, generator_params, answerer_params
+        )
+        return float(values)
 
     return objective
+
+
+def constant_objectives(
+    learner: MaskLearner, answerer_params: Params, problems: Problems, batch_size: int, seed: int
+) -> tuple[float, float]:
+    """The objective at the prefixes of `objective_on` with every token kept, and with none."""
+    where = None if learner.mesh is None else sharding.replicated(learner.mesh)
+
+    @functools.partial(jax.jit, out_shardings=where)
+    def step(answerer_params: Params, problems: Problems, key: jax.Array) -> jax.Array:
+        prefix_BxP, share_BxP = learner._prefixes(jax.random.split(key)[0], problems)
+
+        def answer_loss(keep: float) -> jax.Array:
+            keep_BxR = jnp.full(problems.rationale_mask.shape, keep, jnp.float32)
+            losses = learner.answerer.prefix_losses(answerer_params, problems, keep_BxR, prefix_BxP)
+            return jnp.mean(jnp.sum(losses * share_BxP, axis=1))
+
+        return jnp.stack([answer_loss(1.0) + learner.alpha, answer_loss(0.0)])
+
+    keep_all, keep_none = _batch_means(learner, problems, batch_size, seed, step, answerer_params)
+    return float(keep_all), float(keep_none)
+
+
+def _batch_means(
+    learner: MaskLearner,
+    problems: Problems,
+    batch_size: int,
+    seed: int,
+    step: Callable[..., jax.Array],
+    *params: Params,
+) -> np.ndarray:
+    """The mean over examples of a step that takes parameters, a batch and its key."""
+    root, count = jax.random.key(seed), len(problems.question)
+    total = np.zeros(())
+    for start in range(0, count, batch_size):
+        index = np.arange(start, min(start + batch_size, count))
+        batch = learner.take(problems, index)
+        values = step(*params, batch, jax.random.fold_in(root, start))
+        total = total + np.asarray(values, np.float64) * len(index)
+    return total / count

@@ -30,7 +30,7 @@ from kpod_jax.progress import Progress
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer, Params
 from kpod_jax.weighting.generator import Generator
-from kpod_jax.weighting.objective import MaskLearner, objective_on
+from kpod_jax.weighting.objective import MaskLearner, constant_objectives, objective_on
 from kpod_jax.weighting.problems import Problems, problems_of
 
 STAGE = "weigh"
@@ -45,7 +45,8 @@ class Result:
     Attributes:
       weights: w_j of every training rationale token, N slices of float32.
       held_out: likewise of the held-out examples that were judged; of several folds, the mean.
-      summary: plain JSON: the gap, the objective beside keeping all and nothing, mean weight, AUC.
+      summary: plain JSON: "objective" on held-out examples beside that of keeping every token and
+        none, "keep_all" and "keep_none", "gap", "mean_weight", "auc"; of each fold in "folds".
     """
 
     weights: Ragged
@@ -80,7 +81,7 @@ def weigh(
 
     Raises:
       UserError: the answerer has another tokenizer, there is no gap for masks to be learned from,
-        or the weights collapsed.
+        the weights collapsed, or keeping every token, or none, serves the objective better.
     """
     _check_tokenizers(student, answerer)
     _check_lengths(train, answerer)
@@ -113,6 +114,8 @@ def weigh(
             )
             for place, i in enumerate(weigh_on):
                 values[i] = weights[place]
+            part["mean_weight"] = float(weights.values.mean())
+            _check_health(part, config)
             parts.append(part)
             judged_weights.append(learn.compute_weights(learner, params, judged, config.batch_size))
     weights = Ragged.from_list(values, np.float32)
@@ -125,7 +128,6 @@ def weigh(
     summary["auc"] = keypoint_auc(judged_M, held_out, len(judged.question))
     summary["folds"] = parts
     summary["gap"] = {key: summary.pop(key) for key in ("none_masked", "all_masked")}
-    _check_health(summary, config)
     return Result(weights, judged_weights, summary)
 
 
@@ -225,9 +227,9 @@ class _Fold:
         )
         if gap["gap"] < config.min_gap:
             raise UserError(_no_gap(gap, config))
-        judge = objective_on(learner, judged, config.batch_size, config.temperature_end, self.seed)
+        judge = objective_on(learner, judged, config.batch_size, self.seed)
         with Checkpoints(self.directory / "generator") as checkpoints:
-            params = learn.learn_masks(
+            params, answerer_params = learn.learn_masks(
                 learner,
                 answerer_params,
                 weigh,
@@ -246,12 +248,15 @@ class _Fold:
                 log=log,
                 checkpoints=checkpoints,
             )
+        keep_all, keep_none = constant_objectives(
+            learner, answerer_params, judged, config.batch_size, self.seed
+        )
         return params, {
             "none_masked": gap["none_masked"],
             "all_masked": gap["all_masked"],
             "objective": judge(params, answerer_params),
-            "keep_all": gap["none_masked"] + config.alpha,
-            "keep_none": gap["all_masked"],
+            "keep_all": keep_all,
+            "keep_none": keep_none,
         }
 
 
@@ -348,13 +353,13 @@ def _no_gap(gap: dict[str, Any], config: Config) -> str:
     )
 
 
-def _check_health(summary: dict[str, Any], config: Config) -> None:
+def _check_health(part: dict[str, float], config: Config) -> None:
     """Stops at weights that say nothing.
 
     Raises:
       UserError: all are near 0 or 1, or keeping everything or nothing would be the better mask.
     """
-    mean, objective = summary["mean_weight"], summary["objective"]
+    mean, objective = part["mean_weight"], part["objective"]
     if not _COLLAPSED <= mean <= 1 - _COLLAPSED:
         advice = (
             "Lower weighting.alpha or weighting.learning_rate, or raise weighting.alpha_warmup."
@@ -365,13 +370,19 @@ def _check_health(summary: dict[str, Any], config: Config) -> None:
             f"The token weights have collapsed: their mean is {mean:.3f}. {advice} Or train "
             "without token weights: --config.weighting.weights=uniform."
         )
-    best = min(summary["keep_all"], summary["keep_none"])
-    if objective > best:
-        logging.warning(
-            "weigh: on held-out examples the learned masks' objective %.3f is above that of "
-            "keeping all tokens (%.3f) or none (%.3f): more weighting.steps, a lower "
-            "weighting.alpha or a better answerer may help",
-            objective,
-            summary["keep_all"],
-            summary["keep_none"],
-        )
+    if objective <= min(part["keep_all"], part["keep_none"]):
+        return
+    failure = (
+        "The token weights fail their own objective: on held-out examples Eq. 7 is "
+        f"{objective:.3f} nats with them, {part['keep_all']:.3f} with every token kept and "
+        f"{part['keep_none']:.3f} with none."
+    )
+    if config.allow_failed:
+        logging.warning("weigh: %s Going on, as weighting.allow_failed says.", failure)
+        return
+    raise UserError(
+        f"{failure} Try more weighting.steps or weighting.mask_samples, another weighting.alpha, "
+        "or an answerer that reads better (weighting.masking_steps, weighting.answerer). Or go on "
+        "with them (--config.weighting.allow_failed=True), or train without token weights "
+        "(--config.weighting.weights=uniform)."
+    )

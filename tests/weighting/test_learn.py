@@ -13,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kpod_jax import costs
 from kpod_jax.weighting import generator, learn, weigh
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
-from kpod_jax.weighting.objective import MaskLearner, objective_on
+from kpod_jax.weighting.objective import MaskLearner, constant_objectives, objective_on
 from kpod_jax.weighting.problems import batches, problems_of, take
 from tests.weighting import tiny
 
 ALPHA = 0.5
+ESTIMATORS = ("straight_through", "soft", "score_function")
 
 
 class CutAnswerer(Answerer):
@@ -31,13 +33,28 @@ class CutAnswerer(Answerer):
         return super().losses(params, problems, keep_BxR, prefix_B)
 
 
-def learner(answerer_class=Answerer, **changes) -> MaskLearner:
+class LinearAnswerer(Answerer):
+    """An answerer whose loss, averaged over all prefixes, is SLOPE times the mean of the mask."""
+
+    SLOPE = 3.0
+
+    def prefix_losses(self, params, problems, keep_BxR, prefix_BxP):
+        place = jnp.arange(keep_BxR.shape[1])
+        # So many prefixes hold a token.
+        holders = jnp.maximum(1, problems.rationale_mask.sum(axis=1)[:, None] - place)
+        keep_BxR = jnp.where(problems.rationale_mask, keep_BxR / holders, 0.0)
+        seen_BxPxR = place < prefix_BxP[..., None]
+        return self.SLOPE * jnp.einsum("br,bpr->bp", keep_BxR, seen_BxPxR.astype(jnp.float32))
+
+
+def learner(answerer_class=Answerer, estimator="straight_through", **changes) -> MaskLearner:
     table = jax.random.normal(jax.random.key(5), (tiny.CONFIG.vocab_size, 16))
     return MaskLearner(
         answerer_class(tiny.t5(), tiny.MASK, tiny.PAD, tiny.EOS),
         Generator(16, 2),
         table,
         ALPHA,
+        estimator=estimator,
         **changes,
     )
 
@@ -93,7 +110,7 @@ def learned_weights(of, answerer_params, data, steps, **changes):
         "patience": 1,
         "log": lambda *_: None,
     } | changes
-    params = learn.learn_masks(
+    params, _ = learn.learn_masks(
         of,
         answerer_params,
         rows,
@@ -114,11 +131,15 @@ def test_a_fitted_answerer_has_a_gap_and_its_masks_find_the_keypoints(fitted):
     assert gap["gap"] > 1.0
     assert gap["gap"] == pytest.approx(gap["all_masked"] - gap["none_masked"])
     assert len(gap["by_prefix"]["none_masked"]) == 10
-    data = tiny.copying(128, 4)
-    weights = learned_weights(learner(prefix_samples=4), fitted, data, 200)
+    data, seen = tiny.copying(128, 4), []
+    of = learner(estimator="score_function", exploration=0.1, prefix_samples=4)
+    objective = objective_on(of, held_out, 32, 0)
+    options = {"judge": lambda *params: seen.append(objective(*params)) or 0.0, "judge_every": 200}
+    weights = learned_weights(of, fitted, data, 200, alpha_warmup=0.0, **options)
     auc = weigh.keypoint_auc(weights.values, data, len(data))
     assert auc is not None
-    assert auc > 0.8
+    assert auc > 0.99
+    assert seen[-1] < min(constant_objectives(of, fitted, held_out, 32, 0)) - 0.2
     keys = np.concatenate(
         [
             np.isin(data.targets[i][:n], tiny.KEYS)
@@ -176,8 +197,9 @@ def test_cut_off_masks_are_trained_by_their_price_alone(random_answerer, problem
         return gradient(ALPHA), gradient(0.0)
 
     def price(params):
-        w = jax.nn.sigmoid(ours.logits(params, problems))
-        return ALPHA * jnp.mean(jnp.mean(w, axis=1, where=problems.rationale_mask))
+        logits = ours.logits(params, problems)
+        keep = generator.gumbel_mask(jax.random.split(jax.random.key(0))[1], logits, 1.0, True)
+        return ALPHA * jnp.mean(jnp.mean(keep, axis=1, where=problems.rationale_mask))
 
     of_price = jax.flatten_util.ravel_pytree(jax.jit(jax.grad(price))(params))[0]
     with_price, without = gradients(cut)
@@ -221,10 +243,12 @@ def test_all_prefixes_is_the_mean_over_a_loop_of_single_ones(random_answerer, pr
         losses = answer_losses(random_answerer, problems, keep, jnp.full(len(n), k))
         sums += np.where(k <= n, losses, 0)
     answer_loss = (sums / n).mean()
-    weights = np.asarray(jax.nn.sigmoid(logits))
-    price = np.mean([weights[i, :m].mean() for i, m in enumerate(n)])
+    weight, price = (
+        np.mean([values[i, :m].mean() for i, m in enumerate(n)])
+        for values in (jax.nn.sigmoid(logits), keep)
+    )
     np.testing.assert_allclose(parts["answer_loss"], answer_loss, rtol=1e-5)
-    np.testing.assert_allclose(parts["mean_weight"], price, rtol=1e-5)
+    np.testing.assert_allclose(parts["mean_weight"], weight, rtol=1e-5)
     np.testing.assert_allclose(value, answer_loss + ALPHA * price, rtol=1e-5)
 
 
@@ -310,6 +334,66 @@ def test_the_score_functions_gradient_is_that_of_the_expectation_over_all_masks(
     assert 6 * error[:-1].sum() < 0.2 * (exact[:-1] ** 2).sum()
 
 
+@pytest.mark.parametrize("exploration", [0.0, 0.3])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_loss_and_price_are_in_the_same_proportion_under_every_estimator(
+    problems, estimator, exploration
+):
+    """A loss of SLOPE · mean of m is nothing but a price of SLOPE."""
+    of = learner(
+        LinearAnswerer,
+        prefixes="all",
+        estimator=estimator,
+        exploration=exploration,
+        mask_samples=4,
+    )
+    params = generator_params(of, problems)
+    # A weight that exploration changes, and one that it does not.
+    params["mlp_out"]["bias"] += 0.5
+
+    def gradient(key, alpha):
+        tree = jax.grad(lambda p: of.objective(p, {}, problems, key, alpha, 0.7)[0])(params)
+        return jax.flatten_util.ravel_pytree(tree)[0]
+
+    @jax.jit
+    def both(key):
+        of_loss = gradient(key, 0.0)
+        return of_loss, gradient(key, ALPHA) - of_loss
+
+    keys = jax.random.split(jax.random.key(2), 4000 if estimator == "score_function" else 3)
+    of_loss, of_price = map(np.asarray, jax.lax.map(both, keys, batch_size=500))
+    expected = LinearAnswerer.SLOPE / ALPHA * of_price
+    if estimator != "score_function":  # Of every sample.
+        np.testing.assert_allclose(of_loss, expected, rtol=1e-3, atol=1e-5)
+        return
+    np.testing.assert_allclose(expected, expected[:1].repeat(len(keys), axis=0), atol=1e-5)
+    error, difference = of_loss.var(axis=0) / len(keys), of_loss.mean(axis=0) - expected[0]
+    assert (difference**2).sum() < 6 * error.sum()
+    assert 6 * error.sum() < 0.05 * (expected[0] ** 2).sum()  # No empty bound.
+
+
+def test_frozen_the_answerer_of_the_score_function_has_no_backward_pass(random_answerer, problems):
+    of = learner(estimator="score_function", mask_samples=2)
+    params = generator_params(of, problems)
+
+    def value(params):
+        arguments = random_answerer, problems, jax.random.key(0), ALPHA, 1.0
+        return of.objective(params, *arguments)[0]
+
+    def answers():
+        prefix = jnp.ones((2 * len(problems.question), 1), jnp.int32)
+        keep = jnp.ones((len(prefix), problems.rationale.shape[1]))
+        return of.answerer.prefix_losses(random_answerer, problems.repeat(2), keep, prefix)
+
+    forward, answering = (
+        costs.flops(jax.make_jaxpr(f)(*arguments))
+        for f, arguments in ((value, (params,)), (answers, ()))
+    )
+    both = costs.flops(jax.make_jaxpr(jax.value_and_grad(value))(params))
+    generating = forward - answering
+    assert 0 < both - forward < 3 * generating < answering
+
+
 def test_batches_of_prefixes_and_masks_for_fitting(problems):
     of, masked = learner(), jnp.array(True)
     n = np.asarray(problems.rationale_mask.sum(axis=1))
@@ -365,17 +449,27 @@ def test_batches_have_every_example_once_a_pass():
     np.testing.assert_array_equal(np.concatenate([next(again) for _ in range(10)]), indices)
 
 
-def test_a_following_answerer_learns_and_leaves_the_given_parameters_alone(random_answerer):
-    before, seen = jax.tree.map(np.array, random_answerer), []
-    data = tiny.copying(16, 6)
-    options = {"judge": lambda _, answerer: seen.append(answerer) or 0.0, "judge_every": 30}
-    rate = {"joint_learning_rate": 1e-2}
-    weights = learned_weights(learner(), random_answerer, data, 30, **options, **rate)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_joint_training_moves_the_answerer_and_the_objective_falls(random_answerer, estimator):
+    of, data = learner(estimator=estimator), tiny.copying(16, 6)
+    rows, before = problems_of(data, tiny.PAD), jax.tree.map(np.array, random_answerer)
+    objective, seen = objective_on(of, rows, 16, 0), []
+
+    def judge(params, answerer_params):
+        answerer_params = jax.tree.map(jnp.copy, answerer_params)
+        seen.append((objective(params, answerer_params), answerer_params))
+        return seen[-1][0]
+
+    rate = {"joint_learning_rate": 1e-2, "judge": judge, "judge_every": 10, "patience": 99}
+    weights = learned_weights(of, random_answerer, data, 30, **rate)
     np.testing.assert_array_equal(weights.lengths, data.rationale_lengths)
-    jax.tree.map(np.testing.assert_array_equal, before, random_answerer)
-    of, rows = learner(), problems_of(data, tiny.PAD)
-    ends = [learn.measure_gap(of, a, rows, 16)["none_masked"] for a in (random_answerer, seen[-1])]
-    assert ends[1] < ends[0] - 0.2
+    jax.tree.map(np.testing.assert_array_equal, before, random_answerer)  # Those given.
+    (first, early), *_, (last, late) = seen
+    assert last < first - 0.1
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), early, late)
+    assert max(jax.tree.leaves(moved)) > 1e-2
+    gaps = [learn.measure_gap(of, a, rows, 16)["none_masked"] for a in (random_answerer, late)]
+    assert gaps[1] < gaps[0] - 0.2
 
 
 def test_the_temperature_falls_and_alpha_rises(random_answerer, monkeypatch):
@@ -416,22 +510,39 @@ def test_the_objective_on_examples_is_the_mean_over_examples(
     rows = problems_of(tiny.random_set(3, 9), tiny.PAD)
 
     def on(rows, batch_size):
-        return objective_on(of, rows, batch_size, 1.0, 0)(params, random_answerer)
+        return objective_on(of, rows, batch_size, 0)(params, random_answerer)
 
     found = on(rows, 2)
     single = [on(take(rows, np.array([i])), 1) for i in range(3)]
     assert found == pytest.approx(np.mean(single), rel=1e-5)
+    keep_all, _ = constant_objectives(of, random_answerer, rows, 2, 0)
+    assert found == pytest.approx(keep_all, rel=1e-5)
+    params["mlp_out"]["bias"] -= 200.0
+    _, keep_none = constant_objectives(of, random_answerer, rows, 2, 0)
+    assert on(rows, 2) == pytest.approx(keep_none, rel=1e-5)
+    assert keep_all != pytest.approx(keep_none, rel=1e-4)
 
 
-def test_the_objective_on_examples_is_of_masks_that_explore_nothing(random_answerer, problems):
+def test_the_objective_on_examples_is_the_same_for_every_estimator(random_answerer, problems):
     of = learner(prefixes="all", estimator="score_function", mask_samples=4)
     exploring = dataclasses.replace(of, exploration=0.4)
+    others = [exploring, *(dataclasses.replace(of, estimator=name) for name in ESTIMATORS)]
     params = generator_params(of, problems)
-    found = [objective_on(one, problems, 2, 1.0, 0) for one in (of, exploring)]
-    plain, other = (objective(params, random_answerer) for objective in found)
-    assert plain == other
+    plain, *found = (
+        objective_on(one, problems, 2, 0)(params, random_answerer) for one in (of, *others)
+    )
+    assert found == [plain] * len(others)
     explored = exploring.objective(params, random_answerer, problems, jax.random.key(0), ALPHA, 1.0)
     assert plain != pytest.approx(float(explored[0]), rel=1e-3)
+
+
+def test_late_prefixes_come_the_more_often_the_longer_they_are(problems):
+    row = jax.tree.map(lambda array: array[:1], problems)
+    n = int(row.rationale_mask.sum())
+    places = (jnp.arange(n * n) + 0.5)[None] / n**2
+    prefix = learner(prefixes="late").nth_prefix(row, places)
+    counts = np.bincount(np.asarray(prefix[0]))
+    assert counts.tolist() == [0, *(2 * k - 1 for k in range(1, n + 1))]
 
 
 def test_step_ends_are_the_only_prefixes_looked_at_where_asked_for(random_answerer):

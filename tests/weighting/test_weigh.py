@@ -19,7 +19,7 @@ TRAIN, HELD_OUT = tiny.copying(21, 0), tiny.copying(10, 1)
 def settings(**changes):
     config = configuration.default().weighting
     small = {"steps": 2, "reading_steps": 0, "masking_steps": 0, "batch_size": 8, "hidden": 8}
-    config.update(small | {"heads": 2, "min_gap": 0.0} | changes)
+    config.update(small | {"heads": 2, "min_gap": 0.0, "allow_failed": True} | changes)
     return config
 
 
@@ -59,12 +59,18 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
         log("generator", 2, {"answer_loss": 1.0})
         row = take(problems, np.arange(1))
         embeddings = learner.embeddings[row.rationale]
-        return learner.generator.init(jax.random.key(0), embeddings, row.rationale_mask)["params"]
+        init = learner.generator.init
+        return init(jax.random.key(0), embeddings, row.rationale_mask)["params"], "as it ended"
+
+    def constant_objectives(learner, params, *_):
+        assert params == "as it ended"
+        return 1.0, 2.0
 
     monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
     monkeypatch.setattr(learn, "learn_masks", learn_masks)
     monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.5, 2.0))
     monkeypatch.setattr(weigh, "objective_on", lambda *_: lambda *_: 0.75)
+    monkeypatch.setattr(weigh, "constant_objectives", constant_objectives)
     result = run(tmp_path, settings(fit="other_fold"))
     np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
     everything = problems_of(TRAIN, tiny.PAD).rationale.tolist()
@@ -78,9 +84,7 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
 
     summary = json.loads(json.dumps(result.summary))
     assert summary["gap"] == {"none_masked": 0.5, "all_masked": 2.0}
-    assert summary["keep_all"] == 0.5 + settings().alpha
-    assert summary["keep_none"] == 2.0
-    assert summary["objective"] == 0.75
+    assert [summary[key] for key in ("objective", "keep_all", "keep_none")] == [0.75, 1.0, 2.0]
     assert summary["mean_weight"] == pytest.approx(result.weights.values.mean())
     assert 0 <= summary["auc"] <= 1
     assert len(summary["folds"]) == 2
@@ -150,15 +154,33 @@ def summary(mean, objective=0.7):
     return {"mean_weight": mean, "objective": objective, "keep_all": 0.8, "keep_none": 2.0}
 
 
-def test_collapsed_weights_stop_it_with_advice(caplog):
+def test_collapsed_weights_stop_it_with_advice():
     with pytest.raises(UserError, match=r"collapsed: their mean is 0\.010\. Lower weighting.alpha"):
         weigh._check_health(summary(0.01), settings())
     with pytest.raises(UserError, match=r"collapsed: their mean is 0\.990\. Raise weighting.alpha"):
         weigh._check_health(summary(0.99), settings())
-    weigh._check_health(summary(0.3), settings())
+
+
+def test_weights_that_fail_their_own_objective_stop_it_unless_allowed(caplog):
+    strict = settings(allow_failed=False)
+    weigh._check_health(summary(0.3), strict)
+    figures = r"fail their own objective: .* 0\.900 nats .* 0\.800 with every .* 2\.000 with none"
+    with pytest.raises(UserError, match=figures) as error:
+        weigh._check_health(summary(0.3, objective=0.9), strict)
+    for key in ("steps", "alpha", "allow_failed=True", "weights=uniform"):
+        assert f"weighting.{key}" in str(error.value)
     assert not caplog.records
     weigh._check_health(summary(0.3, objective=0.9), settings())
-    assert "0.900 is above that of keeping all tokens (0.800)" in caplog.text
+    assert "0.900 nats" in caplog.text and "allow_failed" in caplog.text
+
+
+def test_a_fold_that_fails_stops_the_stage_before_the_next(tmp_path, monkeypatch):
+    began = []
+    monkeypatch.setattr(weigh, "constant_objectives", lambda *_: (-1.0, -1.0))
+    monkeypatch.setattr(weigh, "objective_on", lambda *_: began.append(0) or (lambda *_: 0.0))
+    with pytest.raises(UserError, match="fail their own objective"):
+        run(tmp_path, settings(fit="other_fold", min_gap=-10.0, allow_failed=False))
+    assert len(began) == 1
 
 
 def labelled(keypoints, count=2):
