@@ -141,7 +141,8 @@ def default() -> Config:
 
     # See docs/token_weighting.md.
     weighting = config.weighting = ml_collections.ConfigDict()
-    weighting.weights = "learned"  # learned (Eq. 2-7), or uniform: every w_j = 1.
+    weighting.weights = "learned"  # learned (Eq. 2-7); uniform: every w_j = 1; or a .npz file with
+    # weights of your own, of the form of token_weights.npz.
     weighting.answerer = ""  # Directory or hub id; empty: the student.
     weighting.alpha = 0.5  # Price of a kept token (Eq. 7). [paper]
     weighting.alpha_warmup = 0.0  # Share of the steps over which alpha rises from 0, 0.25 for the

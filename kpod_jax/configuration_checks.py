@@ -19,6 +19,8 @@ OWN = {
     "schedule.curriculum": "package.module:Class",
     "distill.loss": "package.module:function",
 }
+# Keys whose value may be a file besides, and how its name ends.
+FILES = {"weighting.weights": ".npz"}
 CHOICES = {
     "method": tuple(METHODS),
     "data.name": sources.NAMES,
@@ -181,9 +183,12 @@ def check(config: Config) -> None:
 
 def _choice_faults(key: str, value: object) -> list[str]:
     """What is wrong with a value that is none of its key's choices. What it names is imported."""
+    if key in FILES and str(value).endswith(FILES[key]):
+        return []
     if key not in OWN or not plugins.is_path(str(value)):
         known = ", ".join(choice or "''" for choice in CHOICES[key])
         instead = f", or {OWN[key]}" if key in OWN else ""
+        instead += f", or a {FILES[key]} file" if key in FILES else ""
         return [f"{key}={value!r}: expected one of {known}{instead}"]
     load: Callable[[str], object] = {
         "data.name": own.class_of,

@@ -17,7 +17,7 @@ import tokenize
 from absl import app, flags
 
 from kpod_jax import configuration, files, paper
-from kpod_jax.configuration_checks import CHOICES, OWN, RANGES
+from kpod_jax.configuration_checks import CHOICES, FILES, OWN, RANGES
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "configuration.md"
 _HEAD = """\
@@ -129,7 +129,8 @@ def _allowed(key: str, value: object) -> str:
     if key in CHOICES:
         choices = (f"`{choice}`" if choice else "`''`" for choice in CHOICES[key])
         own = f", or `{OWN[key]}`" if key in OWN else ""
-        return "one of " + ", ".join(choices) + own
+        file = f", or a {FILES[key]} file" if key in FILES else ""
+        return "one of " + ", ".join(choices) + own + file
     kind = type(value).__name__
     if isinstance(value, tuple):
         return f"tuple of {type(value[0]).__name__ if value else 'str'}"

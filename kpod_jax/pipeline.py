@@ -74,6 +74,11 @@ def _data_files(config: Config) -> list[str]:
     return [data.rationales, *found, *plugins.source_files(data.name)]
 
 
+def _weighting_files(config: Config) -> list[str]:
+    weights = config.weighting.weights
+    return [config.weighting.answerer, weights if weights.endswith(".npz") else ""]
+
+
 def _curriculum_files(config: Config) -> list[str]:
     return plugins.source_files(config.schedule.curriculum)
 
@@ -109,8 +114,8 @@ STAGES: dict[str, Stage] = {
         ("student", "weighting", "seed"),
         (*_RECORDS, "records/validation.jsonl"),
         ("token_weights.npz", "token_spans.npz", "weighting.json"),
-        needed=lambda config: config.weighting.weights == "learned",
-        outside=lambda config: [config.weighting.answerer],
+        needed=lambda config: config.weighting.weights != "uniform",
+        outside=_weighting_files,
         partial=(WEIGHER,),
     ),
     "score": Stage(

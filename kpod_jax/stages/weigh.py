@@ -1,7 +1,12 @@
 """Token weights of the training rationales (Eq. 2-7)."""
 
+from typing import Any
+
+import numpy as np
+
 from kpod_jax import files
 from kpod_jax.data import tokens
+from kpod_jax.data.records import Ragged
 from kpod_jax.errors import UserError
 from kpod_jax.models.student import Student
 from kpod_jax.run import Run
@@ -11,13 +16,21 @@ from kpod_jax.weighting import weigh
 def run_stage(run: Run) -> str:
     """Learns masks on the records; writes token_weights.npz, token_spans.npz and weighting.json.
 
+    Weights of one's own (`weighting.weights=FILE.npz`) are checked and copied instead.
+
     Returns:
       What was done, in a few words.
 
     Raises:
-      UserError: no held-out rationales, or as `weigh.weigh` does.
+      UserError: no held-out rationales, or as `weigh.weigh` and `given_weights` do.
     """
     config = run.config
+    if config.weighting.weights != "learned":
+        train = run.train_set
+        weights = given_weights(config.weighting.weights, train.rationale_lengths)
+        auc = weigh.keypoint_auc(weights.values, train, len(train))
+        _write(run, weights, {"mean_weight": float(weights.values.mean()), "auc": auc})
+        return f"{len(weights.values)} token weights of {config.weighting.weights}"
     held_out, _ = run.tokenize(run.records("validation"))
     if not held_out.records:
         raise UserError(
@@ -36,15 +49,8 @@ def run_stage(run: Run) -> str:
         seed=config.seed,
         workdir=run.workdir.path,
     )
-    spans = run.train_set.rationale_char_spans
-    files.write_npz(run.workdir / "token_spans.npz", values=spans.values, offsets=spans.offsets)
-    files.write_json(run.workdir / "weighting.json", result.summary)
-    files.write_npz(
-        run.workdir / "token_weights.npz",
-        values=result.weights.values,
-        offsets=result.weights.offsets,
-    )
     summary = result.summary
+    _write(run, result.weights, summary)
     gap = summary["gap"]["all_masked"] - summary["gap"]["none_masked"]
     message = (
         f"{len(result.weights.values)} token weights, mean {summary['mean_weight']:.2f}; held out: "
@@ -54,6 +60,44 @@ def run_stage(run: Run) -> str:
     if summary["auc"] is not None:
         message += f", AUC of keypoints over filler {summary['auc']:.3f}"
     return message
+
+
+def _write(run: Run, weights: Ragged, summary: dict[str, Any]) -> None:
+    spans = run.train_set.rationale_char_spans
+    files.write_npz(run.workdir / "token_spans.npz", values=spans.values, offsets=spans.offsets)
+    files.write_json(run.workdir / "weighting.json", summary)
+    files.write_npz(
+        run.workdir / "token_weights.npz", values=weights.values, offsets=weights.offsets
+    )
+
+
+def given_weights(path: str, lengths_N: np.ndarray) -> Ragged:
+    """Token weights of one's own.
+
+    Args:
+      path: a .npz file as token_weights.npz is: "values" [M], the weights of the rationale tokens
+        of all training records in their order, and "offsets" [N + 1], where each record's begin.
+      lengths_N: rationale tokens of each record.
+
+    Raises:
+      UserError: the file cannot be read, is of other records, or a weight is not in [0, 1].
+    """
+    arrays = files.read_npz(path)
+    if not {"values", "offsets"} <= arrays.keys():
+        raise UserError(
+            f"weighting.weights={path} holds {', '.join(arrays) or 'nothing'}; expected the arrays "
+            '"values" and "offsets", as token_weights.npz of a run has them.'
+        )
+    weights = Ragged(arrays["values"].astype(np.float32), arrays["offsets"])
+    if not np.array_equal(weights.lengths, lengths_N) or weights.offsets[0] != 0:
+        raise UserError(
+            f"weighting.weights={path} has the weights of {len(weights)} rationales with "
+            f"{len(weights.values)} tokens; expected those of the {len(lengths_N)} training "
+            f"records, whose rationales have {int(lengths_N.sum())} tokens under this student."
+        )
+    if not ((weights.values >= 0) & (weights.values <= 1)).all():  # NaN is neither.
+        raise UserError(f"weighting.weights={path}: expected weights from 0 to 1 alone.")
+    return weights
 
 
 def answerer_of(run: Run) -> Student:

@@ -3,7 +3,11 @@
 import types
 from typing import Any
 
+import numpy as np
+import pytest
+
 from kpod_jax import files
+from kpod_jax.errors import UserError
 from kpod_jax.stages import weigh as stage
 from kpod_jax.weighting import weigh
 from kpod_jax.workdir import Workdir
@@ -16,7 +20,7 @@ def test_the_objective_is_told_beside_those_of_keeping_all_and_none(tmp_path, mo
     summary = figures | {"gap": {"none_masked": 0.5, "all_masked": 2.0}, "mean_weight": 0.25}
     result = weigh.Result(data.targets, data.targets, summary | {"auc": None})
     monkeypatch.setattr(weigh, "weigh", lambda *_, **__: result)
-    weighting = types.SimpleNamespace(fit="same", answerer="")
+    weighting = types.SimpleNamespace(weights="learned", fit="same", answerer="")
     student = types.SimpleNamespace(lora=types.SimpleNamespace(rank=0))
     run: Any = types.SimpleNamespace(
         config=types.SimpleNamespace(weighting=weighting, student=student, seed=0),
@@ -31,3 +35,27 @@ def test_the_objective_is_told_beside_those_of_keeping_all_and_none(tmp_path, mo
     assert "objective 0.75 (all kept 1.00, none 2.00)" in message and "gap 1.50 nats" in message
     written = files.read_json(tmp_path / "weighting.json")
     assert {key: written[key] for key in figures} == figures
+
+
+def test_weights_of_ones_own_are_taken_as_they_are(tmp_path):
+    path, lengths = tmp_path / "mine.npz", np.array([2, 1])
+    files.write_npz(path, values=np.array([0.5, 1.0, 0.0]), offsets=np.array([0, 2, 3]))
+    given = stage.given_weights(str(path), lengths)
+    assert given[0].tolist() == [0.5, 1.0] and given[1].tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"values": [0.5, 1.0], "offsets": [0, 2]}, "of 1 rationales with 2 tokens; expected"),
+        ({"values": [0.5, 1.0, 0.0], "offsets": [0, 1, 3]}, "the 2 training records"),
+        ({"values": [0.5, np.nan, 0.0], "offsets": [0, 2, 3]}, "weights from 0 to 1"),
+        ({"values": [0.5, 1.5, 0.0], "offsets": [0, 2, 3]}, "weights from 0 to 1"),
+        ({"weights": [0.5]}, 'holds weights; expected the arrays "values" and "offsets"'),
+    ],
+)
+def test_weights_of_ones_own_that_do_not_fit_are_refused(tmp_path, arrays, expected):
+    path = tmp_path / "mine.npz"
+    files.write_npz(path, **{name: np.array(values) for name, values in arrays.items()})
+    with pytest.raises(UserError, match=expected):
+        stage.given_weights(str(path), np.array([2, 1]))

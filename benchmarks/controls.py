@@ -1,0 +1,83 @@
+r"""Token weights that learned ones are held against, made of a finished run of KPOD.
+
+    python -m benchmarks.controls --run=runs/kpod
+    python -m kpod_jax.main --config=configs/quickstart.py --workdir=runs/shuffled \
+        --config.weighting.weights=runs/kpod/controls/shuffled.npz
+
+writes into controls/ of the run: the learned weights shuffled within each rationale; 1 for numbers
+and operators and 0.3 for the rest; the true keypoints likewise, where they are known; and the
+student's surprisal, -log P of each token before distillation, as its rank within the rationale.
+"""
+
+import re
+
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+from scipy import stats
+
+from kpod_jax import configuration, difficulty, files
+from kpod_jax.data.known import keypoint_tokens
+from kpod_jax.data.records import Ragged
+from kpod_jax.errors import UserError
+from kpod_jax.run import Run
+from kpod_jax.workdir import Workdir
+
+_REST = 0.3
+_CALCULATION = re.compile(r"[\d+\-*/=]+")
+
+
+def controls(run: Run) -> dict[str, np.ndarray]:
+    """Weights of all rationale tokens of a run's training records, end to end, by name."""
+    learned, train = run.weights(), run.train_set
+    if learned is None:
+        raise UserError(f"{run.workdir.path} has no learned token weights.")
+    rng = np.random.default_rng(0)
+    spans = train.rationale_char_spans
+    texts = [
+        record.rationale[start:end].strip()
+        for i, record in enumerate(train.records)
+        for start, end in spans[i]
+    ]
+    found = {
+        "shuffled": np.concatenate([rng.permutation(learned[i]) for i in range(len(learned))]),
+        "numbers": np.array([1.0 if _CALCULATION.fullmatch(t) else _REST for t in texts]),
+    }
+    truth = keypoint_tokens(train.records, spans)
+    if truth is not None:
+        found["keypoints"] = np.where(truth, 1.0, _REST)
+    nll = difficulty.rationale_losses(
+        run.student.module,
+        run.student.load(run.mesh),
+        run.batch_source(),
+        train,
+        run.mesh,
+        batch_size=run.config.difficulty.batch_size,
+    )
+    ranks = [stats.rankdata(nll[i]) / len(nll[i]) for i in range(len(nll))]
+    return found | {"surprisal": np.concatenate(ranks)}
+
+
+def main(argv: list[str]) -> None:
+    """Writes the files and prints their paths."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    try:
+        root = files.as_path(flags.FLAGS.run)
+        config = configuration.default()
+        stored = ConfigDict(files.read_json(root / "config.json")["config"])
+        config.update_from_flattened_dict(configuration.flatten(stored))
+        run = Run(config, Workdir(root))
+        offsets = run.train_set.rationale_char_spans.offsets
+        for name, values in controls(run).items():
+            weights = Ragged(values.astype(np.float32), offsets)
+            path = root / f"controls/{name}.npz"
+            files.write_npz(path, values=weights.values, offsets=weights.offsets)
+            print(path)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("run", None, "Work directory of a finished run of KPOD.", required=True)
+    app.run(main)
