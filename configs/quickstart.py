@@ -13,8 +13,8 @@ def get_config(method: str = "kpod"):
     config = configuration.default()
     config.data.name = "arithmetic"
     config.data.train_examples = 1500
-    config.data.validation_examples = 200
-    config.data.test_examples = 400
+    config.data.validation_examples = 500
+    config.data.test_examples = 1000
     config.student.model = "kpod_jax/assets/tiny_t5"
     config.student.scan_layers = False
     # The answerer was fit beforehand, on problems of the "fresh" split (kpod_jax/pretrain/).
@@ -23,13 +23,10 @@ def get_config(method: str = "kpod"):
     config.weighting.fresh_examples = 64  # No step uses them.
     config.weighting.reading_steps = 0
     config.weighting.masking_steps = 0
-    # Soft masks do not hide a token, and the gradient of hard ones through the answerer misleads
-    # (docs/token_weighting.md). Prefixes are cheap to a decoder-only answerer.
-    config.weighting.estimator = "score_function"
+    # Prefixes are cheap to a decoder-only answerer; early ones decide nothing.
+    config.weighting.prefixes = "late"
     config.weighting.alpha = 0.3
-    config.weighting.exploration = 0.1  # A token of weight 0.99 is masked, too, now and then.
     config.weighting.prefix_samples = 8
-    config.weighting.alpha_warmup = 0.0  # Without its price every token is kept at first.
     config.weighting.learning_rate = 4e-3
     config.weighting.batch_size = 16  # Larger ones are a little better and cost minutes.
     config.weighting.steps = 140
@@ -39,5 +36,5 @@ def get_config(method: str = "kpod"):
     config.distill.least_weight = 0.6
     config.distill.epochs = 8
     config.distill.learning_rate = 2e-3
-    config.eval.max_new_tokens = 96
+    config.eval.max_new_tokens = 160
     return configuration.apply_method(config, method or "kpod")

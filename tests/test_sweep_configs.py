@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from configs.sweeps import common, quickstart, sensitivity, table1, table2, table3
+from configs.sweeps import common, factorial, quickstart, sensitivity, table1, table2, table3
 from kpod_jax import configuration, configuration_checks, distill, paper, pipeline
 from kpod_jax.errors import UserError
 
@@ -196,3 +196,23 @@ def test_arguments_that_cannot_be_read_say_what_was_expected(argument, said):
 def test_every_file_says_how_to_run_it(file):
     module = importlib.import_module(f"configs.sweeps.{file}")
     assert f"--sweep=configs/sweeps/{file}.py" in (module.__doc__ or "")
+
+
+def test_the_factorial_crosses_weights_curricula_and_lengths(tmp_path):
+    (tmp_path / "keypoints.npz").touch()
+    runs = factorial.get_runs(f"quickstart,controls={tmp_path},lengths=base+long")
+    assert len(runs) == 3 * 2 * 2
+    base = runs["learned-seed0"]
+    assert changed(runs["keypoints-full-long-seed0"], base) == {
+        "weighting.weights": str(tmp_path / "keypoints.npz"),
+        "schedule.curriculum": "full",
+        "distill.epochs": 3 * base.distill.epochs,
+    }
+    for config in runs.values():
+        configuration_checks.check(config)
+
+
+@pytest.mark.parametrize("option", ["lengths=short", "controls=nowhere"])
+def test_the_factorial_names_what_it_cannot_use(option):
+    with pytest.raises(UserError, match=option):
+        factorial.get_runs(f"quickstart,{option}")

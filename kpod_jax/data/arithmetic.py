@@ -43,7 +43,7 @@ class Task:
     """
 
     verbosity: float = 0.6
-    operations: tuple[int, int] = (2, 4)
+    operations: tuple[int, int] = (2, 3)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The student of the built-in task: its tokenizer, and its pre-training without chains of thought.
 
 It learns what a real one has seen, in small: to calculate, in its own text as well as in what it
-reads; word problems of one operation, answered with and without a rationale; and running text of
-the task with parts to fill in. It never sees a question of several operations followed by its
+reads; word problems of one operation, answered with and without a rationale; to find the numbers of
+a story in their order; and running text of the task with parts to fill in. It never sees a question
+of several operations followed by its
 rationale or by its answer, so it knows the words and the sums, not the reasoning.
 """
 
@@ -37,13 +38,14 @@ _SHAPES = {
     "results": Shape(24, 16, 64),
     "text": Shape(32, 56, 56),
     "word_problems": Shape(48, 40, 4),
-    "one_step": Shape(24, 48, 40),
+    "one_step": Shape(24, 48, 56),
+    "reading": Shape(48, 56, 16),
 }
 # Problems that rows are made of, to train on and to judge by.
 _PROBLEMS, _HELD_OUT = 20000, 400
-_EQUATION_STEPS, _MIXED_STEPS, _LEARNING_RATE = 400, 2600, 2e-3
-# Half of the steps calculate in the decoder's own text.
-_MIXED = ("equations", "text", "results", "one_step", "results", "word_problems")
+_EQUATION_STEPS, _MIXED_STEPS, _LEARNING_RATE = 400, 4800, 2e-3
+_MIXED = ("reading", "text", "results", "reading", "one_step", "word_problems")
+_MIXED += ("reading", "equations")
 _ARCHITECTURE = {
     "d_model": 96,
     "d_kv": 32,
@@ -56,11 +58,11 @@ _ARCHITECTURE = {
     "feed_forward_proj": "relu",
     "tie_word_embeddings": False,
 }
-# Heads of the decoder that look at the last tokens, one at each, before they are trained: a bias
-# that Adam moves by a learning rate a step would take thousands of steps to get there.
-_NEAR_HEADS, _NEAR_BIAS = 3, 5.0
-# One operation: such problems may be seen whole.
-_ONE_STEP = Task(operations=(1, 1))
+# Heads that look at near tokens before they are trained: a bias that Adam moves by a learning rate a
+# step would take thousands of steps to get there.
+_NEAR = 5.0
+# What texts are of; of one operation, problems may be seen whole.
+_TEXTS, _ONE_STEP = Task(operations=(2, 4)), Task(operations=(1, 1))
 
 
 def train_student(
@@ -79,14 +81,14 @@ def train_student(
     template = f"{asked.prompt} {{rationale}} {asked.answer_template}"
     tokenizer = train_tokenizer(
         template.format(question=r.question, rationale=r.rationale, answer=r.answer)
-        for r in arithmetic.generate("fresh", 4000, seed)
+        for r in arithmetic.generate("fresh", 4000, seed, _TEXTS)
     )
     config = T5Config(vocab_size=-(-len(tokenizer) // 64) * 64, **_ARCHITECTURE)
     module, ids = T5(config, scan_layers=False), jnp.ones((1, 8), jnp.int32)
     params = nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"])
-    heads = jnp.arange(_NEAR_HEADS)
-    bias = params["decoder"]["relative_bias"]  # [buckets, heads]; a near distance is a bucket.
-    params["decoder"]["relative_bias"] = bias.at[heads + 1, heads].set(_NEAR_BIAS)
+    for stack in ("encoder", "decoder"):
+        bias = params[stack]["relative_bias"]
+        params[stack]["relative_bias"] = bias + _near_sighted(config, both_ways=stack == "encoder")
     mixture = Mixture(tokenizer, seed)
     first = max(1, round(_EQUATION_STEPS * scale))
     kinds = ["equations"] * first
@@ -98,6 +100,24 @@ def train_student(
     found = held_out_losses(module, params, tokenizer)
     logging.info("held out, nats a token: %s", {k: round(v, 4) for k, v in found.items()})
     return config, params, tokenizer
+
+
+def _near_sighted(config: T5Config, both_ways: bool) -> np.ndarray:
+    """[buckets, heads] a bias by which the first heads look near; the last one looks everywhere.
+
+    In the decoder at each of the last three tokens; in the encoder at the token before, the token
+    after, and all before, the nearer the more.
+    """
+    bias = np.zeros((config.relative_attention_num_buckets, config.num_heads), np.float32)
+    if not both_ways:
+        for head in range(3):
+            bias[head + 1, head] = _NEAR  # A bucket is a distance, where it is small.
+        return bias
+    half = len(bias) // 2  # Then come the buckets of tokens ahead.
+    bias[1, 0] = bias[half + 1, 1] = _NEAR
+    bias[:half, 2] = -_NEAR * np.arange(half) / half
+    bias[half:, 2] = -_NEAR
+    return bias
 
 
 def held_out_losses(
@@ -193,8 +213,12 @@ class Mixture:
         counts = collections.Counter(kinds)
         self._odds = np.cumsum([counts[kind] ** -0.5 for kind in kinds])
         (self._stop,) = encode(["."])[0][-1:]
-        records = arithmetic.generate(split, problems, seed)
+        records = arithmetic.generate(split, problems, seed, _TEXTS)
         self._questions = encode(record.question for record in records)
+        # Numbers, each with the word that follows it.
+        self._numbers = [
+            encode_parts(re.findall(r"(\d+) (\w+)", record.question)) for record in records
+        ]
         # Single steps, around the result of each.
         self._steps = encode_parts(
             piece for i, record in enumerate(records) if (piece := _around_a_result(record, i))
@@ -218,6 +242,7 @@ class Mixture:
             "results": self._steps_of_others,
             "text": self._text,
             "word_problems": lambda rng: Row(*_pick(rng, self._word_problems)),
+            "reading": self._reading,
             "one_step": lambda rng: Row(*_pick(rng, self._one_step)),
         }[kind]
         shape = _SHAPES[kind]
@@ -255,6 +280,22 @@ class Mixture:
             target += [*before, *result, *after]
             supervised += [False] * len(before) + [True] * len(result) + [False] * len(after)
         return Row(_pick(rng, self._questions), target, supervised)
+
+    def _reading(self, rng: np.random.Generator) -> Row:
+        """A question, and its numbers: in order, each with the word that follows it, or asked for.
+
+        In the latter case the words come first, in any order, and numbers alone are supervised.
+        """
+        place = int(rng.integers(len(self._questions)))
+        question, pairs = self._questions[place], self._numbers[place]
+        if rng.random() < 0.5:
+            return Row(question, [token for pair in pairs for part in pair for token in part])
+        target, supervised = [], []
+        for i in rng.permutation(len(pairs)).tolist():
+            number, word = pairs[i]
+            target += [*word, *number]
+            supervised += [False] * len(word) + [True] * len(number)
+        return Row(question, target, supervised)
 
     def _text(self, rng: np.random.Generator) -> Row:
         """A text with parts missing: a fifth of a question, or the result of a step.
