@@ -52,8 +52,8 @@ _ARCHITECTURE: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 # Steps with prefixes of all kinds, then with prefixes drawn evenly, and their learning rates.
-_STEPS, _LEARNING_RATE = 2400, 2e-3
-_EVEN_STEPS, _EVEN_LEARNING_RATE = 700, 5e-4
+_STEPS, _LEARNING_RATE = 1680, 2e-3
+_EVEN_STEPS, _EVEN_LEARNING_RATE = 490, 5e-4
 _PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
 # Tokens of a question, a rationale and an answer with its end.
 _QUESTION, _RATIONALE, _ANSWER = 72, 112, 2

@@ -43,9 +43,10 @@ _SHAPES = {
 }
 # Problems that rows are made of, to train on and to judge by.
 _PROBLEMS, _HELD_OUT = 20000, 400
-_EQUATION_STEPS, _MIXED_STEPS, _LEARNING_RATE = 400, 4800, 2e-3
-_MIXED = ("reading", "text", "results", "reading", "one_step", "word_problems")
-_MIXED += ("reading", "equations")
+# It reads before it calculates: steps that do not need the source first teach to ignore it.
+_READING_STEPS, _MIXED_STEPS, _LEARNING_RATE = 400, 4000, 2e-3
+_MIXED = ("equations", "reading", "results", "one_step")
+_MIXED += ("equations", "reading", "text", "word_problems")
 _ARCHITECTURE = {
     "d_model": 96,
     "d_kv": 32,
@@ -58,8 +59,8 @@ _ARCHITECTURE = {
     "feed_forward_proj": "relu",
     "tie_word_embeddings": False,
 }
-# Heads that look at near tokens before they are trained: a bias that Adam moves by a learning rate a
-# step would take thousands of steps to get there.
+# Heads that look at near tokens before they are trained: a bias that Adam moves by a learning
+# rate a step would take thousands of steps to get there.
 _NEAR = 5.0
 # What texts are of; of one operation, problems may be seen whole.
 _TEXTS, _ONE_STEP = Task(operations=(2, 4)), Task(operations=(1, 1))
@@ -68,7 +69,7 @@ _TEXTS, _ONE_STEP = Task(operations=(2, 4)), Task(operations=(1, 1))
 def train_student(
     *, scale: float, seed: int
 ) -> tuple[T5Config, dict, transformers.PreTrainedTokenizerFast]:
-    """Trains on single operations, then on all kinds of rows, half of them calculations.
+    """Trains on reading, then on all kinds of rows.
 
     Args:
       scale: of the number of steps.
@@ -90,8 +91,8 @@ def train_student(
         bias = params[stack]["relative_bias"]
         params[stack]["relative_bias"] = bias + _near_sighted(config, both_ways=stack == "encoder")
     mixture = Mixture(tokenizer, seed)
-    first = max(1, round(_EQUATION_STEPS * scale))
-    kinds = ["equations"] * first
+    first = max(1, round(_READING_STEPS * scale))
+    kinds = ["reading"] * first
     kinds += [
         _MIXED[step % len(_MIXED)] for step in range(first, first + round(_MIXED_STEPS * scale))
     ]

@@ -206,7 +206,7 @@ class MaskLearner:
     def nth_prefix(self, problems: Problems, place_BxP: jax.Array) -> jax.Array:
         """[B, P] the length of the prefix at a place in [0, 1) of those that are looked at."""
         if self.prefixes == "late":
-            place_BxP = jnp.sqrt(place_BxP)  # P(k) = (2k - 1) / n².
+            place_BxP = place_BxP**0.25  # P(prefix <= k) = (k / n)⁴.
         ends = problems.step_ends if self.prefixes == "step_ends" else problems.rationale_mask
         count_BxR = jnp.cumsum(ends, axis=1)
         wanted_BxP = jnp.minimum(jnp.floor(place_BxP * count_BxR[:, -1:]) + 1, count_BxR[:, -1:])
