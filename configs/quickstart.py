@@ -25,16 +25,17 @@ def get_config(method: str = "kpod"):
     config.weighting.masking_steps = 0
     # Prefixes are cheap to a decoder-only answerer; early ones decide nothing.
     config.weighting.prefixes = "late"
-    config.weighting.alpha = 0.3
+    config.weighting.alpha = 0.5
+    config.weighting.initial_weight = 0.5
     config.weighting.prefix_samples = 8
     config.weighting.learning_rate = 4e-3
-    config.weighting.batch_size = 16  # Larger ones are a little better and cost minutes.
+    config.weighting.batch_size = 8
     config.weighting.steps = 140
     config.weighting.judge_every = 0
-    # By accuracy on the validation split, of 0, 0.3 and 0.6: this student has yet to learn to write
-    # the filler, half of which has weights near 0.
-    config.distill.least_weight = 0.6
-    config.distill.epochs = 8
-    config.distill.learning_rate = 2e-3
+    # Rate and decay by SCoTD's accuracy on the validation split, of three tries.
+    config.distill.epochs = 6
+    config.distill.learning_rate = 3e-3
+    config.distill.decay = "linear"
+    config.distill.least_weight = 0.3
     config.eval.max_new_tokens = 160
     return configuration.apply_method(config, method or "kpod")

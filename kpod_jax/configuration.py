@@ -80,7 +80,7 @@ def default() -> Config:
     # data set's own kind, number for your own data.
     arithmetic = data.arithmetic = ml_collections.ConfigDict()  # The built-in task.
     arithmetic.verbosity = 0.6  # How much filler its rationales have. [0, 1]
-    arithmetic.operations = (2, 3)  # Least and most operations of a problem.
+    arithmetic.operations = (2, 4)  # Least and most operations of a problem.
     data.max_bad_share = 0.01  # Share of unusable records from which on the run stops. [0, 1]
     data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
 

@@ -7,6 +7,9 @@ against one, "Step" or "Therefore". The numbers and the operators decide the ans
 filler, and so are the numbers that only say where something is written ("as line 3 says"). All
 quantities are whole numbers from 1 to 24.
 
+How hard a step is, is how much it puts together: filler 0; the first operation 1, a sentence of the
+story; others 2, the last result and the next sentence; 3 where two earlier results meet.
+
 Everything is a function of (split, seed, task). A question belongs to the split that its hash
 names, so splits share no question whatever the seeds, the sizes and the tasks; and questions do not
 depend on how verbose their rationales are.
@@ -43,7 +46,7 @@ class Task:
     """
 
     verbosity: float = 0.6
-    operations: tuple[int, int] = (2, 3)
+    operations: tuple[int, int] = (2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +139,9 @@ class _Story:
         """The record of a question with a rationale, whose answer its operations lead to."""
         found, rationale = self.equations, _Rationale(rng, verbosity)
         assert found is not None
-        for operation, (a, b, c) in zip(self.operations, found, strict=True):
-            rationale.add(operation, operation.unit or self.words["items"], a, b, c)
+        for i, (operation, equation) in enumerate(zip(self.operations, found, strict=True)):
+            hardness = 1.0 if i == 0 else 3.0 if operation.earlier else 2.0
+            rationale.add(operation.sign, operation.unit or self.words["items"], equation, hardness)
         return rationale.record(question, found[-1][2], id_)
 
 
@@ -170,8 +174,9 @@ class _Rationale:
         self._keypoints: list[tuple[int, int]] = []
         self._hardness: list[float] = []
 
-    def add(self, operation: Operation, unit: str, a: int, b: int, c: int) -> None:
+    def add(self, sign: str, unit: str, equation: tuple[int, int, int], hardness: float) -> None:
         """Explains one operation, perhaps after a step of filler."""
+        a, b, c = equation
         if self._chance(0.4):
             self._begin_step()
             self._text += self._numbered(stories.FILLER_STEPS)
@@ -183,7 +188,7 @@ class _Rationale:
             kinds = (stories.ASIDES, stories.NUMBERED_ASIDES)
             self._text += self._numbered(_pick(self._rng, kinds)) + ", "
         self._text += _pick(self._rng, stories.CLAUSES)
-        for piece in (str(a), operation.sign, str(b), "=", str(c)):
+        for piece in (str(a), sign, str(b), "=", str(c)):
             self._text += " "
             if piece != "=":
                 self._keypoints.append((len(self._text), len(self._text) + len(piece)))
@@ -192,7 +197,7 @@ class _Rationale:
         if self._chance():
             self._text += ", " + _pick(self._rng, stories.REMARKS)
         self._text += "."
-        self._end_step(operation.hardness + _carries(a, b, c))
+        self._end_step(hardness)
 
     def _chance(self, share: float = 1.0) -> bool:
         """Whether there is filler at a place."""
@@ -352,8 +357,3 @@ def _story(rng: np.random.Generator, count: int) -> _Story:
         int(rng.integers(start.start[0], start.start[1] + 1)),
         tuple(int(rng.integers(o.operand[0], o.operand[1] + 1)) for o in operations),
     )
-
-
-def _carries(a: int, b: int, c: int) -> bool:
-    """Whether a + b = c carries, or a - b = c borrows."""
-    return (c == a + b and a % 10 + b % 10 > 9) or (c == a - b and a % 10 < b % 10)

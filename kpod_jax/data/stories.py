@@ -58,7 +58,6 @@ class Operation:
     Attributes:
       event: the sentence of the question; formatted with name, he, his, items, box, a and b.
       sign: +, -, * or /.
-      hardness: how hard the result is to find; a carry adds 1.
       operand: (low, high) of b; one number where the story does not name it, as in "twice".
       earlier: whether b is the quantity before the last operation.
       start: (low, high) of a where the operation begins a story.
@@ -68,7 +67,6 @@ class Operation:
 
     event: str
     sign: str
-    hardness: float
     operand: tuple[int, int] = (0, 0)
     earlier: bool = False
     start: tuple[int, int] = (2, 9)
@@ -85,31 +83,29 @@ class Operation:
 
 
 STARTS = (
-    Operation("{name} has {a} {box} with {b} {items} in each.", "*", 3.0, (2, 9)),
-    Operation("{name} buys {a} dozen {items}.", "*", 3.0, (12, 12)),
-    Operation("{name} finds one of the {items} every day for {a} weeks.", "*", 3.0, (7, 7)),
-    Operation("{name} has {a} red and {b} blue {items}.", "+", 1.0, (2, 12), start=(2, 12)),
+    Operation("{name} has {a} {box} with {b} {items} in each.", "*", (2, 9)),
+    Operation("{name} buys {a} dozen {items}.", "*", (12, 12)),
+    Operation("{name} finds one of the {items} every day for {a} weeks.", "*", (7, 7)),
+    Operation("{name} has {a} red and {b} blue {items}.", "+", (2, 12), start=(2, 12)),
 )
 MIDDLES = (
-    Operation("Then {he} buys {b} more {items}.", "+", 1.0, (2, 12)),
-    Operation("A friend brings {b} {items}.", "+", 1.0, (2, 12)),
-    Operation("Then {he} gives away {b} {items}.", "-", 1.0, (2, 12)),
-    Operation("On the way home {he} loses {b} {items}.", "-", 1.0, (2, 12)),
-    Operation("A week later {he} has twice as many {items}.", "*", 2.0, (2, 2)),
-    Operation("Then half of the {items} break.", "/", 2.0, (2, 2)),
+    Operation("Then {he} buys {b} more {items}.", "+", (2, 12)),
+    Operation("A friend brings {b} {items}.", "+", (2, 12)),
+    Operation("Then {he} gives away {b} {items}.", "-", (2, 12)),
+    Operation("On the way home {he} loses {b} {items}.", "-", (2, 12)),
+    Operation("A week later {he} has twice as many {items}.", "*", (2, 2)),
+    Operation("Then half of the {items} break.", "/", (2, 2)),
 )
 ENDS = (
     Operation(
         "All the {items} are put into {b} {box}, the same number in each.",
         "/",
-        3.0,
         (2, 9),
         question="How many {items} are in each of the {box}?",
     ),
     Operation(
         "All the {items} are sold for {b} dollars each.",
         "*",
-        3.0,
         (2, 9),
         unit="dollars",
         question="How many dollars are paid?",
@@ -120,14 +116,12 @@ COMPARISONS = (
     Operation(
         "{his} sister has {b} more {items} than {name}.",
         "+",
-        1.0,
         (2, 12),
         question="How many {items} does {his} sister have?",
     ),
     Operation(
         "{his} brother has {b} fewer {items} than {name}.",
         "-",
-        1.0,
         (2, 12),
         question="How many {items} does {his} brother have?",
     ),
@@ -135,7 +129,6 @@ COMPARISONS = (
 TOGETHER = Operation(
     "They put their {items} together.",
     "+",
-    2.0,
     earlier=True,
     question="How many {items} do they have together?",
 )

@@ -35,6 +35,7 @@ from kpod_jax.pretrain.rows import Row, Shape
 SENTINELS = 32
 _SHAPES = {
     "equations": Shape(64, 8, 32),
+    "steps": Shape(24, 16, 64),
     "results": Shape(24, 16, 64),
     "text": Shape(32, 56, 56),
     "word_problems": Shape(48, 40, 4),
@@ -45,7 +46,7 @@ _SHAPES = {
 _PROBLEMS, _HELD_OUT = 20000, 400
 # It reads before it calculates: steps that do not need the source first teach to ignore it.
 _READING_STEPS, _MIXED_STEPS, _LEARNING_RATE = 400, 4000, 2e-3
-_MIXED = ("equations", "reading", "results", "one_step")
+_MIXED = ("equations", "reading", "steps", "one_step")
 _MIXED += ("equations", "reading", "text", "word_problems")
 _ARCHITECTURE = {
     "d_model": 96,
@@ -224,6 +225,13 @@ class Mixture:
         self._steps = encode_parts(
             piece for i, record in enumerate(records) if (piece := _around_a_result(record, i))
         )
+        self._filler = encode(
+            step.rstrip()
+            for record in records
+            for step, hardness in zip(record.steps, record.hardness or (), strict=True)
+            if not hardness
+        )
+        self._step_numbers = encode(map(str, range(1, 10)))
         simple = arithmetic.generate(split, problems // 2, seed, _ONE_STEP)
         asked = configuration.default().student
         self._word_problems = encode_parts((r.question, r.answer) for r in simple)
@@ -240,7 +248,8 @@ class Mixture:
         rng = np.random.default_rng([seed, step])
         make: Callable[[np.random.Generator], Row] = {
             "equations": self._bare_equations,
-            "results": self._steps_of_others,
+            "steps": self._steps_of_others,
+            "results": lambda rng: self._steps_of_others(rng, results_alone=True),
             "text": self._text,
             "word_problems": lambda rng: Row(*_pick(rng, self._word_problems)),
             "reading": self._reading,
@@ -259,27 +268,37 @@ class Mixture:
         Rows of one equation and of many: that an equation's result is decided by what stands right
         before it is learned last, so the first of a row teaches to calculate meanwhile.
         """
-        return self._with_results(
-            rng, lambda: (*self._equation(rng), [self._stop]), "equations", stop=0.25
-        )
-
-    def _steps_of_others(self, rng: np.random.Generator) -> Row:
-        """Likewise, inside steps of as many different rationales."""
-        return self._with_results(rng, lambda: _pick(rng, self._steps), "results")
-
-    def _with_results(
-        self,
-        rng: np.random.Generator,
-        draw: Callable[[], tuple[list[int], ...]],
-        kind: str,
-        stop: float = 0.0,
-    ) -> Row:
-        """Drawn pieces in a row, each (before, result, after), behind an unrelated question."""
         target, supervised = [], []
-        while not target or (len(target) < _SHAPES[kind].target and rng.random() >= stop):
-            before, result, after = draw()
-            target += [*before, *result, *after]
-            supervised += [False] * len(before) + [True] * len(result) + [False] * len(after)
+        while not target or (len(target) < _SHAPES["equations"].target and rng.random() > 0.25):
+            before, result = self._equation(rng)
+            target += [*before, *result, self._stop]
+            supervised += [False] * len(before) + [True] * len(result) + [False]
+        return Row(_pick(rng, self._questions), target, supervised)
+
+    def _steps_of_others(self, rng: np.random.Generator, results_alone: bool = False) -> Row:
+        """Numbered steps of as many different rationales, behind an unrelated question.
+
+        What only their own questions could tell, the operands, the sign and the unit, is not
+        supervised; or nothing is but the results.
+        """
+        target, supervised, number = [], [], 0
+        while len(target) < _SHAPES["steps"].target:
+            number += 1
+            if rng.random() < 0.2:
+                tokens = _pick(rng, self._filler)
+                flags = [not results_alone] * len(tokens)
+            else:
+                before, result, after = _pick(rng, self._steps)
+                tokens = [*before, *result, *after]
+                flags = [True] * len(before[:-4]) + [False] * 3 + [True]
+                flags += [True] * len(result) + [False] + [True] * len(after[1:])
+                if results_alone:
+                    flags = [
+                        len(before) <= i < len(before) + len(result) for i in range(len(flags))
+                    ]
+            # "Step", its number, a colon.
+            target += [tokens[0], *self._step_numbers[number - 1], *tokens[2:]]
+            supervised += flags
         return Row(_pick(rng, self._questions), target, supervised)
 
     def _reading(self, rng: np.random.Generator) -> Row:
