@@ -12,6 +12,7 @@ from kpod_jax import sharding
 from kpod_jax.data import arithmetic
 from kpod_jax.data.stories import LARGEST
 from kpod_jax.models.student import load_student
+from kpod_jax.models.t5 import T5
 from kpod_jax.pretrain import student
 from tests.conftest import ROOT
 
@@ -114,6 +115,7 @@ def test_results_alone_are_supervised_in_the_decoders_equations(mixture, tokeniz
 def test_the_student_calculates_in_its_own_text(tokenizer):
     """Or else a third of all errors would be slips of arithmetic, whatever the method."""
     found = load_student("kpod_jax/assets/tiny_t5", scan_layers=False)
+    assert isinstance(found.module, T5)
     params = found.load(sharding.make_mesh())
     assert student.held_out_losses(found.module, params, tokenizer)["results"] < 0.02
 

@@ -61,7 +61,7 @@ def batch_of(rows: Sequence[Row], shape: Shape, eos_id: int) -> dict[str, np.nda
     }
 
 
-def loss_of(module: T5, params: dict, batch: dict[str, np.ndarray]) -> jax.Array:
+def loss_of(module: T5, params: dict, batch: dict[str, jax.Array]) -> jax.Array:
     """The mean cross entropy of a batch's supervised tokens, nats."""
     variables = {"params": params}
     hidden: Any = module.apply(variables, batch["source"], batch["source_mask"], batch["inputs"])
