@@ -148,14 +148,13 @@ class _Story:
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     """Matches what a template of an event can be formatted to."""
-    kinds, words, seen = {"a": r"\d+", "b": r"\d+"}, r"\w+", set()
-    pattern = ""
-    for text, name, _, _ in string.Formatter().parse(template[0].upper() + template[1:]):
-        pattern += re.escape(text)
-        if name:
-            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{kinds.get(name, words)})"
-            seen.add(name)
-    return re.compile(pattern)
+    kinds, words = {"a": r"\d+", "b": r"\d+"}, r"\w+"
+    return re.compile(
+        "".join(
+            re.escape(text) + (f"(?P<{name}>{kinds.get(name, words)})" if name else "")
+            for text, name, _, _ in string.Formatter().parse(template[0].upper() + template[1:])
+        )
+    )
 
 
 def _rng_of(question: str, purpose: str = "") -> np.random.Generator:

@@ -31,7 +31,6 @@ from absl import logging
 
 from kpod_jax import configuration, losses
 from kpod_jax.data import arithmetic, tokens
-from kpod_jax.data.arithmetic import Task
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
@@ -57,7 +56,6 @@ _EVEN_STEPS, _EVEN_LEARNING_RATE = 490, 5e-4
 _PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
 # Tokens of a question, a rationale and an answer with its end.
 _QUESTION, _RATIONALE, _ANSWER = 72, 112, 2
-_TEXTS = Task(operations=(2, 4))
 _OF_QUESTION = ("question", "question_mask")
 # Rows of equations, and equations of a row.
 _EQUATION_ROWS, _EQUATIONS = 8, 12
@@ -144,7 +142,7 @@ def _problems(split: str, count: int, tokenizer: Any, seed: int) -> Problems:
     """Problems of one width; the few with longer questions or rationales are left out."""
     student = configuration.default().student
     tokenized, _ = tokens.tokenize(
-        arithmetic.generate(split, count, seed, _TEXTS),
+        arithmetic.generate(split, count, seed),
         tokenizer,
         prompt=student.prompt,
         answer_template=student.answer_template,

@@ -63,8 +63,8 @@ _ARCHITECTURE = {
 # Heads that look at near tokens before they are trained: a bias that Adam moves by a learning
 # rate a step would take thousands of steps to get there.
 _NEAR = 5.0
-# What texts are of; of one operation, problems may be seen whole.
-_TEXTS, _ONE_STEP = Task(operations=(2, 4)), Task(operations=(1, 1))
+# Of one operation, problems may be seen whole.
+_ONE_STEP = Task(operations=(1, 1))
 
 
 def train_student(
@@ -83,7 +83,7 @@ def train_student(
     template = f"{asked.prompt} {{rationale}} {asked.answer_template}"
     tokenizer = train_tokenizer(
         template.format(question=r.question, rationale=r.rationale, answer=r.answer)
-        for r in arithmetic.generate("fresh", 4000, seed, _TEXTS)
+        for r in arithmetic.generate("fresh", 4000, seed)
     )
     config = T5Config(vocab_size=-(-len(tokenizer) // 64) * 64, **_ARCHITECTURE)
     module, ids = T5(config, scan_layers=False), jnp.ones((1, 8), jnp.int32)
@@ -215,7 +215,7 @@ class Mixture:
         counts = collections.Counter(kinds)
         self._odds = np.cumsum([counts[kind] ** -0.5 for kind in kinds])
         (self._stop,) = encode(["."])[0][-1:]
-        records = arithmetic.generate(split, problems, seed, _TEXTS)
+        records = arithmetic.generate(split, problems, seed)
         self._questions = encode(record.question for record in records)
         # Numbers, each with the word that follows it.
         self._numbers = [
@@ -290,12 +290,9 @@ class Mixture:
             else:
                 before, result, after = _pick(rng, self._steps)
                 tokens = [*before, *result, *after]
-                flags = [True] * len(before[:-4]) + [False] * 3 + [True]
-                flags += [True] * len(result) + [False] + [True] * len(after[1:])
-                if results_alone:
-                    flags = [
-                        len(before) <= i < len(before) + len(result) for i in range(len(flags))
-                    ]
+                told = not results_alone
+                flags = [told] * len(before[:-4]) + [False] * 3 + [told]
+                flags += [True] * len(result) + [False] + [told] * len(after[1:])
             # "Step", its number, a colon.
             target += [tokens[0], *self._step_numbers[number - 1], *tokens[2:]]
             supervised += flags
