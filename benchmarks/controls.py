@@ -13,12 +13,11 @@ import re
 
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict
 from scipy import stats
 
+from benchmarks import tables
 from kpod_jax import configuration, difficulty, files
 from kpod_jax.data.known import keypoint_tokens
-from kpod_jax.data.records import Ragged
 from kpod_jax.errors import UserError
 from kpod_jax.run import Run
 from kpod_jax.workdir import Workdir
@@ -63,21 +62,19 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     try:
-        root = files.as_path(flags.FLAGS.run)
+        root = files.as_path(str(tables.RUN.value))
         config = configuration.default()
-        stored = ConfigDict(files.read_json(root / "config.json")["config"])
-        config.update_from_flattened_dict(configuration.flatten(stored))
+        config.update(files.read_json(root / "config.json")["config"])
         run = Run(config, Workdir(root))
         offsets = run.train_set.rationale_char_spans.offsets
         for name, values in controls(run).items():
-            weights = Ragged(values.astype(np.float32), offsets)
             path = root / f"controls/{name}.npz"
-            files.write_npz(path, values=weights.values, offsets=weights.offsets)
+            files.write_npz(path, values=values.astype(np.float32), offsets=offsets)
             print(path)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run", None, "Work directory of a finished run of KPOD.", required=True)
+    flags.mark_flag_as_required("run")
     app.run(main)

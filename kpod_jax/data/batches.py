@@ -188,9 +188,10 @@ class BatchSource:
         if step < 0:
             raise IndexError(f"step {step} is negative")
         start_steps_N = self._start_steps_at(step)
-        rows_B, shape = self._rows(step, start_steps_N)
+        epoch_rows = self._rows_at(step, start_steps_N)
+        rows_B, shape = self._rows(step, epoch_rows)
         batch = self._batch(rows_B[self._host_rows], shape, start_steps_N)
-        divisor = np.float32(self._mean_count(step, start_steps_N))
+        divisor = np.float32(self._mean_count(epoch_rows, start_steps_N))
         return batch | {"divisor": np.full(len(batch["index"]), divisor)}
 
     def supervised_tokens(self, steps: int) -> np.ndarray:
@@ -205,7 +206,7 @@ class BatchSource:
         found = np.zeros((steps, 2), np.int64)
         for step in range(steps):
             start_steps_N = self._start_steps_at(step)
-            rows_B, _ = self._rows(step, start_steps_N)
+            rows_B, _ = self._rows(step, self._rows_at(step, start_steps_N))
             rows = rows_B[rows_B >= 0]
             examples = np.concatenate([self._bins[i] for i in rows]) if self._pack else rows
             found[step] = self._counts(start_steps_N)[examples].sum(axis=0)
@@ -257,10 +258,14 @@ class BatchSource:
             )
         return start_steps_N
 
-    def _rows(self, step: int, start_steps_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _rows_at(self, step: int, start_steps_N: np.ndarray) -> np.ndarray:
+        """`_epoch_rows` of a step's epoch, with those that take part at its start steps."""
+        return self._epoch_rows(step // self.steps_per_epoch, self._taking_part(start_steps_N))
+
+    def _rows(self, step: int, epoch_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[B] what the rows of a step's batch hold, examples or bins, -1 for padding; its shape."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        rows_B = self._epoch_rows(epoch, self._taking_part(start_steps_N))[place]
+        rows_B = epoch_rows[place]
         shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
         if self._groups is not None:
             rows_B = pairs.drawn(rows_B, self._groups, [self._seed, epoch])
@@ -274,13 +279,12 @@ class BatchSource:
             self._counted = start_steps_N.copy(), counts_Nx2
         return counts_Nx2
 
-    def _mean_count(self, step: int, start_steps_N: np.ndarray) -> float:
-        """Mean number of supervised tokens of the batches of a step's epoch, 1 at least."""
+    def _mean_count(self, rows: np.ndarray, start_steps_N: np.ndarray) -> float:
+        """Mean number of supervised tokens of the batches of an epoch's rows, 1 at least."""
         counts = self._counts(start_steps_N).sum(axis=1)
         if (held := self._bins if self._pack else self._groups) is not None:
             counts = np.add.reduceat(counts[held.values], held.offsets[:-1])
             counts = counts if self._pack else 2 * counts / held.lengths
-        rows = self._epoch_rows(step // self.steps_per_epoch, self._taking_part(start_steps_N))
         times = np.bincount(rows[rows >= 0], minlength=len(counts))
         return max(1.0, float(times @ counts) / self.steps_per_epoch)
 
