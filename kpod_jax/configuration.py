@@ -219,8 +219,11 @@ def default() -> Config:
     # (docs/extending.md).
     distill.least_weight = 0.0  # Token weights below it count as much as it says, for students
     # that have yet to learn to write what learned weights leave out. 0: none does. [ours]
+    distill.weight_context = 2  # A token's weight is the mean of those that follow the same tokens,
+    # so many, and does not favour one continuation over another [ours]; 0: w_j itself [paper].
     distill.step_start_weight = "answer"  # Of the first token of each step, at which the student
-    # goes on or answers. answer [ours]: 1, as the answer's tokens have; learned [paper]: w_j.
+    # goes on or answers. answer [ours]: 1, as the answer's tokens have, in input steps, too;
+    # learned [paper]: w_j.
     distill.rescale_weights = "none"  # none [paper], or mean: a rationale's weights (but those of
     # step_start_weight=answer) are divided by their mean, after least_weight. [ours]
     distill.equal_tokens = False  # True: whole rationales, every weight 1, as SCoTD learns them,

@@ -93,6 +93,7 @@ RANGES = {
     "schedule.clusters": (1, _INFINITY),
     "schedule.growth": (1, _INFINITY),
     "schedule.mixing": (0, 1),
+    "distill.weight_context": (0, _INFINITY),
     "distill.least_weight": (0, 1),
     "distill.buckets": (1, _INFINITY),
     "distill.batch_size": (1, _INFINITY),

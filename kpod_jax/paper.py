@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "schedule.solver": "ftgp",
     "schedule.vectors": "GloVe",
     "distill.step_start_weight": "learned",
+    "distill.weight_context": 0,
     "distill.rescale_weights": "none",
     "distill.optimizer": "adam",
     "distill.decay": "constant",

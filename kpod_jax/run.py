@@ -221,6 +221,8 @@ class Run:
             example_weights=training.weights,
             groups=training.groups,
             arrays=training.objective.arrays,
+            # A method that names its tokens itself means these alone.
+            step_starts=config.step_start_weight == "answer" and training.start_steps is None,
             **options,
         )
 

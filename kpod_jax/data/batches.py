@@ -51,6 +51,7 @@ class BatchSource:
         example_weights: np.ndarray | None = None,
         groups: Ragged | None = None,
         arrays: Callable[[np.ndarray, int], Batch] | None = None,
+        step_starts: bool = False,
     ) -> None:
         """Lays out the examples; batches are made when they are asked for.
 
@@ -79,6 +80,8 @@ class BatchSource:
             epoch. None: a row is an example by itself.
           arrays: from a batch's examples, [B] with -1 for padding rows, and U to further arrays of
             B rows for the batch, for a loss of one's own.
+          step_starts: whether the first token of a step before c_i is supervised, too, where it
+            stands in the decoder: there the student goes on or answers.
 
         Raises:
           UserError: no examples, a setting out of range, weights of other examples, or a batch that
@@ -123,6 +126,10 @@ class BatchSource:
         self._decoder_start_id = decoder_start_id
         self._weights = _target_weights(tokenized, weights, example_weights)
         self._input_steps = input_steps
+        # A token is supervised while c_i is not above this.
+        self._latest_start = tokenized.steps
+        if step_starts and input_steps == "decoder":
+            self._latest_start = _with_step_starts(tokenized)
         self._start_steps = start_steps or (lambda stage: np.zeros(len(tokenized), np.int32))
         self._stage_of_step = stage_of_step or (lambda step: step // self.steps_per_epoch)
         if pack:
@@ -275,7 +282,7 @@ class BatchSource:
         """[N, 2] int64 supervised tokens of each example: its rationale's, its answer's and EOS."""
         last, counts_Nx2 = self._counted
         if not np.array_equal(last, start_steps_N):
-            counts_Nx2 = _supervised_counts(self._tokenized, start_steps_N)
+            counts_Nx2 = _supervised_counts(self._tokenized, self._latest_start, start_steps_N)
             self._counted = start_steps_N.copy(), counts_Nx2
         return counts_Nx2
 
@@ -326,6 +333,7 @@ class BatchSource:
                 self._weights,
                 rows,
                 self._pack,
+                self._latest_start,
                 start_steps_N,
                 decoder_start_id=self._decoder_start_id,
                 pad_id=self._pad_id,
@@ -333,9 +341,9 @@ class BatchSource:
         data = self._tokenized
         input_ids, input_mask = padded(data.questions, rows_B, size_S, self._pad_id)
         targets, target_mask = padded(data.targets, rows_B, size_U, self._pad_id)
-        steps, _ = padded(data.steps, rows_B, size_U, 0)
+        latest_start, _ = padded(self._latest_start, rows_B, size_U, 0)
         weights, _ = padded(self._weights, rows_B, size_U, 0)
-        supervised = target_mask & (steps >= start_steps_N[rows_B][:, None])
+        supervised = target_mask & (latest_start >= start_steps_N[rows_B][:, None])
         if self._input_steps == "encoder":
             moved_B = (target_mask & ~supervised).sum(axis=1)
             input_ids, input_mask = _with_steps(
@@ -417,9 +425,20 @@ def _in_rationale(tokenized: TokenizedSet) -> np.ndarray:
     return place < tokenized.rationale_lengths[example]
 
 
-def _supervised_counts(tokenized: TokenizedSet, start_steps_N: np.ndarray) -> np.ndarray:
+def _with_step_starts(tokenized: TokenizedSet) -> Ragged:
+    """The steps of the targets' tokens, but n_i at the first token of each."""
+    steps = tokenized.steps
+    first = np.diff(steps.values, prepend=-1) != 0
+    first[steps.offsets[:-1]] = True
+    last = np.repeat(tokenized.num_steps, steps.lengths).astype(steps.values.dtype)
+    return Ragged(np.where(first, last, steps.values), steps.offsets)
+
+
+def _supervised_counts(
+    tokenized: TokenizedSet, latest_start: Ragged, start_steps_N: np.ndarray
+) -> np.ndarray:
     """[N, 2] int64 supervised tokens of each example, in its rationale and after it."""
     targets, thought = tokenized.targets, _in_rationale(tokenized)
-    supervised = tokenized.steps.values >= np.repeat(start_steps_N, targets.lengths)
+    supervised = latest_start.values >= np.repeat(start_steps_N, targets.lengths)
     kinds = np.stack([supervised & thought, supervised & ~thought], axis=1).astype(np.int64)
     return np.add.reduceat(kinds, targets.offsets[:-1])

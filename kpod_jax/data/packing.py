@@ -46,6 +46,7 @@ def packed_batch(
     weights: Ragged,
     rows: list[np.ndarray],
     capacity: int,
+    latest_start: Ragged,
     start_steps_N: np.ndarray,
     *,
     decoder_start_id: int,
@@ -58,6 +59,7 @@ def packed_batch(
       weights: of target tokens.
       rows: example numbers of each row.
       capacity: L.
+      latest_start: of target tokens: the largest c_i with which each is supervised.
       start_steps_N: c_i.
       decoder_start_id: the last token of every prompt.
       pad_id: what fills the rows.
@@ -80,7 +82,7 @@ def packed_batch(
             inputs[row, middle] = decoder_start_id
             inputs[row, middle + 1 : end] = target[:-1]
             targets[row, middle:end] = target
-            supervised[row, middle:end] = tokenized.steps[i] >= start_steps_N[i]
+            supervised[row, middle:end] = latest_start[i] >= start_steps_N[i]
             loss_weights[row, middle:end] = weights[i]
             segments[row, begin:end] = segment
     return {

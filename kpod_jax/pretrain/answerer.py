@@ -50,15 +50,17 @@ _ARCHITECTURE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
 }
-# Steps with prefixes of all kinds, then with prefixes drawn evenly, and their learning rates.
-_STEPS, _LEARNING_RATE = 1680, 2e-3
-_EVEN_STEPS, _EVEN_LEARNING_RATE = 490, 5e-4
+# Steps with equations alone, then with prefixes of all kinds, then with prefixes drawn evenly, and
+# their learning rates.
+_EQUATION_STEPS, _EQUATION_LEARNING_RATE = 700, 3e-3
+_STEPS, _LEARNING_RATE = 900, 2e-3
+_EVEN_STEPS, _EVEN_LEARNING_RATE = 200, 5e-4
 _PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
 # Tokens of a question, a rationale and an answer with its end.
 _QUESTION, _RATIONALE, _ANSWER = 72, 112, 2
 _OF_QUESTION = ("question", "question_mask")
-# Rows of equations, and equations of a row.
-_EQUATION_ROWS, _EQUATIONS = 8, 12
+# Rows of equations, alone and beside the rest, and equations of a row.
+_MANY_ROWS, _EQUATION_ROWS, _EQUATIONS = 48, 8, 12
 # The last tokens of a rationale, in which a prefix may end right before the last result.
 _LAST = 24
 
@@ -88,19 +90,31 @@ def train_answerer(
     ids = jnp.ones((1, 8), jnp.int32)
     params = nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"])
     mask_id = tokenizer.get_vocab()["<extra_id_0>"]
-    learner = _Learner(module, Answerer(module, mask_id, config.eos_token_id, None, causal=True))
-    steps = max(2, round(_STEPS * scale))
-    even_steps = max(2, round(_EVEN_STEPS * scale))
+    (equals_id,) = tokenizer("=", add_special_tokens=False).input_ids
+    answerer = Answerer(module, mask_id, config.eos_token_id, None, causal=True)
+    learner = _Learner(module, answerer, equals_id)
+    first_steps, steps, even_steps = (
+        max(2, round(count * scale)) for count in (_EQUATION_STEPS, _STEPS, _EVEN_STEPS)
+    )
     schedule = optax.join_schedules(
         [
+            optax.warmup_cosine_decay_schedule(
+                0.0, _EQUATION_LEARNING_RATE, min(50, first_steps - 1), first_steps, 0.0
+            ),
             optax.warmup_cosine_decay_schedule(
                 0.0, _LEARNING_RATE, min(100, steps - 1), steps, _LEARNING_RATE / 10
             ),
             optax.cosine_decay_schedule(_EVEN_LEARNING_RATE, even_steps, 0.02),
         ],
-        [steps],
+        [first_steps, first_steps + steps],
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def equation_step(params, state, equations):
+        loss, gradient = jax.value_and_grad(learner.next_tokens)(params, *equations)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(params, state, problems, equations, key, even):
@@ -113,6 +127,11 @@ def train_answerer(
     problems = _problems("fresh", _PROBLEMS, tokenizer, seed)
     equations = Equations(tokenizer)
     state, root = optimizer.init(params), jax.random.key(seed)
+    for step in range(first_steps):
+        rows = equations.rows(np.random.default_rng([seed, 1, step]), _MANY_ROWS)
+        params, state, loss = equation_step(params, state, rows)
+        if step % 100 == 99:
+            logging.info("step %d of %d, equations alone: %.3f", step + 1, first_steps, loss)
     indices, sums = batches(len(problems.question), _ROWS, seed), None
     for step in range(steps + even_steps):
         index = next(indices)
@@ -182,12 +201,14 @@ class Equations:
             for left, right in zip(before, results, strict=True)
         ]
 
-    def rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def rows(
+        self, rng: np.random.Generator, count: int = _EQUATION_ROWS
+    ) -> tuple[np.ndarray, np.ndarray]:
         """[B, L] int32 tokens and bool, whether each is of a result."""
         size = _EQUATIONS * max(map(len, self._ids))
-        ids = np.zeros((_EQUATION_ROWS, size), np.int32)
+        ids = np.zeros((count, size), np.int32)
         is_result = np.zeros(ids.shape, bool)
-        for row in range(_EQUATION_ROWS):
+        for row in range(count):
             chosen = rng.integers(len(self._ids), size=_EQUATIONS)
             line = [token for i in chosen for token in self._ids[i]]
             ids[row, : len(line)] = line
@@ -201,6 +222,7 @@ class _Learner:
 
     module: Llama
     answerer: Answerer
+    equals_id: int
 
     def loss(
         self,
@@ -212,13 +234,13 @@ class _Learner:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Their sum, and each of them."""
         parts = {
-            "text": self._next_tokens(params, problems.rationale, problems.rationale_mask),
-            "operations": self._next_tokens(params, *equations),
+            "text": self.next_tokens(params, problems.rationale, problems.rationale_mask),
+            "operations": self.next_tokens(params, *equations),
             "answers": self._answers(params, problems, key, even),
         }
         return sum(parts.values(), jnp.zeros(())), parts
 
-    def _next_tokens(self, params: Any, ids: jax.Array, counts: jax.Array) -> jax.Array:
+    def next_tokens(self, params: Any, ids: jax.Array, counts: jax.Array) -> jax.Array:
         """Of the tokens that count, but for a row's first, after those before them alone."""
         apply = functools.partial(self.module.apply, {"params": params})
         head, none = functools.partial(apply, method="logits"), ids[:, :0]
@@ -230,9 +252,9 @@ class _Learner:
     def _answers(
         self, params: Any, problems: Problems, key: jax.Array, even: jax.Array
     ) -> jax.Array:
-        """Of answers, at a quarter each of whole rationales and of ends, and at any prefixes.
+        """Of answers, at whole rationales, at ends, before the last result, and at any prefixes.
 
-        The questions are those of other problems.
+        A quarter of the prefixes is of each kind. The questions are those of other problems.
         """
         moved = {name: jnp.roll(getattr(problems, name), 1, axis=0) for name in _OF_QUESTION}
         problems = problems.replace(**moved)  # pyright: ignore[reportAttributeAccessIssue]
@@ -246,6 +268,9 @@ class _Learner:
             kind == 1, length_B[:, None] - back, jnp.floor(place * length_B[:, None]) + 1
         )
         prefix = jnp.where(kind == 0, length_B[:, None], prefix).astype(jnp.int32)
+        places = jnp.arange(1, 1 + problems.rationale.shape[1])
+        equals_B = jnp.max(places * (problems.rationale == self.equals_id), axis=1)
+        prefix = jnp.where(kind == 3, equals_B[:, None], prefix)
         clear = jax.random.bernoulli(keys[1], 0.5, length_B.shape)
         rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[2], length_B.shape))
         keep = jax.random.bernoulli(keys[3], rate_B[:, None], problems.rationale.shape)

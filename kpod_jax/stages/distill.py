@@ -17,6 +17,7 @@ from kpod_jax.schedule.following import Following
 from kpod_jax.schedule.protocol import Feedback
 from kpod_jax.stages.schedule import curriculum_of
 from kpod_jax.stages.score import difficulty_of
+from kpod_jax.weighting.context import weights_by_context
 
 SUPERVISED = "distill.json"  # The tokens that a training supervised, for the evaluation.
 
@@ -39,17 +40,20 @@ def _start_steps(run: Run) -> Callable[[int], np.ndarray]:
 def loss_weights(run: Run) -> Ragged | None:
     """w_j of Eq. 15, float32, as the loss takes them; None where all are 1.
 
-    In this order: none is below `distill.least_weight`; with `distill.step_start_weight="answer"`
+    In this order: each becomes the mean weight in its context, of `distill.weight_context` tokens;
+    none is below `distill.least_weight`; with `distill.step_start_weight="answer"`
     the first token of each step has weight 1; with `distill.rescale_weights="mean"` all others are
     divided by their mean within the rationale, so that the mean of all is 1.
     """
     weights, options = run.weights(), run.config.distill
     if weights is None:
         return None
+    train = run.train_set
+    weights = weights_by_context(weights, train.targets, options.weight_context)
     values = np.maximum(weights.values, np.float32(options.least_weight))
     kept = np.ones(len(values), bool)
     if options.step_start_weight == "answer":
-        kept = ~_step_starts(run.train_set)
+        kept = ~_step_starts(train)
     if options.rescale_weights == "mean":
         starts = weights.offsets[:-1]
         sums = np.add.reduceat(values * kept, starts, dtype=np.float64)

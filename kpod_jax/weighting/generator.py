@@ -37,6 +37,19 @@ def _bounded_backward(logits: jax.Array, gradient: jax.Array) -> tuple[jax.Array
 bounded.defvjp(_bounded_forward, _bounded_backward)
 
 
+def _near_sighted(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Each head begins at one neighbour: the token before, the one after, two before, and so on.
+
+    Adam moves a bias by one learning rate a step, so heads that begin by looking everywhere take
+    hundreds of steps before they tell "12" in "= 12 pens" from "12" in "as line 12 says".
+    """
+    heads, distances = shape
+    head = jnp.arange(heads)
+    offset = jnp.minimum(head // 2 + 1, _MAX_DISTANCE) * jnp.where(head % 2, 1, -1)
+    begins = jnp.arange(distances) - _MAX_DISTANCE == offset[:, None]
+    return 4.0 * begins + 0.1 * jax.random.normal(key, shape)
+
+
 class Generator(nn.Module):
     """w_j = σ(f_w(e_j)), e = Att(Emb(r)): one self-attention layer and a two-layer MLP (Eq. 2, 3).
 
@@ -72,9 +85,7 @@ class Generator(nn.Module):
         )
         place = jnp.arange(x.shape[1])
         distance = jnp.clip(place[None] - place[:, None], -_MAX_DISTANCE, _MAX_DISTANCE)
-        bias = self.param(
-            "relative_bias", nn.initializers.normal(0.1), (self.heads, 2 * _MAX_DISTANCE + 1)
-        )
+        bias = self.param("relative_bias", _near_sighted, (self.heads, 2 * _MAX_DISTANCE + 1))
         attended_BxRxHxK = jax.nn.dot_product_attention(
             query,
             key,

@@ -50,13 +50,19 @@ def assert_same(a, b):
         np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_batch_is_what_its_examples_say(tokenized):
+@pytest.mark.parametrize("step_starts", [False, True])
+def test_batch_is_what_its_examples_say(tokenized, step_starts):
     generator = np.random.default_rng(0)
     weights = Ragged.from_list(
         [generator.random(n, np.float32) for n in tokenized.rationale_lengths]
     )
     start_steps = np.arange(len(tokenized)) % 4
-    source = make(tokenized, weights=weights, start_steps=lambda stage: start_steps)
+    source = make(
+        tokenized,
+        weights=weights,
+        start_steps=lambda stage: start_steps,
+        step_starts=step_starts,
+    )
     for batch in epoch_of(source, 0):
         for row, i in enumerate(batch["index"]):
             length, target_length = int(batch["input_mask"][row].sum()), 0
@@ -71,12 +77,16 @@ def test_batch_is_what_its_examples_say(tokenized):
                 assert batch["targets"][row, :target_length].tolist() == target.tolist()
                 shifted = [START, *target[:-1]]
                 assert batch["decoder_input_ids"][row, :target_length].tolist() == shifted
+                steps = tokenized.steps[i].tolist()
+                begins = [step_starts and step not in steps[:j] for j, step in enumerate(steps)]
+                supervised = [
+                    step >= start_steps[i] or first
+                    for step, first in zip(steps, begins, strict=True)
+                ]
                 expected = [
-                    (step >= start_steps[i]) * (weights[i][j] if j < n else 1)
-                    for j, step in enumerate(tokenized.steps[i])
+                    counts * (weights[i][j] if j < n else 1) for j, counts in enumerate(supervised)
                 ]
                 assert batch["loss_weights"][row, :target_length].tolist() == expected
-                supervised = (tokenized.steps[i] >= start_steps[i]).tolist()
                 assert batch["supervised"][row, :target_length].tolist() == supervised
                 # The answer sentence and EOS are supervised whatever the schedule says.
                 assert batch["supervised"][row, n:target_length].all()
@@ -311,6 +321,17 @@ def test_input_steps_move_to_the_encoder(tokenized):
             assert len(set(weight.tolist())) > 1 and not b["loss_weights"][row][len(weight) :].any()
 
 
+def test_first_tokens_of_steps_in_the_encoder_are_not_supervised(tokenized):
+    options = {"input_steps": "encoder", "start_steps": lambda stage: tokenized.num_steps - 1}
+    assert_same(make(tokenized, **options)[0], make(tokenized, step_starts=True, **options)[0])
+
+
+def test_an_example_that_is_left_out_has_no_first_tokens(tokenized):
+    out = tokenized.num_steps + (np.arange(len(tokenized)) > 0)
+    source = make(tokenized, 1, start_steps=lambda stage: out, step_starts=True)
+    assert set(indices(epoch_of(source, 0))) == {0}
+
+
 @given(
     hosts=st.sampled_from([1, 2, 4, 8]),
     buckets=st.integers(1, 3),
@@ -354,13 +375,15 @@ def test_bins_hold_each_example_once_and_no_row_too_much(lengths, capacity):
     assert all(a + b > capacity for a, b in itertools.combinations(fills, 2))
 
 
-def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized):
+@pytest.mark.parametrize("step_starts", [False, True])
+def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized, step_starts):
     weights = [
         np.random.default_rng(i).random(n) for i, n in enumerate(tokenized.rationale_lengths)
     ]
     options: dict[str, Any] = {
         "start_steps": lambda stage: np.arange(len(tokenized)) % 4,
         "weights": Ragged.from_list(weights, np.float32),
+        "step_starts": step_starts,
     }
     plain, packed = make(tokenized, **options), make(tokenized, pack=160, **options)
     rows = {
@@ -485,7 +508,7 @@ def test_pairs_count_the_same_whatever_is_drawn(tokenized):
     assert divisors == {float(np.float32(mean))}
 
 
-@pytest.mark.parametrize("options", [{}, {"pack": 160}, {"groups": GROUPS}])
+@pytest.mark.parametrize("options", [{}, {"pack": 160}, {"groups": GROUPS}, {"step_starts": True}])
 def test_supervised_tokens_are_those_of_the_batches(tokenized, options):
     source = make(
         tokenized,

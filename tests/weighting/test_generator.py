@@ -73,3 +73,14 @@ def test_a_weight_depends_on_what_stands_beside_the_token():
     logits = np.asarray(apply(params, embeddings, mask))
     swapped = np.asarray(apply(params, embeddings[:, ::-1], mask))[:, ::-1]
     assert np.abs(logits - swapped).max() > 1e-4  # It knows order, not only the set of tokens.
+
+
+def test_heads_begin_at_one_neighbour_each():
+    generator = Generator(hidden=32, heads=4)
+    mask = jnp.ones((1, 40), bool)
+    params = generator.init(jax.random.key(0), jnp.zeros((1, 40, 8)), mask)["params"]
+    bias = np.asarray(params["relative_bias"])
+    zero = bias.shape[1] // 2
+    assert (bias.argmax(axis=1) - zero).tolist() == [-1, 1, -2, 2]
+    share = np.exp(bias) / np.exp(bias).sum(axis=1, keepdims=True)
+    assert (share.max(axis=1) > 0.5).all() and (share.max(axis=1) < 0.9).all()
