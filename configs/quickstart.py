@@ -32,10 +32,14 @@ def get_config(method: str = "kpod"):
     config.weighting.batch_size = 8
     config.weighting.steps = 140
     config.weighting.judge_every = 0
-    # Rate and decay by SCoTD's accuracy on the validation split, of three tries.
-    config.distill.epochs = 6
-    config.distill.learning_rate = 3e-3
+    # Eight stages, of which the first two have suffixes.
+    config.schedule.stage_steps = 47
+    config.schedule.ramp_share = 0.25
+    # Small batches, as the paper's: what filler adds to a gradient is not averaged out.
+    config.distill.batch_size = 8
+    config.distill.epochs = 2
+    config.distill.learning_rate = 2e-3
     config.distill.decay = "linear"
-    config.distill.least_weight = 0.3
+    config.distill.least_weight = 0.1
     config.eval.max_new_tokens = 160
     return configuration.apply_method(config, method or "kpod")

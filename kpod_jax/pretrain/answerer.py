@@ -14,7 +14,8 @@ from them alone, and then a rationale is worth nothing to it (held out, 1.8 nats
 masked, 1.9 after a prefix): the paper's answerer cannot do that, and ours is not to learn it.
 
 Prefixes are any as often as they are chosen for their place: a model that saw whole ones alone
-would be sure of itself where nothing can be known yet.
+would be sure of itself where nothing can be known yet. Last comes what is hardest to learn and
+worth most to operands: to answer where the last result is the next token.
 """
 
 import dataclasses
@@ -50,17 +51,17 @@ _ARCHITECTURE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
 }
-# Steps with equations alone, then with prefixes of all kinds, then with prefixes drawn evenly, and
-# their learning rates.
-_EQUATION_STEPS, _EQUATION_LEARNING_RATE = 700, 3e-3
-_STEPS, _LEARNING_RATE = 900, 2e-3
-_EVEN_STEPS, _EVEN_LEARNING_RATE = 200, 5e-4
+# Steps with prefixes of all kinds, then with prefixes drawn evenly, then with many that end right
+# before the last result, and their learning rates.
+_STEPS, _LEARNING_RATE = 1680, 2e-3
+_EVEN_STEPS, _EVEN_LEARNING_RATE = 490, 5e-4
+_CUT_STEPS, _CUT_LEARNING_RATE = 600, 1e-3
 _PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
 # Tokens of a question, a rationale and an answer with its end.
 _QUESTION, _RATIONALE, _ANSWER = 72, 112, 2
 _OF_QUESTION = ("question", "question_mask")
-# Rows of equations, alone and beside the rest, and equations of a row.
-_MANY_ROWS, _EQUATION_ROWS, _EQUATIONS = 48, 8, 12
+# Rows of equations, and equations of a row.
+_EQUATION_ROWS, _EQUATIONS = 8, 12
 # The last tokens of a rationale, in which a prefix may end right before the last result.
 _LAST = 24
 
@@ -93,61 +94,52 @@ def train_answerer(
     (equals_id,) = tokenizer("=", add_special_tokens=False).input_ids
     answerer = Answerer(module, mask_id, config.eos_token_id, None, causal=True)
     learner = _Learner(module, answerer, equals_id)
-    first_steps, steps, even_steps = (
-        max(2, round(count * scale)) for count in (_EQUATION_STEPS, _STEPS, _EVEN_STEPS)
+    steps, even_steps, cut_steps = (
+        max(2, round(count * scale)) for count in (_STEPS, _EVEN_STEPS, _CUT_STEPS)
     )
-    schedule = optax.join_schedules(
-        [
-            optax.warmup_cosine_decay_schedule(
-                0.0, _EQUATION_LEARNING_RATE, min(50, first_steps - 1), first_steps, 0.0
-            ),
-            optax.warmup_cosine_decay_schedule(
-                0.0, _LEARNING_RATE, min(100, steps - 1), steps, _LEARNING_RATE / 10
-            ),
-            optax.cosine_decay_schedule(_EVEN_LEARNING_RATE, even_steps, 0.02),
-        ],
-        [first_steps, first_steps + steps],
+    begins = [
+        optax.warmup_cosine_decay_schedule(
+            0.0, _LEARNING_RATE, min(100, steps - 1), steps, _LEARNING_RATE / 10
+        ),
+        optax.cosine_decay_schedule(_EVEN_LEARNING_RATE, even_steps, 0.02),
+    ]
+    ends = optax.warmup_cosine_decay_schedule(
+        0.0, _CUT_LEARNING_RATE, min(50, cut_steps - 1), cut_steps, 0.0
     )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def equation_step(params, state, equations):
-        loss, gradient = jax.value_and_grad(learner.next_tokens)(params, *equations)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def train_step(params, state, problems, equations, key, even):
-        (_, parts), gradient = jax.value_and_grad(learner.loss, has_aux=True)(
-            params, problems, equations, key, even
-        )
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, parts
-
     problems = _problems("fresh", _PROBLEMS, tokenizer, seed)
     equations = Equations(tokenizer)
-    state, root = optimizer.init(params), jax.random.key(seed)
-    for step in range(first_steps):
-        rows = equations.rows(np.random.default_rng([seed, 1, step]), _MANY_ROWS)
-        params, state, loss = equation_step(params, state, rows)
-        if step % 100 == 99:
-            logging.info("step %d of %d, equations alone: %.3f", step + 1, first_steps, loss)
-    indices, sums = batches(len(problems.question), _ROWS, seed), None
-    for step in range(steps + even_steps):
-        index = next(indices)
-        batch = jax.tree.map(lambda array, index=index: array[index], problems)
-        rng = np.random.default_rng([seed, step])
-        key = jax.random.fold_in(root, step)
-        params, state, parts = train_step(
-            params, state, batch, equations.rows(rng), key, step >= steps
-        )
-        sums = parts if sums is None else jax.tree.map(jnp.add, sums, parts)
-        if step % 100 == 99 or step == steps + even_steps - 1:
-            means = {
-                name: round(float(total) / (step % 100 + 1), 3) for name, total in sums.items()
-            }
-            logging.info("step %d of %d, nats: %s", step + 1, steps + even_steps, means)
-            sums = None
+
+    def train(params: Any, rate: optax.Schedule, phases: list[int]) -> Any:
+        """From parameters to those after as many steps as there are phases, one for each."""
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def train_step(params, state, problems, equations, key, phase):
+            (_, parts), gradient = jax.value_and_grad(learner.loss, has_aux=True)(
+                params, problems, equations, key, phase
+            )
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state, parts
+
+        state, root = optimizer.init(params), jax.random.key(seed)
+        indices, sums = batches(len(problems.question), _ROWS, seed), None
+        for step, phase in enumerate(phases):
+            index = next(indices)
+            batch = jax.tree.map(lambda array, index=index: array[index], problems)
+            rows = equations.rows(np.random.default_rng([seed, step]))
+            key = jax.random.fold_in(root, step)
+            params, state, parts = train_step(params, state, batch, rows, key, phase)
+            sums = parts if sums is None else jax.tree.map(jnp.add, sums, parts)
+            if step % 100 == 99 or step == len(phases) - 1:
+                means = {
+                    name: round(float(total) / (step % 100 + 1), 3) for name, total in sums.items()
+                }
+                logging.info("step %d of %d, nats: %s", step + 1, len(phases), means)
+                sums = None
+        return params
+
+    params = train(params, optax.join_schedules(begins, [steps]), [0] * steps + [1] * even_steps)
+    params = train(params, ends, [2] * cut_steps)
     held_out = _problems("validation", 256, tokenizer, seed)
     masks = MaskLearner(learner.answerer, Generator(8, 1), jnp.zeros((1, 1)), 0.0)
     gap = learn.measure_gap(masks, params, held_out, 64)
@@ -201,14 +193,12 @@ class Equations:
             for left, right in zip(before, results, strict=True)
         ]
 
-    def rows(
-        self, rng: np.random.Generator, count: int = _EQUATION_ROWS
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """[B, L] int32 tokens and bool, whether each is of a result."""
         size = _EQUATIONS * max(map(len, self._ids))
-        ids = np.zeros((count, size), np.int32)
+        ids = np.zeros((_EQUATION_ROWS, size), np.int32)
         is_result = np.zeros(ids.shape, bool)
-        for row in range(count):
+        for row in range(_EQUATION_ROWS):
             chosen = rng.integers(len(self._ids), size=_EQUATIONS)
             line = [token for i in chosen for token in self._ids[i]]
             ids[row, : len(line)] = line
@@ -230,17 +220,17 @@ class _Learner:
         problems: Problems,
         equations: tuple[jax.Array, jax.Array],
         key: jax.Array,
-        even: jax.Array,
+        phase: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Their sum, and each of them."""
         parts = {
-            "text": self.next_tokens(params, problems.rationale, problems.rationale_mask),
-            "operations": self.next_tokens(params, *equations),
-            "answers": self._answers(params, problems, key, even),
+            "text": self._next_tokens(params, problems.rationale, problems.rationale_mask),
+            "operations": self._next_tokens(params, *equations),
+            "answers": self._answers(params, problems, key, phase),
         }
         return sum(parts.values(), jnp.zeros(())), parts
 
-    def next_tokens(self, params: Any, ids: jax.Array, counts: jax.Array) -> jax.Array:
+    def _next_tokens(self, params: Any, ids: jax.Array, counts: jax.Array) -> jax.Array:
         """Of the tokens that count, but for a row's first, after those before them alone."""
         apply = functools.partial(self.module.apply, {"params": params})
         head, none = functools.partial(apply, method="logits"), ids[:, :0]
@@ -250,11 +240,12 @@ class _Learner:
         return nll.sum() / counts.sum()
 
     def _answers(
-        self, params: Any, problems: Problems, key: jax.Array, even: jax.Array
+        self, params: Any, problems: Problems, key: jax.Array, phase: jax.Array
     ) -> jax.Array:
-        """Of answers, at whole rationales, at ends, before the last result, and at any prefixes.
+        """Of answers, by phase: at prefixes of all kinds, at any, or at more before a result.
 
-        A quarter of the prefixes is of each kind. The questions are those of other problems.
+        A quarter of the first are whole, a quarter are ends; of the last another quarter ends right
+        before the last result. The questions are those of other problems.
         """
         moved = {name: jnp.roll(getattr(problems, name), 1, axis=0) for name in _OF_QUESTION}
         problems = problems.replace(**moved)  # pyright: ignore[reportAttributeAccessIssue]
@@ -262,7 +253,7 @@ class _Learner:
         keys = jax.random.split(key, 6)
         shape = (len(length_B), _PREFIXES)
         place, kind = jax.random.uniform(keys[0], shape), jnp.arange(_PREFIXES) % 4
-        kind = jnp.where(even, 2, kind)
+        kind = jnp.where(phase == 1, 2, kind)
         back = jnp.floor(place * jnp.minimum(_LAST, length_B)[:, None])
         prefix = jnp.where(
             kind == 1, length_B[:, None] - back, jnp.floor(place * length_B[:, None]) + 1
@@ -270,7 +261,7 @@ class _Learner:
         prefix = jnp.where(kind == 0, length_B[:, None], prefix).astype(jnp.int32)
         places = jnp.arange(1, 1 + problems.rationale.shape[1])
         equals_B = jnp.max(places * (problems.rationale == self.equals_id), axis=1)
-        prefix = jnp.where(kind == 3, equals_B[:, None], prefix)
+        prefix = jnp.where((phase == 2) & (kind == 3), equals_B[:, None], prefix)
         clear = jax.random.bernoulli(keys[1], 0.5, length_B.shape)
         rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[2], length_B.shape))
         keep = jax.random.bernoulli(keys[3], rate_B[:, None], problems.rationale.shape)
