@@ -4,16 +4,19 @@ import subprocess
 import sys
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
 
-from kpod_jax import sharding
-from kpod_jax.data import arithmetic
+from kpod_jax import configuration, sharding
+from kpod_jax.data import arithmetic, tokens
 from kpod_jax.data.stories import LARGEST
 from kpod_jax.models.student import load_student
 from kpod_jax.models.t5 import T5
 from kpod_jax.pretrain import student
+from kpod_jax.weighting import weigh
+from kpod_jax.weighting.problems import problems_of
 from tests.conftest import ROOT
 
 
@@ -118,6 +121,35 @@ def test_the_student_calculates_in_its_own_text(tokenizer):
     assert isinstance(found.module, T5)
     params = found.load(sharding.make_mesh())
     assert student.held_out_losses(found.module, params, tokenizer)["results"] < 0.02
+
+
+def test_the_answerer_works_out_the_last_result_before_it_is_written(tokenizer):
+    """Or else operands would be worth nothing to the masks, which would keep results alone."""
+    found = load_student("kpod_jax/assets/tiny_answerer", scan_layers=False)
+    params, reader = found.load(sharding.make_mesh()), weigh.make_answerer(found)
+    config = configuration.default().student
+    tokenized, _ = tokens.tokenize(
+        arithmetic.generate("validation", 64),
+        tokenizer,
+        prompt=config.prompt,
+        answer_template=config.answer_template,
+        max_question_tokens=128,
+        max_target_tokens=192,
+    )
+    rows = problems_of(tokenized, tokenizer.pad_token_id)
+    (equals,) = tokenizer("=", add_special_tokens=False).input_ids
+    size = rows.rationale.shape[1]
+    prefix = np.max((1 + np.arange(size)) * (rows.rationale == equals), axis=1)
+
+    def loss(*masked: int) -> float:
+        """With tokens masked, by places before the last equals sign."""
+        keep = np.ones((len(prefix), size), np.float32)
+        for back in masked:
+            keep[np.arange(len(prefix)), prefix - 1 - back] = 0
+        return float(reader.losses(params, rows, jnp.asarray(keep), jnp.asarray(prefix)).mean())
+
+    assert loss() < 0.6
+    assert min(loss(1), loss(2), loss(3)) > 2  # An operand or the operator.
 
 
 @pytest.mark.slow
