@@ -30,14 +30,14 @@ def get_config(method: str = "kpod"):
     config.weighting.prefix_samples = 8
     config.weighting.learning_rate = 4e-3
     config.weighting.batch_size = 8
-    config.weighting.steps = 140
+    config.weighting.steps = 200
     config.weighting.judge_every = 0
-    # Eight stages, of which the first two have suffixes.
+    # Stages of a quarter of an epoch; the first three have suffixes.
     config.schedule.stage_steps = 47
     config.schedule.ramp_share = 0.25
     # Small batches, as the paper's: what filler adds to a gradient is not averaged out.
     config.distill.batch_size = 8
-    config.distill.epochs = 2
+    config.distill.epochs = 3
     config.distill.learning_rate = 2e-3
     config.distill.decay = "linear"
     config.distill.least_weight = 0.1

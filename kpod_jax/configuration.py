@@ -220,7 +220,7 @@ def default() -> Config:
     distill.least_weight = 0.0  # Token weights below it count as much as it says, for students
     # that have yet to learn to write what learned weights leave out. 0: none does. [ours]
     distill.weight_context = 2  # A token's weight is the mean of those that follow the same tokens,
-    # so many, and does not favour one continuation over another [ours]; 0: w_j itself [paper].
+    # so many, and favours no continuation [ours]; 0, as in the paper: w_j itself.
     distill.step_start_weight = "answer"  # Of the first token of each step, at which the student
     # goes on or answers. answer [ours]: 1, as the answer's tokens have, in input steps, too;
     # learned [paper]: w_j.
