@@ -55,6 +55,7 @@ SMALL = {
     "distill.checkpoint_every": 1,
     "distill.keep": 9,
     "eval.max_new_tokens": 4,
+    "schedule.stage_steps": 0,
 }
 
 

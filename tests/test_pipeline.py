@@ -38,6 +38,9 @@ KEYS = {
     "distill.checkpoint_every": 2,
     "distill.log_every": 1,
     "eval.max_new_tokens": 8,
+    # A stage is an epoch, and half of them have suffixes.
+    "schedule.stage_steps": 0,
+    "schedule.ramp_share": 0.5,
     # These tests are about the machinery; token weights have tests of their own.
     "weighting.weights": "uniform",
 }
