@@ -128,7 +128,8 @@ def schedule(run: Run) -> Html | None:
         "Progressive schedule",
         tag(
             "p",
-            "Steps that are input stand before those that are output, and are not trained on. What "
+            "Input steps stand before those that are output. Of them the first tokens alone are "
+            "trained on, unless distill.step_start_weight=learned or they are in the encoder. What "
             f"is output grows over {len(start)} stages.",
         ),
         tag(
