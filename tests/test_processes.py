@@ -38,6 +38,7 @@ SETTINGS = (
     "--config.weighting.min_gap=-99",
     "--config.weighting.allow_failed=True",
     "--config.weighting.prefixes=sampled",
+    "--config.schedule.stage_steps=0",
     "--config.distill.epochs=2",
     "--config.distill.batch_size=8",
     "--config.distill.buckets=1",
