@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import transformers
 
-from kpod_jax import configuration, sharding
-from kpod_jax.data import arithmetic, tokens
+from kpod_jax import sharding
+from kpod_jax.data import arithmetic
 from kpod_jax.data.stories import LARGEST
 from kpod_jax.models.student import load_student
 from kpod_jax.models.t5 import T5
-from kpod_jax.pretrain import student
+from kpod_jax.pretrain import answerer, student
 from kpod_jax.weighting import weigh
-from kpod_jax.weighting.problems import problems_of
 from tests.conftest import ROOT
 
 
@@ -127,16 +126,7 @@ def test_the_answerer_works_out_the_last_result_before_it_is_written(tokenizer):
     """Or else operands would be worth nothing to the masks, which would keep results alone."""
     found = load_student("kpod_jax/assets/tiny_answerer", scan_layers=False)
     params, reader = found.load(sharding.make_mesh()), weigh.make_answerer(found)
-    config = configuration.default().student
-    tokenized, _ = tokens.tokenize(
-        arithmetic.generate("validation", 64),
-        tokenizer,
-        prompt=config.prompt,
-        answer_template=config.answer_template,
-        max_question_tokens=128,
-        max_target_tokens=192,
-    )
-    rows = problems_of(tokenized, tokenizer.pad_token_id)
+    rows = answerer._problems("validation", 64, tokenizer, seed=0)
     (equals,) = tokenizer("=", add_special_tokens=False).input_ids
     size = rows.rationale.shape[1]
     prefix = np.max((1 + np.arange(size)) * (rows.rationale == equals), axis=1)

@@ -16,7 +16,7 @@ import numpy as np
 from kpod_jax.data import packing, pairs
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged
-from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.data.tokens import TokenizedSet, in_rationale, step_starts
 from kpod_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -411,34 +411,24 @@ def _target_weights(
                 f"{int(tokenized.rationale_lengths.sum())}; they were made for other records or "
                 "another tokenizer. Run --mode=weigh again."
             )
-        values[_in_rationale(tokenized)] = weights.values
+        values[in_rationale(tokenized)] = weights.values
     if example_weights is not None:
         values *= np.repeat(example_weights.astype(np.float32), targets.lengths)
     return Ragged(values, targets.offsets)
 
 
-def _in_rationale(tokenized: TokenizedSet) -> np.ndarray:
-    """Which of the targets' tokens, end to end, are of rationales: bool."""
-    targets = tokenized.targets
-    example = np.repeat(np.arange(len(targets)), targets.lengths)
-    place = np.arange(len(targets.values)) - targets.offsets[example]
-    return place < tokenized.rationale_lengths[example]
-
-
 def _with_step_starts(tokenized: TokenizedSet) -> Ragged:
     """The steps of the targets' tokens, but n_i at the first token of each."""
     steps = tokenized.steps
-    first = np.diff(steps.values, prepend=-1) != 0
-    first[steps.offsets[:-1]] = True
     last = np.repeat(tokenized.num_steps, steps.lengths).astype(steps.values.dtype)
-    return Ragged(np.where(first, last, steps.values), steps.offsets)
+    return Ragged(np.where(step_starts(tokenized), last, steps.values), steps.offsets)
 
 
 def _supervised_counts(
     tokenized: TokenizedSet, latest_start: Ragged, start_steps_N: np.ndarray
 ) -> np.ndarray:
     """[N, 2] int64 supervised tokens of each example, in its rationale and after it."""
-    targets, thought = tokenized.targets, _in_rationale(tokenized)
+    targets, thought = tokenized.targets, in_rationale(tokenized)
     supervised = latest_start.values >= np.repeat(start_steps_N, targets.lengths)
     kinds = np.stack([supervised & thought, supervised & ~thought], axis=1).astype(np.int64)
     return np.add.reduceat(kinds, targets.offsets[:-1])

@@ -54,6 +54,22 @@ class TokenizedSet:
         return len(self.records)
 
 
+def in_rationale(tokenized: TokenizedSet) -> np.ndarray:
+    """Which of the targets' tokens, end to end, are of rationales: bool."""
+    targets = tokenized.targets
+    example = np.repeat(np.arange(len(targets)), targets.lengths)
+    place = np.arange(len(targets.values)) - targets.offsets[example]
+    return place < tokenized.rationale_lengths[example]
+
+
+def step_starts(tokenized: TokenizedSet) -> np.ndarray:
+    """Which of the targets' tokens, end to end, are the first of a step or of the answer: bool."""
+    steps = tokenized.steps
+    first = np.diff(steps.values, prepend=-1) != 0
+    first[steps.offsets[:-1]] = True
+    return first
+
+
 def tokenize(
     records: Sequence[Record],
     tokenizer: "PreTrainedTokenizerFast",

@@ -9,7 +9,7 @@ import numpy as np
 from kpod_jax import distill, files, sharding, train_step
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
-from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.data.tokens import in_rationale, step_starts
 from kpod_jax.errors import UserError
 from kpod_jax.run import Run, say
 from kpod_jax.schedule import curricula
@@ -53,7 +53,7 @@ def loss_weights(run: Run) -> Ragged | None:
     values = np.maximum(weights.values, np.float32(options.least_weight))
     kept = np.ones(len(values), bool)
     if options.step_start_weight == "answer":
-        kept = ~_step_starts(train)
+        kept = ~step_starts(train)[in_rationale(train)]
     if options.rescale_weights == "mean":
         starts = weights.offsets[:-1]
         sums = np.add.reduceat(values * kept, starts, dtype=np.float64)
@@ -61,14 +61,6 @@ def loss_weights(run: Run) -> Ragged | None:
         means = np.maximum(sums, 1e-9) / np.maximum(counts, 1)
         values = values / np.repeat(means, weights.lengths)
     return Ragged(np.where(kept, values, 1).astype(np.float32), weights.offsets)
-
-
-def _step_starts(train: TokenizedSet) -> np.ndarray:
-    """Which rationale tokens, end to end, are the first of their step: bool."""
-    lengths = train.rationale_lengths.tolist()
-    return np.concatenate(
-        [np.diff(train.steps[i][:length], prepend=-1) > 0 for i, length in enumerate(lengths)]
-    )
 
 
 def _cut_to(source: BatchSource, rationale_tokens: int, steps: int) -> int:

@@ -37,7 +37,7 @@ def weights_by_context(weights: Ragged, targets: Ragged, length: int) -> Ragged:
     for back in range(1, length + 1):
         before_M = np.where(place_M - back >= start_M, ids_M[place_M - back], -1)
         keys_M = context_M * (ids_M.max() + 2) + before_M + 1
-        context_M = np.unique(keys_M, return_inverse=True)[1]
-        sums, counts = np.bincount(context_M, values_M), np.bincount(context_M)
+        _, context_M, counts = np.unique(keys_M, return_inverse=True, return_counts=True)
+        sums = np.bincount(context_M, values_M)
         mean_M = (sums[context_M] + _PRIOR * mean_M) / (counts[context_M] + _PRIOR)
     return Ragged(mean_M.astype(np.float32), weights.offsets)
