@@ -16,11 +16,13 @@ from absl import app, flags
 from scipy import stats
 
 from benchmarks import tables
-from kpod_jax import configuration, difficulty, files
+from kpod_jax.config import defaults
 from kpod_jax.data.known import keypoint_tokens
-from kpod_jax.errors import UserError
 from kpod_jax.run import Run
-from kpod_jax.workdir import Workdir
+from kpod_jax.schedule import difficulty
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 
 _REST = 0.3
 _CALCULATION = re.compile(r"[\d+\-*/=]+")
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     try:
         root = files.as_path(str(tables.RUN.value))
-        config = configuration.default()
+        config = defaults.get_config()
         config.update(files.read_json(root / "config.json")["config"])
         run = Run(config, Workdir(root))
         offsets = run.train_set.rationale_char_spans.offsets

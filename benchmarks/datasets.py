@@ -18,12 +18,12 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import tables
-from kpod_jax import answers, configuration
-from kpod_jax.data import overlap, sources, tokens
+from kpod_jax.config import defaults
+from kpod_jax.data import answers, overlap, sources, tokens
 from kpod_jax.data.published import SPLITS
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokenizers import load_tokenizer
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", "", "Folder of the original files.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Directory, hub id or SentencePiece file.")
@@ -74,7 +74,7 @@ def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> 
     if sum(counts) + rejected < sum(_PAPER[name]):
         sizes = f"{sizes} ({sum(counts)} at hand of {' / '.join(map(str, _PAPER[name]))})"
     records = [record for part in found.values() for record in part]
-    config = configuration.default().student
+    config = defaults.get_config().student
     template = config.answer_template
     target, kept, steps = "–", "–", "–"
     reasoned = [record for record in records if record.steps]

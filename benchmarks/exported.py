@@ -14,12 +14,13 @@ import transformers
 from absl import app, flags
 
 from benchmarks import tables
-from kpod_jax import answers, configuration, files
-from kpod_jax.data import sources
-from kpod_jax.progress import Progress
+from kpod_jax.config import defaults
+from kpod_jax.data import answers, sources
 from kpod_jax.report.run import read_jsonl
 from kpod_jax.run import Run
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils import files
+from kpod_jax.utils.progress import Progress
+from kpod_jax.utils.workdir import Workdir
 
 _ROWS = 20  # Questions at a time.
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
 
 def print_comparison(workdir: pathlib.Path) -> None:
     """Prints the counts, and the questions whose answers differ."""
-    config = configuration.default()
+    config = defaults.get_config()
     config.update(files.read_json(workdir / "config.json")["config"])
     run = Run(config, Workdir(workdir))
     rows = read_jsonl(workdir / "predictions/test.jsonl")

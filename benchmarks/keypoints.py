@@ -32,14 +32,14 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import tables
 from configs import quickstart
-from kpod_jax import sharding
 from kpod_jax.data import arithmetic, tokens
 from kpod_jax.data.buckets import padded
 from kpod_jax.data.known import shared
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.errors import UserError
 from kpod_jax.models.student import load_student
+from kpod_jax.parallel import sharding
+from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting import weigh
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.problems import batches, problems_of, take

@@ -12,10 +12,12 @@ import jax
 from absl import app
 
 from benchmarks import tables
-from kpod_jax import configuration, sharding, train_step
-from kpod_jax.abstract_steps import batch_of
+from kpod_jax.aot.steps import batch_of
+from kpod_jax.config import defaults
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
+from kpod_jax.parallel import sharding
+from kpod_jax.training import train_step
 
 _GB = 1e9
 
@@ -60,7 +62,7 @@ def of_train_step(student: Student, rows: int, prompt: int, target: int) -> Memo
       target: tokens.
     """
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    config = configuration.default().distill
+    config = defaults.get_config().distill
     optimizer, rate = train_step.make_optimizer(config, 100), train_step.learning_rate(config, 100)
     step = train_step.make_train_step(student.module, optimizer, rate)
     trained, frozen = student.split(student.abstract(mesh))

@@ -7,8 +7,9 @@ A sweep's work directory holds comparison.json; the run is the one that its repo
 
 from absl import app, flags
 
-from kpod_jax import files, report
-from kpod_jax.errors import UserError
+from kpod_jax import report
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 
 def main(argv: list[str]) -> None:

@@ -21,12 +21,13 @@ from absl import app, flags
 
 from benchmarks import tables
 from configs import flan_t5_large, flan_t5_xl, llama_7b, smollm2_135m, t5_base
-from kpod_jax import devices, files
-from kpod_jax.abstract_steps import STEPS, AbstractRun, Step, job_steps
-from kpod_jax.ahead_of_time import bytes_on_a_device, fits
-from kpod_jax.configuration import Config
+from kpod_jax.aot.compile import bytes_on_a_device, fits
+from kpod_jax.aot.steps import STEPS, AbstractRun, Step, job_steps
+from kpod_jax.config.defaults import Config
 from kpod_jax.models import hub
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.parallel import devices
+from kpod_jax.utils import files
 
 _COMPILED = flags.DEFINE_string("compiled", "", "Folder of work directories with new results.")
 _KEPT = pathlib.Path("benchmarks/compiled")

@@ -25,7 +25,7 @@ from absl import app
 
 from benchmarks import tables
 from kpod_jax.data.records import Ragged
-from kpod_jax.generate import Generator
+from kpod_jax.evaluation.generation import Generator
 from kpod_jax.models import hub
 from kpod_jax.models.families import family_of
 from tests.models import test_llama, tiny

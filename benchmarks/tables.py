@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from kpod_jax import files
+from kpod_jax.utils import files
 
 WRITE = flags.DEFINE_bool("write", False, "Puts the tables into their document, in docs/.")
 ONLY = flags.DEFINE_list("only", [], "Tables, or groups of rows; none: all.")

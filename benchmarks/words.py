@@ -15,9 +15,9 @@ from absl import app, flags
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import tables
-from kpod_jax.errors import UserError
 from kpod_jax.report.heatmap import words
 from kpod_jax.report.run import Run, load
+from kpod_jax.utils.errors import UserError
 
 _NOT_NAMES = {"I", "A", "Since", "So", "If", "Each", "Then", "Therefore", "The", "There", "Thus"}
 # In the order that the paper's figure has them in: highest first.

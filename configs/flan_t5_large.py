@@ -9,7 +9,7 @@ yet measured here.
 """
 
 from configs import t5_base
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 
 
 def get_config(method: str = "kpod"):
@@ -20,4 +20,4 @@ def get_config(method: str = "kpod"):
     # Parameters, Adam's state and gradients are 12.5 GB: split over devices (docs/scale.md).
     config.mesh.data = 1
     config.mesh.fsdp = -1
-    return configuration.apply_method(config, method or "kpod")
+    return defaults.apply_method(config, method or "kpod")

@@ -8,7 +8,7 @@ yet measured here.
 """
 
 from configs import flan_t5_large
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 
 
 def get_config(method: str = "kpod"):
@@ -17,4 +17,4 @@ def get_config(method: str = "kpod"):
     config.student.lora.rank = 128  # [paper]
     config.student.lora.alpha = 128.0
     config.weighting.answerer = "google/flan-t5-large"  # [paper]
-    return configuration.apply_method(config, method or "kpod")
+    return defaults.apply_method(config, method or "kpod")

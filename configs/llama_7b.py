@@ -12,7 +12,7 @@ yet measured here.
 """
 
 from configs import t5_base
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 
 
 def get_config(method: str = "kpod"):
@@ -30,4 +30,4 @@ def get_config(method: str = "kpod"):
     # Parameters are split over the devices, of which 4 rows feed 4 at most (docs/scale.md).
     config.mesh.data = 1
     config.mesh.fsdp = -1
-    return configuration.apply_method(config, method or "kpod")
+    return defaults.apply_method(config, method or "kpod")

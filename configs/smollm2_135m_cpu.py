@@ -8,7 +8,7 @@ The argument after the colon is a method: `configs/smollm2_135m_cpu.py:scotd`.
 """
 
 from configs import smollm2_135m
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 
 
 def get_config(method: str = "kpod"):
@@ -44,4 +44,4 @@ def get_config(method: str = "kpod"):
     config.distill.checkpoint_every = 40
     config.schedule.stage_steps = 10
     config.eval.max_new_tokens = 192
-    return configuration.apply_method(config, method or "kpod")
+    return defaults.apply_method(config, method or "kpod")

@@ -12,11 +12,11 @@ The argument after the colon is a method: `configs/t5_base.py:scotd`. The paper 
 settings for FlanT5 are used. No result has been measured yet.
 """
 
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 
 
 def get_config(method: str = "kpod"):
-    config = configuration.default()
+    config = defaults.get_config()
     config.data.name = "gsm8k"
     config.student.model = "google/flan-t5-base"
     config.student.dtype = "bfloat16"
@@ -36,4 +36,4 @@ def get_config(method: str = "kpod"):
     config.distill.checkpoint_every = 500
     config.distill.validate_every = 10
     config.eval.max_new_tokens = 320
-    return configuration.apply_method(config, method or "kpod")
+    return defaults.apply_method(config, method or "kpod")

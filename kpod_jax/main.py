@@ -12,8 +12,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from kpod_jax import processes, usage
-from kpod_jax.errors import UserError
+from kpod_jax.cli import usage
+from kpod_jax.parallel import processes
+from kpod_jax.utils.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/t5_base.py.", lock_config=True
@@ -90,20 +91,21 @@ def main(argv: list[str]) -> None:
 
 def _run() -> None:
     if _MODE.value == "compare":
-        from kpod_jax import compare
+        from kpod_jax.evaluation import significance
 
-        text, path = compare.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value)
+        text, path = significance.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value)
         print(f"{text}\n{path}")
         return
     if _MODE.value == "compile":
-        from kpod_jax import ahead_of_time, configuration_checks
+        from kpod_jax.aot import compile
+        from kpod_jax.cli import checks
 
         jax.config.update("jax_platforms", "cpu")  # The compiler's host; it takes no accelerator.
         if _CONFIG.value is None:
             raise UserError("--config is missing, such as --config=configs/t5_base.py.")
-        configuration_checks.check(_CONFIG.value)
-        steps = _STEPS.value or ahead_of_time.STEPS
-        ahead_of_time.compile_for(_CONFIG.value, _TOPOLOGY.value, _WORKDIR.value, steps)
+        checks.check(_CONFIG.value)
+        steps = _STEPS.value or compile.STEPS
+        compile.compile_for(_CONFIG.value, _TOPOLOGY.value, _WORKDIR.value, steps)
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: the directory for everything that the run writes.")
@@ -140,9 +142,9 @@ def _run() -> None:
         return
     if _CONFIG.value is None:
         raise UserError("--config is missing, such as --config=configs/quickstart.py.")
-    from kpod_jax import configuration_checks
+    from kpod_jax.cli import checks
 
-    configuration_checks.check(_CONFIG.value)
+    checks.check(_CONFIG.value)
     if _MODE.value == "teach":
         from kpod_jax import teacher
 
@@ -175,7 +177,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         message = f"no such configuration key: {error.args[0] if error.args else error}"
     print(
         f"error: {message}\nSee --help; the keys are in docs/configuration.md, which "
-        "python -m kpod_jax.configuration_reference prints.",
+        "python -m kpod_jax.cli.reference prints.",
         file=sys.stderr,
     )
     sys.exit(2)

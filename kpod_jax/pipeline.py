@@ -16,15 +16,18 @@ from typing import Any
 import jax
 
 import kpod_jax
-from kpod_jax import baselines, configuration, files, plugins, processes
-from kpod_jax.configuration import Config
+from kpod_jax import baselines
+from kpod_jax.config import defaults
+from kpod_jax.config.defaults import Config
 from kpod_jax.data import sources
 from kpod_jax.data.published import SPLITS
-from kpod_jax.errors import UserError
+from kpod_jax.parallel import processes
 from kpod_jax.run import TOKENS, Run, say
 from kpod_jax.stages import distill, evaluation, export, rationales, schedule, score, weigh
+from kpod_jax.utils import files, plugins
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 from kpod_jax.weighting.weigh import CHECKPOINTS as WEIGHER
-from kpod_jax.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +309,7 @@ def _settings(config: Config, name: str) -> dict[str, Any]:
     stage = STAGES[name]
     return {
         key: value
-        for key, value in configuration.flatten(config).items()
+        for key, value in defaults.flatten(config).items()
         if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
     } | stage.settings(config)
 

@@ -8,17 +8,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from kpod_jax import baselines, distill, evaluate, files, forward, sharding
+from kpod_jax import baselines
 from kpod_jax.baselines import training_set
-from kpod_jax.configuration import Config
+from kpod_jax.config.defaults import Config
 from kpod_jax.data import records as records_io
 from kpod_jax.data import sources, token_store, tokens
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged, Record
-from kpod_jax.errors import UserError
+from kpod_jax.evaluation import accuracy
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student, load_student
-from kpod_jax.workdir import Workdir
+from kpod_jax.parallel import sharding
+from kpod_jax.training import forward, loop
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 
 TOKENS = "records/train_tokens"  # Of `data.token_store`, without a suffix.
 
@@ -237,11 +241,11 @@ class Run:
         )
 
     @functools.cached_property
-    def length(self) -> distill.Plan:
+    def length(self) -> loop.Plan:
         """The training's length; one stage at least, for a schedule to speak of."""
         config = self.config.distill
         steps = self.training_source().steps_per_epoch
-        length = distill.plan(config, steps, self.config.schedule.stage_steps)
+        length = loop.plan(config, steps, self.config.schedule.stage_steps)
         return length if length.stages else dataclasses.replace(length, total_steps=1)
 
     @functools.cached_property
@@ -257,10 +261,10 @@ class Run:
         arrays = files.read_npz(self.workdir / "token_weights.npz")
         return Ragged(arrays["values"], arrays["offsets"])
 
-    def evaluator(self, records: Sequence[Record], **options: Any) -> evaluate.Evaluator:
+    def evaluator(self, records: Sequence[Record], **options: Any) -> accuracy.Evaluator:
         """For the questions of some records, greedy by default."""
         config = self.config
-        return evaluate.Evaluator(
+        return accuracy.Evaluator(
             self.student,
             records,
             self.mesh,

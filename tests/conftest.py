@@ -10,7 +10,8 @@ import hypothesis
 import jax
 import pytest
 
-from kpod_jax import configuration, sharding
+from kpod_jax.config import defaults
+from kpod_jax.parallel import sharding
 
 # Tests shard over simulated devices; this must be set before JAX makes its backend.
 jax.config.update("jax_platforms", "cpu")
@@ -46,7 +47,7 @@ TINY_STUDENT = {
 }
 # What tokenising puts around a question and an answer unless a configuration says otherwise.
 TEMPLATES: dict[str, Any] = {
-    key: configuration.default().student[key] for key in ("prompt", "answer_template")
+    key: defaults.get_config().student[key] for key in ("prompt", "answer_template")
 }
 # A config.json of SmolLM2's architecture, made small, for the tiny student's tokenizer.
 LLAMA_JSON = {

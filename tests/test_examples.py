@@ -20,16 +20,20 @@ from configs import quickstart
 from examples.gemma import Gemma, GemmaConfig
 from examples.label_smoothing import SMOOTHING, label_smoothing
 from examples.sums import SIZES, Sums
-from kpod_jax import configuration_checks, losses, pipeline, plugins, sharding, train_step
+from kpod_jax import pipeline
 from kpod_jax.baselines.mcc_kd import MccKd
+from kpod_jax.cli import checks
 from kpod_jax.data import sources
-from kpod_jax.errors import UserError
 from kpod_jax.models import hub
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.student import load_student
+from kpod_jax.parallel import sharding
 from kpod_jax.run import Run
 from kpod_jax.schedule import curricula
-from kpod_jax.workdir import Workdir
+from kpod_jax.training import losses, train_step
+from kpod_jax.utils import plugins
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 from tests.conftest import LLAMA_JSON, ROOT
 
 TINY = str(ROOT / "kpod_jax/assets/tiny_t5")
@@ -83,7 +87,7 @@ def test_the_documents_code_is_the_examples(name):
 def test_a_whole_run_of_ones_own(here, gemma_json, tmp_path, capsys):
     """Data, curriculum, loss and family together; then a part of it again from a checkpoint."""
     config = config_of(gemma_json)
-    configuration_checks.check(config)
+    checks.check(config)
     workdir = pipeline.run(config, tmp_path / "run")
     records = [json.loads(line) for line in (workdir / "records/train.jsonl").open()]
     assert [len(record["steps"]) for record in records] == [2] * 16
@@ -142,7 +146,7 @@ def test_a_changed_file_makes_its_stages_stale(
     of_key = OWN.get(key, OWN["data.name"]).replace(f"examples.{file}", name)
     given = (of_key,) if key == "eval.ood" else of_key
     config = config_of(gemma_json, **{key.replace(".", "__"): given})
-    configuration_checks.check(config)
+    checks.check(config)
     run = Run(config, Workdir(tmp_path / "run"))
     (tmp_path / "run/records").mkdir()
     written = (*pipeline.STAGES["rationales"].outputs, "step_difficulty.npz", "schedule.npz")
@@ -160,13 +164,13 @@ def test_a_changed_file_makes_its_stages_stale(
 def test_a_wrong_import_path_is_told_before_anything_begins(gemma_json, key, name):
     config = config_of(gemma_json, **{key.replace(".", "__"): name})
     with pytest.raises(UserError, match=re.escape(f"{key}={name!r} cannot be imported")):
-        configuration_checks.check(config)
+        checks.check(config)
 
 
 def test_what_is_no_import_path_is_told_as_well(gemma_json):
     config = config_of(gemma_json, distill__loss="focal", student__family="gemma")
     with pytest.raises(UserError) as told:
-        configuration_checks.check(config)
+        checks.check(config)
     assert "distill.loss='focal': expected one of cross_entropy, or package" in str(told.value)
     assert "student.family='gemma': expected one of '', or package" in str(told.value)
 
@@ -204,7 +208,7 @@ def test_what_is_of_the_wrong_kind_is_told_as_early(gemma_json, key, name, said)
     given = (given,) if key == "eval.ood" else given
     config = config_of(gemma_json, **{key.replace(".", "__"): given})
     with pytest.raises(UserError, match=re.escape(said)):
-        configuration_checks.check(config)
+        checks.check(config)
 
 
 def test_a_family_is_named_for_its_model_types_alone(gemma_json, tmp_path):

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import kpod_jax
-from kpod_jax import main, usage
+from kpod_jax import main
+from kpod_jax.cli import usage
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -177,11 +178,11 @@ def test_an_installed_copy_works_anywhere(installed, tmp_path):
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
     (tmp_path / "mine.py").write_text(
-        "from kpod_jax import configuration\n\n\n"
+        "from kpod_jax.config import defaults\n\n\n"
         "def get_config(method='kpod'):\n"
-        "    config = configuration.default()\n"
+        "    config = defaults.get_config()\n"
         "    config.data.train_examples = 20\n"
-        "    return configuration.apply_method(config, method or 'kpod')\n"
+        "    return defaults.apply_method(config, method or 'kpod')\n"
     )
     # A curriculum of one's own, beside it.
     (tmp_path / "beside.py").write_text("class Mine:\n    pass\n")

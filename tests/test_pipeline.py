@@ -17,13 +17,16 @@ import pytest
 
 from benchmarks import exported
 from configs import quickstart
-from kpod_jax import configuration, configuration_checks, pipeline, processes, report, sharding
-from kpod_jax.configuration import Config
-from kpod_jax.errors import UserError
+from kpod_jax import pipeline, report
+from kpod_jax.cli import checks
+from kpod_jax.config import defaults
+from kpod_jax.config.defaults import Config
 from kpod_jax.models.student import load_student
+from kpod_jax.parallel import processes, sharding
 from kpod_jax.run import Run
 from kpod_jax.stages import evaluation
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 from tests.conftest import LLAMA_JSON, ROOT, TINY_STUDENT
 
 CONFIG = "--config=configs/quickstart.py"
@@ -52,7 +55,7 @@ def small(method: str = "kpod", **changes: object) -> Config:
     config = quickstart.get_config(method)
     config.update_from_flattened_dict(KEYS)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    configuration_checks.check(config)
+    checks.check(config)
     return config
 
 
@@ -161,11 +164,11 @@ def test_a_second_run_does_nothing_again(finished, here, capsys):
 
 def test_up_to_date_is_a_run_whose_every_stage_is(finished, here):
     workdir = finished.workdir
-    config = configuration.default()
+    config = defaults.get_config()
     config.update(json.loads((workdir / "config.json").read_text())["config"])
     assert pipeline.up_to_date(config, workdir)
     for key, value in (("eval.split", "validation"), ("schedule.beta", 3.0), ("seed", 1)):
-        other = configuration.default()
+        other = defaults.get_config()
         other.update(config)
         other.update_from_flattened_dict({key: value})
         assert not pipeline.up_to_date(other, workdir), key

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.speed import interleaved
 from benchmarks.speed.pairs import OurStep, Work
-from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.training.checkpoints import Checkpoints
 
 HEADER = (
     "| what | torch / ours |",

@@ -9,7 +9,7 @@ import torch
 from benchmarks.speed import interleaved
 from benchmarks.speed.pairs import Work, mesh, student, torch_device, torch_model
 from kpod_jax.data.records import Ragged
-from kpod_jax.generate import Generator
+from kpod_jax.evaluation.generation import Generator
 from kpod_jax.models.families import NAMED
 from kpod_jax.models.t5_config import T5Config
 

@@ -15,10 +15,10 @@ from torch._dynamo.exc import TorchDynamoException
 from benchmarks.speed import generation, interleaved
 from benchmarks.speed.interleaved import Run
 from benchmarks.speed.pairs import OurStep, TorchStep, Work, has_peft
-from kpod_jax import devices
 from kpod_jax.models.families import NAMED
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.parallel import devices
 
 TRAINING = (
     "| student | rows × (prompt + target) | MFU | target tokens / s | torch eager / ours | "

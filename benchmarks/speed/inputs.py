@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.speed import interleaved
 from benchmarks.speed.pairs import OurStep, Work
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 from kpod_jax.data import arithmetic, token_store
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Record
@@ -26,7 +26,7 @@ _STUDENT, ROWS, _EXAMPLES, _BATCHES, _ROUNDS = "kpod_jax/assets/tiny_t5", 32, 15
 
 def tokens(records: list[Record]) -> TokenizedSet:
     """As the quickstart's student reads them."""
-    config = configuration.default().student
+    config = defaults.get_config().student
     return tokenize(
         records,
         load_tokenizer(_STUDENT),

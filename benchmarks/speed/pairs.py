@@ -14,11 +14,13 @@ import numpy as np
 import torch
 import transformers
 
-from kpod_jax import configuration, sharding, train_step
+from kpod_jax.config import defaults
 from kpod_jax.models.families import ModelConfig, family_of
 from kpod_jax.models.layers import LoRAConfig, best_attention
 from kpod_jax.models.student import NoTokenizer, Student
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.parallel import sharding
+from kpod_jax.training import train_step
 
 RATE = 1e-4
 
@@ -116,7 +118,7 @@ class OurStep:
     ) -> None:
         self.mesh, self._key = mesh(devices), jax.random.key(0)
         self.student = student(work, scan_layers=scan_layers, attention=attention)
-        settings = configuration.default().distill
+        settings = defaults.get_config().distill
         settings.update({"optimizer": "adamw", "learning_rate": RATE, "warmup_steps": 0})
         optimizer = train_step.make_optimizer(settings, 1000)
         rate = train_step.learning_rate(settings, 1000)

@@ -7,10 +7,10 @@ python -m benchmarks.speed --only=stages --kpod=runs/kpod --scotd=runs/scotd
 
 from collections.abc import Iterator
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.pipeline import STAGES
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 
 HEADER = (
     "| stage | KPOD, s | SCoTD, s | KPOD / SCoTD |",

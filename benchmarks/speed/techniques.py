@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from benchmarks.speed import generation, inputs, interleaved
 from benchmarks.speed.pairs import OurStep, Work
-from kpod_jax import forward, losses
 from kpod_jax.data import arithmetic, packing
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.training import forward, losses
 
 HEADER = (
     "| technique | time, without / with | memory, without / with |",

@@ -17,9 +17,9 @@ import importlib
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from kpod_jax import configuration, paper
-from kpod_jax.configuration import METHODS, Config
-from kpod_jax.errors import UserError
+from kpod_jax.config import defaults, paper
+from kpod_jax.config.defaults import METHODS, Config
+from kpod_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def methods(names: Iterable[str]) -> dict[str, tuple[str, Mapping[str, object]]]
 
 
 # A sweep chooses methods and seeds itself.
-_KEYS = configuration.flatten(configuration.default()).keys() - {"method", "seed"}
+_KEYS = defaults.flatten(defaults.get_config()).keys() - {"method", "seed"}
 _CONFIGS = pathlib.Path(__file__).parents[1]
 
 
@@ -161,7 +161,7 @@ def shorten(config: Config) -> None:
 
 def _value(key: str, text: str) -> object:
     """A key's value, of the type that its default has."""
-    default = configuration.flatten(configuration.default())[key]
+    default = defaults.flatten(defaults.get_config())[key]
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]

@@ -8,7 +8,7 @@ follow the colon is explained in configs/sweeps/common.py.
 """
 
 from configs.sweeps import common
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 # Name in the runs' names: the key of the configuration, and the values.
 SETTINGS = {

@@ -3,8 +3,9 @@ r"""Table 1: KPOD against every other way to distil, the same student, steps and
     python -m kpod_jax.main --mode=sweep --workdir=runs/table1 \
         --sweep=configs/sweeps/table1.py:flan_t5_large,data=gsm8k+asdiv+svamp,seeds=3,...
 
-All methods of `kpod_jax.configuration.METHODS` but the ablations of Table 2. In as many steps KPOD
-supervises fewer rationale tokens than SCoTD; "SCoTD, equal tokens" stops when it has had as many.
+All methods of `kpod_jax.config.defaults.METHODS` but the ablations of Table 2. In as many steps
+KPOD supervises fewer rationale tokens than SCoTD; "SCoTD, equal tokens" stops when it has had as
+many.
 MCC-KD compares several rationales of a question and SCOTT learns from counterfactual ones. Except
 for the built-in task, only a teacher can write these (docs/teacher.md, docs/baselines.md): add
 `data.rationales=FILE` and `baseline.counterfactuals=FILE`. CommonsenseQA, the paper's fourth
@@ -12,8 +13,8 @@ column, has no other rationales. What may follow the colon is explained in confi
 """
 
 from configs.sweeps import common
-from kpod_jax import paper
-from kpod_jax.configuration import METHODS
+from kpod_jax.config import paper
+from kpod_jax.config.defaults import METHODS
 
 
 def get_runs(argument: str = ""):

@@ -8,7 +8,7 @@ in configs/sweeps/common.py.
 """
 
 from configs.sweeps import common
-from kpod_jax import paper
+from kpod_jax.config import paper
 
 
 def get_runs(argument: str = ""):

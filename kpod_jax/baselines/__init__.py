@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-from kpod_jax import configuration, plugins
 from kpod_jax.baselines.answer_only import AnswerOnly
 from kpod_jax.baselines.distilling_step_by_step import DistillingStepByStep
 from kpod_jax.baselines.mcc_kd import MccKd
@@ -12,7 +11,9 @@ from kpod_jax.baselines.protocol import Setting as Setting
 from kpod_jax.baselines.scott import Scott
 from kpod_jax.baselines.specialized_kd import SpecializedKd
 from kpod_jax.baselines.training_set import TrainingSet as TrainingSet
-from kpod_jax.configuration import Config
+from kpod_jax.config import defaults
+from kpod_jax.config.defaults import Config
+from kpod_jax.utils import plugins
 
 METHODS: dict[str, type[Method]] = {
     "answer_only": AnswerOnly,
@@ -59,7 +60,7 @@ def settings(config: Config) -> dict[str, Any]:
     if method is None:
         return {}
     keys = [f"baseline.{key}" for key in method.keys] + [f"data.{key}" for key in _DATA]
-    flat = configuration.flatten(config)
+    flat = defaults.flatten(config)
     return {"method": config.method} | {key: flat[key] for key in keys}
 
 

@@ -23,7 +23,7 @@ from kpod_jax.data.buckets import padded
 from kpod_jax.data.overlap import normalised
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

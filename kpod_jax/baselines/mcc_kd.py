@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpod_jax import losses
 from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
 from kpod_jax.data import pairs, sources
 from kpod_jax.data.batches import Batch
 from kpod_jax.data.buckets import padded, round_up
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.forward import hidden_states
+from kpod_jax.training import losses
+from kpod_jax.training.forward import hidden_states
 
 
 class MccKd(Method):

@@ -15,7 +15,7 @@ import numpy as np
 from kpod_jax.data.batches import Batch
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.train_step import Loss, cross_entropy
+from kpod_jax.training.train_step import Loss, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)

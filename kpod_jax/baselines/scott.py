@@ -13,13 +13,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kpod_jax import answers
 from kpod_jax.baselines.protocol import Example, Method
-from kpod_jax.data import arithmetic, jsonl
+from kpod_jax.data import answers, arithmetic, jsonl
 from kpod_jax.data.overlap import normalised
 from kpod_jax.data.records import Record
 from kpod_jax.data.steps import split_steps
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 FACTUAL, COUNTERFACTUAL = "[factual] ", "[counterfactual] "
 _COLUMNS = ("question", "rationale", "answer")

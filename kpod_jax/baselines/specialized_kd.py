@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import xlogy
 
-from kpod_jax import losses
 from kpod_jax.baselines import distributions
 from kpod_jax.baselines.answer_only import one_each, without_steps
 from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.forward import hidden_states
+from kpod_jax.training import losses
+from kpod_jax.training.forward import hidden_states
 
 FORMATS = (
     "zero_shot_answer_only",

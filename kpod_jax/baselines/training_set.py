@@ -13,7 +13,7 @@ from kpod_jax.baselines.protocol import Example, Method, Objective
 from kpod_jax.data import pairs
 from kpod_jax.data.records import Ragged, Record, Rejected
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 # (records, each one's prompt, each one's answer sentence or "") -> tokens, those left out
 Tokenize = Callable[

@@ -11,10 +11,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kpod_jax import answers
-from kpod_jax.data import formulas, jsonl, tables
+from kpod_jax.data import answers, formulas, jsonl, tables
 from kpod_jax.data.published import DataSet, File, Splits, coded_split, id_in
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 _SOURCE = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml"
 # An answer's number, then its unit: "9 (apples)".

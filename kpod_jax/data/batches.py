@@ -17,7 +17,7 @@ from kpod_jax.data import packing, pairs
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet, in_rationale, step_starts
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -16,7 +16,6 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from kpod_jax import files
 from kpod_jax.data import (
     arithmetic,
     asdiv,
@@ -28,7 +27,8 @@ from kpod_jax.data import (
     svamp,
 )
 from kpod_jax.data.records import Rejected
-from kpod_jax.errors import UserError
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 _AnyBuilder = TypeVar("_AnyBuilder", bound=tfds.core.GeneratorBasedBuilder)
 

@@ -6,9 +6,9 @@ from typing import cast
 import requests
 import tensorflow_datasets as tfds
 
-from kpod_jax import files
 from kpod_jax.data.published import DataSet, Splits
-from kpod_jax.errors import UserError
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 
 def files_in(data_set: DataSet, splits: Splits, folder: str) -> list[pathlib.Path]:

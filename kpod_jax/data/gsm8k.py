@@ -5,8 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kpod_jax import answers
-from kpod_jax.data import jsonl, tables
+from kpod_jax.data import answers, jsonl, tables
 from kpod_jax.data.published import DataSet, File, Splits, read_asset
 
 _SOURCE = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kpod_jax.errors import UserError
-from kpod_jax.files import PathLike, as_path
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.files import PathLike, as_path
 
 
 def read_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any] | None, str]]:

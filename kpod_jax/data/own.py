@@ -8,12 +8,12 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from kpod_jax import plugins
 from kpod_jax.data import jsonl, tables
 from kpod_jax.data.published import SPLITS, tenth_of
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
-from kpod_jax.errors import UserError
+from kpod_jax.utils import plugins
+from kpod_jax.utils.errors import UserError
 
 FORMATS = ("jsonl", "csv", "huggingface")
 COLUMNS = {"question": "question", "rationale": "rationale", "answer": "answer", "id": "id"}

@@ -4,12 +4,11 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from kpod_jax import answers
-from kpod_jax.data import own, tables
+from kpod_jax.data import answers, own, tables
 from kpod_jax.data.overlap import normalised
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 
 def apply(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kpod_jax import files
 from kpod_jax.data import jsonl
-from kpod_jax.errors import UserError
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

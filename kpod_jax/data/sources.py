@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kpod_jax import plugins
 from kpod_jax.data import arithmetic, asdiv, commonsense_qa, gsm8k, own, rationales, svamp
 from kpod_jax.data.published import SPLITS, DataSet, Splits
 from kpod_jax.data.records import Loaded, Record, Rejected, check_bad_share
 from kpod_jax.data.steps import split_steps
-from kpod_jax.errors import UserError
+from kpod_jax.utils import plugins
+from kpod_jax.utils.errors import UserError
 
 PUBLISHED: dict[str, DataSet] = {
     module.DATA_SET.name: module.DATA_SET for module in (gsm8k, asdiv, svamp, commonsense_qa)

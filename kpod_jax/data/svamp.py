@@ -5,10 +5,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kpod_jax import answers
-from kpod_jax.data import formulas, jsonl, tables
+from kpod_jax.data import answers, formulas, jsonl, tables
 from kpod_jax.data.published import DataSet, File, Splits, coded_split, id_in
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 _SOURCE = "https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json"
 _MIRROR = "https://huggingface.co/datasets/ChilleD/SVAMP/resolve"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kpod_jax.data import jsonl
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 # A rationale of some megabytes is a field of a CSV file, too.
 _LONGEST_FIELD = 1 << 26

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kpod_jax import files
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.errors import UserError
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 _RAGGED = ("questions", "targets", "steps", "answers", "rationale_char_spans")
 _PLAIN = ("num_steps", "rationale_lengths")

@@ -3,8 +3,8 @@
 import os
 from typing import TYPE_CHECKING
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

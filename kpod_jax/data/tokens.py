@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from kpod_jax.data.records import Ragged, Record, Rejected, offsets_of
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

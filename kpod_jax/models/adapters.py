@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from kpod_jax import files
 from kpod_jax.models import hub, layout
 from kpod_jax.models.families import ModelConfig
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.utils import files
 
 
 def save_adapter(

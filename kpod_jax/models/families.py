@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from kpod_jax import plugins
-from kpod_jax.errors import UserError
 from kpod_jax.models import llama_config, t5_config
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.utils import plugins
+from kpod_jax.utils.errors import UserError
 
 ModelConfig: TypeAlias = T5Config | LlamaConfig
 Model: TypeAlias = T5 | Llama

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax.errors import UserError
 from kpod_jax.models.llama_config import LlamaConfig, RopeScaling
+from kpod_jax.utils.errors import UserError
 
 _NAMES = {
     "token_embd": "model.embed_tokens",

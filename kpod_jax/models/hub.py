@@ -16,13 +16,13 @@ import numpy as np
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.models import layout
 from kpod_jax.models.families import NAMED, Family, ModelConfig, config_from_json, hf_shape
 from kpod_jax.models.gguf_file import GGUFFile
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.tensors import INDEX, WEIGHTS, Tensors
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 _SHARD_BYTES = 4 << 30
 _EVERYTHING = ("*.json", "*.safetensors", "*.model")

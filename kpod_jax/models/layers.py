@@ -16,7 +16,7 @@ from jax.extend.backend import get_backend
 
 from kpod_jax.models import block_attention
 from kpod_jax.models.products import PROJECTION, float32_sums, project
-from kpod_jax.sharding import constrain, on_one_cpu
+from kpod_jax.parallel.sharding import constrain, on_one_cpu
 
 Dtype = Any
 DROPOUT = "dropout"  # The rng collection.

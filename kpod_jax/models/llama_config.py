@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kpod_jax.errors import UserError
 from kpod_jax.models import llama_names
+from kpod_jax.utils.errors import UserError
 
 _ROPE_TYPES = ("default", "linear", "llama3")
 

@@ -24,7 +24,7 @@ from kpod_jax.models.layers import (
     pin_residual,
 )
 from kpod_jax.models.llama_config import LlamaConfig
-from kpod_jax.sharding import constrain
+from kpod_jax.parallel.sharding import constrain
 
 STD = 0.02
 

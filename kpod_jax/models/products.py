@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from kpod_jax.sharding import platform
+from kpod_jax.parallel.sharding import platform
 
 PROJECTION = "projection"  # Names results to `jax.checkpoint`, which sees no product in them.
 Dtype = Any

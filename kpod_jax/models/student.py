@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kpod_jax import sharding
 from kpod_jax.data import tokens
 from kpod_jax.data.tokenizers import load_tokenizer
-from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.families import Model, ModelConfig, family_of, own_family
 from kpod_jax.models.layers import LoRAConfig, best_attention, flash_attention_fits
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.parallel import sharding
+from kpod_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

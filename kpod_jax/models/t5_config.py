@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kpod_jax.errors import UserError
 from kpod_jax.models import t5_names
+from kpod_jax.utils.errors import UserError
 
 # Hugging Face's names of feed_forward_proj, and the activation that each of them means.
 ACTIVATIONS = {

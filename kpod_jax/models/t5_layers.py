@@ -27,7 +27,7 @@ from kpod_jax.models.layers import (
 )
 from kpod_jax.models.relative_positions import buckets, relative_bias
 from kpod_jax.models.t5_config import ACTIVATIONS, T5Config
-from kpod_jax.sharding import constrain
+from kpod_jax.parallel.sharding import constrain
 
 _ACTIVATION = {
     "relu": jax.nn.relu,

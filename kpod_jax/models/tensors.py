@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.models.families import ModelConfig, hf_shape
 from kpod_jax.models.gguf_file import GGUFFile
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

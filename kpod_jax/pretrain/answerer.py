@@ -30,11 +30,12 @@ import optax
 import transformers
 from absl import logging
 
-from kpod_jax import configuration, losses
+from kpod_jax.config import defaults
 from kpod_jax.data import arithmetic, tokens
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
+from kpod_jax.training import losses
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
@@ -151,7 +152,7 @@ def train_answerer(
 
 def _problems(split: str, count: int, tokenizer: Any, seed: int) -> Problems:
     """Problems of one width; the few with longer questions or rationales are left out."""
-    student = configuration.default().student
+    student = defaults.get_config().student
     tokenized, _ = tokens.tokenize(
         arithmetic.generate(split, count, seed),
         tokenizer,

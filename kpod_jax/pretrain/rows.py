@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from absl import logging
 
-from kpod_jax import losses
 from kpod_jax.models.t5 import T5
+from kpod_jax.training import losses
 
 
 class Row(NamedTuple):

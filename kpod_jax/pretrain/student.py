@@ -23,7 +23,7 @@ import transformers
 from absl import logging
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 from kpod_jax.data import arithmetic
 from kpod_jax.data.arithmetic import Task
 from kpod_jax.data.records import Record
@@ -79,7 +79,7 @@ def train_student(
     Returns:
       Its configuration, parameters and tokenizer.
     """
-    asked = configuration.default().student
+    asked = defaults.get_config().student
     template = f"{asked.prompt} {{rationale}} {asked.answer_template}"
     tokenizer = train_tokenizer(
         template.format(question=r.question, rationale=r.rationale, answer=r.answer)
@@ -233,7 +233,7 @@ class Mixture:
         )
         self._step_numbers = encode(map(str, range(1, 10)))
         simple = arithmetic.generate(split, problems // 2, seed, _ONE_STEP)
-        asked = configuration.default().student
+        asked = defaults.get_config().student
         self._word_problems = encode_parts((r.question, r.answer) for r in simple)
         self._one_step = encode_parts(
             (

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax import reasoning_errors
+from kpod_jax.evaluation import error_analysis
 from kpod_jax.report import figures, summary
 from kpod_jax.report.markup import Html, figure, section, table, tag, tiles
 from kpod_jax.report.run import Run
@@ -71,7 +71,7 @@ def by_difficulty(run: Run) -> Html | None:
 
 def errors(predictions: Sequence[Mapping[str, Any]]) -> Html | None:
     """Wrong generations by the class of their error, with an example of each."""
-    classes = reasoning_errors.CLASSES
+    classes = error_analysis.CLASSES
     wrong = [row for row in predictions if row.get("error") in classes]
     rows = []
     for name, meaning in classes.items():

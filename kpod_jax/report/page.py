@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kpod_jax import __version__, files
+from kpod_jax import __version__
 from kpod_jax.report import (
     evaluation,
     script,
@@ -18,6 +18,7 @@ from kpod_jax.report import (
 )
 from kpod_jax.report import run as run_files
 from kpod_jax.report.markup import Html, join, tag
+from kpod_jax.utils import files
 
 # Of one run; the first two are its results.
 _SECTIONS = (

@@ -12,10 +12,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.report import figures, heatmap, summary, sweep
 from kpod_jax.report import run as run_files
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 _SIZE = (12.0, 4.0)  # Inches, at 100 dots each.
 _FONT = 10.5

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax import files
 from kpod_jax.data import jsonl
 from kpod_jax.data.records import Ragged, Record, read_records
-from kpod_jax.errors import UserError
 from kpod_jax.schedule import curricula
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

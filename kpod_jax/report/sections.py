@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax import paper
+from kpod_jax.config import paper
 from kpod_jax.report import evaluation, figures, summary
 from kpod_jax.report.markup import Html, figure, search, section, table, tag, tiles
 from kpod_jax.report.run import Run

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kpod_jax import answers, paper
-from kpod_jax.configuration import method_name
+from kpod_jax.config import paper
+from kpod_jax.config.defaults import method_name
+from kpod_jax.data import answers
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.report import heatmap
 from kpod_jax.report.run import Run

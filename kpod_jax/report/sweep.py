@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kpod_jax.evaluation.comparison import is_shown, points
 from kpod_jax.report import figures, summary, sweep_text
-from kpod_jax.report.comparison import is_shown, points
 from kpod_jax.report.markup import Html, figure, join, section, table, tag
 
 Result = Mapping[str, Any]

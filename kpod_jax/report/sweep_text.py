@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kpod_jax.evaluation.comparison import escaped, is_shown, points
 from kpod_jax.report import summary
-from kpod_jax.report.comparison import escaped, is_shown, points
 
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -5,10 +5,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.report import page, picture, terminal, token_sections
 from kpod_jax.report import run as run_files
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 _PAGE, _PICTURE = 40, 6  # Rationales, where none is asked for.
 

@@ -17,7 +17,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 # Letters and digits; what word vectors keep apart, such as "Janet" and "'s", comes apart.
 _WORD = re.compile(r"[^\W_]+")

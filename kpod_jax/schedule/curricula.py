@@ -22,9 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kpod_jax import plugins
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
 from kpod_jax.schedule import value
 from kpod_jax.schedule.kpod import KPOD
 from kpod_jax.schedule.protocol import (
@@ -36,6 +34,8 @@ from kpod_jax.schedule.protocol import (
     example_means,
     frozen,
 )
+from kpod_jax.utils import plugins
+from kpod_jax.utils.errors import UserError
 
 
 class FullRationale:

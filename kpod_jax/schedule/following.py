@@ -5,9 +5,9 @@ Letters: N examples.
 
 import numpy as np
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.schedule.protocol import Curriculum, Feedback, checked
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 
 class Following:

@@ -6,9 +6,9 @@ Letters: N examples, n of them that have a step left.
 import numpy as np
 
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
 from kpod_jax.schedule import solvers, value
 from kpod_jax.schedule.protocol import Feedback, check, frozen
+from kpod_jax.utils.errors import UserError
 
 
 class KPOD:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ Letters: N examples, n of them that are asked for, M steps of all examples, K cl
 import numpy as np
 
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 # 2 to this and its inverse are normal numbers.
 _LEAST_EXPONENT = -1000

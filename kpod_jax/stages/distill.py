@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax import distill, files, sharding, train_step
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import in_rationale, step_starts
-from kpod_jax.errors import UserError
+from kpod_jax.parallel import sharding
 from kpod_jax.run import Run, say
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
 from kpod_jax.schedule.protocol import Feedback
 from kpod_jax.stages.schedule import curriculum_of
 from kpod_jax.stages.score import difficulty_of
+from kpod_jax.training import loop, train_step
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting.context import weights_by_context
 
 SUPERVISED = "distill.json"  # The tokens that a training supervised, for the evaluation.
@@ -121,7 +123,7 @@ def run_stage(run: Run) -> str:
         losses = difficulty_of(run, params, f"Losses before stage {stage}")
         start_steps.begin(stage, Feedback(losses))
 
-    distill.train(
+    loop.train(
         student.module,
         *student.split(student.load(run.mesh)),
         source,

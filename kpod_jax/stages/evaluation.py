@@ -3,17 +3,18 @@
 from itertools import zip_longest
 from typing import Any
 
-from kpod_jax import answers, evaluate, files
-from kpod_jax.checkpoint import Checkpoints
+from kpod_jax.data import answers, sources
 from kpod_jax.data import records as records_io
-from kpod_jax.data import sources
 from kpod_jax.data.records import Record
-from kpod_jax.errors import UserError
-from kpod_jax.generate import Sampling
+from kpod_jax.evaluation import accuracy
+from kpod_jax.evaluation.generation import Sampling
 from kpod_jax.models import layout
-from kpod_jax.progress import Progress
 from kpod_jax.run import Run
 from kpod_jax.stages.distill import SUPERVISED
+from kpod_jax.training.checkpoints import Checkpoints
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.progress import Progress
 
 
 def trained_params(run: Run) -> tuple[Any, int]:
@@ -60,7 +61,7 @@ def run_stage(run: Run) -> str:
         with Progress(len(records) * config.eval.samples, what, unit="generations") as progress:
             rows = evaluator.predictions(params, progress.update)
         files.write_jsonl(run.workdir / f"predictions/{name}.jsonl", rows)
-        found[name] = evaluate.summary(rows)
+        found[name] = accuracy.summary(rows)
         if (loss_of := run.target_loss(records)) is not None:
             found[name]["token_loss"] = loss_of(params)
     for name, bad in rejected.items():

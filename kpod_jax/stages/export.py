@@ -1,9 +1,10 @@
 """The student as a directory that others load."""
 
-from kpod_jax import files, model_card
 from kpod_jax.models import adapters, hub
+from kpod_jax.report import model_card
 from kpod_jax.run import Run
 from kpod_jax.stages.evaluation import trained_params
+from kpod_jax.utils import files
 
 
 def run_stage(run: Run) -> str:

@@ -1,11 +1,11 @@
 """Records of all splits, whole or turned down by name, and what their splits share."""
 
-from kpod_jax import files
 from kpod_jax.data import arithmetic, overlap, sources, token_store
 from kpod_jax.data import records as records_io
 from kpod_jax.data.published import SPLITS
-from kpod_jax.errors import UserError
 from kpod_jax.run import TOKENS, Run, say
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 
 def run_stage(run: Run) -> str:

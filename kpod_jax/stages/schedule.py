@@ -5,11 +5,11 @@ import math
 import numpy as np
 from absl import logging
 
-from kpod_jax import files
 from kpod_jax.data import tokens
 from kpod_jax.run import Run
 from kpod_jax.schedule import clusters, curricula
 from kpod_jax.schedule.protocol import Curriculum, Setting
+from kpod_jax.utils import files
 
 
 def run_stage(run: Run) -> str:

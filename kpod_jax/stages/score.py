@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from kpod_jax import difficulty, files
 from kpod_jax.data import known
 from kpod_jax.data.records import Ragged
-from kpod_jax.progress import Progress
 from kpod_jax.run import Run
+from kpod_jax.schedule import difficulty
+from kpod_jax.utils import files
+from kpod_jax.utils.progress import Progress
 
 
 def difficulty_of(run: Run, params: Any, what: str) -> Ragged:

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax import files
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
 from kpod_jax.models.student import Student
 from kpod_jax.run import Run
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting import weigh
 
 

@@ -9,10 +9,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kpod_jax import compare as paired
-from kpod_jax import configuration, files, paper
-from kpod_jax.configuration import Config
-from kpod_jax.errors import UserError
+from kpod_jax.config import defaults, paper
+from kpod_jax.config.defaults import Config
+from kpod_jax.evaluation import significance as paired
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 
 def compare(
@@ -33,9 +34,10 @@ def compare(
       "columns", each with its name, data sets, split and file of predictions;
       "rows", each with its name, method, settings and cells, one a column (None where nothing was
       asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
-      (95 %, of `kpod_jax.compare.interval`; where predictions are missing, all that the seeds' own
-      cover), "rationale_tokens" (supervised in training, mean over seeds; None where a run's are
-      not known), "seeds", "against" (the paired test) and "paper" (the paper's accuracy);
+      (95 %, of `kpod_jax.evaluation.significance.interval`; where predictions are missing, all
+      that the seeds' own cover), "rationale_tokens" (supervised in training, mean over seeds; None
+      where a run's are not known), "seeds", "against" (the paired test) and "paper" (the paper's
+      accuracy);
       "failed"; "notes", on what could not be compared.
     """
     results = {name: files.read_json(root / name / "results.json") for name in runs}
@@ -92,13 +94,13 @@ def _variants(runs: Mapping[str, Config]) -> dict[str, tuple[str, dict[str, Any]
     first: dict[tuple[str, str], dict[str, object]] = {}
     found = {}
     for name, config in runs.items():
-        flat = configuration.flatten(config)
+        flat = defaults.flatten(config)
         base = first.setdefault((config.method, config.data.name), flat)
         changed = {
             key: value for key, value in flat.items() if key != "seed" and value != base[key]
         }
         label = ", ".join(
-            [configuration.method_name(config.method), *(f"{k} = {v}" for k, v in changed.items())]
+            [defaults.method_name(config.method), *(f"{k} = {v}" for k, v in changed.items())]
         )
         found[name] = label, changed
     return found
@@ -111,7 +113,7 @@ def _base(
 ) -> dict[str, Any]:
     """The reference's values of all keys that make variants."""
     config = next(config for name, config in runs.items() if variants[name][0] == reference["name"])
-    flat = configuration.flatten(config)
+    flat = defaults.flatten(config)
     return {key: flat[key] for _, settings in variants.values() for key in settings}
 
 

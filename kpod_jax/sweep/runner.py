@@ -19,11 +19,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 
-from kpod_jax import configuration_checks, files, pipeline, processes, report
-from kpod_jax.configuration import Config
-from kpod_jax.errors import UserError
+from kpod_jax import pipeline, report
+from kpod_jax.cli import checks
+from kpod_jax.config.defaults import Config
+from kpod_jax.parallel import processes
 from kpod_jax.sweep import comparison, workers
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 
 _FAILURE = "failure.json"
 _LONGEST = 1000  # Characters of a reason; what a runtime says of its memory goes on for pages.
@@ -281,7 +284,7 @@ def _load(sweep: str) -> dict[str, Config]:
         if not name or pathlib.PurePath(name).name != name:
             raise UserError(f"--sweep={path}: run {name!r}: expected a name for a directory.")
         try:
-            configuration_checks.check(config)
+            checks.check(config)
         except UserError as error:
             raise UserError(f"Run {name}: {error}") from error
     if not runs:

@@ -14,10 +14,10 @@ from typing import Any
 
 import openai
 
-from kpod_jax.configuration import Config
-from kpod_jax.errors import UserError
+from kpod_jax.config.defaults import Config
 from kpod_jax.teacher.completions import clean, read_completion
 from kpod_jax.teacher.requests import Request
+from kpod_jax.utils.errors import UserError
 
 # So many failures in a row, each after all of its retries, are the endpoint's, not the questions'.
 _GIVE_UP = 20

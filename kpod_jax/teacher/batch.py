@@ -9,12 +9,12 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kpod_jax import files
 from kpod_jax.data import jsonl
-from kpod_jax.errors import UserError
 from kpod_jax.teacher.completions import clean, read_completion
 from kpod_jax.teacher.ledger import Key
 from kpod_jax.teacher.requests import Request
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 
 # What the batch API takes in one file.
 MOST_REQUESTS = 50_000

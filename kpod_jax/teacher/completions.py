@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-from kpod_jax import answers
+from kpod_jax.data import answers
 
 # The sentence that announces the answer, from its first word on.
 _ANNOUNCED = re.compile(

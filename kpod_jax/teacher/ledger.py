@@ -10,7 +10,7 @@ import pathlib
 from typing import IO, Any
 
 from kpod_jax.data import jsonl
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 try:
     import fcntl

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from kpod_jax.configuration import Config
+from kpod_jax.config.defaults import Config
 from kpod_jax.data import arithmetic, sources
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import kpod_jax
-from kpod_jax import files
-from kpod_jax.configuration import Config
+from kpod_jax.config.defaults import Config
 from kpod_jax.data import jsonl
-from kpod_jax.errors import UserError
-from kpod_jax.files import PathLike
 from kpod_jax.teacher.questions import Question
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.files import PathLike
 
 # What a teacher's answers depend on, with the examples: else they are another teacher's.
 _SETTINGS = ("model", "style", "prompt", "instruction", "temperature", "top_p", "max_tokens")

@@ -4,13 +4,13 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
-from kpod_jax import files
-from kpod_jax.configuration import Config
+from kpod_jax.config.defaults import Config
 from kpod_jax.teacher.completions import judge
 from kpod_jax.teacher.ledger import Ledger
 from kpod_jax.teacher.questions import Question, answer_kind
 from kpod_jax.teacher.requests import Request
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils import files
+from kpod_jax.utils.workdir import Workdir
 
 
 def write_results(

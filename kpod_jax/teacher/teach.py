@@ -7,10 +7,7 @@ import sys
 import time
 from typing import Any
 
-from kpod_jax import files
-from kpod_jax.configuration import Config
-from kpod_jax.errors import UserError
-from kpod_jax.progress import Progress
+from kpod_jax.config.defaults import Config
 from kpod_jax.teacher.ask import ask, endpoint
 from kpod_jax.teacher.batch import read_batch, write_batch
 from kpod_jax.teacher.completions import judge
@@ -18,7 +15,10 @@ from kpod_jax.teacher.ledger import Ledger
 from kpod_jax.teacher.questions import Question, answer_kind, load_questions
 from kpod_jax.teacher.requests import Request, make_requests, settings
 from kpod_jax.teacher.results import cost, write_results
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.progress import Progress
+from kpod_jax.utils.workdir import Workdir
 
 _NAME = "answers"
 

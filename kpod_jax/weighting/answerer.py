@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kpod_jax import losses
+from kpod_jax.training import losses
 from kpod_jax.weighting.problems import Problems
 
 Params = Any

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kpod_jax import processes, sharding
-from kpod_jax.checkpoint import Checkpoints
 from kpod_jax.data.records import Ragged
+from kpod_jax.parallel import processes, sharding
+from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.weighting.answerer import Params
 from kpod_jax.weighting.objective import MaskLearner
 from kpod_jax.weighting.problems import Problems, batches, take

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kpod_jax import sharding
+from kpod_jax.parallel import sharding
 from kpod_jax.weighting.answerer import Answerer, Params
 from kpod_jax.weighting.generator import Generator, gumbel_mask
 from kpod_jax.weighting.problems import Problems, take

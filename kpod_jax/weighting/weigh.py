@@ -17,16 +17,16 @@ from absl import logging
 from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
-from kpod_jax import sharding
-from kpod_jax.checkpoint import Checkpoints
-from kpod_jax.configuration import Config
+from kpod_jax.config.defaults import Config
 from kpod_jax.data.known import keypoint_tokens
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.errors import UserError
-from kpod_jax.metrics import MetricsWriter
 from kpod_jax.models.student import Student
-from kpod_jax.progress import Progress
+from kpod_jax.parallel import sharding
+from kpod_jax.training.checkpoints import Checkpoints
+from kpod_jax.training.metrics import MetricsWriter
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.progress import Progress
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer, Params
 from kpod_jax.weighting.generator import Generator

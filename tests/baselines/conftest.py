@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpod_jax import configuration
 from kpod_jax.baselines import Setting, training_set
+from kpod_jax.config import defaults
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
 from tests.data.conftest import byte_tokenizer as byte_tokenizer
@@ -24,7 +24,7 @@ RECORDS = [
 
 def make(method, data="jsonl", tokenizer: Any = None, **options):
     """A method under the default configuration, with other keys of `baseline`."""
-    config = configuration.default()
+    config = defaults.get_config()
     return method(
         Setting(
             options=config.baseline.to_dict() | options,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from examples.last_step import LastStep
-from kpod_jax import baselines, configuration, configuration_checks
+from kpod_jax import baselines
 from kpod_jax.baselines import scott
 from kpod_jax.baselines.answer_only import AnswerOnly
 from kpod_jax.baselines.distilling_step_by_step import DistillingStepByStep
@@ -18,9 +18,11 @@ from kpod_jax.baselines.mcc_kd import MccKd, diverse, jaccard
 from kpod_jax.baselines.protocol import Example, Method
 from kpod_jax.baselines.scott import Scott
 from kpod_jax.baselines.specialized_kd import SpecializedKd
+from kpod_jax.cli import checks
+from kpod_jax.config import defaults
 from kpod_jax.data import arithmetic
 from kpod_jax.data.batches import BatchSource
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 from tests.baselines.conftest import PROMPT, RECORDS, SENTENCE, make
 from tests.conftest import ROOT
 
@@ -265,8 +267,8 @@ def test_every_method_fits_decoder_only_students_and_is_deterministic(build, nam
 
 
 def test_methods_are_those_of_the_configuration_and_their_keys_exist():
-    config = configuration.default()
-    known = [name for name in configuration.METHODS if baselines.class_of(name) is not None]
+    config = defaults.get_config()
+    known = [name for name in defaults.METHODS if baselines.class_of(name) is not None]
     assert known == list(baselines.METHODS)
     for method in baselines.METHODS.values():
         assert set(method.file_keys) <= set(method.keys) <= set(config.baseline)
@@ -312,20 +314,24 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
         ),
         ("answer_only", {"baseline.answer_prompt": "Q"}, "baseline.answer_prompt='Q': expected"),
         ("no.such.module:Method", {}, "method='no.such.module:Method' cannot be imported"),
-        ("kpod_jax.errors:UserError", {}, "is no subclass of kpod_jax.baselines.protocol.Method"),
+        (
+            "json:JSONDecoder",
+            {},
+            "is no subclass of kpod_jax.baselines.protocol.Method",
+        ),
     ],
 )
 def test_faults_of_configurations_are_named(method, changes, said):
-    config = configuration.apply_method(configuration.default(), method)
+    config = defaults.apply_method(defaults.get_config(), method)
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=re.escape(said)):
-        configuration_checks.check(config)
+        checks.check(config)
 
 
 def test_a_method_of_ones_own(build, byte_tokenizer):
     name = "examples.last_step:LastStep"
-    config = configuration.apply_method(configuration.default(), name)
-    configuration_checks.check(config)
+    config = defaults.apply_method(defaults.get_config(), name)
+    checks.check(config)
     assert baselines.class_of(name) is LastStep
     assert [pathlib.Path(path) for path in baselines.files(config)] == [
         ROOT / "examples/last_step.py"

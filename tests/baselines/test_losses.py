@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from kpod_jax import train_step
 from kpod_jax.baselines import distributions, mcc_kd, specialized_kd
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.baselines.specialized_kd import SpecializedKd
@@ -18,7 +17,8 @@ from kpod_jax.data import tokens
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokenizers import load_tokenizer
-from kpod_jax.errors import UserError
+from kpod_jax.training import train_step
+from kpod_jax.utils.errors import UserError
 from tests.baselines.conftest import RECORDS, make
 from tests.conftest import TEMPLATES
 from tests.weighting import tiny

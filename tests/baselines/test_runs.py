@@ -13,11 +13,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from kpod_jax import baselines, configuration_checks, files, pipeline
+from kpod_jax import baselines, pipeline
+from kpod_jax.cli import checks
 from kpod_jax.data import arithmetic
-from kpod_jax.errors import UserError
 from kpod_jax.run import Run
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 from tests.conftest import ROOT, TINY_STUDENT
 
 OWN = "examples.last_step:LastStep"
@@ -39,7 +41,7 @@ SMALL = {
 def config_of(method, **changes):
     config = quickstart.get_config(method)
     config.update_from_flattened_dict(SMALL | {k.replace("__", "."): v for k, v in changes.items()})
-    configuration_checks.check(config)
+    checks.check(config)
     return config
 
 

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from kpod_jax import files
 from kpod_jax.sweep import comparison
+from kpod_jax.utils import files
 from tests.conftest import ROOT
 from tests.report import workdirs
 from tests.sweep.runs import config, write

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import scale
 from configs import flan_t5_large, llama_7b
-from kpod_jax import abstract_steps, costs
+from kpod_jax.aot import steps
+from kpod_jax.training import costs
 from tests.conftest import ROOT
 
 MESH = {"data": 1, "fsdp": 4, "tensor": 4}
@@ -69,8 +70,8 @@ def test_the_model_counts_the_operations_of_the_traced_step(module):
     config = module.get_config()
     config.mesh.data, config.mesh.fsdp = 1, 1
     config.student.attention = "xla"  # As on a TPU.
-    run = abstract_steps.AbstractRun(config, jax.devices()[:1])
-    step = abstract_steps.train_step(run)
+    run = steps.AbstractRun(config, jax.devices()[:1])
+    step = steps.train_step(run)
     counted = costs.flops(step.function.trace(*step.arguments).jaxpr)
     modelled = scale.train_flops(
         config.student.model,

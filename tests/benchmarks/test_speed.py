@@ -22,10 +22,10 @@ from benchmarks.speed import (
     training,
 )
 from benchmarks.speed.pairs import OurStep, TorchStep, Work
-from kpod_jax.errors import UserError
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5_config import T5Config
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 
 T5 = T5Config(64, 16, 8, 32, 1, 1, 2)
 LLAMA = LlamaConfig(

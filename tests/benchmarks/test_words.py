@@ -5,8 +5,8 @@ import pytest
 
 from benchmarks import words
 from kpod_jax.data.records import Ragged, Record
-from kpod_jax.errors import UserError
 from kpod_jax.report.run import Run
+from kpod_jax.utils.errors import UserError
 
 STEPS = ("Now Anna has twice 3.5 pens, so 7 + 2 = 9.", " The sum Anna got is 9!", " Anna can sing.")
 

@@ -2,17 +2,17 @@
 
 import pytest
 
-from kpod_jax import reasoning_errors
 from kpod_jax.data import arithmetic, sources
 from kpod_jax.data.arithmetic import Task
 from kpod_jax.data.steps import split_steps
+from kpod_jax.evaluation import error_analysis
 
 RECORDS = arithmetic.generate("train", 150)
 
 
 def results(record):
     """The results of a rationale's operations in order, each of which must be a right one."""
-    found = reasoning_errors.equations(record.rationale)
+    found = error_analysis.equations(record.rationale)
     assert all(equation.holds for equation in found)
     return [str(equation.result) for equation in found]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kpod_jax.data import batches, packing, tokens
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged, Record
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 from tests.conftest import TEMPLATES
 
 PAD, START = 0, 7

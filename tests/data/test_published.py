@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from kpod_jax import answers, files
 from kpod_jax.data import (
+    answers,
     asdiv,
     builders,
     commonsense_qa,
@@ -15,7 +15,8 @@ from kpod_jax.data import (
     sources,
     svamp,
 )
-from kpod_jax.errors import UserError
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 from tests.conftest import TEMPLATES
 
 PUBLISHED = [gsm8k, asdiv, svamp, commonsense_qa]

@@ -5,7 +5,7 @@ import pytest
 
 from kpod_jax.data import rationales, sources
 from kpod_jax.data.records import Loaded, Record, Rejected
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 QUESTIONS = ["What is 1 + 1?", "What is 2 + 2?", "What is 3 + 3?"]
 

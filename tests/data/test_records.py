@@ -5,7 +5,7 @@ import pytest
 
 from kpod_jax.data import records
 from kpod_jax.data.records import Ragged, Record, Rejected
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 KNOWN = Record("a", "Why 漢\u2028?", ("One. ", "Two."), "2", ((0, 3), (5, 8)), (1.0, 2.5))
 PLAIN = Record("b", "q", (), "x")

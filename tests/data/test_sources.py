@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kpod_jax.data import arithmetic, builders, gsm8k, published, sources
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 GOOD = {"question": "2 + 3?", "rationale": "It is 2 + 3. So 5.", "answer": "5"}
 

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from kpod_jax import configuration, configuration_checks
+from kpod_jax.cli import checks
+from kpod_jax.config import defaults
 from kpod_jax.data import own, published, sources, tables
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 HEADER = "question,rationale,answer\n"
 
@@ -182,8 +183,8 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
 
 
 def test_every_data_set_and_column_that_is_checked_exists():
-    config = configuration.default()
-    assert configuration_checks.CHOICES["data.name"] == sources.NAMES
+    config = defaults.get_config()
+    assert checks.CHOICES["data.name"] == sources.NAMES
     assert config.data.columns.to_dict() == own.COLUMNS
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from kpod_jax.data import token_store
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 from tests.weighting import tiny
 
 

@@ -3,7 +3,7 @@ import tokenizers
 from tokenizers import models
 
 from kpod_jax.data.tokenizers import load_tokenizer
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 
 QUESTION = "Tom has 3 pens."
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokenizers import load_tokenizer
-from kpod_jax.errors import UserError
+from kpod_jax.utils.errors import UserError
 from tests.conftest import TEMPLATES
 
 CHARACTERS = st.text(st.sampled_from("ab3.,! \n\u00a0\u200bé漢😀ﬁ"), max_size=6)

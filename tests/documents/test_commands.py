@@ -21,9 +21,11 @@ from absl import flags
 from ml_collections import config_flags
 from packaging.requirements import Requirement
 
-from kpod_jax import abstract_steps, configuration_checks, main
-from kpod_jax.errors import UserError
+from kpod_jax import main
+from kpod_jax.aot import steps
+from kpod_jax.cli import checks
 from kpod_jax.sweep import runner
+from kpod_jax.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.documents.markdown import BLOCKS, Block
 
@@ -34,7 +36,7 @@ EXCEPTIONS = {
     "gcloud": "needs an account",
     "git": "needs a network",
     "llama/bin/python": "a server that is no requirement",
-    "lm_eval": "lm-evaluation-harness is no requirement; tests/test_harness.py runs it",
+    "lm_eval": "lm-evaluation-harness is no requirement; tests/evaluation/test_harness.py runs it",
     "scancel": "ends a job of SLURM",
     "tail": "follows a log of SLURM",
     "vllm": "a server that is no requirement",
@@ -80,11 +82,11 @@ def check_main(arguments: list[str], monkeypatch) -> None:
         assert len(values.runs) >= 2
     elif values.mode == "compile":
         assert re.fullmatch(r"v\w+:\d+x\d+(x\d+)?", values.topology)
-        assert set(values.steps) <= set(abstract_steps.STEPS)
+        assert set(values.steps) <= set(steps.STEPS)
     elif values.mode != "heatmap":
         assert values.config is not None, "--config is missing"
     if values.config is not None:
-        configuration_checks.check(values.config)
+        checks.check(values.config)
     assert values.workdir or values.mode in ("compare", "compile")
 
 
@@ -259,7 +261,7 @@ def test_python_runs(block: Block):
     exec(compile(block.text, block.page, "exec"), space)
     if "get_config" in space:
         get_config: Any = space["get_config"]
-        configuration_checks.check(get_config())
+        checks.check(get_config())
         assert get_config("scotd").method == "scotd"
 
 

@@ -1,24 +1,23 @@
 """docs/configuration.md is what the configuration and its comments make of it."""
 
-from kpod_jax import configuration, configuration_reference, paper
+from kpod_jax.cli import reference
+from kpod_jax.config import defaults, paper
 
 
 def test_the_page_is_up_to_date():
-    page = configuration_reference.PAGE.read_text()
-    assert page == configuration_reference.text(), (
-        "python -m kpod_jax.configuration_reference --write"
-    )
+    page = reference.PAGE.read_text()
+    assert page == reference.text(), "python -m kpod_jax.cli.reference --write"
 
 
 def test_every_key_and_no_other_is_explained():
-    blocks, keys = configuration_reference.explanations()
-    assert sorted(keys) == sorted(configuration.flatten(configuration.default()))
+    blocks, keys = reference.explanations()
+    assert sorted(keys) == sorted(defaults.flatten(defaults.get_config()))
     assert {key: said for key, said in keys.items() if len(said) < 5} == {}
     assert blocks.keys() == {key.rpartition(".")[0] for key in keys} - {""}
 
 
 def test_comments_of_every_kind_are_read():
-    blocks, keys = configuration_reference.explanations()
+    blocks, keys = reference.explanations()
     assert keys["schedule.p"] == "Exponent of the velocity (Eq. 10). [paper]"
     assert keys["teacher.base_url"].endswith("The key comes from OPENAI_API_KEY alone.")
     assert keys["baseline.formats"] == "specialized_kd: of the data. [paper: these four]"
@@ -29,7 +28,7 @@ def test_comments_of_every_kind_are_read():
 def test_a_row_has_what_is_allowed_and_the_papers_value():
     rows = {
         line.split("`")[1]: [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in configuration_reference.text().splitlines()
+        for line in reference.text().splitlines()
         if line.startswith("| `")
     }
     assert rows["schedule.beta"][1:4] == ["`12.0`", "float, at least 0", "`12.0`, (10 to 16)"]

@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from kpod_jax import configuration, usage
+from kpod_jax.cli import usage
+from kpod_jax.config import defaults
 from tests.conftest import ROOT
 from tests.documents.markdown import PAGES
 
@@ -97,7 +98,7 @@ def test_figures_of_the_readme_are_those_of_the_pages():
 @pytest.mark.parametrize("page", PAGES)
 def test_keys_modes_and_flags_in_the_text_exist(page):
     text = (ROOT / page).read_text()
-    keys = configuration.flatten(configuration.default()).keys()
+    keys = defaults.flatten(defaults.get_config()).keys()
     blocks = {key.rpartition(".")[0] for key in keys}
     rooms = {block.partition(".")[0] for block in blocks}
     code = " ".join(re.findall(r"`([^`\n]+)`", text))
@@ -108,19 +109,3 @@ def test_keys_modes_and_flags_in_the_text_exist(page):
             assert any(pattern.fullmatch(known) for known in (*keys, *blocks)), name
     for mode in re.findall(r"--mode=(\w+)", text):
         assert mode in usage.MODES, mode
-
-
-def test_the_map_has_every_room_and_no_other():
-    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| room |")[2].partition("\n\n")[0]
-    cells = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `kpod_jax")]
-    listed = {
-        name.removeprefix("kpod_jax/").rstrip("/")
-        for cell in cells
-        for name in re.findall(r"`([^`]+)`", cell)
-    }
-    there = {
-        path.name
-        for path in (ROOT / "kpod_jax").iterdir()
-        if path.name[0] != "_" and path.name not in ("assets", "py.typed")
-    }
-    assert listed == there

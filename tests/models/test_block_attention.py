@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import sharding
-from kpod_jax.forward import target_losses
 from kpod_jax.models import block_attention, layers
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.parallel import sharding
+from kpod_jax.training.forward import target_losses
 from tests.models import tiny
 
 # B, Q, K, N, M: lengths that blocks do not divide, shared keys, fewer queries than one block has.

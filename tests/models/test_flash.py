@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kpod_jax.forward import target_losses
 from kpod_jax.models import layers
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.training.forward import target_losses
 from tests.models import tiny
 
 _T5 = T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_heads=2, dropout_rate=0.0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from kpod_jax.errors import UserError
 from kpod_jax.models import hub
+from kpod_jax.utils.errors import UserError
 from tests.models import test_llama as llama
 from tests.models import tiny
 

@@ -11,11 +11,11 @@ import pytest
 import safetensors.numpy
 import transformers
 
-from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import NAMED, T5Config
+from kpod_jax.utils.errors import UserError
 from tests.models import tiny
 
 

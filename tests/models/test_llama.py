@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig, RopeScaling
+from kpod_jax.utils.errors import UserError
 from tests.models import tiny
 
 SIZES: dict[str, Any] = {

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import costs
 from kpod_jax.models import products
+from kpod_jax.training import costs
 from tests.models import tiny
 
 # Shapes of x and of the kernel, and the kernel's dimensions that are summed over.

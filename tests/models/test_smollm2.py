@@ -12,7 +12,7 @@ import transformers
 
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Ragged
-from kpod_jax.generate import Generator
+from kpod_jax.evaluation.generation import Generator
 from kpod_jax.models import hub, layout
 from kpod_jax.models.student import Student, load_student
 from tests.models import tiny

@@ -11,13 +11,13 @@ import pytest
 import tokenizers
 import transformers
 
-from kpod_jax import sharding
-from kpod_jax.errors import UserError
 from kpod_jax.models import hub, layout
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import load_student
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.parallel import sharding
+from kpod_jax.utils.errors import UserError
 from tests.models import tiny
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import transformers
 
-from kpod_jax import sharding
 from kpod_jax.models import hub
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
+from kpod_jax.parallel import sharding
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,

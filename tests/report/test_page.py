@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs import llama_7b
-from kpod_jax import files, report
+from kpod_jax import report
+from kpod_jax.utils import files
 from tests.report import workdirs
 
 VOID = {"meta", "br", "img", "hr", "input", "link", "path", "use"}

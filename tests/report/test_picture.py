@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 import pytest
 
 from kpod_jax import report
-from kpod_jax.errors import UserError
 from kpod_jax.sweep import comparison
+from kpod_jax.utils.errors import UserError
 from tests.report import workdirs
 from tests.sweep.runs import config, write
 

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.report import run as run_files
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
 from tests.report import workdirs
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kpod_jax import answers
+from kpod_jax.data import answers
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.report import summary
 from tests.report import workdirs

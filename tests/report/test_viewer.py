@@ -8,8 +8,8 @@ import pytest
 
 from kpod_jax import report
 from kpod_jax.data.records import Record
-from kpod_jax.errors import UserError
 from kpod_jax.report import heatmap, terminal
+from kpod_jax.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.report import workdirs
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax import files
 from kpod_jax.data.records import Ragged, Record
+from kpod_jax.utils import files
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>"
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
 from kpod_jax.schedule import clusters
+from kpod_jax.utils.errors import UserError
 
 
 def write(tmp_path, text, name="vectors.txt"):

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpod_jax import plugins
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
 from kpod_jax.schedule.protocol import Feedback, Setting, checked
+from kpod_jax.utils import plugins
+from kpod_jax.utils.errors import UserError
 
 # 2, 1, 3 and no steps; means 1.5, 4, 1 and 0.
 DIFFICULTY = Ragged.from_list([[1.0, 2.0], [4.0], [1.0, 1.0, 1.0], []], np.float64)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
 from kpod_jax.schedule import curricula, kpod, value
+from kpod_jax.utils.errors import UserError
 
 PAPER: dict[str, Any] = {"p": 0.5, "initial_share": 0.3, "beta": 12.0}
 

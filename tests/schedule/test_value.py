@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kpod_jax.data.records import Ragged
-from kpod_jax.errors import UserError
 from kpod_jax.schedule import value
+from kpod_jax.utils.errors import UserError
 
 STEPS = Ragged.from_list([[3.0, 1.0, 2.0], [], [5.0]], np.float64)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 from kpod_jax.data.records import Ragged
 from kpod_jax.stages import distill
 from kpod_jax.weighting.context import weights_by_context
@@ -22,7 +22,7 @@ LITERAL = {"weight_context": 0}
 
 
 def found(weights: Ragged | None = STORED, **options: Any) -> Any:
-    config = configuration.default()
+    config = defaults.get_config()
     config.distill.update(options)
     run: Any = types.SimpleNamespace(config=config, weights=lambda: weights, train_set=TRAIN)
     return distill.loss_weights(run)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 from kpod_jax.data.records import Ragged
 from kpod_jax.stages import schedule
 
@@ -16,7 +16,7 @@ from kpod_jax.stages import schedule
     [(0.5, 20, 10), (0.5, 100, 50), (0.3, 10, 3), (0.0, 8, 0), (1.0, 8, 7), (0.5, 1, 0)],
 )
 def test_the_ramp_is_a_share_of_the_stages(share, stages, ramp):
-    config = configuration.default()
+    config = defaults.get_config()
     config.schedule.ramp_share = share
     # One step at a stage at most, so that the last of many wait for the ramp's end.
     steps = Ragged.from_list([np.ones(200) for _ in range(3)], np.float32)

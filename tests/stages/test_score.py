@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpod_jax import configuration, difficulty
+from kpod_jax.config import defaults
 from kpod_jax.data.records import Ragged
+from kpod_jax.schedule import difficulty
 from kpod_jax.stages import score
 from tests.weighting import tiny
 
@@ -21,7 +22,7 @@ WEIGHTS = Ragged.from_list([[0.9, 0.1, 0.5]], np.float32)
 )
 def test_difficulties_are_from_the_weights_that_are_asked_for(weights, first, monkeypatch):
     monkeypatch.setattr(difficulty, "rationale_losses", lambda *_, **__: NLL)
-    config = configuration.default()
+    config = defaults.get_config()
     config.difficulty.weights = weights
     run: Any = types.SimpleNamespace(
         config=config,

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kpod_jax import files
-from kpod_jax.errors import UserError
 from kpod_jax.stages import weigh as stage
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 from kpod_jax.weighting import weigh
-from kpod_jax.workdir import Workdir
 from tests.weighting import tiny
 
 

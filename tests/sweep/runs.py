@@ -4,8 +4,9 @@ import pathlib
 from typing import Any
 
 from configs import quickstart
-from kpod_jax import answers, files
-from kpod_jax.configuration import Config
+from kpod_jax.config.defaults import Config
+from kpod_jax.data import answers
+from kpod_jax.utils import files
 
 
 def config(method: str = "kpod", seed: int = 0, **changes: Any) -> Config:

@@ -4,8 +4,9 @@ import statistics
 
 import pytest
 
-from kpod_jax import answers, files
+from kpod_jax.data import answers
 from kpod_jax.sweep import comparison
+from kpod_jax.utils import files
 from tests.sweep.runs import config, write
 
 

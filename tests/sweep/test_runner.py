@@ -10,10 +10,12 @@ import sys
 import pytest
 
 from configs import quickstart
-from kpod_jax import files, pipeline, processes, sweep
-from kpod_jax.errors import UserError
+from kpod_jax import pipeline, sweep
+from kpod_jax.parallel import processes
 from kpod_jax.sweep import runner
-from kpod_jax.workdir import Workdir
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 from tests.conftest import ROOT
 
 SWEEP = """

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from kpod_jax import configuration, configuration_checks
+from kpod_jax.cli import checks
+from kpod_jax.config import defaults
 from kpod_jax.data import jsonl
 from tests.teacher import endpoint as endpoints
 
@@ -71,9 +72,9 @@ def sums(tmp_path):
 
 @pytest.fixture
 def config(sums, endpoint):
-    config = configuration.default()
+    config = defaults.get_config()
     config.data.name, config.data.path = "jsonl", str(sums)
     config.teacher.model, config.teacher.base_url = "m", endpoint.url
     config.teacher.concurrency = 2
-    configuration_checks.check(config)
+    checks.check(config)
     return config

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from kpod_jax.errors import UserError
 from kpod_jax.teacher import teach
 from kpod_jax.teacher.batch import read_batch, write_batch
 from kpod_jax.teacher.requests import Request
+from kpod_jax.utils.errors import UserError
 from tests.teacher.conftest import KEY, add, rows, summary
 
 

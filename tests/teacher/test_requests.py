@@ -2,16 +2,18 @@
 
 import pytest
 
-from kpod_jax import answers, configuration, configuration_checks
-from kpod_jax.errors import UserError
+from kpod_jax.cli import checks
+from kpod_jax.config import defaults
+from kpod_jax.data import answers
 from kpod_jax.teacher.questions import Question
 from kpod_jax.teacher.requests import make_requests, read_examples
+from kpod_jax.utils.errors import UserError
 
 QUESTIONS = [Question("a", "What is {answer}?", "1"), Question("b", "How {much}?", "2")]
 
 
 def requests(**changes):
-    teacher = configuration.default().teacher
+    teacher = defaults.get_config().teacher
     teacher.update({"model": "m"} | changes)
     return make_requests(QUESTIONS, teacher)
 
@@ -76,16 +78,16 @@ def test_gsm8k_ids_are_lines():
     ],
 )
 def test_settings_are_checked(changes, message):
-    config = configuration.default()
+    config = defaults.get_config()
     config.teacher.update(changes)
     with pytest.raises(UserError, match=message):
-        configuration_checks.check(config)
+        checks.check(config)
 
 
 @pytest.mark.parametrize("url", ["http://me:pa55@host/v1", "https://host/v1?api-key=pa55"])
 def test_secrets_in_an_address_are_refused_and_not_shown(url):
-    config = configuration.default()
+    config = defaults.get_config()
     config.teacher.base_url = url
     with pytest.raises(UserError, match="OPENAI_API_KEY") as error:
-        configuration_checks.check(config)
+        checks.check(config)
     assert "pa55" not in str(error.value)

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from kpod_jax import configuration
+from kpod_jax.config import defaults
 from kpod_jax.data import sources
-from kpod_jax.errors import UserError
 from kpod_jax.teacher import teach
+from kpod_jax.utils.errors import UserError
 from tests.teacher import endpoint as endpoints
 from tests.teacher.conftest import KEY, add, asked, number_of, rows, summary
 
@@ -228,10 +228,10 @@ def test_gsm8k_reads_what_was_written(config, endpoint, tmp_path):
 
 def command(config, workdir: pathlib.Path) -> list[str]:
     """The command line for a configuration of these tests."""
-    default = configuration.flatten(configuration.default())
+    default = defaults.flatten(defaults.get_config())
     flags = [
         f"--config.{key}={value}"
-        for key, value in configuration.flatten(config).items()
+        for key, value in defaults.flatten(config).items()
         if value != default[key]
     ]
     module = [sys.executable, "-m", "kpod_jax.main", "--config=configs/t5_base.py"]

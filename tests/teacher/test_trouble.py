@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from kpod_jax.errors import UserError
 from kpod_jax.teacher import ask, teach
+from kpod_jax.utils.errors import UserError
 from tests.teacher import endpoint as endpoints
 from tests.teacher.conftest import KEY, add, asked, number_of, rows, summary
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax import costs
+from kpod_jax.training import costs
 from kpod_jax.weighting import generator, learn, weigh
 from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator

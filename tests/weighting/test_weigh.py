@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from kpod_jax import checkpoint, configuration, sharding
+from kpod_jax.config import defaults
 from kpod_jax.data.records import Record
-from kpod_jax.errors import UserError
+from kpod_jax.parallel import sharding
+from kpod_jax.training import checkpoints
+from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting import learn, weigh
 from kpod_jax.weighting.problems import problems_of, take
 from tests.weighting import tiny
@@ -17,7 +19,7 @@ TRAIN, HELD_OUT = tiny.copying(21, 0), tiny.copying(10, 1)
 
 
 def settings(**changes):
-    config = configuration.default().weighting
+    config = defaults.get_config().weighting
     small = {"steps": 2, "reading_steps": 0, "masking_steps": 0, "batch_size": 8, "hidden": 8}
     config.update(small | {"heads": 2, "min_gap": 0.0, "allow_failed": True} | changes)
     return config
@@ -239,7 +241,7 @@ def test_a_stage_that_is_killed_anywhere_ends_with_the_same_weights(tmp_path, mo
         fit="other_fold", reading_steps=2, masking_steps=1, steps=3, judge_every=1, min_gap=-9.0
     )
     config.joint_learning_rate = 1e-3
-    save, saves, stop_at = checkpoint.Checkpoints.save, [], 0
+    save, saves, stop_at = checkpoints.Checkpoints.save, [], 0
 
     def saving(self, step, state, **options):
         save(self, step, state, **options)
@@ -248,7 +250,7 @@ def test_a_stage_that_is_killed_anywhere_ends_with_the_same_weights(tmp_path, mo
         if len(saves) == stop_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", saving)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", saving)
     whole = run(tmp_path / "whole", config)
     assert saves == [2, 3, 2, 3] * 2  # Answerer and generator, of each half.
     for stop_at in (1, 4, 7):

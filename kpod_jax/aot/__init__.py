@@ -1,0 +1,1 @@
+"""Compiles steps for devices that are not there: their memory and costs."""

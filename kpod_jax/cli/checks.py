@@ -1,0 +1,248 @@
+"""What the keys of a configuration may be, and the checks made before any work starts."""
+
+import functools
+import re
+from collections.abc import Callable
+
+from kpod_jax import baselines
+from kpod_jax.config.defaults import METHODS, Config, flatten
+from kpod_jax.data import own, sources
+from kpod_jax.data.published import SPLITS
+from kpod_jax.models import families
+from kpod_jax.training import losses
+from kpod_jax.utils import plugins
+from kpod_jax.utils.errors import UserError
+
+# Keys whose value may be an import path besides, and what it then names.
+OWN = {
+    "method": "package.module:Class",
+    "data.name": "package.module:Class",
+    "student.family": "package.module:FAMILY",
+    "schedule.curriculum": "package.module:Class",
+    "distill.loss": "package.module:function",
+}
+# Keys whose value may be a file besides, and how its name ends.
+FILES = {"weighting.weights": ".npz"}
+CHOICES = {
+    "method": tuple(METHODS),
+    "data.name": sources.NAMES,
+    "data.splits": ("paper", "official"),
+    "data.answer_kind": ("", "number", "choice", "yes_no"),
+    "student.family": ("",),
+    "student.init": ("pretrained", "random"),
+    "teacher.style": ("zero_shot", "few_shot"),
+    "teacher.max_tokens_name": ("max_tokens", "max_completion_tokens"),
+    "teacher.keep": ("right", "all"),
+    "teacher.batch": ("none", "write", "read"),
+    "student.dtype": ("float32", "bfloat16"),
+    "student.remat": ("none", "dots", "full"),
+    "student.attention": ("auto", "xla", "cudnn", "blocks"),
+    "student.lora.base_dtype": ("float32", "bfloat16", "int8"),
+    "export.lora": ("merged", "adapter"),
+    "export.dtype": ("float32", "bfloat16"),
+    "weighting.weights": ("learned", "uniform"),
+    "weighting.prefixes": ("sampled", "all", "step_ends", "late"),
+    "weighting.encoding": ("bidirectional", "causal"),
+    "weighting.estimator": ("score_function", "straight_through", "soft"),
+    "weighting.fit": ("other_fold", "fresh", "same"),
+    "difficulty.weights": ("learned", "uniform"),
+    "schedule.curriculum": ("kpod", "full", "icl", "spl", "acl"),
+    "schedule.solver": ("greedy", "ftgp"),
+    "distill.loss": ("cross_entropy",),
+    "distill.step_start_weight": ("learned", "answer"),
+    "distill.rescale_weights": ("none", "mean"),
+    "distill.optimizer": ("adam", "adamw", "adafactor"),
+    "distill.decay": ("constant", "linear", "cosine"),
+    "distill.input_steps": ("decoder", "encoder"),
+    "eval.split": SPLITS,
+}
+_INFINITY = float("inf")
+# Lowest and highest value, both allowed.
+RANGES = {
+    "data.arithmetic.verbosity": (0, 1),
+    "data.max_bad_share": (0, 1),
+    "teacher.samples": (1, 1000),
+    "teacher.temperature": (-1, 2),
+    "teacher.top_p": (0, 1),
+    "teacher.max_tokens": (1, _INFINITY),
+    "teacher.logprobs": (0, 20),
+    "teacher.concurrency": (1, 1000),
+    "teacher.timeout": (0.1, _INFINITY),
+    "teacher.retries": (0, 1000),
+    "student.lora.dropout": (0, 0.999),
+    "student.max_question_tokens": (8, _INFINITY),
+    "student.max_target_tokens": (8, _INFINITY),
+    "weighting.alpha_warmup": (0, 1),
+    "weighting.prefix_samples": (1, _INFINITY),
+    "weighting.judged_examples": (1, _INFINITY),
+    "weighting.mask_samples": (2, _INFINITY),
+    "weighting.exploration": (0, 0.49),
+    "weighting.initial_weight": (0.01, 0.99),
+    "weighting.clear_share": (0, 1),
+    "weighting.steps": (1, _INFINITY),
+    "weighting.batch_size": (1, _INFINITY),
+    "weighting.clip_norm": (1e-6, _INFINITY),
+    "weighting.patience": (1, _INFINITY),
+    "weighting.temperature_start": (1e-3, _INFINITY),
+    "weighting.temperature_end": (1e-3, _INFINITY),
+    "weighting.min_gap": (-_INFINITY, _INFINITY),
+    "weighting.hidden": (1, _INFINITY),
+    "weighting.heads": (1, _INFINITY),
+    "difficulty.batch_size": (1, _INFINITY),
+    "schedule.p": (-0.999, _INFINITY),
+    "schedule.initial_share": (0, 1),
+    "schedule.ramp_share": (0, 1),
+    "schedule.clusters": (1, _INFINITY),
+    "schedule.growth": (1, _INFINITY),
+    "schedule.mixing": (0, 1),
+    "distill.weight_context": (0, _INFINITY),
+    "distill.least_weight": (0, 1),
+    "distill.buckets": (1, _INFINITY),
+    "distill.batch_size": (1, _INFINITY),
+    "distill.micro_batches": (1, _INFINITY),
+    "distill.log_every": (1, _INFINITY),
+    "distill.checkpoint_every": (1, _INFINITY),
+    "distill.keep": (1, _INFINITY),
+    "baseline.counterfactual_weight": (0, 1),
+    "baseline.diverse_rationales": (2, _INFINITY),
+    "baseline.ngram": (1, _INFINITY),
+    "baseline.demonstrations": (1, _INFINITY),
+    "mesh.data": (-1, _INFINITY),
+    "mesh.fsdp": (-1, _INFINITY),
+    "mesh.tensor": (-1, _INFINITY),
+    "eval.batch_size": (1, _INFINITY),
+    "eval.top_p": (1e-6, 1),
+    "eval.samples": (1, _INFINITY),
+}
+
+
+def check(config: Config) -> None:
+    """Checks every value, before any work starts.
+
+    Raises:
+      UserError: one message that names each key at fault, its value and what was expected.
+    """
+    faults = []
+    for key, value in flatten(config).items():
+        if key in CHOICES:
+            if value not in CHOICES[key]:
+                faults += _choice_faults(key, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            low, high = RANGES.get(key, (0, _INFINITY))
+            if not low <= value <= high:
+                bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
+                faults.append(f"{key}={value!r}: expected {bound}")
+    for block, key, field in (
+        ("student", "prompt", "{question}"),
+        ("student", "answer_template", "{answer}"),
+        ("baseline", "answer_prompt", "{question}"),
+    ):
+        if config[block][key].count(field) != 1:
+            faults.append(f"{block}.{key}={config[block][key]!r}: expected {field} once in it")
+    faults += _teacher_faults(config.teacher)
+    if config.distill.batch_size % config.distill.micro_batches:
+        faults.append(
+            f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
+            f"distill.batch_size={config.distill.batch_size}"
+        )
+    if config.distill.equal_tokens and config.schedule.curriculum in ("full", "spl", "acl"):
+        faults.append(
+            f"distill.equal_tokens=True: schedule.curriculum={config.schedule.curriculum!r} is not "
+            "one whose tokens are fewer and known before training; expected kpod or icl"
+        )
+    if config.eval.samples > 1 and not config.eval.temperature:
+        faults.append(
+            f"eval.samples={config.eval.samples}: expected eval.temperature above 0, as greedy "
+            "generations are all the same"
+        )
+    if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+        faults.append("mesh: expected at most one axis of -1")
+    learned = config.weighting.weights == "learned"
+    if learned and config.weighting.fit == "fresh" and config.data.name != "arithmetic":
+        faults.append(
+            f"weighting.fit='fresh': data set {config.data.name} has no fresh problems; "
+            "expected other_fold"
+        )
+    low, high = config.data.arithmetic.operations
+    if not 1 <= low <= high <= 8:
+        faults.append(
+            f"data.arithmetic.operations={(low, high)}: expected the least and the most, of 1 to 8"
+        )
+    if config.data.name in ("jsonl", "csv") and not config.data.path:
+        end = config.data.name
+        faults.append(f"data.path='': expected the folder of train.{end}, validation.{end}, …")
+    if config.data.name == "huggingface" and not config.data.path:
+        faults.append("data.path='': expected a directory, or a data set's id on the hub")
+    if config.data.name == "asdiv" and config.data.splits == "official":
+        faults.append("data.splits='official': ASDiv has no splits of its own; expected paper")
+    faults += _ood_faults(config.eval)
+    checkpoint = str(config.eval.checkpoint)
+    if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
+        faults.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")
+    faults += baselines.faults(config)
+    if faults:
+        raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
+
+
+def _choice_faults(key: str, value: object) -> list[str]:
+    """What is wrong with a value that is none of its key's choices. What it names is imported."""
+    if key in FILES and str(value).endswith(FILES[key]):
+        return []
+    if key not in OWN or not plugins.is_path(str(value)):
+        known = ", ".join(choice or "''" for choice in CHOICES[key])
+        instead = f", or {OWN[key]}" if key in OWN else ""
+        instead += f", or a {FILES[key]} file" if key in FILES else ""
+        return [f"{key}={value!r}: expected one of {known}{instead}"]
+    load: Callable[[str], object] = {
+        "data.name": own.class_of,
+        "distill.loss": losses.token_loss_of,
+        "student.family": families.own_family,
+    }.get(key, functools.partial(plugins.load, key=key))
+    try:
+        load(str(value))
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _ood_faults(options: Config) -> list[str]:
+    """What is wrong with `eval.ood` and `eval.ood_paths`."""
+    names, paths = tuple(options.ood), tuple(options.ood_paths)
+    known = CHOICES["data.name"]
+    if not all(plugins.is_path(n) or n in known for n in names) or len(set(names)) < len(names):
+        return [f"eval.ood={names!r}: expected different names of {', '.join(known)}"]
+    for name in names:
+        if name not in known and (faults := _choice_faults("data.name", name)):
+            return faults
+    if paths and len(paths) != len(names):
+        return [
+            f"eval.ood_paths={paths!r}: expected a folder, or '', for each of eval.ood={names!r}"
+        ]
+    for name, path in zip(names, paths or [""] * len(names), strict=True):
+        if name in ("jsonl", "csv", "huggingface") and not path:
+            return [f"eval.ood={name}: expected where its test split is, in eval.ood_paths"]
+    return []
+
+
+def _teacher_faults(teacher: Config) -> list[str]:
+    faults = []
+    if teacher.prompt.count("{question}") != 1:
+        faults.append(f"teacher.prompt={teacher.prompt!r}: expected {{question}} once in it")
+    if teacher.samples > 1 and not teacher.temperature:
+        faults.append(
+            f"teacher.samples={teacher.samples}: expected teacher.temperature above 0, as answers "
+            "are all the same without it"
+        )
+    if "@" in teacher.base_url or "?" in teacher.base_url:  # It is not shown: it may hold a secret.
+        faults.append(
+            "teacher.base_url: expected an address without user, password or query; the key "
+            "comes from the environment variable OPENAI_API_KEY"
+        )
+    elif teacher.base_url and not re.match(r"https?://[^/\s]", teacher.base_url):
+        faults.append(
+            f"teacher.base_url={teacher.base_url!r}: expected an address such as "
+            "http://localhost:8000/v1"
+        )
+    if teacher.batch == "read" and not teacher.batch_results:
+        faults.append("teacher.batch_results='': expected the file that teacher.batch='read' reads")
+    return faults

@@ -1,0 +1,1 @@
+"""The default configuration, methods by name, and the paper's settings."""

@@ -1,0 +1,1 @@
+"""Generation, accuracy, analysis of errors and significance."""

@@ -1,0 +1,341 @@
+"""Generation: prompts wait in a queue, and each takes the next free row of the running batch.
+
+A row that has ended is refilled while the others go on, so a few long generations do not hold up
+the rest. Three functions are compiled for each length of prompts, and none from batch to batch:
+`start` makes an empty batch, `fill` puts prompts into rows, `decode` writes tokens in a loop on the
+device until enough rows are free.
+
+Letters: N prompts, B rows of the batch, R of them filled at a time from E prompts, S prompt tokens,
+G tokens at most of a generation, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kpod_jax.data.buckets import length_buckets, padded
+from kpod_jax.data.records import Ragged
+from kpod_jax.models import layout
+from kpod_jax.models.student import Student
+from kpod_jax.parallel import sharding
+
+# A part 1 / _REFILL of the batch is free before it is refilled: a refill costs an encoder's pass.
+_REFILL = 4
+# Of every array of a cache, whatever the family.
+_CACHE_AXES = ("batch", "heads", "length", "kv")
+
+
+class Rows(NamedTuple):
+    """The running batch; a row that is done is free.
+
+    Attributes:
+      cache: keys and values. Those of generated tokens stand in a ring of G places, whose place
+        `time` mod G is written by all rows at once, whenever they began.
+      mask: [B, S] bool, False at a prompt's padding.
+      ids: [B] int32, each row's last token.
+      age: [B] int32, how many tokens a row has written.
+      done: [B] bool.
+      number: [B] int32, which of all generations a row is.
+      written: [B, G] int32.
+      time: int32, steps so far.
+    """
+
+    cache: Any
+    mask: jax.Array
+    ids: jax.Array
+    age: jax.Array
+    done: jax.Array
+    number: jax.Array
+    written: jax.Array
+    time: jax.Array
+
+
+class Steps(NamedTuple):
+    """The jitted functions of a `Generator`; `Rows` are donated.
+
+    Attributes:
+      prepare: parameters -> those that the others take: adapters merged, layers written out,
+        factors of matrix products in the compute type.
+      start: (prepared, S) -> Rows, all of them free. S is static.
+      fill: (prepared, Rows, ids [E, S], mask [E, S], slots [R], numbers [R], source [R]) -> Rows.
+        Row r gets the prompt `source[r]`, or with None as source prompt r, E being R. A slot of B
+        or more is left out.
+      decode: (prepared, Rows, key, enough) -> Rows, of which at least `enough` are done.
+      look: Rows -> done and written, whole on every device.
+    """
+
+    prepare: Any
+    start: Any
+    fill: Any
+    decode: Any
+    look: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+      temperature: 0 takes the likeliest token.
+      top_p: only the likeliest tokens that together have this probability are drawn from. (0, 1]
+      seed: of the draws. A generation's draws depend on it and the generation's number alone, not
+        on the batch.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Generator:
+    """Generations of a student, greedy or sampled."""
+
+    def __init__(
+        self,
+        student: Student,
+        mesh: Mesh,
+        start_id: int,
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        buckets: int = 4,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          student: whose module decodes.
+          mesh: that the parameters lie on.
+          start_id: the decoder's first input, see `Student.decoder_start`.
+          batch_size: B.
+          max_new_tokens: G.
+          sampling: default greedy.
+          buckets: lengths that prompts are padded to at most, each of which is compiled for.
+        """
+        self._mesh, self._batch_size, self._buckets = mesh, batch_size, buckets
+        self._refill, self._parts = refill_rows(batch_size, mesh), sharding.row_parts(mesh)
+        self._seed = (sampling or Sampling()).seed
+        self._pad_id = student.tokenizer.pad_token_id
+        self._max_new_tokens = max_new_tokens
+        self._steps = make_steps(
+            student, mesh, start_id, batch_size, max_new_tokens, sampling or Sampling()
+        )
+
+    def __call__(
+        self,
+        params: Any,
+        prompts: Ragged,
+        *,
+        samples: int = 1,
+        progress: Callable[[int], None] = lambda generations: None,
+    ) -> np.ndarray:
+        """[N, samples, G] int32: the generated tokens, EOS among them, and padding after it.
+
+        Args:
+          params: of the student.
+          prompts: N slices of int32.
+          samples: generations of each prompt.
+          progress: is told how many more are done.
+        """
+        found = np.full((len(prompts) * samples, self._max_new_tokens), self._pad_id, np.int32)
+        with sharding.use(self._mesh):
+            prepared = self._steps.prepare(params)
+            lengths_Nx1 = prompts.lengths[:, None]
+            for members, (size,) in length_buckets(lengths_Nx1, self._buckets, self._batch_size):
+                # Number n is sample n % samples of prompt n // samples.
+                numbers = (members[:, None] * samples + np.arange(samples)).reshape(-1)
+                for number, written in self._bucket(prepared, prompts, numbers, samples, int(size)):
+                    found[number] = written
+                    progress(len(number))
+        return found.reshape(len(prompts), samples, self._max_new_tokens)
+
+    def _bucket(
+        self, prepared: Any, prompts: Ragged, numbers: np.ndarray, samples: int, size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields numbers of generations and what was written, as they end."""
+        steps, batch_size, key = self._steps, self._batch_size, jax.random.key(self._seed)
+        rows, waiting = steps.start(prepared, size), numbers
+        free, running = np.arange(batch_size), np.full(batch_size, -1)
+        while True:
+            while len(waiting) and len(free):
+                count = min(len(waiting), len(free), self._refill)
+                taken, slots = waiting[:count], free[:count]
+                waiting, free, running[slots] = waiting[count:], free[count:], taken
+                rest = (0, self._refill - count)
+                needed = np.pad(taken // samples, rest, constant_values=-1)
+                needed, source = self._without_repetition(needed, samples)
+                ids, mask = padded(prompts, needed, size, self._pad_id)
+                placed = sharding.place_whole({"ids": ids, "mask": mask}, self._mesh)
+                slots = np.pad(slots, rest, constant_values=batch_size).astype(np.int32)
+                taken = np.pad(taken, rest).astype(np.int32)
+                rows = steps.fill(
+                    prepared, rows, placed["ids"], placed["mask"], slots, taken, source
+                )
+            if not (running >= 0).any():
+                return
+            # Without prompts that wait, all rows run to their end.
+            idle = int((running < 0).sum())
+            enough = min(batch_size, idle + self._refill) if len(waiting) else batch_size
+            rows = steps.decode(prepared, rows, key, np.int32(enough))
+            done, written = jax.device_get(steps.look(rows))
+            ended = np.flatnonzero(done & (running >= 0))
+            yield running[ended], written[ended]
+            running[ended] = -1
+            free = np.flatnonzero(running < 0)
+
+    def _without_repetition(
+        self, needed_R: np.ndarray, samples: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Samples of a question share the reading of its prompt.
+
+        Returns:
+          [E] the prompts, -1 for none, where E depends on R and the samples alone; and [R] the
+          place of each row's prompt among them, or None where E is R.
+        """
+        # Rows in turn, of which the first and the last prompt's samples may be in part elsewhere.
+        most = (self._refill - 2) // samples + 3
+        count = -(-most // self._parts) * self._parts
+        if samples == 1 or count >= self._refill:
+            return needed_R, None
+        prompts, source_R = np.unique(needed_R, return_inverse=True)
+        rest = (0, count - len(prompts))
+        return np.pad(prompts, rest, constant_values=-1), source_R.astype(np.int32)
+
+
+def refill_rows(batch_size: int, mesh: Mesh) -> int:
+    """R: rows that are filled at a time, a part of the batch that the devices divide."""
+    parts = sharding.row_parts(mesh)
+    return min(batch_size, -(-batch_size // _REFILL // parts) * parts or parts)
+
+
+def make_steps(
+    student: Student,
+    mesh: Mesh,
+    start_id: int,
+    batch_size: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> Steps:
+    """The jitted functions of a `Generator`."""
+    lora, dtype = student.module.lora, student.module.dtype
+    # While decoding there is one cache a layer, updated in place; stacked ones would be copied.
+    module = student.module.clone(scan_layers=False, remat="none", lora=None)
+    eos_id, pad_id = student.tokenizer.eos_token_id, student.tokenizer.pad_token_id
+    rows_B = jnp.arange(batch_size)
+
+    def apply(params: Any, method: str, *args: Any) -> Any:
+        return module.apply({"params": params}, *args, method=method)
+
+    @jax.jit
+    def prepare(params: Any) -> Any:
+        flat = layout.flatten(layout.unroll(layout.merge(params, lora)))
+        # Factors of matrix products in the compute type, so that the loop need not cast them again.
+        factors = ("/kernel", "/embedding")
+        cast = {k: v.astype(dtype) if k.endswith(factors) else v for k, v in flat.items()}
+        return layout.unflatten(cast)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def start(params: Any, size: int) -> Rows:
+        def cache(params: Any) -> Any:
+            ids = jnp.zeros((batch_size, size), jnp.int32)
+            encoded = apply(params, "encode", ids, ids == 0)
+            return apply(params, "start_cache", encoded, max_new_tokens)
+
+        def room(of: jax.ShapeDtypeStruct) -> jax.Array:
+            return sharding.constrain(jnp.zeros(of.shape, of.dtype), *_CACHE_AXES)
+
+        zeros = jnp.zeros(batch_size, jnp.int32)
+        return Rows(
+            cache=jax.tree.map(room, jax.eval_shape(cache, params)),
+            mask=jnp.zeros((batch_size, size), bool),
+            ids=zeros,
+            age=zeros,
+            done=jnp.ones(batch_size, bool),
+            number=zeros,
+            written=jnp.full((batch_size, max_new_tokens), pad_id, jnp.int32),
+            time=jnp.zeros((), jnp.int32),
+        )
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def fill(
+        params: Any,
+        rows: Rows,
+        ids_ExS: jax.Array,
+        mask_ExS: jax.Array,
+        slots_R: jax.Array,
+        number_R: jax.Array,
+        source_R: jax.Array | None,
+    ) -> Rows:
+        encoded = apply(params, "encode", ids_ExS, mask_ExS)
+        mask_RxS = mask_ExS
+        if source_R is not None:
+            mask_RxS, encoded = jax.tree.map(lambda x: x[source_R], (mask_ExS, encoded))
+
+        def put(array: jax.Array, value: Any) -> jax.Array:
+            return array.at[slots_R].set(value, mode="drop")
+
+        return Rows(
+            cache=apply(params, "fill_cache", rows.cache, slots_R, encoded),
+            mask=put(rows.mask, mask_RxS),
+            ids=put(rows.ids, start_id),
+            age=put(rows.age, 0),
+            done=put(rows.done, ~mask_RxS.any(axis=1)),
+            number=put(rows.number, number_R),
+            written=put(rows.written, pad_id),
+            time=rows.time,
+        )
+
+    def choose(logits_BxV: jax.Array, key: jax.Array, rows: Rows) -> jax.Array:
+        if not sampling.temperature:
+            return jnp.argmax(logits_BxV, axis=-1)
+        logits_BxV = logits_BxV / sampling.temperature
+        if sampling.top_p < 1:
+            logits_BxV = nucleus(logits_BxV, sampling.top_p)
+        fold_in = jax.vmap(jax.random.fold_in)
+        keys_B = fold_in(fold_in(jnp.broadcast_to(key, batch_size), rows.number), rows.age)
+        return jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def decode(params: Any, rows: Rows, key: jax.Array, enough: jax.Array) -> Rows:
+        def write_one(rows: Rows) -> Rows:
+            hidden, cache = apply(
+                params, "decode_step", rows.ids, rows.time, rows.age, rows.mask, rows.cache
+            )
+            ids = choose(apply(params, "logits", hidden), key, rows).astype(jnp.int32)
+            ids = jnp.where(rows.done, pad_id, ids)
+            age = rows.age + ~rows.done
+            return rows._replace(
+                cache=cache,
+                ids=ids,
+                age=age,
+                done=rows.done | (ids == eos_id) | (age == max_new_tokens),
+                # A row that is done writes padding, or nothing where it is full.
+                written=rows.written.at[rows_B, rows.age].set(ids, mode="drop"),
+                time=rows.time + 1,
+            )
+
+        return jax.lax.while_loop(lambda rows: rows.done.sum() < enough, write_one, rows)
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def look(rows: Rows) -> tuple[jax.Array, jax.Array]:
+        return rows.done, rows.written
+
+    return Steps(prepare, start, fill, decode, look)
+
+
+def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
+    """[B, V] with -inf at all but the likeliest tokens that together reach `top_p`.
+
+    The token that crosses the bound is kept, as in transformers' `TopPLogitsWarper`.
+    """
+    order_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
+    share_BxV = jax.nn.softmax(order_BxV, axis=-1)
+    before_BxV = jnp.cumsum(share_BxV, axis=-1) - share_BxV
+    least_B = jnp.min(order_BxV, axis=-1, where=before_BxV < top_p, initial=jnp.inf)
+    return jnp.where(logits_BxV < least_B[:, None], -jnp.inf, logits_BxV)

@@ -1,0 +1,285 @@
+"""--mode=compare: runs against each other, question by question.
+
+Two runs answer the same questions, so their answers come in pairs, and a paired test sees
+differences that two separate intervals hide. Each run after the first is compared with the first.
+
+Letters: n questions, k kinds of them: those of a kind are answered by the same trainings.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from kpod_jax.data import answers, jsonl
+from kpod_jax.evaluation import comparison
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+
+RESAMPLES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One run, or several seeds of one method.
+
+    Attributes:
+      name: what it is called in tables.
+      directories: one a seed.
+      rows: of each seed, by id: question, gold and correct.
+    """
+
+    name: str
+    directories: tuple[str, ...]
+    rows: tuple[dict[str, dict[str, Any]], ...]
+
+    @property
+    def ids(self) -> set[str]:
+        """Of the questions that every seed answered."""
+        return set.intersection(*(set(rows) for rows in self.rows))
+
+    def correct(self, ids: Sequence[str]) -> np.ndarray:
+        """[seeds, n] bool."""
+        return np.array([[rows[id_]["correct"] for id_ in ids] for rows in self.rows], bool)
+
+
+def compare(
+    runs: Sequence[str], split: str = "test", output: files.PathLike | None = None
+) -> tuple[str, pathlib.Path]:
+    """Compares runs with the first of them; writes `comparison.json` and `comparison.md`.
+
+    Args:
+      runs: work directories; the seeds of one method are joined by "+", as in "a-0+a-1".
+      split: the name of the file in their `predictions/`, without its ending.
+      output: the folder of the two files; None: the first work directory.
+
+    Returns:
+      The comparison as Markdown, and the path of its file.
+
+    Raises:
+      UserError: fewer than two runs, a file that is missing or damaged, no question in common, a
+        question whose text or gold answer is not the same in all runs, or a `comparison.json` of
+        something else that would be lost.
+    """
+    if len(runs) < 2:
+        raise UserError(
+            "--mode=compare needs two work directories at least, as in --runs=runs/a,runs/b; the "
+            "seeds of one method are joined by +, as in --runs=a-0+a-1,b-0+b-1."
+        )
+    methods = _read(runs, split)
+    folder = files.as_path(output or methods[0].directories[0])
+    target = folder / "comparison.json"
+    if target.exists() and "comparisons" not in files.read_json(target):
+        raise UserError(
+            f"{target} is there and is none of --mode=compare, perhaps a sweep's. Nothing was "
+            "changed; choose another folder with --output."
+        )
+    result = paired(methods, split)
+    text = comparison.markdown(result)
+    files.write_json(target, result)
+    files.write_text(folder / "comparison.md", text)
+    return text, folder / "comparison.md"
+
+
+def paired(methods: Sequence[Method], split: str) -> dict[str, Any]:
+    """All that is compared, as plain values.
+
+    Args:
+      methods: two or more; each after the first is compared with the first.
+      split: that the rows are of.
+
+    Raises:
+      UserError: as `compare` says.
+    """
+    ids = _shared(methods, split)
+    comparisons = [_pair(methods[0], other, ids) for other in methods[1:]]
+    for row, adjusted in zip(comparisons, holm([row["p"] for row in comparisons]), strict=True):
+        row["p_holm"] = adjusted
+        row["verdict"] = comparison.verdict(row, len(ids))
+    everything = set().union(*(set(rows) for method in methods for rows in method.rows))
+    return {
+        "split": split,
+        "questions": len(ids),
+        "resamples": RESAMPLES,
+        "runs": [_summary(method, ids) for method in methods],
+        "comparisons": comparisons,
+        "missing": {
+            directory: sorted(everything - rows.keys())
+            for method in methods
+            for directory, rows in zip(method.directories, method.rows, strict=True)
+            if everything - rows.keys()
+        },
+    }
+
+
+def interval(right: np.ndarray) -> list[float]:
+    """The 95 % interval of an accuracy: Wilson's of one seed, by bootstrap of several.
+
+    Args:
+      right: [seeds, n] bool.
+    """
+    if len(right) == 1:
+        return list(answers.wilson_interval(int(right.sum()), right.size))
+    return np.quantile(resampled(right)[0] / right.size, [0.025, 0.975]).tolist()
+
+
+def resampled(*rights: np.ndarray) -> np.ndarray:
+    """[methods, RESAMPLES] int: right answers of resampled trainings to resampled questions.
+
+    The questions are drawn once for all methods, the seeds for each one by itself. How often the
+    questions of each of the k kinds are drawn is multinomial, where questions that the same
+    trainings answer are of a kind: [RESAMPLES, k] counts say what [RESAMPLES, n] indices would.
+    The generator's seed is fixed.
+
+    Args:
+      rights: [seeds, n] bool each; of as many questions, and as many seeds as a method has.
+    """
+    rng = np.random.default_rng(0)
+    kinds, counts = np.unique(np.concatenate(rights).T, axis=0, return_counts=True)
+    n = rights[0].shape[1]
+    sums = rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds
+    ends = np.cumsum([len(right) for right in rights])[:-1]
+    found = []
+    for own in np.split(sums, ends, axis=1):
+        seeds = own.shape[1]
+        drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+        found.append((own * drawn).sum(axis=1))
+    return np.array(found)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values, in the order given."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    factors = np.arange(len(p), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return adjusted.tolist()
+
+
+def _pair(a: Method, b: Method, ids: Sequence[str]) -> dict[str, Any]:
+    right_a, right_b = a.correct(ids), b.correct(ids)
+    # Whole numbers until the end, so that equal means differ by 0 and not by a rounding.
+    pairs = len(right_a) * len(right_b)
+    sums = right_a.sum(axis=0) * len(right_b) - right_b.sum(axis=0) * len(right_a)
+    differences = sums / pairs
+    sums_a, sums_b = resampled(right_a, right_b)
+    means = (sums_a * len(right_b) - sums_b * len(right_a)) / (pairs * len(ids))
+    row: dict[str, Any] = {
+        "a": a.name,
+        "b": b.name,
+        "seeds": [len(a.rows), len(b.rows)],
+        "difference": float(differences.mean()),
+        "interval": np.quantile(means, [0.025, 0.975]).tolist(),
+        "mcnemar": None,
+        "a_better": [id_ for id_, d in zip(ids, differences, strict=True) if d > 0],
+        "b_better": [id_ for id_, d in zip(ids, differences, strict=True) if d < 0],
+    }
+    if len(a.rows) == len(b.rows) == 1:
+        only_a, only_b = len(row["a_better"]), len(row["b_better"])
+        both = int((right_a & right_b).sum())
+        row["mcnemar"] = {
+            "both": both,
+            "only_a": only_a,
+            "only_b": only_b,
+            "neither": len(ids) - both - only_a - only_b,
+        }
+        # Exact for any number of discordant pairs; without one there is nothing to tell.
+        discordant = only_a + only_b
+        row["p"] = float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    else:
+        # Twice the share of resamples on the rarer side of 0, never 0 itself.
+        rarer = min(int((means <= 0).sum()), int((means >= 0).sum()))
+        row["p"] = min(1.0, 2 * (rarer + 1) / (RESAMPLES + 1))
+    return row
+
+
+def _summary(method: Method, ids: Sequence[str]) -> dict[str, Any]:
+    right, n = method.correct(ids), len(ids)
+    seeds = [
+        {
+            "directory": directory,
+            "accuracy": int(row.sum()) / n,
+            "correct": int(row.sum()),
+            "interval": interval(row[None]),
+        }
+        for directory, row in zip(method.directories, right, strict=True)
+    ]
+    if len(seeds) == 1:
+        return {"name": method.name, "seeds": seeds, **seeds[0]}
+    return {
+        "name": method.name,
+        "seeds": seeds,
+        "accuracy": float(right.mean()),
+        "interval": interval(right),
+    }
+
+
+def _shared(methods: Sequence[Method], split: str) -> list[str]:
+    """Ids that all have, in the order of the first file, once their questions are the same."""
+    common = set.intersection(*(method.ids for method in methods))
+    first = methods[0].rows[0]
+    ids = [id_ for id_ in first if id_ in common]
+    if not ids:
+        raise UserError(
+            f"No {split} question has the same id in all of "
+            f"{', '.join(d for method in methods for d in method.directories)}: there is nothing "
+            "to compare. Give runs that were evaluated on the same data."
+        )
+    for method in methods:
+        for directory, rows in zip(method.directories, method.rows, strict=True):
+            for id_ in ids:
+                for key, what in (("question", "question"), ("gold", "gold answer")):
+                    if rows[id_][key] != first[id_][key]:
+                        raise UserError(
+                            f"The {what} of {id_} is not the same in {methods[0].directories[0]} "
+                            f"({first[id_][key]!r:.80}) and in {directory} "
+                            f"({rows[id_][key]!r:.80}). Expected runs that were evaluated on the "
+                            "same data; evaluate both on it with --mode=eval."
+                        )
+    return ids
+
+
+def _read(runs: Sequence[str], split: str) -> list[Method]:
+    groups = [[run] if pathlib.Path(run).is_dir() else run.split("+") for run in runs]
+    if not all(part for group in groups for part in group):
+        raise UserError(f"--runs={','.join(runs)} names an empty directory.")
+    names = ["+".join(pathlib.Path(part).resolve().name for part in group) for group in groups]
+    if len(set(names)) < len(names):
+        names = list(runs)  # The last parts of the paths do not tell them apart.
+    return [
+        Method(name, tuple(group), tuple(read_rows(part, split) for part in group))
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def read_rows(directory: str, split: str) -> dict[str, dict[str, Any]]:
+    """The rows of a run's `predictions/SPLIT.jsonl`, by id.
+
+    Raises:
+      UserError: the file is missing or empty, a row lacks what is compared, or an id comes twice.
+    """
+    path = files.as_path(directory) / "predictions" / f"{split}.jsonl"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
+        raise UserError(
+            f"There is no {path}. Run --mode=eval in that work directory, or choose another "
+            f"--split; those there: {there}."
+        )
+    rows: dict[str, dict[str, Any]] = {}
+    for number, row, problem in jsonl.read_rows(path):
+        missing = [key for key in ("id", "question", "gold", "correct") if key not in (row or {})]
+        if row is None or missing:
+            what = problem or f"has no {missing[0]!r}"
+            raise UserError(f"{path}:{number} {what}. Expected a row as --mode=eval writes it.")
+        id_ = str(row["id"])
+        if id_ in rows or not isinstance(row["correct"], bool):
+            what = "comes twice" if id_ in rows else "has a 'correct' that is not true or false"
+            raise UserError(f"{path}:{number} {id_} {what}. Run --mode=eval again.")
+        rows[id_] = row
+    if not rows:
+        raise UserError(f"{path} holds no predictions. Run --mode=eval again.")
+    return rows

@@ -1,0 +1,101 @@
+"""The student under teacher forcing: its output, and the loss of every target token.
+
+Letters: B rows, U target positions, D width, V vocabulary.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from kpod_jax.data.batches import Batch, BatchSource
+from kpod_jax.parallel import sharding
+from kpod_jax.training import losses
+
+
+def hidden_states(
+    module: nn.Module,
+    params: Any,
+    batch: Batch | dict[str, jax.Array],
+    *,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The decoder's output [B, U, D] under teacher forcing, and the head, [..., D] -> [..., V].
+
+    Args:
+      module: the student.
+      params: its parameters.
+      batch: of a `BatchSource`.
+      dropout_key: turns the model's dropout on.
+    """
+    variables = {"params": params}
+    packed: dict[str, Any] = {"segments_BxU": batch["segments"]} if "segments" in batch else {}
+    hidden: Any = module.apply(
+        variables,
+        batch["input_ids"],
+        batch["input_mask"],
+        batch["decoder_input_ids"],
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        **packed,
+    )
+    head: Any = functools.partial(module.apply, variables, method="logits")
+    return hidden, head
+
+
+def target_losses(module: nn.Module, params: Any, batch: Batch | dict[str, jax.Array]) -> jax.Array:
+    """[B, U] float32 -log P of every supervised target token, nats; 0 elsewhere."""
+    hidden, head = hidden_states(module, params, batch)
+    return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore
+
+
+def target_losses_of_all(
+    module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, *, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each batch of all examples: their numbers [B], -1 for padding, losses and supervised [B, U].
+
+    Args:
+      module: the student.
+      params: its parameters.
+      source: of the examples.
+      mesh: that the parameters lie on.
+      batch_size: rows at a time.
+    """
+    losses_of = _compiled(module, mesh)
+    with sharding.use(mesh):
+        for batch in source.in_order(batch_size):
+            index, supervised = batch.pop("index"), batch["supervised"]
+            yield (
+                index,
+                np.asarray(losses_of(params, sharding.place_whole(batch, mesh))),
+                supervised,
+            )
+
+
+def mean_target_loss(
+    module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, *, batch_size: int
+) -> float:
+    """-log P of a target token, nats, on average over those of all rationales and answers.
+
+    Args are those of `target_losses_of_all`.
+    """
+    total, count = 0.0, 0
+    batches = target_losses_of_all(module, params, source, mesh, batch_size=batch_size)
+    for index, values, supervised in batches:
+        counts = supervised & (index >= 0)[:, None]
+        total, count = total + float(values[counts].sum(dtype=np.float64)), count + counts.sum()
+    return total / int(count)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
+    """Compiled once, however often losses are asked for."""
+    # A whole copy on every device, for every process to read.
+    return jax.jit(
+        lambda params, batch: target_losses(module, params, batch),
+        out_shardings=sharding.replicated(mesh),
+    )

@@ -1,0 +1,1 @@
+"""Errors, files, progress and plugins: what every room uses."""

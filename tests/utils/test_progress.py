@@ -1,0 +1,59 @@
+import io
+
+from kpod_jax.utils import files, progress
+from kpod_jax.utils.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_a_log_gets_a_plain_line_now_and_then(monkeypatch):
+    clock, log = Clock(), io.StringIO()
+    monkeypatch.setattr(progress, "time", clock)
+    with Progress(110, "Scoring", unit="batches", initial=10, seconds=30, file=log) as shown:
+        for _ in range(8):
+            clock.now += 10
+            shown.update(5, loss=0.123456)
+        assert log.getvalue().splitlines() == [
+            "Scoring: 25/110 batches (23 %), 00:30 gone, 02:50 left, loss=0.1235",
+            "Scoring: 40/110 batches (36 %), 01:00 gone, 02:20 left, loss=0.1235",
+        ]
+    assert log.getvalue().splitlines()[2:] == [
+        "Scoring: 50/110 batches (45 %), 01:20 gone, 02:00 left, loss=0.1235"
+    ]
+    assert "\r" not in log.getvalue()
+
+
+def test_short_work_says_nothing_in_a_log():
+    log = io.StringIO()
+    with Progress(3, "Scoring", file=log) as shown:
+        shown.update(3)
+    assert log.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar():
+    terminal = Terminal()
+    with Progress(3, "Scoring", file=terminal) as shown:
+        shown.update(3, loss=0.5)
+    assert "Scoring: 100%" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+    assert "loss=0.5" in terminal.getvalue()
+
+
+def test_only_the_first_process_shows(monkeypatch):
+    monkeypatch.setattr(files, "_is_writer", False)
+    for file in (io.StringIO(), Terminal()):
+        with Progress(3, "Scoring", seconds=0, file=file) as shown:
+            shown.update()
+        assert file.getvalue() == ""
