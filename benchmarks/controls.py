@@ -9,6 +9,7 @@ and operators and 0.3 for the rest; the true keypoints likewise, where they are 
 student's surprisal, -log P of each token before distillation, as its rank within the rationale.
 """
 
+import pathlib
 import re
 
 import numpy as np
@@ -16,23 +17,26 @@ from absl import app, flags
 from scipy import stats
 
 from benchmarks import tables
-from kpod_jax.config import defaults
+from kpod_jax.baselines import TrainingSet
+from kpod_jax.config.loading import load_config
 from kpod_jax.data.known import keypoint_tokens
-from kpod_jax.run import Run
+from kpod_jax.data.prepare import Data
+from kpod_jax.distillation import batch_source
+from kpod_jax.models.student import load_student
+from kpod_jax.parallel import sharding
 from kpod_jax.schedule import difficulty
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
+from kpod_jax.weighting.weigh import TokenWeights
 
 _REST = 0.3
 _CALCULATION = re.compile(r"[\d+\-*/=]+")
 
 
-def controls(run: Run) -> dict[str, np.ndarray]:
+def controls(root: pathlib.Path) -> dict[str, np.ndarray]:
     """Weights of all rationale tokens of a run's training records, end to end, by name."""
-    learned, train = run.weights(), run.train_set
-    if learned is None:
-        raise UserError(f"{run.workdir.path} has no learned token weights.")
+    config = load_config(root)
+    learned, train = TokenWeights.load(root), Data.load(root).train
     rng = np.random.default_rng(0)
     spans = train.rationale_char_spans
     texts = [
@@ -47,13 +51,14 @@ def controls(run: Run) -> dict[str, np.ndarray]:
     truth = keypoint_tokens(train.records, spans)
     if truth is not None:
         found["keypoints"] = np.where(truth, 1.0, _REST)
+    student, mesh = load_student(config.student, config.seed), sharding.make_mesh(**config.mesh)
     nll = difficulty.rationale_losses(
-        run.student.module,
-        run.student.load(run.mesh),
-        run.batch_source(),
+        student.module,
+        student.load(mesh),
+        batch_source(config.distill, student, TrainingSet(train)),
         train,
-        run.mesh,
-        batch_size=run.config.difficulty.batch_size,
+        mesh,
+        batch_size=config.difficulty.batch_size,
     )
     ranks = [stats.rankdata(nll[i]) / len(nll[i]) for i in range(len(nll))]
     return found | {"surprisal": np.concatenate(ranks)}
@@ -65,11 +70,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     try:
         root = files.as_path(str(tables.RUN.value))
-        config = defaults.get_config()
-        config.update(files.read_json(root / "config.json")["config"])
-        run = Run(config, Workdir(root))
-        offsets = run.train_set.rationale_char_spans.offsets
-        for name, values in controls(run).items():
+        offsets = Data.load(root).train.rationale_char_spans.offsets
+        for name, values in controls(root).items():
             path = root / f"controls/{name}.npz"
             files.write_npz(path, values=values.astype(np.float32), offsets=offsets)
             print(path)

@@ -60,7 +60,7 @@ def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> 
                 split,
                 path=path,
                 rationales=teacher,
-                cache_dir=cache,
+                cache=cache,
                 max_bad_share=1.0,
                 need_rationales=sources.PUBLISHED[name].has_rationales,
             )

@@ -14,13 +14,12 @@ import transformers
 from absl import app, flags
 
 from benchmarks import tables
-from kpod_jax.config import defaults
+from kpod_jax import baselines
+from kpod_jax.config.loading import load_config
 from kpod_jax.data import answers, sources
+from kpod_jax.models.student import load_student
 from kpod_jax.report.run import read_jsonl
-from kpod_jax.run import Run
-from kpod_jax.utils import files
 from kpod_jax.utils.progress import Progress
-from kpod_jax.utils.workdir import Workdir
 
 _ROWS = 20  # Questions at a time.
 
@@ -34,14 +33,13 @@ def main(argv: list[str]) -> None:
 
 def print_comparison(workdir: pathlib.Path) -> None:
     """Prints the counts, and the questions whose answers differ."""
-    config = defaults.get_config()
-    config.update(files.read_json(workdir / "config.json")["config"])
-    run = Run(config, Workdir(workdir))
+    config = load_config(workdir)
+    prompt = baselines.prompt_of(config, load_student(config.student, config.seed))
     rows = read_jsonl(workdir / "predictions/test.jsonl")
     kind = sources.answer_kind(config.data.name, config.data.answer_kind)
     questions = [row["question"] for row in rows]
     length = config.eval.max_new_tokens or config.student.max_target_tokens
-    texts = generations(workdir / "export", run.asked_prompt, questions, length)
+    texts = generations(workdir / "export", prompt, questions, length)
     found = [answers.extract_answer(text, kind) for text in texts]
     same = [text == row["prediction"] for text, row in zip(texts, rows, strict=True)]
     alike = [one == row["extracted"] for one, row in zip(found, rows, strict=True)]

@@ -32,7 +32,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import tables
 from configs import quickstart
-from kpod_jax.data import arithmetic, tokens
+from kpod_jax.data import arithmetic
 from kpod_jax.data.buckets import padded
 from kpod_jax.data.known import shared
 from kpod_jax.data.records import Ragged
@@ -76,7 +76,7 @@ class Task:
     def __init__(self) -> None:
         """Loads and tokenises."""
         self.config = quickstart.get_config()
-        self.student = load_student(self.config.student.model, scan_layers=False)
+        self.student = load_student(self.config.student)
         self.answerer = load_student(self.config.weighting.answerer, scan_layers=False)
         self.mesh = sharding.make_mesh()
         self.params = self.student.load(self.mesh)
@@ -86,16 +86,7 @@ class Task:
         self.kinds = np.concatenate([_kinds(self.held_out, i) for i in range(len(self.held_out))])
 
     def _tokenize(self, records: Sequence[Any]) -> TokenizedSet:
-        student = self.config.student
-        found, _ = tokens.tokenize(
-            records,
-            self.student.tokenizer,
-            prompt=student.prompt,
-            answer_template=student.answer_template,
-            max_question_tokens=student.max_question_tokens,
-            max_target_tokens=student.max_target_tokens,
-        )
-        return found
+        return self.student.tokenize(records)[0]
 
 
 def _kinds(tokenized: TokenizedSet, i: int) -> np.ndarray:
@@ -330,16 +321,16 @@ def learned(task: Task, row: Row, seed: int) -> tuple[np.ndarray, dict[str, Any]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         result = weigh.weigh(
+            config,
+            dataclasses.replace(task.student, seed=seed),
             task.train,
             task.held_out,
-            task.student,
-            task.answerer if config.answerer else task.student,
             task.mesh,
-            config,
+            answerer=task.answerer if config.answerer else task.student,
             fresh=fresh,
-            seed=seed,
             workdir=pathlib.Path(directory),
         )
+    assert result.held_out is not None
     return result.held_out.values, result.summary, time.monotonic() - began
 
 

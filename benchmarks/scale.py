@@ -22,7 +22,7 @@ from absl import app, flags
 from benchmarks import tables
 from configs import flan_t5_large, flan_t5_xl, llama_7b, smollm2_135m, t5_base
 from kpod_jax.aot.compile import bytes_on_a_device, fits
-from kpod_jax.aot.steps import STEPS, AbstractRun, Step, job_steps
+from kpod_jax.aot.steps import STEPS, Step, job_steps, make_job
 from kpod_jax.config.defaults import Config
 from kpod_jax.models import hub
 from kpod_jax.models.t5_config import T5Config
@@ -260,7 +260,7 @@ def gpu_table(found: list[dict[str, Any]]) -> list[str]:
                 temporaries.setdefault(key, {})[chips] = chips * made
     for config in configs():
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 1, 1
-        run = AbstractRun(config, jax.devices()[:1])
+        run = make_job(config, jax.devices()[:1])
         for step in job_steps(run, ("train", "fit")):
             known = _without_activations(step)
             base = sum(known.values())

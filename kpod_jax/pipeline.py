@@ -1,180 +1,30 @@
 """Algorithm 1 from top to bottom: rationales → weights → difficulties → schedule → student.
 
-Each stage reads and writes files of the work directory and is skipped while its output is up to
-date. This is the only place that knows their order.
+Each line of `run` is a function of the data of the lines above it. `utils/stage_cache.py` runs it
+as a stage: it keeps the result in the work directory, and skips what is up to date.
 """
 
-import dataclasses
-import importlib.metadata
-import json
 import pathlib
-import subprocess
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import jax
-
-import kpod_jax
 from kpod_jax import baselines
-from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
-from kpod_jax.data import sources
-from kpod_jax.data.published import SPLITS
-from kpod_jax.parallel import processes
-from kpod_jax.run import TOKENS, Run, say
-from kpod_jax.stages import distill, evaluation, export, rationales, schedule, score, weigh
-from kpod_jax.utils import files, plugins
-from kpod_jax.utils.errors import UserError
+from kpod_jax.data.prepare import Data, prepare_data
+from kpod_jax.data.sources import fresh_records
+from kpod_jax.distillation import Trained, distill, read_trained, training_plan
+from kpod_jax.evaluation.evaluate import evaluate_run, make_validation
+from kpod_jax.models.student import Student, load_student
+from kpod_jax.parallel import processes, sharding
+from kpod_jax.schedule.difficulty import score_steps
+from kpod_jax.schedule.protocol import Feedback
+from kpod_jax.schedule.schedule import Schedule, make_schedule, start_steps_of
+from kpod_jax.stages import STAGES
+from kpod_jax.training.loop import Hooks, Recording
+from kpod_jax.utils import environment, files, stage_cache
+from kpod_jax.utils.stage_cache import Recipe, StageCache, lazily
 from kpod_jax.utils.workdir import Workdir
-from kpod_jax.weighting.weigh import CHECKPOINTS as WEIGHER
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A step of Algorithm 1.
-
-    Attributes:
-      run: does the work and says in a few words what it did.
-      keys: parts of the configuration that it depends on.
-      inputs: files that it reads; "{split}" is the split of the evaluation.
-      outputs: files that it writes.
-      optional: outputs of other stages that it reads where the configuration needs those.
-      shown: outputs of other stages that it reads where they are there.
-      needed: whether the configuration asks for it at all.
-      outside: files and directories elsewhere, besides the student's, that it reads.
-      settings: further keys and values that it depends on.
-      continues: a stale output is a training that may have taken days: it is not overwritten.
-      partial: what else it leaves, such as what an interrupted run goes on from; removed where that
-        was another one's.
-      alone: work of the host, which one process does for all.
-    """
-
-    run: Callable[[Run], str]
-    keys: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()
-    needed: Callable[[Config], bool] = lambda config: True
-    outside: Callable[[Config], Sequence[str]] = lambda config: ()
-    settings: Callable[[Config], dict[str, Any]] = lambda config: {}
-    continues: bool = False
-    partial: tuple[str, ...] = ()
-    alone: bool = False
-
-
-def _report(run: Run) -> str:
-    from kpod_jax import report  # Matplotlib and SciPy take a second to import.
-
-    path = report.write(run.workdir.path)
-    return f"{len(path.read_bytes()) // 1000} kB"
-
-
-def _data_files(config: Config) -> list[str]:
-    data = config.data
-    found = map(str, sources.input_files(data.name, data.path, data.splits))
-    return [data.rationales, *found, *plugins.source_files(data.name)]
-
-
-def _weighting_files(config: Config) -> list[str]:
-    weights = config.weighting.weights
-    return [config.weighting.answerer, weights if weights.endswith(".npz") else ""]
-
-
-def _curriculum_files(config: Config) -> list[str]:
-    return plugins.source_files(config.schedule.curriculum)
-
-
-def _training_files(config: Config) -> list[str]:
-    loss = plugins.source_files(config.distill.loss)
-    return [*_curriculum_files(config), *loss, *baselines.files(config)]
-
-
-def _ood_files(config: Config) -> list[str]:
-    sets = [file for name in config.eval.ood for file in plugins.source_files(name)]
-    return [*config.eval.ood_paths, *sets]
-
-
-_RECORDS = ("records/train.jsonl", f"{TOKENS}.npy", f"{TOKENS}.json")
-
-STAGES: dict[str, Stage] = {
-    "rationales": Stage(
-        rationales.run_stage,
-        ("data", "student"),
-        (),
-        (
-            *(f"records/{split}.jsonl" for split in SPLITS),
-            "records/rejected.jsonl",
-            f"{TOKENS}.npy",
-            f"{TOKENS}.json",
-        ),
-        outside=_data_files,
-        alone=True,
-    ),
-    "weigh": Stage(
-        weigh.run_stage,
-        ("student", "weighting", "seed"),
-        (*_RECORDS, "records/validation.jsonl"),
-        ("token_weights.npz", "token_spans.npz", "weighting.json"),
-        needed=lambda config: config.weighting.weights != "uniform",
-        outside=_weighting_files,
-        partial=(WEIGHER,),
-    ),
-    "score": Stage(
-        score.run_stage,
-        ("student", "difficulty", "weighting.weights", "seed"),
-        _RECORDS,
-        ("step_difficulty.npz",),
-        ("token_weights.npz",),
-        needed=lambda config: config.schedule.curriculum != "full",
-    ),
-    "schedule": Stage(
-        schedule.run_stage,
-        (
-            "student",
-            "schedule",
-            "distill.epochs",
-            "distill.batch_size",
-            "distill.max_steps",
-            "distill.buckets",
-            "distill.pack",
-            "seed",
-        ),
-        (*_RECORDS, "step_difficulty.npz"),
-        ("schedule.npz",),
-        needed=lambda config: config.schedule.curriculum != "full",
-        outside=lambda config: [config.schedule.vectors, *_curriculum_files(config)],
-    ),
-    "distill": Stage(
-        distill.run_stage,
-        ("student", "distill", "weighting.weights", "difficulty", "schedule", "seed"),
-        (*_RECORDS, "records/validation.jsonl"),
-        ("checkpoints/student",),
-        ("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
-        needed=lambda config: config.distill.epochs > 0,
-        outside=_training_files,
-        settings=baselines.settings,
-        continues=True,
-        partial=(distill.SUPERVISED,),
-    ),
-    "eval": Stage(
-        evaluation.run_stage,
-        ("student", "eval", "method", "data.answer_kind", "seed"),
-        ("records/{split}.jsonl",),
-        ("results.json",),
-        shown=(distill.SUPERVISED,),
-        outside=_ood_files,
-    ),
-    "report": Stage(_report, (), (), ("report.html",), alone=True),
-    "export": Stage(
-        export.run_stage,
-        ("student", "eval.checkpoint", "eval.max_new_tokens", "export", "method"),
-        (),
-        ("export",),
-        shown=("results.json",),
-    ),
-}
+from kpod_jax.weighting.weigh import learn_token_weights
 
 
 def run(
@@ -186,10 +36,10 @@ def run(
     """Runs a stage, or all of them but the export, in a work directory.
 
     Args:
-      config: checked (`configuration_checks.check`).
+      config: checked (`cli.checks.check`).
       workdir: made if it is missing.
       mode: a name of STAGES, or "all".
-      siblings: work directories whose outputs are taken over where they were made from the same.
+      siblings: work directories whose results are reused where they were made from the same.
 
     Returns:
       The work directory.
@@ -197,150 +47,105 @@ def run(
     Raises:
       UserError: something that the user can put right.
     """
-    current = Run(config, Workdir(workdir, siblings))
-    _write_config(current)
-    for name in [name for name in STAGES if name != "export"] if mode == "all" else [mode]:
-        _run_stage(current, name)
-        processes.barrier(f"{name} ends")  # The first process has written what the others read.
-    return current.workdir.path
+    directory = Workdir(workdir, siblings)
+    root = directory.path
+    environment.write_config(root / "config.json", config)
+    chosen = [name for name in STAGES if name != "export"] if mode == "all" else [mode]
+    stage = StageCache(STAGES, config, directory, processes, chosen).run
+
+    mesh = lazily(sharding.make_mesh, **config.mesh)
+    student = lazily(load_student, config.student, config.seed)
+    data = stage("rationales", prepare_data, config.data, student)
+    weights = stage(  # Eq. 2-7
+        "weigh", learn_token_weights, config.weighting, student, data, mesh,
+        fresh=lazily(fresh_records, config), workdir=root,
+    )  # fmt: skip
+    difficulty = stage(  # Eq. 8
+        "score", score_steps, config.difficulty, student, data, weights, mesh,
+        bucket_rows=config.distill.batch_size,
+    )  # fmt: skip
+    examples = lazily(method_examples, config, student, data)
+    phases = lazily(num_phases, config, student, examples)
+    schedule = stage(  # Eq. 9-13
+        "schedule", make_schedule, config.schedule, student, data, difficulty, phases, mesh
+    )
+    start_steps = lazily(start_steps_of, config.schedule, schedule, data, difficulty, phases, root)
+    hooks = lazily(make_hooks, config, student, data, weights, start_steps, mesh)
+    stage(  # Eq. 15
+        "distill", distill, config.distill, student, examples, weights, start_steps, mesh,
+        hooks=hooks, recording=Recording(root, **config.watch),
+    )  # fmt: skip
+    trained = lazily(
+        read_trained, config.eval.checkpoint, student, mesh, root, config.distill.epochs > 0
+    )
+    stage("eval", evaluate_run, config, student, trained, data, mesh)
+    stage("report", write_report, root)
+    stage("export", export_run, config, student, trained, root)
+    return root
+
+
+def method_examples(config: Config, student: Student, data: Data) -> baselines.TrainingSet:
+    """What the student is trained on: the records, or its method's examples of them."""
+    return baselines.make_training_set(baselines.method_of(config, student), student, data)
+
+
+def num_phases(config: Config, student: Student, examples: baselines.TrainingSet) -> int:
+    """Phases of the training."""
+    return training_plan(config.distill, student, examples, config.schedule.stage_steps).phases
+
+
+def make_hooks(
+    config: Config, student: Student, data: Data, weights: Any, start_steps: Any, mesh: Any
+) -> Hooks:
+    """Validation, and the losses that a curriculum asks for before each phase."""
+
+    def begin_phase(phase: int, params: Any) -> None:
+        found = score_steps(
+            config.difficulty, student, data, weights, mesh, params=params,
+            bucket_rows=config.distill.batch_size, label=f"Losses before stage {phase}",
+        )  # fmt: skip
+        start_steps.begin(phase, Feedback(found))
+
+    return Hooks(
+        validate=make_validation(config, student, data.records("validation"), mesh),
+        begin_phase=None if isinstance(start_steps, Schedule) else begin_phase,
+    )
+
+
+class Written(NamedTuple):
+    """A result that is written already; `message` says in a few words what it is."""
+
+    message: str
+
+    def save(self, root: pathlib.Path) -> None:
+        """Nothing is left to do."""
+
+    def __str__(self) -> str:
+        """What was done."""
+        return self.message
+
+
+def write_report(root: pathlib.Path) -> Written:
+    """Writes report.html."""
+    from kpod_jax import report  # Matplotlib takes a second to import.
+
+    return Written(f"{len(report.write(root).read_bytes()) // 1000} kB")
+
+
+def export_run(config: Config, student: Student, trained: Trained, root: pathlib.Path) -> Written:
+    """Writes the student to export/, with its results in its card."""
+    from kpod_jax.report import exported
+
+    return Written(exported.write(config, student, trained.params, trained.step, root))
 
 
 def up_to_date(config: Config, workdir: files.PathLike) -> bool:
     """Whether a work directory has all that `run` would make, made from this configuration."""
-    current = Run(config, Workdir(workdir))
-    for name, stage in STAGES.items():
-        if name in ("report", "export") or not stage.needed(config):
-            continue
-        if not all((current.workdir / file).exists() for file in _inputs(current, name)):
-            return False
-        if not current.workdir.done(name, _fingerprint(current, name), stage.outputs):
-            return False
-    return (current.workdir / "report.html").is_file()
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What a stage is made from, as far as configurations tell before anything is made.
-
-    Attributes:
-      settings: the configuration's keys that it depends on.
-      before: the recipes of the stages whose files it reads.
-    """
-
-    settings: dict[str, Any]
-    before: "tuple[Recipe, ...]"
+    cache = StageCache(STAGES, config, Workdir(workdir), processes)
+    names = [name for name in STAGES if name not in ("report", "export")]
+    return all(map(cache.up_to_date, names)) and (cache.root / "report.html").is_file()
 
 
 def recipes(config: Config) -> dict[str, Recipe]:
     """Recipes of the stages that runs share; where they are equal, so is what two runs make."""
-    found: dict[str, Recipe] = {}
-    maker: dict[str, str] = {}
-    for name, stage in STAGES.items():
-        if stage.continues:
-            break  # Trainings, and what follows from them, are a run's own.
-        if stage.needed(config):
-            read = {maker[file] for file in (*stage.inputs, *stage.optional) if file in maker}
-            before = tuple(found[other] for other in sorted(read))
-            found[name] = Recipe(json.loads(json.dumps(_settings(config, name))), before)
-            maker |= dict.fromkeys(stage.outputs, name)
-    return found
-
-
-def _run_stage(run: Run, name: str) -> None:
-    """Runs one stage unless its output is there and up to date."""
-    stage = STAGES[name]
-    if not stage.needed(run.config):
-        say(f"{name}: not needed for method {run.config.method}")
-        return
-    missing = [file for file in _inputs(run, name) if not (run.workdir / file).exists()]
-    if missing:
-        raise UserError(
-            f"--mode={name} reads {run.workdir / missing[0]}, which is not there. Run the "
-            "stages before it first, or --mode=all."
-        )
-    fingerprint = _fingerprint(run, name)
-    if name != "report" and run.workdir.done(name, fingerprint, stage.outputs):
-        say(f"{name}: up to date")
-        return
-    if name != "report" and run.workdir.take_over(name, fingerprint, stage.outputs):
-        say(f"{name}: taken over from another run that made it from the same")
-        return
-    stored = run.workdir.stored(name)
-    if stored is not None and stored != fingerprint:
-        why = run.workdir.difference(name, fingerprint)
-        if stage.continues and any((run.workdir / file).exists() for file in stage.outputs):
-            raise UserError(
-                f"{run.workdir.path} holds the {name} stage of another configuration: {why}. "
-                "Nothing was changed. Use the configuration that it was made with, another "
-                f"--workdir, or delete {run.workdir / stage.outputs[0]} to train anew."
-            )
-        say(f"{name}: made again: {why}")
-    if stored != fingerprint:
-        for part in stage.partial:
-            files.remove(run.workdir / part)
-    began = time.monotonic(), time.process_time()
-    run.workdir.mark(name, fingerprint, complete=False)
-    processes.barrier(f"{name} begins")  # What was removed is gone for all.
-    message = processes.first_alone(lambda: stage.run(run)) if stage.alone else stage.run(run)
-    seconds = time.monotonic() - began[0], time.process_time() - began[1]
-    run.workdir.mark(name, fingerprint, seconds=seconds)
-    say(f"{name}: {message} → {', '.join(stage.outputs)} ({seconds[0]:.1f} s)")
-
-
-def _fingerprint(run: Run, name: str) -> dict[str, Any]:
-    """What a stage's output depends on."""
-    stage, settings = STAGES[name], _settings(run.config, name)
-    outside = stage.outside(run.config)
-    if "student" in stage.keys:
-        student = run.config.student
-        own = plugins.source_files(student.family)
-        outside = [*outside, student.model, student.tokenizer, *own]
-    if name in ("eval", "export"):
-        # What was being saved when a run was killed has a longer name.
-        found = (path.name for path in (run.workdir / "checkpoints/student").glob("[0-9]*"))
-        settings["checkpoints"] = sorted(int(name) for name in found if name.isdecimal())
-        settings["training"] = run.workdir.stored("distill")
-    shown = [file for file in stage.shown if (run.workdir / file).exists()]
-    return run.workdir.fingerprint(settings, [*_inputs(run, name), *shown], outside)
-
-
-def _settings(config: Config, name: str) -> dict[str, Any]:
-    """What a stage depends on by configuration."""
-    stage = STAGES[name]
-    return {
-        key: value
-        for key, value in defaults.flatten(config).items()
-        if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
-    } | stage.settings(config)
-
-
-def _inputs(run: Run, name: str) -> list[str]:
-    """Files of the work directory that a stage reads."""
-    made = {file for stage in STAGES.values() if stage.needed(run.config) for file in stage.outputs}
-    stage = STAGES[name]
-    inputs = [file.format(split=run.config.eval.split) for file in stage.inputs]
-    return [*inputs, *(file for file in stage.optional if file in made)]
-
-
-def _write_config(run: Run) -> None:
-    """Writes `config.json`: the resolved configuration, versions, revision and devices."""
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-    value = {
-        "config": run.config.to_dict(),
-        "kpod_jax": kpod_jax.__version__,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "revision": _revision(),
-        "devices": [str(device) for device in jax.devices()],
-    }
-    files.write_json(run.workdir / "config.json", value)
-
-
-def _revision() -> str | None:
-    """The git revision of the package's own directory, if it is in a repository."""
-    root = pathlib.Path(kpod_jax.__file__).parents[1]
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return stage_cache.recipes(STAGES, config)

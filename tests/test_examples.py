@@ -28,13 +28,13 @@ from kpod_jax.models import hub
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.student import load_student
 from kpod_jax.parallel import sharding
-from kpod_jax.run import Run
 from kpod_jax.schedule import curricula
+from kpod_jax.stages import STAGES
 from kpod_jax.training import losses, train_step
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
 from tests.conftest import LLAMA_JSON, ROOT
+from tests.tools import fingerprint
 
 TINY = str(ROOT / "kpod_jax/assets/tiny_t5")
 GEMMA_JSON = LLAMA_JSON | {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 16}
@@ -147,15 +147,14 @@ def test_a_changed_file_makes_its_stages_stale(
     given = (of_key,) if key == "eval.ood" else of_key
     config = config_of(gemma_json, **{key.replace(".", "__"): given})
     checks.check(config)
-    run = Run(config, Workdir(tmp_path / "run"))
-    (tmp_path / "run/records").mkdir()
-    written = (*pipeline.STAGES["rationales"].outputs, "step_difficulty.npz", "schedule.npz")
+    (tmp_path / "run/records").mkdir(parents=True)
+    written = (*STAGES["rationales"].outputs, "step_difficulty.npz", "schedule.npz")
     for name in written:
         (tmp_path / "run" / name).write_text("")
     names = ("rationales", "score", "schedule", "distill", "eval")
-    before = {name: pipeline._fingerprint(run, name) for name in names}
+    before = {name: fingerprint(config, tmp_path / "run", name) for name in names}
     code.write_text(code.read_text() + "\n# Changed.\n")
-    after = {name: pipeline._fingerprint(run, name) for name in names}
+    after = {name: fingerprint(config, tmp_path / "run", name) for name in names}
     assert {name for name in names if before[name] != after[name]} == stages
 
 

@@ -21,13 +21,12 @@ from kpod_jax import pipeline, report
 from kpod_jax.cli import checks
 from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
+from kpod_jax.evaluation import evaluate
 from kpod_jax.models.student import load_student
 from kpod_jax.parallel import processes, sharding
-from kpod_jax.run import Run
-from kpod_jax.stages import evaluation
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
 from tests.conftest import LLAMA_JSON, ROOT, TINY_STUDENT
+from tests.tools import fingerprint
 
 CONFIG = "--config=configs/quickstart.py"
 KEYS = {
@@ -139,7 +138,7 @@ def test_plain_distillation_stops_at_as_many_rationale_tokens(finished, here, tm
     workdir = tmp_path / "equal"
     pipeline.run(small("scotd_equal_tokens"), workdir, siblings=[finished.workdir])
     said = capsys.readouterr().out
-    assert "schedule: taken over" in said and "score: taken over" in said
+    assert "schedule: reused" in said and "score: reused" in said
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     rows = [row for row in rows if "loss" in row]
     assert all(row["mean_start_step"] == 0 for row in rows)
@@ -248,14 +247,13 @@ def test_other_data_sets_are_read_anew_when_they_change_and_refused_by_kind(
     config.eval.ood, config.eval.ood_paths = ("jsonl",), (str(tmp_path),)
     rows = tmp_path / "test.jsonl"
     rows.write_text(json.dumps({"question": "Which?", "answer": "4"}) + "\n")
-    current = Run(config, Workdir(finished.workdir))
-    before = pipeline._fingerprint(current, "eval")
-    assert len(evaluation._ood_records(current, "jsonl", str(tmp_path))[0]) == 1
+    before = fingerprint(config, finished.workdir, "eval")
+    assert len(evaluate.read_others(config)[0]["jsonl"]) == 1
     rows.write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
-    assert pipeline._fingerprint(current, "eval") != before
+    assert fingerprint(config, finished.workdir, "eval") != before
     said = "record test-0 has the answer 'A', which is none of data.answer_kind='number'"
     with pytest.raises(UserError, match=said):
-        evaluation._ood_records(current, "jsonl", str(tmp_path))
+        evaluate.read_others(config)
 
 
 LEARNED = {

@@ -11,7 +11,7 @@ from benchmarks.speed import interleaved
 from benchmarks.speed.pairs import OurStep, Work
 from kpod_jax.config import defaults
 from kpod_jax.data import arithmetic, token_store
-from kpod_jax.data.batches import BatchSource
+from kpod_jax.data.batches import BatchSource, Layout, Supervision
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.data.tokens import TokenizedSet, tokenize
@@ -40,9 +40,8 @@ def tokens(records: list[Record]) -> TokenizedSet:
 def source(tokenized: TokenizedSet) -> BatchSource:
     """Batches on a schedule's start steps."""
     starts = np.maximum(0, tokenized.num_steps - 1)
-    return BatchSource(
-        tokenized, ROWS, 0, pad_id=0, decoder_start_id=0, start_steps=lambda stage: starts
-    )
+    layout = Layout(ROWS, 0, pad_id=0, decoder_start_id=0)
+    return BatchSource(tokenized, layout, Supervision(start_steps=lambda phase: starts))
 
 
 def table(examples: int = _EXAMPLES, rounds: int = _ROUNDS) -> Iterator[str]:

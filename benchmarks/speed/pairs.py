@@ -17,7 +17,7 @@ import transformers
 from kpod_jax.config import defaults
 from kpod_jax.models.families import ModelConfig, family_of
 from kpod_jax.models.layers import LoRAConfig, best_attention
-from kpod_jax.models.student import NoTokenizer, Student
+from kpod_jax.models.student import NoTokenizer, Student, student_settings
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.parallel import sharding
 from kpod_jax.training import train_step
@@ -101,7 +101,7 @@ def student(work: Work, *, scan_layers: bool = True, attention: str = "") -> Stu
     )
     tokenizer = NoTokenizer(config)
     tokenizer.eos_token_id = -1  # Generations have no end.
-    return Student(module, config, tokenizer, "", random=True, seed=0)
+    return Student(module, config, tokenizer, student_settings("", init="random"), seed=0)
 
 
 class OurStep:

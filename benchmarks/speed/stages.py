@@ -7,7 +7,7 @@ python -m benchmarks.speed --only=stages --kpod=runs/kpod --scotd=runs/scotd
 
 from collections.abc import Iterator
 
-from kpod_jax.pipeline import STAGES
+from kpod_jax.stages import STAGES
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.workdir import Workdir

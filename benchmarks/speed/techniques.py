@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from benchmarks.speed import generation, inputs, interleaved
 from benchmarks.speed.pairs import OurStep, Work
 from kpod_jax.data import arithmetic, packing
-from kpod_jax.data.batches import BatchSource
+from kpod_jax.data.batches import BatchSource, Layout
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.training import forward, losses
 
@@ -74,9 +74,8 @@ def rectangles(examples: int) -> Iterator[str]:
     tokenized = inputs.tokens(arithmetic.generate("train", examples))
 
     def padded(buckets: int) -> int:
-        source = BatchSource(
-            tokenized, inputs.ROWS, 0, pad_id=0, decoder_start_id=0, buckets=buckets
-        )
+        layout = Layout(inputs.ROWS, 0, pad_id=0, decoder_start_id=0, buckets=buckets)
+        source = BatchSource(tokenized, layout)
         used = int((tokenized.questions.lengths + tokenized.targets.lengths).sum())
         return round(used / (1 - source.padding_share))
 

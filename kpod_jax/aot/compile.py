@@ -20,10 +20,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from kpod_jax.aot.steps import STEPS, AbstractRun, Step, job_steps
+from kpod_jax.aot.steps import STEPS, Step, job_steps, make_job
 from kpod_jax.config.defaults import Config
 from kpod_jax.parallel import devices, sharding
-from kpod_jax.run import say
+from kpod_jax.parallel.processes import log
 from kpod_jax.training import costs
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
@@ -90,30 +90,30 @@ def compile_for(
     """
     if unknown := set(names) - set(STEPS):
         raise UserError(f"--steps={min(unknown)}: expected some of {', '.join(STEPS)}.")
-    run = AbstractRun(config, topology_devices(topology))
-    kind = run.mesh.devices.flat[0].device_kind
-    mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    say(f"{config.student.model} on {topology} ({run.mesh.size} × {kind}; {mesh})")
-    job = {
+    job = make_job(config, topology_devices(topology))
+    kind = job.mesh.devices.flat[0].device_kind
+    mesh = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
+    log(f"{config.student.model} on {topology} ({job.mesh.size} × {kind}; {mesh})")
+    facts = {
         "student": config.student.model,
         "answerer": config.weighting.answerer or config.student.model,
         "topology": topology,
         "device_kind": kind,
-        "mesh": dict(run.mesh.shape),
+        "mesh": dict(job.mesh.shape),
         "batch_size": config.distill.batch_size,
         "lengths": [config.student.max_question_tokens, config.student.max_target_tokens],
         "remat": config.student.remat,
         "lora": config.student.lora.rank,
     }
     reports = []
-    for step in job_steps(run, names):
-        reports.append(compile_step(step, run.mesh))
-        say(describe(reports[-1], run.mesh.size))
+    for step in job_steps(job, names):
+        reports.append(compile_step(step, job.mesh))
+        log(describe(reports[-1], job.mesh.size))
         if not reports[-1].fits:
-            say(advice(reports[-1], config, run.mesh.size))
+            log(advice(reports[-1], config, job.mesh.size))
         if workdir:  # After each step: some take minutes.
             steps = [dataclasses.asdict(report) for report in reports]
-            files.write_json(f"{workdir}/compile.json", job | {"steps": steps})
+            files.write_json(f"{workdir}/compile.json", facts | {"steps": steps})
     return reports
 
 

@@ -6,19 +6,18 @@ Shapes are the longest that the configuration allows. Nothing is loaded or compu
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from kpod_jax import distillation
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.buckets import round_up
 from kpod_jax.evaluation import generation
-from kpod_jax.models.student import Student
+from kpod_jax.models.student import Student, load_student, student_settings
 from kpod_jax.parallel import sharding
-from kpod_jax.run import Run
-from kpod_jax.stages import weigh as weigh_stage
 from kpod_jax.training import losses
 from kpod_jax.training.train_step import (
     abstract_state,
@@ -57,38 +56,45 @@ class Step:
     beside: Any = ()
 
 
-class AbstractRun(Run):
-    """A run without work directory, weights and tokenizers, on devices that need not be there."""
+class Job(NamedTuple):
+    """What steps are made for.
 
-    def __init__(self, config: Config, devices: Sequence[Any]) -> None:
-        """Starts nothing yet."""
-        self.config, self._devices = config, devices
+    Attributes:
+      config: of the run.
+      student: model without parameters and tokenizer.
+      answerer: likewise.
+      mesh: of devices that need not be there.
+    """
 
-    @functools.cached_property
-    def mesh(self) -> Mesh:
-        """The devices."""
-        return sharding.make_mesh(**self.config.mesh, devices=self._devices)
-
-    def load_student(self, model: str, *, adapters: bool = True, **options: Any) -> Student:
-        """A model of random weights, which are never made."""
-        options = {"init": "random", "tokenizer": None} | options
-        return super().load_student(model, adapters=adapters, **options)
+    config: Config
+    student: Student
+    answerer: Student
+    mesh: Mesh
 
 
-def job_steps(run: Run, names: Sequence[str]) -> Iterator[Step]:
+def make_job(config: Config, devices: Sequence[Any]) -> Job:
+    """A configuration's models, whose weights and tokenizers are not read."""
+    settings = student_settings(config.student, init="random")
+    student = load_student(settings, config.seed, with_tokenizer=False)
+    distillation.check_layout(config.distill, student)
+    answerer = weigh.answerer_of(student, config.weighting, with_tokenizer=False)
+    return Job(config, student, answerer, sharding.make_mesh(**config.mesh, devices=devices))
+
+
+def job_steps(job: Job, names: Sequence[str]) -> Iterator[Step]:
     """The steps of a job, in their longest shapes."""
     if "train" in names:
-        yield train_step(run)
-    if run.config.weighting.weights == "learned":
+        yield train_step(job)
+    if job.config.weighting.weights == "learned":
         makers = {"fit": fit_step, "learn": learn_step}
-        yield from (make(run) for name, make in makers.items() if name in names)
+        yield from (make(job) for name, make in makers.items() if name in names)
     if "fill" in names or "decode" in names:
-        yield from generation_steps(run, names)
+        yield from generation_steps(job, names)
 
 
-def train_step(run: Run) -> Step:
+def train_step(job: Job) -> Step:
     """The student's step."""
-    config, student, mesh = run.config.distill, run.student, run.mesh
+    config, student, mesh = job.config.distill, job.student, job.mesh
     optimizer = make_optimizer(config, 1000)
     step = make_train_step(
         student.module,
@@ -100,7 +106,7 @@ def train_step(run: Run) -> Step:
     )
     trained, frozen = student.split(student.abstract(mesh))
     state = abstract_state(trained, optimizer)
-    source, target = _lengths(run)
+    source, target = _lengths(job)
     if config.input_steps == "encoder":
         source += target
     if config.pack:
@@ -117,7 +123,7 @@ def train_step(run: Run) -> Step:
             "batch": batch,
         },
         gradients=trained,
-        logits=_logits(rows, target, run),
+        logits=_logits(rows, target, job),
     )
 
 
@@ -145,14 +151,14 @@ def batch_of(
     } | {"divisor": jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=where)}
 
 
-def fit_step(run: Run) -> Step:
+def fit_step(job: Job) -> Step:
     """The answerer's step."""
-    config, answerer = run.config.weighting, weigh_stage.answerer_of(run)
-    params = answerer.abstract(run.mesh)
+    config, answerer = job.config.weighting, job.answerer
+    params = answerer.abstract(job.mesh)
     optimizer = learn.answerer_optimizer(config.answerer_learning_rate, 1000)
     state = abstract_state(params, optimizer)["opt_state"]
-    learner = weigh.make_learner(answerer, _embeddings(run), config)
-    problems = _problems(run)
+    learner = weigh.make_learner(answerer, _embeddings(job), config)
+    problems = _problems(job)
     masked = jax.ShapeDtypeStruct((), jnp.bool_)
     return Step(
         "fit",
@@ -160,22 +166,22 @@ def fit_step(run: Run) -> Step:
         (params, state, problems, _key(), masked),
         {"parameters": params, "optimiser state": state, "batch": problems},
         gradients=params,
-        beside=(params, _embeddings(run)),  # As they were before.
+        beside=(params, _embeddings(job)),  # As they were before.
     )
 
 
-def learn_step(run: Run) -> Step:
+def learn_step(job: Job) -> Step:
     """The generator's step."""
-    config, answerer = run.config.weighting, weigh_stage.answerer_of(run)
-    embeddings, problems = _embeddings(run), _problems(run)
+    config, answerer = job.config.weighting, job.answerer
+    embeddings, problems = _embeddings(job), _problems(job)
     learner = weigh.make_learner(answerer, embeddings, config)
     optimizer = learn.generator_optimizer(config.learning_rate, config.clip_norm, config.steps)
     hidden = jax.ShapeDtypeStruct((*problems.rationale.shape, embeddings.shape[1]), jnp.float32)
     made = jax.eval_shape(learner.generator.init, _key(), hidden, problems.rationale_mask)
-    whole = sharding.replicated(run.mesh)
+    whole = sharding.replicated(job.mesh)
     params = _placed(made["params"], jax.tree.map(lambda _: whole, made["params"]))
     state = abstract_state(params, optimizer)["opt_state"]
-    answerer_params = answerer.abstract(run.mesh)
+    answerer_params = answerer.abstract(job.mesh)
     return Step(
         "learn",
         learn.make_learn_step(learner, optimizer),
@@ -190,10 +196,10 @@ def learn_step(run: Run) -> Step:
     )
 
 
-def generation_steps(run: Run, names: Sequence[str]) -> Iterator[Step]:
+def generation_steps(job: Job, names: Sequence[str]) -> Iterator[Step]:
     """Those of `generate.Generator`, as they run at the end of training, with its state at hand."""
-    config, student, mesh = run.config, run.student, run.mesh
-    batch_size, (source, _) = config.eval.batch_size, _lengths(run)
+    config, student, mesh = job.config, job.student, job.mesh
+    batch_size, (source, _) = config.eval.batch_size, _lengths(job)
     new_tokens = config.eval.max_new_tokens or config.student.max_target_tokens
     filled = generation.refill_rows(batch_size, mesh)
     sharding.check_rows(filled, mesh)
@@ -236,9 +242,9 @@ def _placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(place, shapes, shardings)
 
 
-def _lengths(run: Run) -> tuple[int, int]:
+def _lengths(job: Job) -> tuple[int, int]:
     """Of the longest prompt and the longest target."""
-    config = run.config.student
+    config = job.config.student
     return round_up(config.max_question_tokens), round_up(config.max_target_tokens)
 
 
@@ -252,22 +258,22 @@ def _rows(rows: int, mesh: Mesh) -> int:
         return sharding.rows_of_a_device(rows)
 
 
-def _logits(rows: int, target: int, run: Run) -> int:
+def _logits(rows: int, target: int, job: Job) -> int:
     """Bytes of the logits of a chunk, of so many rows on a device."""
     positions = rows * losses.chunk_of(rows, target)
-    return positions * run.student.config.vocab_size * 4 // run.mesh.shape["tensor"]
+    return positions * job.student.config.vocab_size * 4 // job.mesh.shape["tensor"]
 
 
-def _embeddings(run: Run) -> Any:
-    config = run.student.config
+def _embeddings(job: Job) -> Any:
+    config = job.student.config
     shape = config.vocab_size, config.d_model
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.replicated(run.mesh))
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.replicated(job.mesh))
 
 
-def _problems(run: Run) -> Problems:
+def _problems(job: Job) -> Problems:
     """A batch for the answerer, as `MaskLearner.place` puts it on the mesh."""
-    rows, (source, target) = run.config.weighting.batch_size, _lengths(run)
-    where = sharding.whole_sharding((rows,), run.mesh)
+    rows, (source, target) = job.config.weighting.batch_size, _lengths(job)
+    where = sharding.whole_sharding((rows,), job.mesh)
 
     def pair(size: int) -> list[Any]:
         return [

@@ -1,7 +1,10 @@
 """Methods that KPOD is compared with, each in a file of its own, and one's own by import path."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from kpod_jax.baselines.answer_only import AnswerOnly
 from kpod_jax.baselines.distilling_step_by_step import DistillingStepByStep
@@ -11,8 +14,11 @@ from kpod_jax.baselines.protocol import Setting as Setting
 from kpod_jax.baselines.scott import Scott
 from kpod_jax.baselines.specialized_kd import SpecializedKd
 from kpod_jax.baselines.training_set import TrainingSet as TrainingSet
+from kpod_jax.baselines.training_set import make_training_set as make_training_set
 from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
+from kpod_jax.data import sources
+from kpod_jax.models.student import Student
 from kpod_jax.utils import plugins
 
 METHODS: dict[str, type[Method]] = {
@@ -34,6 +40,38 @@ def class_of(name: str) -> type[Method] | None:
       UserError: a class of one's own cannot be imported, or is no `protocol.Method`.
     """
     return _own(name) if plugins.is_path(name) else METHODS.get(name)
+
+
+def method_of(config: Config, student: Student) -> Method | None:
+    """The method of a configuration, if it trains on examples of its own making."""
+    kind, tokenizer = class_of(config.method), student.tokenizer
+    if kind is None:
+        return None
+
+    def token_lengths(texts: Sequence[str]) -> np.ndarray:
+        ids = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        return np.array([len(row) for row in ids], np.int64)
+
+    return kind(
+        Setting(
+            options=config.baseline.to_dict(),
+            data=config.data.name,
+            answer_kind=sources.answer_kind(config.data.name, config.data.answer_kind),
+            step_separator=config.data.step_separator,
+            prompt=config.student.prompt,
+            answer_template=config.student.answer_template,
+            seed=config.seed,
+            token_lengths=token_lengths,
+            max_question_tokens=config.student.max_question_tokens,
+            tokenizer=tokenizer,
+        )
+    )
+
+
+def prompt_of(config: Config, student: Student) -> str:
+    """The template of prompts that a configuration's trained student is asked by, in its form."""
+    method = method_of(config, student)
+    return student.prompt if method is None else student.resolve_prompt(method.prompt)
 
 
 def faults(config: Config) -> list[str]:

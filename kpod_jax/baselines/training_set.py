@@ -4,6 +4,7 @@ Letters: N examples.
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from kpod_jax.baselines.protocol import Example, Method, Objective
 from kpod_jax.data import pairs
+from kpod_jax.data.prepare import Data
 from kpod_jax.data.records import Ragged, Record, Rejected
 from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.models.student import Student
 from kpod_jax.utils.errors import UserError
 
 # (records, each one's prompt, each one's answer sentence or "") -> tokens, those left out
@@ -31,6 +34,8 @@ class TrainingSet:
       weights: [N] float32 that all of an example's loss is multiplied by; None is 1.
       start_steps: [N] int32, c_i: leading steps that are context; None where a curriculum says it.
       groups: that pairs are drawn from; None where rows stand alone.
+      prompt: that the trained student is asked by, in its form; "" is the student's own.
+      notes: what is said when training starts.
       tasks: number of examples of each task.
       left_out: examples that do not fit the student.
     """
@@ -40,8 +45,52 @@ class TrainingSet:
     weights: np.ndarray | None = None
     start_steps: np.ndarray | None = None
     groups: Ragged | None = None
+    prompt: str = ""
+    notes: tuple[str, ...] = ()
     tasks: dict[str, int] = dataclasses.field(default_factory=dict)
     left_out: tuple[Rejected, ...] = ()
+
+    def __str__(self) -> str:
+        """How many examples a method made, by task, and how many do not fit; "" of records."""
+        if not self.tasks:
+            return ""
+        found = [f"{count} {task}".rstrip() for task, count in self.tasks.items()]
+        if self.left_out:
+            found.append(f"{len(self.left_out)} left out (records/left_out.jsonl)")
+        if self.objective.note:
+            found.append(self.objective.note)
+        return f"examples: {', '.join(found)}; "
+
+
+def make_training_set(method: Method | None, student: Student, data: Data) -> TrainingSet:
+    """What a student is trained on: the records, or a method's examples of them.
+
+    Args:
+      method: that makes examples of its own; None: the records are the examples.
+      student: model and tokenizer.
+      data: the training records.
+
+    Raises:
+      UserError: see `make`; or prompts that end in another token than the one it is asked by.
+    """
+    if method is None:
+        return TrainingSet(data.train)
+    resolved, start_of = functools.cache(student.resolve_prompt), student.decoder_start
+    asked = resolved(method.prompt)
+
+    def tokenize(
+        records: Sequence[Record], prompts: Sequence[str], sentences: Sequence[str]
+    ) -> tuple[TokenizedSet, list[Rejected]]:
+        if prompts and start_of(resolved(prompts[0])) != start_of(asked):
+            raise UserError(
+                f"The prompt that the student is asked by, {asked!r}, ends in another token than "
+                f"those that it is trained on, {prompts[0][-80:]!r}; expected prompts that end "
+                "alike."
+            )
+        return student.tokenize(records, [*map(resolved, prompts)], sentences, need_rationale=False)
+
+    found = make(method, data.records("train"), tokenize)
+    return dataclasses.replace(found, prompt=asked, notes=tuple(method.notes))
 
 
 def make(method: Method, records: Sequence[Record], tokenize: Tokenize) -> TrainingSet:

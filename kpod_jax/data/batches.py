@@ -7,6 +7,7 @@ change while c_i moves.
 Letters: N examples, B rows of a batch, S tokens of a prompt, U of a target.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -22,71 +23,89 @@ from kpod_jax.utils.errors import UserError
 Batch = dict[str, np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How examples become rows, and rows batches.
+
+    Attributes:
+      batch_size: B, rows of a batch over all hosts.
+      seed: of the order of an epoch; not negative.
+      pad_id: token that fills `input_ids`, `decoder_input_ids` and `targets`.
+      decoder_start_id: first of `decoder_input_ids`.
+      buckets: at most so many shapes of batches.
+      pack: tokens of a row that holds several examples, for a decoder-only student, whose batches
+        then have one shape and "segments" besides; 0 is an example a row. Examples that share a row
+        do so in every epoch.
+      input_steps: where the steps before c_i stand: in the decoder, as context that is not
+        supervised, or at the end of the encoder's input, before its EOS, as the paper draws it. The
+        latter makes inputs U tokens longer, whatever c_i, so that shapes stay the same.
+      host: (number, count): of every batch's rows only this host's part is made, all parts together
+        being the batch. What a batch holds does not depend on the count.
+    """
+
+    batch_size: int
+    seed: int
+    pad_id: int
+    decoder_start_id: int
+    buckets: int = 4
+    pack: int = 0
+    input_steps: Literal["decoder", "encoder"] = "decoder"
+    host: tuple[int, int] = (0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervision:
+    """What is learned of the examples, and how much it counts (Eq. 15). By default all, by 1.
+
+    Attributes:
+      weights: w_j of every rationale token, N slices of `rationale_lengths`; None is 1.
+      start_steps: from a phase to c_i of every example, [N] integers; None is 0.
+      phase_of_step: from a training step to its phase; None is the step's epoch.
+      step_starts: whether the first token of a step before c_i is supervised, too, where it stands
+        in the decoder: there the student goes on or answers.
+      example_weights: [N] float32 that all of an example's loss weights are multiplied by; None: 1.
+      groups: numbers of examples, two at least in each slice: rows 2 k and 2 k + 1 of a batch are
+        then two examples of one slice, drawn anew in each epoch, and a slice occurs once an epoch.
+        None: a row is an example by itself.
+      arrays: from a batch's examples, [B] with -1 for padding rows, and U to further arrays of B
+        rows for the batch, for a loss of one's own.
+    """
+
+    weights: Ragged | None = None
+    start_steps: Callable[[int], np.ndarray] | None = None
+    phase_of_step: Callable[[int], int] | None = None
+    step_starts: bool = False
+    example_weights: np.ndarray | None = None
+    groups: Ragged | None = None
+    arrays: Callable[[np.ndarray, int], Batch] | None = None
+
+
 class BatchSource:
     """Batches of a `TokenizedSet`, by number of the training step.
 
     Examples of like lengths share batches: they are put into a few buckets, each of one shape
     [S, U], so that a train step is compiled once a bucket. An epoch has every example exactly once;
     its order comes from (seed, epoch) alone. The last batch of a bucket is filled up with padding
-    rows; its tokens count as much as all others, by the batch's "divisor". Where a stage leaves
+    rows; its tokens count as much as all others, by the batch's "divisor". Where a phase leaves
     examples out (c_i > n_i), its steps are filled with the others, each about equally often, and
     without padding rows.
+
+    Attributes:
+      start_steps: from a phase to c_i of every example, [N] integers.
     """
 
     def __init__(
-        self,
-        tokenized: TokenizedSet,
-        batch_size: int,
-        seed: int,
-        *,
-        pad_id: int,
-        decoder_start_id: int,
-        buckets: int = 4,
-        weights: Ragged | None = None,
-        start_steps: Callable[[int], np.ndarray] | None = None,
-        stage_of_step: Callable[[int], int] | None = None,
-        input_steps: Literal["decoder", "encoder"] = "decoder",
-        host: tuple[int, int] = (0, 1),
-        pack: int = 0,
-        example_weights: np.ndarray | None = None,
-        groups: Ragged | None = None,
-        arrays: Callable[[np.ndarray, int], Batch] | None = None,
-        step_starts: bool = False,
+        self, tokenized: TokenizedSet, layout: Layout, supervision: Supervision | None = None
     ) -> None:
-        """Lays out the examples; batches are made when they are asked for.
-
-        Args:
-          tokenized: the N examples.
-          batch_size: B, rows of a batch over all hosts.
-          seed: not negative.
-          pad_id: token that fills `input_ids`, `decoder_input_ids` and `targets`.
-          decoder_start_id: first of `decoder_input_ids`.
-          buckets: at most so many shapes of batches.
-          weights: w_j of every rationale token, N slices of `rationale_lengths`; None is 1.
-          start_steps: from a stage to c_i of every example, [N] integers; None is 0.
-          stage_of_step: from a training step to its stage; None is the step's epoch.
-          input_steps: where the steps before c_i stand: in the decoder, as context that is not
-            supervised, or at the end of the encoder's input, before its EOS, as the paper draws it.
-            The latter makes inputs U tokens longer, whatever c_i, so that shapes stay the same.
-          host: (number, count): of every batch's rows only this host's part is made, all parts
-            together being the batch. What a batch holds does not depend on the count.
-          pack: tokens of a row that holds several examples, for a decoder-only student, whose
-            batches then have one shape and "segments" besides; 0 is an example a row. Examples
-            that share a row do so in every epoch.
-          example_weights: [N] float32, which all of an example's loss weights are multiplied by;
-            None is 1.
-          groups: numbers of examples, two at least in each slice: rows 2 k and 2 k + 1 of a batch
-            are then two examples of one slice, drawn anew in each epoch, and a slice occurs once an
-            epoch. None: a row is an example by itself.
-          arrays: from a batch's examples, [B] with -1 for padding rows, and U to further arrays of
-            B rows for the batch, for a loss of one's own.
-          step_starts: whether the first token of a step before c_i is supervised, too, where it
-            stands in the decoder: there the student goes on or answers.
+        """Lays out the N examples; batches are made when they are asked for.
 
         Raises:
           UserError: no examples, a setting out of range, weights of other examples, or a batch that
             cannot be divided between the hosts.
         """
+        learned = supervision or Supervision()
+        batch_size, pack, buckets = layout.batch_size, layout.pack, layout.buckets
+        groups, input_steps = learned.groups, layout.input_steps
         if len(tokenized) == 0:
             raise UserError(
                 "There are no examples to make batches of. See records/rejected.jsonl for records "
@@ -95,16 +114,18 @@ class BatchSource:
         for name, setting, least in (
             ("batch_size", batch_size, 1),
             ("buckets", buckets, 1),
-            ("seed", seed, 0),
+            ("seed", layout.seed, 0),
         ):
             if setting < least:
                 raise UserError(f"{name}={setting} is not possible; expected at least {least}.")
-        if (pack or input_steps == "encoder") and (groups is not None or arrays is not None):
+        if (pack or input_steps == "encoder") and (
+            groups is not None or learned.arrays is not None
+        ):
             raise UserError(
                 "This method's loss looks at places of a row, which distill.pack and "
                 "distill.input_steps='encoder' move; expected 0 and decoder."
             )
-        number, count = host
+        number, count = layout.host
         if groups is not None and batch_size % (2 * count):
             raise UserError(
                 f"distill.batch_size={batch_size}: this method puts pairs of rows into a batch; "
@@ -119,19 +140,20 @@ class BatchSource:
         self._host_rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
         self._tokenized = tokenized
         self._batch_size = batch_size
-        self._groups, self._arrays = groups, arrays
+        self._groups, self._arrays = groups, learned.arrays
         self._items_of_batch = batch_size // (1 if groups is None else 2)
-        self._seed = seed
-        self._pad_id = pad_id
-        self._decoder_start_id = decoder_start_id
-        self._weights = _target_weights(tokenized, weights, example_weights)
+        self._seed = layout.seed
+        self._pad_id = layout.pad_id
+        self._decoder_start_id = layout.decoder_start_id
+        self._weights = _target_weights(tokenized, learned.weights, learned.example_weights)
         self._input_steps = input_steps
         # A token is supervised while c_i is not above this.
         self._latest_start = tokenized.steps
-        if step_starts and input_steps == "decoder":
+        if learned.step_starts and input_steps == "decoder":
             self._latest_start = _with_step_starts(tokenized)
-        self._start_steps = start_steps or (lambda stage: np.zeros(len(tokenized), np.int32))
-        self._stage_of_step = stage_of_step or (lambda step: step // self.steps_per_epoch)
+        none = np.zeros(len(tokenized), np.int32)
+        self.start_steps = learned.start_steps or (lambda phase: none)
+        self._phase_of_step = learned.phase_of_step or (lambda step: step // self.steps_per_epoch)
         if pack:
             lengths_N = packing.sequence_lengths(tokenized)
             if lengths_N.max() > pack:
@@ -256,7 +278,7 @@ class BatchSource:
 
     def _start_steps_at(self, step: int) -> np.ndarray:
         """[N] c_i at a training step."""
-        start_steps_N = np.asarray(self._start_steps(self._stage_of_step(step)))
+        start_steps_N = np.asarray(self.start_steps(self._phase_of_step(step)))
         if start_steps_N.shape != (len(self._tokenized),):
             raise UserError(
                 f"The schedule has start steps of shape {start_steps_N.shape} for "

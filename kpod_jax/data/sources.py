@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kpod_jax.config import defaults
+from kpod_jax.config.defaults import Config
 from kpod_jax.data import arithmetic, asdiv, commonsense_qa, gsm8k, own, rationales, svamp
 from kpod_jax.data.published import SPLITS, DataSet, Splits
 from kpod_jax.data.records import Loaded, Record, Rejected, check_bad_share
@@ -43,44 +45,24 @@ def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
 
 
 def load_records(
-    name: str,
-    split: str,
+    data: str | Config,
+    split: str = "train",
+    limit: int | None = None,
     *,
-    path: str = "",
-    splits: Splits = "paper",
-    rationales: str = "",
-    columns: Mapping[str, str] | None = None,
-    kind: str = "",
-    cache_dir: str = "",
-    separator: str = "",
-    limit: int = 0,
-    max_bad_share: float = 0.01,
     need_rationales: bool = True,
-    per_question: int = 1,
-    task: arithmetic.Task | None = None,
+    **changes: Any,
 ) -> tuple[list[Record], list[Rejected]]:
     """Loads one split of a data set.
 
     Args:
-      name: one of NAMES, or package.module:Class, an `own.OwnDataSet`.
+      data: `data` of a configuration; or one of NAMES, or package.module:Class (`OwnDataSet`), with
+        the defaults of all other settings.
       split: "train", "validation" or "test".
-      path: where the data set's own files lie. Published ones: the folder of their original files;
-        empty downloads them. A user's own: see `own.load`.
-      splits: of a published data set: "paper", or "official", its own, whose validation split is a
-        tenth of its train split.
-      rationales: a teacher's rationales, see `rationales.apply`; empty: the data set's own.
-      columns: names of the user's columns, by those of `own.COLUMNS`: of the data set if that is
-        the user's own, else of `rationales`.
-      kind: of the answers; empty: the data set's own.
-      cache_dir: where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
-      separator: that ends a step; empty: see `split_steps`. The built-in task knows its steps.
-      limit: the first so many records only; 0 is all. The built-in task makes as many as are asked.
-      max_bad_share: of the split's records that may be broken.
+      limit: the first so many questions only; 0 is all; None is what the settings say. The built-in
+        task makes as many as are asked.
       need_rationales: whether a training record without a rationale is of no use; if not, it is
         returned without steps, for a teacher to be asked.
-      per_question: most rationales of a training question, 0 for all of `rationales`; each is a
-        record. The built-in task makes as many as are asked for; other data sets have one each.
-      task: the knobs of the built-in task; None is the default task.
+      **changes: keys of `data` in a configuration, in place of its own values, such as `path`.
 
     Returns:
       The records, in the order of their source, those of one question side by side, and those that
@@ -90,11 +72,17 @@ def load_records(
       UserError: an unknown name or split, files that are missing or unreadable, no records, or too
         many broken ones; the message names the first.
     """
-    _check(name, split, limit)
-    columns = own.COLUMNS | dict(columns or {})
+    settings = _settings(data, changes)
+    name = settings.name
+    if split not in SPLITS:
+        raise UserError(f"There is no split {split!r}; expected one of {', '.join(SPLITS)}.")
+    limit = settings[f"{split}_examples"] if limit is None else limit
+    _check(name, limit)
+    columns = settings.columns.to_dict()
     # Whether the names of columns are those of the data set: else they are the teacher's.
     theirs = name in own.FORMATS
-    needed = need_rationales and not rationales
+    taught, separator = settings.rationales, settings.step_separator
+    needed = need_rationales and not taught
     if name in PUBLISHED and split == "train" and needed and not PUBLISHED[name].has_rationales:
         raise UserError(
             f"{PUBLISHED[name].title} has no rationales to train on. Set --config.data.rationales "
@@ -102,74 +90,85 @@ def load_records(
             "docs/data.md explains."
         )
     if name == "arithmetic":
-        task = task or arithmetic.Task()
-        loaded = _load_arithmetic(task, split, cache_dir, limit, whole=bool(rationales))
+        loaded = _load_arithmetic(settings, split, limit, whole=bool(taught))
     elif _is_own(name):
         named = columns if theirs else own.COLUMNS
         loaded = own.load(
-            name, split, path, columns=named, separator=separator, need_rationale=needed
+            name, split, settings.path, columns=named, separator=separator, need_rationale=needed
         )
     else:
-        loaded = _load_published(
-            name, split, path, splits, cache_dir, separator, needed, whole=bool(rationales)
-        )
-    if rationales and split != "test":
-        loaded = _taught(
+        loaded = _load_published(settings, split, needed, whole=bool(taught))
+    if taught and split != "test":
+        loaded = rationales.apply(
             loaded,
-            rationales,
+            taught,
             split,
-            kind=answer_kind(name, kind),
+            kind=answer_kind(name, settings.answer_kind),
             columns=own.COLUMNS if theirs else columns,
             separator=separator,
             own_id=PUBLISHED[name].own_id if name in PUBLISHED else str,
-            per_question=per_question,
+            per_question=settings.rationales_per_question,
         )
     rejected = loaded.broken + loaded.absent
-    check_bad_share(loaded.broken, len(loaded.records) + len(rejected), max_bad_share)
+    check_bad_share(loaded.broken, len(loaded.records) + len(rejected), settings.max_bad_share)
     if not loaded.records:
         reasons = "; ".join(f"{bad.id}: {bad.reason}" for bad in rejected[:3])
+        where = f" in {settings.path}" if settings.path else ""
         raise UserError(
-            f"The {split} split of {name} has no records{f' in {path}' if path else ''}"
+            f"The {split} split of {name} has no records{where}"
             f"{f' that can be used: {reasons}' if reasons else ''}. Expected at least one."
         )
     records = loaded.records[: limit or None]
-    if name == "arithmetic" and not rationales and split == "train":
-        assert task is not None
-        several = (
-            arithmetic.rationales_per_question(r, max(1, per_question), task.verbosity)
-            for r in records
-        )
+    if name == "arithmetic" and not taught and split == "train":
+        count, verbosity = max(1, settings.rationales_per_question), settings.arithmetic.verbosity
+        several = (arithmetic.rationales_per_question(r, count, verbosity) for r in records)
         return list(itertools.chain.from_iterable(several)), rejected
     return [r for first in records for r in (first, *loaded.further.get(first.id, ()))], rejected
 
 
-# `rationales` is a name of the interface.
-_taught = rationales.apply
+def fresh_records(config: Config) -> list[Record]:
+    """New problems of the built-in task, for an answerer to be fit on (`weighting.fit=fresh`)."""
+    if config.weighting.fit != "fresh":
+        return []
+    # A seed apart from that of a shipped answerer's training.
+    count, task = config.weighting.fresh_examples, config.data.arithmetic.to_dict()
+    return arithmetic.generate("fresh", count, config.seed + 1, arithmetic.Task(**task))
+
+
+def _settings(data: str | Config, changes: Mapping[str, Any]) -> Config:
+    settings = defaults.get_config().data
+    if isinstance(data, str):
+        settings.name = data
+    else:
+        settings.update(data)
+    if unknown := changes.keys() - settings.keys():
+        raise UserError(
+            f"A data set has no setting {min(unknown)!r}; expected some of {', '.join(settings)}."
+        )
+    settings.update(changes)
+    return settings.lock()
 
 
 def _is_own(name: str) -> bool:
     return name in own.FORMATS or plugins.is_path(name)
 
 
-def _check(name: str, split: str, limit: int) -> None:
+def _check(name: str, limit: int) -> None:
     if name not in NAMES and not plugins.is_path(name):
         raise UserError(f"Unknown data set {name!r}; expected one of {', '.join(NAMES)}.")
     if limit < 0:
         raise UserError(f"A limit of {limit} records is not possible; expected 0 (all) or more.")
-    if split not in SPLITS:
-        raise UserError(f"There is no split {split!r}; expected one of {', '.join(SPLITS)}.")
 
 
-def _load_arithmetic(
-    task: arithmetic.Task, split: str, cache_dir: str, limit: int, whole: bool
-) -> Loaded:
+def _load_arithmetic(settings: Config, split: str, limit: int, whole: bool) -> Loaded:
     # TFDS takes a second to import, and a user's own file does without it.
     from kpod_jax.data import builders
 
     sizes = dict(builders.ARITHMETIC_SIZES)
     sizes[split] = max(limit, sizes[split])
+    task = arithmetic.Task(**settings.arithmetic.to_dict())
     config = builders.ArithmeticConfig.of(sizes, task)
-    builder = builders.prepared(builders.KpodArithmetic, config, cache_dir)
+    builder = builders.prepared(builders.KpodArithmetic, config, settings.cache)
     loaded = Loaded()
     for row in _rows(builder, split, 0 if whole else limit):
         keypoints = tuple((int(start), int(end)) for start, end in row["keypoints"])
@@ -186,21 +185,13 @@ def _load_arithmetic(
     return loaded
 
 
-def _load_published(
-    name: str,
-    split: str,
-    path: str,
-    splits: Splits,
-    cache_dir: str,
-    separator: str,
-    need_rationale: bool,
-    whole: bool,
-) -> Loaded:
+def _load_published(settings: Config, split: str, need_rationale: bool, whole: bool) -> Loaded:
     """One split; with `whole` the ids of the others, too."""
     from kpod_jax.data import builders
 
-    kind = builders.PUBLISHED[name]
-    builder = builders.prepared(kind, kind.config_of(splits, path), cache_dir)
+    kind, separator = builders.PUBLISHED[settings.name], settings.step_separator
+    config = kind.config_of(settings.splits, settings.path)
+    builder = builders.prepared(kind, config, settings.cache)
     loaded = Loaded()
     for bad, broken in builder.rejected(split):
         (loaded.broken if broken else loaded.absent).append(bad)

@@ -34,7 +34,6 @@ class Evaluator:
         answer_kind: str,
         batch_size: int,
         max_new_tokens: int,
-        samples: int = 1,
         sampling: Sampling | None = None,
     ) -> None:
         """Tokenises the questions.
@@ -47,11 +46,15 @@ class Evaluator:
           answer_kind: of `answers.KINDS`.
           batch_size: questions at a time.
           max_new_tokens: bound of a generation.
-          samples: generations of each question; the answer that most of them give counts.
-          sampling: default greedy.
+          sampling: how, and how many generations of each question, of which the answer that most
+            give counts. None: one, greedy.
         """
         self.records = list(records)
-        self._student, self._kind, self._samples = student, answer_kind, samples
+        self._student, self._kind, self._samples = (
+            student,
+            answer_kind,
+            (sampling or Sampling()).samples,
+        )
         self._questions = tokens.tokenize_questions(
             records, student.tokenizer, prompt=prompt, decoder_only=student.decoder_only
         )

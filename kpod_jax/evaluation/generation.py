@@ -86,11 +86,13 @@ class Sampling:
       top_p: only the likeliest tokens that together have this probability are drawn from. (0, 1]
       seed: of the draws. A generation's draws depend on it and the generation's number alone, not
         on the batch.
+      samples: generations of each question, for an `Evaluator`.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    samples: int = 1
 
 
 class Generator:

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from kpod_jax.config import defaults
+from kpod_jax.config.defaults import Config
 from kpod_jax.data import tokens
+from kpod_jax.data.records import Record, Rejected
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.models import hub, layout
 from kpod_jax.models.families import Model, ModelConfig, family_of, own_family
@@ -29,17 +32,25 @@ class Student:
       module: a Flax module.
       config: its architecture, with the tokenizer's ids of EOS and padding.
       tokenizer: of transformers; its ids are rows of the model's embedding table.
-      model: directory, or id on the hub.
-      random: whether parameters start from random values.
+      settings: `student` of the configuration.
       seed: of random values, adapters' among them.
     """
 
     module: Model
     config: ModelConfig
     tokenizer: Any
-    model: str
-    random: bool
+    settings: Config
     seed: int
+
+    @property
+    def model(self) -> str:
+        """Directory, or id on the hub."""
+        return self.settings.model
+
+    @property
+    def random(self) -> bool:
+        """Whether parameters start from random values."""
+        return self.settings.init == "random"
 
     @property
     def decoder_only(self) -> bool:
@@ -51,6 +62,46 @@ class Student:
         if isinstance(self.config, T5Config):
             return self.config.decoder_start_token_id
         return tokens.decoder_start(self.tokenizer, prompt)
+
+    @functools.cached_property
+    def prompt(self) -> str:
+        """The template of prompts, in the student's form (`tokens.resolve_prompt`)."""
+        return self.resolve_prompt(self.settings.prompt)
+
+    def resolve_prompt(self, prompt: str) -> str:
+        """A template with `{question}` in it, in the student's form."""
+        return tokens.resolve_prompt(
+            self.tokenizer, prompt, decoder_only=self.decoder_only, chat=self.settings.chat
+        )
+
+    def tokenize(
+        self,
+        records: Sequence[Record],
+        prompt: str | Sequence[str] = "",
+        answer_template: str | Sequence[str] | None = None,
+        need_rationale: bool = True,
+    ) -> tuple[tokens.TokenizedSet, list[Rejected]]:
+        """Records under the student's templates and limits, and those that do not fit.
+
+        Args:
+          records: in any order, which is kept.
+          prompt: in the student's form, one for all or each one's; empty: the student's own.
+          answer_template: likewise; None: the student's own.
+          need_rationale: see `tokens.tokenize`.
+        """
+        settings = self.settings
+        return tokens.tokenize(
+            records,
+            self.tokenizer,
+            prompt=prompt or self.prompt,
+            answer_template=settings.answer_template
+            if answer_template is None
+            else answer_template,
+            max_question_tokens=settings.max_question_tokens,
+            max_target_tokens=settings.max_target_tokens,
+            decoder_only=self.decoder_only,
+            need_rationale=need_rationale,
+        )
 
     def abstract(self, mesh: Mesh) -> Any:
         """Shapes, dtypes and shardings of the parameters: a tree of jax.ShapeDtypeStruct."""
@@ -129,39 +180,25 @@ class NoTokenizer:
 
 
 def load_student(
-    model: str,
-    *,
-    family: str = "",
-    init: str = "pretrained",
-    tokenizer: str | None = "",
-    dtype: str = "float32",
-    scan_layers: bool = True,
-    remat: str = "none",
-    attention: str = "auto",
-    lora: LoRAConfig | None = None,
-    seed: int = 0,
+    model: str | Config, seed: int = 0, *, with_tokenizer: bool = True, **changes: Any
 ) -> Student:
-    """Loads architecture and tokenizer; parameters are loaded by `Student.load`.
+    """Loads architecture and tokenizer; `Student.load` loads the parameters.
 
     Args:
-      model: directory in Hugging Face's format, or id on the hub; with `init="random"` also a
-        config.json or a known name (`families.NAMED`).
-      family: import path of one of the user's own, see `families.own_family`.
-      init: "pretrained" or "random".
-      tokenizer: where it comes from, if not from `model`; None: there is none, for compiling alone.
-      dtype: of activations and matrix products.
-      scan_layers: see `T5`.
-      remat: see `T5`.
-      attention: see `T5`; "auto" is "cudnn" where devices, dtype and heads allow it, "blocks" on a
-        CPU, else "xla".
-      lora: adapters, or None.
+      model: `student` of a configuration; or a directory in Hugging Face format, an id on the hub
+        or a GGUF file, with the defaults of all other settings.
       seed: of random values.
+      with_tokenizer: False where nothing is tokenised, as in compiling ahead of time.
+      **changes: keys of `student` in a configuration, in place of its own values. `lora` is a
+        `LoRAConfig`, or None for no adapters.
 
     Raises:
       UserError: something cannot be loaded, or the tokenizer has more tokens than the model rows.
     """
-    own = own_family(family)
-    config = hub.load_config(model, own)
+    settings = student_settings(model, **changes)
+    name, init, dtype, attention = settings.model, settings.init, settings.dtype, settings.attention
+    own = own_family(settings.family)
+    config = hub.load_config(name, own)
     # A family of one's own may have other names for it, and is then left to XLA.
     head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
     if attention == "auto":
@@ -173,12 +210,13 @@ def load_student(
             "of 8, at most 128, on an NVIDIA GPU; expected auto, xla or blocks."
         )
     if init != "random":
-        hub.check_weights(model)
-    loaded: Any = NoTokenizer(config) if tokenizer is None else load_tokenizer(tokenizer or model)
+        hub.check_weights(name)
+    loaded: Any = load_tokenizer(settings.tokenizer or name) if with_tokenizer else None
+    loaded = loaded or NoTokenizer(config)
     if len(loaded) > config.vocab_size:
         raise UserError(
-            f"The tokenizer {tokenizer or model!r} has {len(loaded)} tokens, but the model "
-            f"{model!r} has {config.vocab_size} rows (vocab_size in its config.json). Give the "
+            f"The tokenizer {settings.tokenizer or name!r} has {len(loaded)} tokens, but the model "
+            f"{name!r} has {config.vocab_size} rows (vocab_size in its config.json). Give the "
             "tokenizer that the model was trained with (student.tokenizer)."
         )
     pad = loaded.pad_token_id
@@ -186,19 +224,43 @@ def load_student(
     if init == "random" and isinstance(config, T5Config):
         ids["decoder_start_token_id"] = pad
     config = dataclasses.replace(config, **ids)
-    if lora is not None:
-        lora = dataclasses.replace(lora, targets=_targets(lora.targets, config))
+    lora = None
+    if settings.lora.rank:
+        targets = _targets(settings.lora.targets, config)
+        lora = LoRAConfig(**(settings.lora.to_dict() | {"targets": targets}))
     whole = lora is None or lora.base_dtype == "float32"
     module = family_of(config, own).module(
         config,  # pyright: ignore[reportArgumentType]
         dtype=jnp.dtype(dtype),
         param_dtype=jnp.float32 if whole else jnp.bfloat16,
-        remat=remat,
-        scan_layers=scan_layers,
+        remat=settings.remat,
+        scan_layers=settings.scan_layers,
         lora=lora,
         attention=attention,
     )
-    return Student(module, config, loaded, model, init == "random", seed)
+    return Student(module, config, loaded, settings, seed)
+
+
+def student_settings(model: str | Config, **changes: Any) -> Config:
+    """`student` of a configuration, changed; whoever changes that later changes no student.
+
+    Args are those of `load_student`.
+    """
+    whole = defaults.get_config()
+    settings = whole.student
+    if isinstance(model, str):
+        settings.model = model
+    else:
+        settings.update(model)
+    if "lora" in changes:
+        lora = changes.pop("lora")
+        changes["lora"] = {"rank": 0} if lora is None else dataclasses.asdict(lora)
+    if unknown := changes.keys() - settings.keys():
+        raise UserError(
+            f"A student has no setting {min(unknown)!r}; expected some of {', '.join(settings)}."
+        )
+    settings.update(changes)
+    return settings.lock()
 
 
 def _targets(asked: Sequence[str], config: ModelConfig) -> tuple[str, ...]:

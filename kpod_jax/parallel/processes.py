@@ -79,6 +79,12 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def log(line: str) -> None:
+    """Prints a line for the user, once for all processes."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
 def first_alone(work: Callable[[], str]) -> str:
     """Does work of the host in the first process, while the others wait.
 

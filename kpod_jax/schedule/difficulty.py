@@ -3,17 +3,101 @@
 Letters: N examples, M rationale tokens of all examples together.
 """
 
+import dataclasses
+import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
 from jax.sharding import Mesh
 
-from kpod_jax.data.batches import BatchSource
+from kpod_jax.config.defaults import Config
+from kpod_jax.data import known
+from kpod_jax.data.batches import BatchSource, Layout
+from kpod_jax.data.prepare import Data
 from kpod_jax.data.records import Ragged, offsets_of
 from kpod_jax.data.tokens import TokenizedSet
+from kpod_jax.models.student import Student
+from kpod_jax.parallel import sharding
 from kpod_jax.training import forward
+from kpod_jax.utils import files
+from kpod_jax.utils.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDifficulty(Ragged):
+    """d_k of every step of the training rationales, N slices of n_i float32 values, nats.
+
+    Attributes:
+      correlation: Spearman's ρ with the known hardness of the steps; None where that is unknown.
+    """
+
+    correlation: float | None = None
+
+    OUTPUTS: ClassVar = ("step_difficulty.npz",)
+
+    def save(self, root: pathlib.Path) -> None:
+        """Writes `OUTPUTS` under a work directory."""
+        files.write_npz(root / "step_difficulty.npz", values=self.values, offsets=self.offsets)
+
+    @classmethod
+    def load(cls, root: pathlib.Path) -> "StepDifficulty":
+        """What `save` wrote."""
+        return cls(**files.read_npz(root / "step_difficulty.npz"))
+
+    def __str__(self) -> str:
+        """What was done, in a few words."""
+        text = f"{len(self.values)} step difficulties, mean {self.values.mean():.2f} nats"
+        if self.correlation is not None:
+            text += f", rank correlation with the known ones {self.correlation:.2f}"
+        return text
+
+
+def score_steps(
+    config: Config,
+    student: Student,
+    data: Data,
+    weights: Ragged | None = None,
+    mesh: Mesh | None = None,
+    *,
+    params: Any = None,
+    bucket_rows: int = 0,
+    label: str = "Scoring",
+) -> StepDifficulty:
+    """How difficult each step of the training rationales is for a student (Eq. 8).
+
+    Args:
+      config: `difficulty` of a configuration.
+      student: model and tokenizer.
+      data: whose training rationales are scored.
+      weights: w_j of every rationale token; None: all count the same.
+      mesh: of the devices; None: all of them.
+      params: θs, on the mesh; None: those before distillation.
+      bucket_rows: that each shape of batches is filled with, see `BatchSource`; 0: a batch's.
+      label: of the progress bar.
+    """
+    train, mesh = data.train, mesh or sharding.make_mesh()
+    layout = Layout(
+        bucket_rows or config.batch_size,
+        student.seed,
+        student.tokenizer.pad_token_id,
+        student.decoder_start(student.prompt),
+    )
+    with Progress(len(train), label, unit="examples") as progress:
+        nll = rationale_losses(
+            student.module,
+            student.load(mesh) if params is None else params,
+            BatchSource(train, layout),
+            train,
+            mesh,
+            batch_size=config.batch_size,
+            progress=progress.update,
+        )
+    found = step_difficulty(nll, None if config.weights == "uniform" else weights, train)
+    hardness = known.hardness(train.records)
+    rho = None if hardness is None else known.rank_correlation(hardness, found.values)
+    return StepDifficulty(found.values, found.offsets, rho)
 
 
 def rationale_losses(

@@ -18,7 +18,12 @@ class Following:
     """
 
     def __init__(
-        self, curriculum: Curriculum, num_steps: np.ndarray, path: files.PathLike, name: str
+        self,
+        curriculum: Curriculum,
+        num_steps: np.ndarray,
+        path: files.PathLike,
+        name: str,
+        phase_steps: int = 0,
     ) -> None:
         """Reads what is there.
 
@@ -27,7 +32,9 @@ class Following:
           num_steps: [N] n_i.
           path: of an npz file with "start_steps" [stages so far, N].
           name: of the curriculum, for messages.
+          phase_steps: training steps of a phase; 0: those of an epoch.
         """
+        self.phase_steps = phase_steps
         self._curriculum = curriculum
         self._num_steps = num_steps
         self._path = path

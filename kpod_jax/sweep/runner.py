@@ -2,7 +2,7 @@
 
 On several hosts, all of which are given the command, each run is made by all of them together. Runs
 share what they make from the same inputs: the records, weights and difficulties of one are
-taken over by the next. Of runs at work at the same time one makes what they share, and the others
+reused by the next. Of runs at work at the same time one makes what they share, and the others
 start once it is there. A run that is done is not done again; one that fails stops no other.
 """
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from kpod_jax.config.defaults import Config
-from kpod_jax.data import arithmetic, sources
+from kpod_jax.data import sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +43,6 @@ def load_questions(data: Config) -> list[Question]:
       UserError: the data set cannot be read, is empty, or has too many broken records.
     """
     records, _ = sources.load_records(
-        data.name,
-        "train",
-        path=data.path,
-        cache_dir=data.cache,
-        splits=data.splits,
-        columns=data.columns.to_dict(),
-        kind=data.answer_kind,
-        separator=data.step_separator,
-        limit=data.train_examples,
-        max_bad_share=data.max_bad_share,
-        need_rationales=False,
-        task=arithmetic.Task(**data.arithmetic.to_dict()),
+        data, need_rationales=False, rationales="", rationales_per_question=1
     )
     return [Question(record.id, record.question, record.answer) for record in records]

@@ -8,15 +8,14 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 
-import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.batches import BatchSource
 from kpod_jax.models import layout
+from kpod_jax.models.student import Student
 from kpod_jax.parallel import processes, sharding
 from kpod_jax.training import monitoring
 from kpod_jax.training.checkpoints import Checkpoints
@@ -42,70 +41,114 @@ class Plan:
 
     Attributes:
       steps_per_epoch: in which every example occurs once.
-      steps_per_stage: in which c_i stands still.
+      steps_per_phase: in which c_i stands still.
       total_steps: of the whole training.
     """
 
     steps_per_epoch: int
-    steps_per_stage: int
+    steps_per_phase: int
     total_steps: int
 
     @property
-    def stages(self) -> int:
-        """Number of stages, the last perhaps cut short."""
-        return -(-self.total_steps // self.steps_per_stage)
+    def phases(self) -> int:
+        """Number of phases, the last perhaps cut short."""
+        return -(-self.total_steps // self.steps_per_phase)
+
+    def phase_of_step(self, step: int) -> int:
+        """The phase, from 0, of a step from 0."""
+        return step // self.steps_per_phase
 
 
-def plan(config: Config, steps_per_epoch: int, stage_steps: int = 0) -> Plan:
-    """The training's length by `distill.epochs`, `distill.max_steps` and `schedule.stage_steps`."""
+def plan(config: Config, steps_per_epoch: int, phase_steps: int = 0) -> Plan:
+    """The training's length by `distill.epochs` and `distill.max_steps`.
+
+    Args:
+      config: `distill` of the configuration.
+      steps_per_epoch: batches in which every example occurs once.
+      phase_steps: steps of a phase; 0: an epoch's.
+    """
     total = config.epochs * steps_per_epoch
     total = min(total, config.max_steps) if config.max_steps else total
-    return Plan(steps_per_epoch, stage_steps or steps_per_epoch, total)
+    return Plan(steps_per_epoch, phase_steps or steps_per_epoch, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step minimises.
+
+    Attributes:
+      loss: see `make_train_step`.
+      group_size: so many neighbouring rows are never divided between micro-batches.
+    """
+
+    loss: Loss = cross_entropy
+    group_size: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What is called while a student is trained.
+
+    Attributes:
+      validate: from parameters to figures of the validation split, which become the metrics
+        "validation_accuracy" and so on; the accuracy picks the best checkpoint. None: there are
+        none, and the last checkpoint is the best.
+      begin_phase: is told each phase and its first parameters before any of its batches is made.
+        None where the schedule is known beforehand: batches are then made ahead across phases.
+    """
+
+    validate: Callable[[Params], Mapping[str, float]] | None = None
+    begin_phase: Callable[[int, Params], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Where a training is written down, and what watches it.
+
+    Attributes:
+      workdir: of the run.
+      hang_seconds: see `monitoring.Watchdog`.
+      profile_steps: that the profiler traces.
+    """
+
+    workdir: pathlib.Path
+    hang_seconds: float = 0.0
+    profile_steps: int = 0
 
 
 def train(
-    module: nn.Module,
-    params: Params,
-    frozen: Params,
-    source: BatchSource,
-    start_steps: Callable[[int], np.ndarray],
     config: Config,
-    watching: Config,
-    *,
+    student: Student,
+    params: Params,
+    source: BatchSource,
     length: Plan,
-    seed: int,
-    mesh: Mesh,
-    workdir: pathlib.Path,
-    validate: Callable[[Params], Mapping[str, float]],
-    begin_stage: Callable[[int, Params], None] | None = None,
-    loss: Loss = cross_entropy,
-    rows_together: int = 1,
-) -> None:
-    """Trains from `params`, or goes on from the work directory's latest checkpoint.
+    *,
+    objective: Objective,
+    hooks: Hooks,
+    recording: Recording,
+) -> Params:
+    """Trains from `params`, or resumes from the work directory's latest checkpoint.
 
     Every checkpoint goes to `checkpoints/student`, the metrics to `metrics.jsonl`. After the last
-    step, and every `validate_every` epochs, the student is validated; the accuracy picks the best
-    checkpoint.
+    step, and every `validate_every` epochs, the student is validated.
 
     Args:
-      module: the student.
-      params: those that are trained, where training starts; donated. Checkpoints hold these alone.
-      frozen: the others, or {}.
-      source: of batches, which ask `start_steps` for c_i.
-      start_steps: c_i by stage, for the metrics.
       config: `distill` of the configuration.
-      watching: `watch` of the configuration.
+      student: model without parameters; its seed is that of dropout.
+      params: where training starts, on a mesh; donated. Checkpoints hold those that are trained.
+      source: of batches.
       length: of the training, from `plan`.
-      seed: of dropout.
-      mesh: that the parameters lie on.
-      workdir: of the run.
-      validate: from parameters to figures of the validation split, "accuracy" among them, which
-        become the metrics "validation_accuracy" and so on.
-      begin_stage: is told each stage and its first parameters before any of its batches is made.
-        None where the schedule is known beforehand: then batches are made ahead across stages.
-      loss: see `make_train_step`.
-      rows_together: see `make_train_step`.
+      objective: what is minimised.
+      hooks: what is called.
+      recording: where it is written down.
+
+    Returns:
+      The parameters after the last step.
     """
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    module, workdir = student.module, recording.workdir
+    validate, begin_phase = hooks.validate, hooks.begin_phase
+    params, frozen = student.split(params)
     optimizer = make_optimizer(config, length.total_steps)
     train_step = make_train_step(
         module,
@@ -113,11 +156,11 @@ def train(
         learning_rate(config, length.total_steps),
         micro_batches=config.micro_batches,
         dropout=config.dropout,
-        loss=loss,
-        rows_together=rows_together,
+        loss=objective.loss,
+        group_size=objective.group_size,
     )
     flops_of = model_flops(module, params, frozen)
-    key = jax.random.key(seed)
+    key = jax.random.key(student.seed)
     with (
         sharding.use(mesh),
         Checkpoints(
@@ -132,21 +175,21 @@ def train(
             iterator_state = restored.extra["iterator"]
             logging.info("goes on from the checkpoint of step %d", first)
         if first >= length.total_steps:
-            return
-        per_stage, total = length.steps_per_stage, length.total_steps
-        # Where stages follow the student, none of a stage's batches may be made before it begins.
-        first_batch = first // per_stage * per_stage if begin_stage else 0
-        last_batch = min(total, first_batch + per_stage) if begin_stage else total
+            return layout.combine(state["params"], frozen)
+        per_phase, total = length.steps_per_phase, length.total_steps
+        # Where phases follow the student, none of a phase's batches may be made before it begins.
+        first_batch = first // per_phase * per_phase if begin_phase else 0
+        last_batch = min(total, first_batch + per_phase) if begin_phase else total
         iterator = source.iterate(first_batch, last_batch)
         if iterator_state is not None:
             iterator.set_state(iterator_state)
         late, window, sizes = OneStepLate(), monitoring.Window(), {}
-        tracer = monitoring.Tracer(workdir / "profile", first + 1, watching.profile_steps)
+        tracer = monitoring.Tracer(workdir / "profile", first + 1, recording.profile_steps)
         with (
             MetricsWriter(workdir, STAGE, restored_step=first if first else None) as writer,
             Progress(total, "Distilling", initial=first) as progress,
             processes.listening() as is_told_to_end,
-            monitoring.Watchdog(watching.hang_seconds, "distill") as watchdog,
+            monitoring.Watchdog(recording.hang_seconds, "distill") as watchdog,
         ):
 
             def record(done: tuple[int, dict[str, float]] | None) -> None:
@@ -159,21 +202,21 @@ def train(
                 progress.update(loss=values["loss"])
                 if step % config.log_every and step != total:
                     return
-                stage = (step - 1) // per_stage
+                phase = length.phase_of_step(step - 1)
                 values |= window.values()
-                values["stage_number"] = stage
-                values["mean_start_step"] = float(np.mean(start_steps(stage)))
+                values["stage_number"] = phase
+                values["mean_start_step"] = float(np.mean(source.start_steps(phase)))
                 writer.write(step, values)
 
             every = config.validate_every * length.steps_per_epoch
             for step in range(first + 1, total + 1):
-                if begin_stage is not None and (step - 1) % per_stage == 0:
+                if begin_phase is not None and (step - 1) % per_phase == 0:
                     record(late.flush())
                     with window.pausing():
-                        stage = (step - 1) // per_stage
-                        begin_stage(stage, layout.combine(state["params"], frozen))
-                        iterator = source.iterate(step - 1, min(total, step - 1 + per_stage))
-                        watchdog.beat(f"the beginning of stage {stage}")
+                        phase = length.phase_of_step(step - 1)
+                        begin_phase(phase, layout.combine(state["params"], frozen))
+                        iterator = source.iterate(step - 1, min(total, step - 1 + per_phase))
+                        watchdog.beat(f"the beginning of phase {phase}")
                 with window.waiting():
                     batch = next(iterator)
                 del batch["index"]
@@ -189,7 +232,7 @@ def train(
                     record(late.flush())  # A run that goes on from here finds the line written.
                     with window.pausing():
                         accuracy = None
-                        if validates:
+                        if validates and validate is not None:
                             found = validate(layout.combine(state["params"], frozen))
                             accuracy = found["accuracy"]
                             writer.write(step, {f"validation_{k}": v for k, v in found.items()})
@@ -204,3 +247,4 @@ def train(
                 if told:
                     checkpoints.wait()
                     raise processes.Preempted(f"saved the student of step {step}")
+    return layout.combine(state["params"], frozen)

@@ -125,7 +125,7 @@ def make_train_step(
     micro_batches: int = 1,
     dropout: bool = False,
     loss: Loss = cross_entropy,
-    rows_together: int = 1,
+    group_size: int = 1,
 ) -> Callable[
     [dict[str, Any], Params, Batch, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]
 ]:
@@ -145,7 +145,7 @@ def make_train_step(
       micro_batches: parts that a batch is worked off in; divides its rows.
       dropout: with the module's own rates, seeded by `key` and the step.
       loss: what is minimised.
-      rows_together: so many neighbouring rows are never divided between micro-batches.
+      group_size: so many neighbouring rows are never divided between micro-batches.
     """
 
     def weighted(
@@ -166,7 +166,7 @@ def make_train_step(
 
         def dealt(x: jax.Array) -> jax.Array:
             """Rows are dealt out in turn, so that every device keeps its share of each part."""
-            groups = x.reshape(-1, micro_batches, rows_together, *x.shape[1:])
+            groups = x.reshape(-1, micro_batches, group_size, *x.shape[1:])
             return jnp.moveaxis(groups, 1, 0).reshape(micro_batches, -1, *x.shape[1:])
 
         parts = jax.tree.map(dealt, batch)

@@ -1,8 +1,7 @@
-"""Stages of a work directory: which are done, with which inputs, and why one is done again.
+"""One run's directory, and which of its stages are done, with which inputs.
 
 Each stage leaves `.stages/NAME.json`: the configuration keys and the digests of the files that it
-was made from. A stage is skipped while these are what they were; another run's outputs that were
-made from the very same may be taken over instead of made again.
+was made from.
 """
 
 import json
@@ -24,7 +23,7 @@ class Workdir:
 
         Args:
           path: of the run.
-          siblings: other runs, whose outputs may be taken over.
+          siblings: other runs, whose outputs may be reused.
 
         Raises:
           UserError: it cannot be made or written to.
@@ -107,7 +106,7 @@ class Workdir:
             note["seconds"], note["processor_seconds"] = (round(value, 3) for value in seconds)
         files.write_json(self._stage_file(stage), note)
 
-    def take_over(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
+    def reuse(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
         """Copies the stage's outputs from a sibling that made them from the very same."""
         for path in self._siblings:
             if not path.is_dir():  # It was not run yet.

@@ -11,13 +11,14 @@ minimises is in kpod_jax/weighting/objective.py.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kpod_jax.config.defaults import Config
 from kpod_jax.data.records import Ragged
 from kpod_jax.parallel import processes, sharding
 from kpod_jax.training.checkpoints import Checkpoints
@@ -26,6 +27,20 @@ from kpod_jax.weighting.objective import MaskLearner
 from kpod_jax.weighting.problems import Problems, batches, take
 
 Log = Callable[[str, int, dict[str, float]], None]
+
+
+class Recorder(NamedTuple):
+    """Where a training is written down.
+
+    Attributes:
+      log: is told what is trained, the step and its values.
+      checkpoints: to resume from, to the same bits, and to save to; None: nothing is saved.
+    """
+
+    log: Log
+    checkpoints: Checkpoints | None = None
+
+
 # Steps between checkpoints.
 _SAVE_EVERY = 100
 # Steps between lines of metrics and of progress.
@@ -97,36 +112,40 @@ def fit_answerer(
     learner: MaskLearner,
     params: Params,
     problems: Problems,
+    config: Config,
     *,
-    reading_steps: int,
-    masking_steps: int,
-    batch_size: int,
-    learning_rate: float,
+    recorder: Recorder,
     seed: int,
-    log: Log,
-    checkpoints: Checkpoints | None = None,
 ) -> Params:
     """Fits θw: first on whole rationales, then on masked prefixes.
 
-    With checkpoints, a fitting that was killed goes on to the same bits, and one that is done is
+    With checkpoints, a fitting that was killed resumes to the same bits, and one that is done is
     not done again.
+
+    Args:
+      learner: the parts.
+      params: of the answerer.
+      problems: examples to fit it on.
+      config: `weighting` of the configuration.
+      recorder: is told the loss, and holds the checkpoints.
+      seed: of everything random.
 
     Returns:
       New parameters; those given are not changed.
     """
-    steps = reading_steps + masking_steps
+    steps, (log, checkpoints) = config.reading_steps + config.masking_steps, recorder
     if not steps:
         return params
-    optimizer = answerer_optimizer(learning_rate, steps)
+    optimizer = answerer_optimizer(config.answerer_learning_rate, steps)
     fit_step = make_fit_step(learner, optimizer)
     params, root = jax.tree.map(jnp.copy, params), jax.random.key(seed)
     state, first, _ = _go_on(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
     params, state = state["params"], state["opt_state"]
-    indices = batches(len(problems.question), batch_size, seed, start=first)
+    indices = batches(len(problems.question), config.batch_size, seed, start=first)
     with processes.listening() as is_told_to_end:
         for step in range(first, steps):
             batch = learner.take(problems, next(indices))
-            masked = jnp.array(step >= reading_steps)
+            masked = jnp.array(step >= config.reading_steps)
             params, state, loss = fit_step(
                 params, state, batch, jax.random.fold_in(root, step), masked
             )
@@ -185,21 +204,12 @@ def learn_masks(
     learner: MaskLearner,
     answerer_params: Params,
     problems: Problems,
+    config: Config,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    clip_norm: float,
-    alpha_warmup: float,
-    temperatures: tuple[float, float],
-    joint_learning_rate: float,
     joint_problems: Problems,
     judge: Callable[[Params, Params], float],
-    judge_every: int,
-    patience: int,
+    recorder: Recorder,
     seed: int,
-    log: Log,
-    checkpoints: Checkpoints | None = None,
 ) -> tuple[Params, Params]:
     """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_problems`.
 
@@ -210,26 +220,23 @@ def learn_masks(
       learner: the parts.
       answerer_params: of the fitted answerer.
       problems: examples whose tokens are to be weighted.
-      steps: of training.
-      batch_size: examples a step.
-      learning_rate: of the generator.
-      clip_norm: of its gradient.
-      alpha_warmup: share of the steps over which α rises from 0. Its gradient is steady from the
-        first step, the answer's is noisy: without the rise it can win before anything is learned,
-        where the gradient goes through the answerer. The score function's masks need the price.
-      temperatures: of the first step, and what it falls to, geometrically, after the last.
-      joint_learning_rate: of the answerer; 0 freezes it.
-      joint_problems: what a following answerer is fit on.
-      judge: the held-out objective of parameters of the generator and the answerer.
-      judge_every: steps between its calls; 0: never, and the last generator is returned.
-      patience: so many calls in a row without a lower value end the training.
+      config: `weighting` of the configuration. The temperature falls geometrically. α rises from 0
+        over `alpha_warmup` of the steps: its gradient is steady from the first step, the answer's
+        is noisy, and without the rise it can win before anything is learned, where the gradient
+        goes through the answerer. The score function's masks need the price.
+      joint_problems: what a following answerer (`joint_learning_rate` > 0) is fit on.
+      judge: the held-out objective of parameters of the generator and the answerer, called every
+        `judge_every` steps; `patience` calls in a row without a lower value end the training. With
+        `judge_every` = 0 it is never called, and the last generator is returned.
+      recorder: is told the parts of the objective, and holds the checkpoints.
       seed: of everything random.
-      log: is told the parts of the objective.
-      checkpoints: to go on from, to the same bits, and to save to.
 
     Returns:
       The parameters of the generator, and of the answerer as it is in the end.
     """
+    steps, batch_size, (log, checkpoints) = config.steps, config.batch_size, recorder
+    joint_learning_rate = config.joint_learning_rate
+    judge_every, patience = config.judge_every, config.patience
     if not judge_every:
         judge_every, patience = steps + 1, 1
     root = jax.random.key(seed)
@@ -237,7 +244,7 @@ def learn_masks(
     params = jax.jit(learner.generator.init)(
         root, learner.embeddings[example.rationale], example.rationale_mask
     )["params"]
-    optimizer = generator_optimizer(learning_rate, clip_norm, steps)
+    optimizer = generator_optimizer(config.learning_rate, config.clip_norm, steps)
     learn_step = make_learn_step(learner, optimizer)
     joint_optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(joint_learning_rate or 0.0)
@@ -265,11 +272,11 @@ def learn_masks(
     best_value, since = extra.get("best_value"), extra.get("since", 0)
     indices = batches(len(problems.question), batch_size, seed, start)
     joint_indices = batches(len(joint_problems.question), batch_size, seed + 1, start)
-    first, last = temperatures
+    first, last = config.temperature_start, config.temperature_end
     with processes.listening() as is_told_to_end:
         for step in range(start, 0 if done else steps):
             temperature = first * (last / first) ** (step / steps)
-            alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, alpha_warmup * steps))
+            alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, config.alpha_warmup * steps))
             key = jax.random.fold_in(root, step)
             batch = learner.take(problems, next(indices))
             answerer_params = state.get("answerer", answerer_params)

@@ -1,4 +1,4 @@
-"""The weighing stage: fit the answerer apart, check that it can teach, learn masks, weigh tokens.
+"""Token weights: fit the answerer apart, check that it can teach, learn masks, weigh the tokens.
 
 With `fit="other_fold"` the training set is cut in two halves: each half's weights are learned from
 an answerer that was fit on the other half, so no answerer knows the answers that it is asked for.
@@ -6,10 +6,13 @@ With `fit="fresh"` it is fit on new problems, and one pass does. `fit="same"` is
 way, which works while the answerer cannot memorise.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-from typing import Any
+import tempfile
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -19,12 +22,14 @@ from sklearn.metrics import roc_auc_score
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.known import keypoint_tokens
-from kpod_jax.data.records import Ragged
+from kpod_jax.data.prepare import Data
+from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.models.student import Student
+from kpod_jax.models.student import Student, load_student, student_settings
 from kpod_jax.parallel import sharding
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.metrics import MetricsWriter
+from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.progress import Progress
 from kpod_jax.weighting import learn
@@ -39,45 +44,172 @@ _COLLAPSED = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """Weights and how they came about.
+class TokenWeights(Ragged):
+    """w_j of every training rationale token, N slices of float32, and how they came about.
 
     Attributes:
-      weights: w_j of every training rationale token, N slices of float32.
-      held_out: likewise of the held-out examples that were judged; of several folds, the mean.
       summary: plain JSON: "objective" on held-out examples beside that of keeping every token and
         none, "keep_all" and "keep_none", "gap", "mean_weight", "auc"; of each fold in "folds".
+      held_out: the weights of the held-out examples that were judged; of several folds, the mean.
+      spans: the characters of each token in its rationale.
     """
 
-    weights: Ragged
-    held_out: Ragged
-    summary: dict[str, Any]
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    held_out: Ragged | None = None
+    spans: Ragged | None = None
+
+    OUTPUTS: ClassVar = ("token_weights.npz", "token_spans.npz", "weighting.json")
+
+    def save(self, root: pathlib.Path) -> None:
+        """Writes `OUTPUTS` under a work directory."""
+        assert self.spans is not None
+        spans = {"values": self.spans.values, "offsets": self.spans.offsets}
+        files.write_npz(root / "token_spans.npz", **spans)
+        files.write_json(root / "weighting.json", self.summary)
+        files.write_npz(root / "token_weights.npz", values=self.values, offsets=self.offsets)
+
+    @classmethod
+    def load(cls, root: pathlib.Path) -> "TokenWeights":
+        """What `save` wrote."""
+        arrays = files.read_npz(root / "token_weights.npz")
+        return cls(arrays["values"], arrays["offsets"], files.read_json(root / "weighting.json"))
+
+    def __str__(self) -> str:
+        """What was done, in a few words."""
+        if "gap" not in self.summary:
+            return f"{len(self.values)} token weights of your own"
+        summary = self.summary
+        gap = summary["gap"]["all_masked"] - summary["gap"]["none_masked"]
+        text = (
+            f"{len(self.values)} token weights, mean {summary['mean_weight']:.2f}; held out: "
+            f"gap {gap:.2f} nats, objective {summary['objective']:.2f} "
+            f"(all kept {summary['keep_all']:.2f}, none {summary['keep_none']:.2f})"
+        )
+        if summary["auc"] is not None:
+            text += f", AUC of keypoints over filler {summary['auc']:.3f}"
+        return text
+
+
+def learn_token_weights(
+    config: Config,
+    student: Student,
+    data: Data,
+    mesh: Mesh | None = None,
+    *,
+    answerer: Student | None = None,
+    fresh: Sequence[Record] = (),
+    workdir: pathlib.Path | None = None,
+) -> TokenWeights:
+    """Learns how much each token of the training rationales matters (Eq. 2-7).
+
+    Args:
+      config: `weighting` of a configuration. With `weights=FILE.npz` yours are read instead.
+      student: whose tokens are weighted, and whose input embeddings the generator reads.
+      data: of which the validation split judges the weights.
+      mesh: of the devices; None: all of them.
+      answerer: θw before it is fit; None: `config.answerer`, or the student without adapters.
+      fresh: new problems to fit the answerer on, for `fit="fresh"`.
+      workdir: for metrics and checkpoints, from which a killed run resumes; None: none are kept.
+
+    Raises:
+      UserError: no held-out rationales, or as `weigh` and `read_token_weights` do.
+    """
+    spans = data.train.rationale_char_spans
+    if config.weights != "learned":
+        weights = read_token_weights(config.weights, data.train.rationale_lengths)
+        auc = keypoint_auc(weights.values, data.train, len(data.train))
+        summary = {"mean_weight": float(weights.values.mean()), "auc": auc}
+        return TokenWeights(weights.values, weights.offsets, summary, spans=spans)
+    held_out, _ = student.tokenize(data.records("validation"))
+    if not held_out.records:
+        raise UserError(
+            "Token weights are judged on the validation split, whose records have no rationales "
+            "that fit. Give some, by data.rationales or in the data, or set "
+            "weighting.weights=uniform."
+        )
+    with contextlib.ExitStack() as stack:
+        if workdir is None:
+            workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        found = weigh(
+            config,
+            student,
+            data.train,
+            held_out,
+            mesh or sharding.make_mesh(),
+            answerer=answerer or answerer_of(student, config),
+            fresh=student.tokenize(fresh)[0] if config.fit == "fresh" else None,
+            workdir=workdir,
+        )
+    return dataclasses.replace(found, spans=spans)
+
+
+def answerer_of(student: Student, config: Config, **changes: Any) -> Student:
+    """The answerer before it is fit: a model without adapters, as all of its weights are fit.
+
+    Args:
+      student: whose settings it has.
+      config: `weighting` of a configuration.
+      **changes: see `load_student`.
+    """
+    if not config.answerer and not student.settings.lora.rank:
+        return student
+    settings = student_settings(student.settings, lora=None)
+    with settings.unlocked():
+        settings.model = config.answerer or student.model
+    return load_student(settings, student.seed, **changes)
+
+
+def read_token_weights(path: str, lengths_N: np.ndarray) -> Ragged:
+    """Token weights of one's own.
+
+    Args:
+      path: a .npz file as token_weights.npz is: "values" [M], the weights of the rationale tokens
+        of all training records in their order, and "offsets" [N + 1], where each record's begin.
+      lengths_N: rationale tokens of each record.
+
+    Raises:
+      UserError: the file cannot be read, is of other records, or a weight is not in [0, 1].
+    """
+    arrays = files.read_npz(path)
+    if not {"values", "offsets"} <= arrays.keys():
+        raise UserError(
+            f"weighting.weights={path} holds {', '.join(arrays) or 'nothing'}; expected the arrays "
+            '"values" and "offsets", as token_weights.npz of a run has them.'
+        )
+    weights = Ragged(arrays["values"].astype(np.float32), arrays["offsets"])
+    if not np.array_equal(weights.lengths, lengths_N) or weights.offsets[0] != 0:
+        raise UserError(
+            f"weighting.weights={path} has the weights of {len(weights)} rationales with "
+            f"{len(weights.values)} tokens; expected those of the {len(lengths_N)} training "
+            f"records, whose rationales have {int(lengths_N.sum())} tokens under this student."
+        )
+    if not ((weights.values >= 0) & (weights.values <= 1)).all():  # NaN is neither.
+        raise UserError(f"weighting.weights={path}: expected weights from 0 to 1 alone.")
+    return weights
 
 
 def weigh(
+    config: Config,
+    student: Student,
     train: TokenizedSet,
     held_out: TokenizedSet,
-    student: Student,
-    answerer: Student,
     mesh: Mesh,
-    config: Config,
     *,
+    answerer: Student,
     fresh: TokenizedSet | None,
-    seed: int,
     workdir: pathlib.Path,
-) -> Result:
-    """Learns the weights of the training rationales (Eq. 2-7).
+) -> TokenWeights:
+    """Fits the answerer and learns the weights, fold by fold.
 
     Args:
+      config: `weighting` of the configuration.
+      student: whose input embeddings the generator reads; its seed is that of everything random.
       train: whose tokens are to be weighted.
       held_out: examples of another split, on which gap and objectives are measured.
-      student: whose input embeddings the generator reads.
-      answerer: θw before it is fit; of the student's tokenizer.
       mesh: of the devices.
-      config: `weighting` of the configuration.
+      answerer: θw before it is fit; of the student's tokenizer.
       fresh: new problems to fit the answerer on, for `fit="fresh"`.
-      seed: of everything random.
-      workdir: for the metrics and the checkpoints, from which a stage that was killed goes on.
+      workdir: for the metrics and the checkpoints, from which a killed run resumes.
 
     Raises:
       UserError: the answerer has another tokenizer, there is no gap for masks to be learned from,
@@ -88,7 +220,7 @@ def weigh(
     pad_id = student.tokenizer.pad_token_id
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     embeddings = jax.device_put(embeddings, sharding.replicated(mesh))
-    learner = make_learner(answerer, embeddings, config, mesh)
+    learner, seed = make_learner(answerer, embeddings, config, mesh), student.seed
     problems, judged = problems_of(train, pad_id), problems_of(held_out, pad_id)
     judged = jax.tree.map(lambda array: array[: config.judged_examples], judged)
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
@@ -128,7 +260,7 @@ def weigh(
     summary["auc"] = keypoint_auc(judged_M, held_out, len(judged.question))
     summary["folds"] = parts
     summary["gap"] = {key: summary.pop(key) for key in ("none_masked", "all_masked")}
-    return Result(weights, judged_weights, summary)
+    return TokenWeights(weights.values, weights.offsets, summary, judged_weights)
 
 
 def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> float | None:
@@ -205,13 +337,9 @@ class _Fold:
                 learner,
                 answerer_params,
                 fit,
-                reading_steps=config.reading_steps,
-                masking_steps=config.masking_steps,
-                batch_size=config.batch_size,
-                learning_rate=config.answerer_learning_rate,
+                config,
+                recorder=learn.Recorder(log, checkpoints),
                 seed=self.seed,
-                log=log,
-                checkpoints=checkpoints,
             )
         gap = learn.measure_gap(learner, answerer_params, judged, config.batch_size)
         by_prefix = ", ".join(
@@ -233,20 +361,11 @@ class _Fold:
                 learner,
                 answerer_params,
                 weigh,
-                steps=config.steps,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                clip_norm=config.clip_norm,
-                alpha_warmup=config.alpha_warmup,
-                temperatures=(config.temperature_start, config.temperature_end),
-                joint_learning_rate=config.joint_learning_rate,
+                config,
                 joint_problems=fit,
                 judge=judge,
-                judge_every=config.judge_every,
-                patience=config.patience,
+                recorder=learn.Recorder(log, checkpoints),
                 seed=self.seed,
-                log=log,
-                checkpoints=checkpoints,
             )
         keep_all, keep_none = constant_objectives(
             learner, answerer_params, judged, config.batch_size, self.seed

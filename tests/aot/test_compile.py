@@ -10,10 +10,10 @@ import pytest
 
 from configs import flan_t5_xl, llama_7b, quickstart, t5_base
 from kpod_jax.aot import compile, steps
-from kpod_jax.data.batches import BatchSource
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.training import costs
 from kpod_jax.utils.errors import UserError
+from tests.tools import batch_source
 from tests.weighting import tiny
 
 needs_compiler = pytest.mark.skipif(
@@ -22,8 +22,8 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def one_device(config) -> steps.AbstractRun:
-    return steps.AbstractRun(config, jax.devices()[:1])
+def one_device(config) -> steps.Job:
+    return steps.make_job(config, jax.devices()[:1])
 
 
 def step_of(config, name):
@@ -53,7 +53,7 @@ def report(**changes) -> compile.Report:
 
 @pytest.mark.parametrize("pack", [0, 40])
 def test_the_batch_is_that_of_the_data(pack):
-    source = BatchSource(tiny.random_set(4, 0), 4, 0, pad_id=0, decoder_start_id=0, pack=pack)
+    source = batch_source(tiny.random_set(4, 0), 4, 0, pad_id=0, decoder_start_id=0, pack=pack)
     batch = source[0]
     del batch["index"]
     source_size, target_size = batch["input_ids"].shape[1], batch["targets"].shape[1]
@@ -67,7 +67,7 @@ def test_the_batch_is_that_of_the_data(pack):
 def test_a_batch_that_the_devices_do_not_divide_is_turned_down():
     config = quickstart.get_config()
     config.distill.batch_size = 12
-    run = steps.AbstractRun(config, jax.devices())
+    run = steps.make_job(config, jax.devices())
     with pytest.raises(UserError, match="12 rows cannot be split over 8 devices"):
         steps.train_step(run)
 
@@ -134,10 +134,10 @@ def test_uniform_weights_have_no_weighting_steps():
 def test_bytes_are_those_of_one_device():
     config = quickstart.get_config()
     config.mesh.fsdp, config.mesh.data = 8, 1
-    run = steps.AbstractRun(config, jax.devices())
+    run = steps.make_job(config, jax.devices())
     split = compile.bytes_on_a_device(run.student.abstract(run.mesh))
     config = quickstart.get_config()
-    whole_run = steps.AbstractRun(config, jax.devices())
+    whole_run = steps.make_job(config, jax.devices())
     whole = compile.bytes_on_a_device(whole_run.student.abstract(whole_run.mesh))
     assert whole / 8 <= split < whole / 7
     loose = jax.ShapeDtypeStruct((3, 5), np.int32)

@@ -21,10 +21,10 @@ from kpod_jax.baselines.specialized_kd import SpecializedKd
 from kpod_jax.cli import checks
 from kpod_jax.config import defaults
 from kpod_jax.data import arithmetic
-from kpod_jax.data.batches import BatchSource
 from kpod_jax.utils.errors import UserError
 from tests.baselines.conftest import PROMPT, RECORDS, SENTENCE, make
 from tests.conftest import ROOT
+from tests.tools import batch_source
 
 DIRECT = "Q: {question} A: Let's answer directly."
 
@@ -82,7 +82,7 @@ def test_distilling_step_by_step_has_two_tasks_whose_means_count_as_1_to_lambda(
 def test_shares_hold_over_an_epoch_however_examples_are_batched(build, buckets):
     """Whatever tokens a batch has, which are more where targets are long."""
     training = build(make(Scott, "arithmetic"), arithmetic.generate("train", 12))
-    source = BatchSource(
+    source = batch_source(
         training.tokenized,
         4,
         0,
@@ -130,7 +130,7 @@ def test_scott_supervises_the_answer_and_eos_of_a_counterfactual_by_token(build,
     row = {"question": "2 + 2?", "rationale": "2 + 3 = 5.", "answer": 5}
     path.write_text(json.dumps(row) + "\n")
     training = build(make(Scott, counterfactuals=str(path)), RECORDS[2:])
-    source = BatchSource(
+    source = batch_source(
         training.tokenized,
         2,
         0,

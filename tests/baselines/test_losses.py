@@ -14,13 +14,13 @@ from kpod_jax.baselines import distributions, mcc_kd, specialized_kd
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.baselines.specialized_kd import SpecializedKd
 from kpod_jax.data import tokens
-from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.training import train_step
 from kpod_jax.utils.errors import UserError
 from tests.baselines.conftest import RECORDS, make
 from tests.conftest import TEMPLATES
+from tests.tools import batch_source
 from tests.weighting import tiny
 
 
@@ -61,7 +61,7 @@ def pair_batch(consistent=True):
     examples = [example(record, group) for record, group in zip(data.records, "aab", strict=True)]
     objective = method.objective(data, examples)
     groups = mcc_kd.pairs.groups_of([e.group for e in examples])
-    source = BatchSource(
+    source = batch_source(
         data, 4, 0, pad_id=0, decoder_start_id=0, groups=groups, arrays=objective.arrays
     )
     return objective, source
@@ -108,7 +108,7 @@ def test_pairs_stay_together_in_micro_batches():
     examples = [example(record, f"{i // 2}") for i, record in enumerate(data.records)]
     objective = make(MccKd, consistency_weight=1.0).objective(data, examples)
     groups = mcc_kd.pairs.groups_of([e.group for e in examples])
-    source = BatchSource(
+    source = batch_source(
         data, 8, 0, pad_id=0, decoder_start_id=0, buckets=1, groups=groups, arrays=objective.arrays
     )
     batch = on_device({key: value for key, value in source[0].items() if key != "index"})
@@ -121,7 +121,7 @@ def test_pairs_stay_together_in_micro_batches():
             lambda step: 0.0,
             micro_batches=parts,
             loss=objective.loss,
-            rows_together=2,
+            group_size=2,
         )
         params = tiny.params(tiny.t5())
         state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), int)}
@@ -134,7 +134,7 @@ def test_pairs_stay_together_in_micro_batches():
 
 def soft_batch(tokens, probabilities):
     batch = next(
-        iter(BatchSource(tiny.random_set(4, 0), 4, 0, pad_id=0, decoder_start_id=0).in_order())
+        iter(batch_source(tiny.random_set(4, 0), 4, 0, pad_id=0, decoder_start_id=0).in_order())
     )
     return batch | {"teacher_tokens": tokens(batch), "teacher_probabilities": probabilities(batch)}
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ from configs import quickstart
 from kpod_jax import baselines, pipeline
 from kpod_jax.cli import checks
 from kpod_jax.data import arithmetic
-from kpod_jax.run import Run
-from kpod_jax.utils import files
+from kpod_jax.data.prepare import prepare_data
+from kpod_jax.distillation import batch_source
+from kpod_jax.models.student import load_student
+from kpod_jax.stages import STAGES
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
 from tests.conftest import ROOT, TINY_STUDENT
+from tests.tools import fingerprint
 
 OWN = "examples.last_step:LastStep"
 SMALL = {
@@ -43,6 +46,10 @@ def config_of(method, **changes):
     config.update_from_flattened_dict(SMALL | {k.replace("__", "."): v for k, v in changes.items()})
     checks.check(config)
     return config
+
+
+def prompt_of(config):
+    return baselines.prompt_of(config, load_student(config.student))
 
 
 @pytest.fixture
@@ -95,23 +102,28 @@ def test_a_whole_run_of_each_method(at_home, tmp_path, method, capsys):
     # It is exported with the prompt that it is asked by.
     pipeline.run(config, workdir, "export")
     card = (workdir / "export/README.md").read_text()
-    assert Run(config, Workdir(workdir)).asked_prompt in card
+    assert prompt_of(config) in card
 
 
-def test_mcc_kds_control_has_its_batches_and_no_divergence(at_home, tmp_path):
-    (tmp_path / "records").mkdir()
-    runs = [Run(config_of(name), Workdir(tmp_path)) for name in ("mcc_kd", "mcc_kd_control")]
+def test_mcc_kds_control_has_its_batches_and_no_divergence(at_home):
     records = [
         r
         for record in arithmetic.generate("train", 16)
         for r in arithmetic.rationales_per_question(record, 5)
     ]
-    files.write_jsonl(tmp_path / "records/train.jsonl", (record.to_json() for record in records))
-    one, other = (run.training_source() for run in runs)
+    config = config_of("mcc_kd")
+    student = load_student(config.student)
+    data = prepare_data({"train": records}, student)
+    sets = [
+        baselines.make_training_set(baselines.method_of(config_of(name), student), student, data)
+        for name in ("mcc_kd", "mcc_kd_control")
+    ]
+    one, other = (batch_source(config.distill, student, training) for training in sets)
     assert one.steps_per_epoch == other.steps_per_epoch
     for step in range(2 * one.steps_per_epoch):
         jax.tree.map(np.testing.assert_array_equal, one[step], other[step])
-    weights = [run.training.objective.loss.keywords["weight"] for run in runs]
+    weights: Any = [training.objective.loss for training in sets]
+    weights = [loss.keywords["weight"] for loss in weights]
     assert weights[0] > 0 == weights[1]
 
 
@@ -139,13 +151,12 @@ def test_a_whole_run_with_a_teachers_distributions(at_home, tmp_path, capsys):
 
 
 def test_a_changed_method_never_takes_anothers_student(at_home, tmp_path):
-    workdir = Workdir(tmp_path)
     (tmp_path / "records").mkdir()
-    for name in pipeline.STAGES["rationales"].outputs:
+    for name in STAGES["rationales"].outputs:
         (tmp_path / name).write_text("")
 
     def distilled(config):
-        return pipeline._fingerprint(Run(config, workdir), "distill")
+        return fingerprint(config, tmp_path, "distill")
 
     found = {name: distilled(config_of(name)) for name in ("scotd", *baselines.METHODS, OWN)}
     texts = [json.dumps(fingerprint, sort_keys=True) for fingerprint in found.values()]
@@ -166,10 +177,7 @@ def test_a_changed_method_never_takes_anothers_student(at_home, tmp_path):
 
 
 def test_a_student_is_asked_in_the_form_that_it_was_trained_on(at_home, tmp_path):
-    asked = {
-        name: Run(config_of(name), Workdir(tmp_path)).asked_prompt
-        for name in ("scotd", *baselines.METHODS, OWN)
-    }
+    asked = {name: prompt_of(config_of(name)) for name in ("scotd", *baselines.METHODS, OWN)}
     thinking = "Q: {question} A: Let's think step by step."
     direct = "Q: {question} A: Let's answer directly."
     assert asked == {

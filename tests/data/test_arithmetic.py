@@ -1,5 +1,7 @@
 """Other explanations of the built-in task's problems, and explanations of other numbers."""
 
+import dataclasses
+
 import pytest
 
 from kpod_jax.data import arithmetic, sources
@@ -89,7 +91,7 @@ def test_a_task_without_filler_has_few_explanations():
 
 def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path):
     records, _ = sources.load_records(
-        "arithmetic", "train", limit=5, cache_dir=str(tmp_path), per_question=3
+        "arithmetic", "train", limit=5, cache=str(tmp_path), rationales_per_question=3
     )
     assert len(records) == 15
     assert records[::3] == arithmetic.generate("train", 5)
@@ -99,7 +101,6 @@ def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path)
 def test_the_built_in_data_set_has_the_knobs_that_are_asked_for(tmp_path):
     task = Task(1.0, (5, 6))
     for asked in (task, None):
-        records, _ = sources.load_records(
-            "arithmetic", "train", limit=5, cache_dir=str(tmp_path), task=asked
-        )
+        knobs = {} if asked is None else {"arithmetic": dataclasses.asdict(asked)}
+        records, _ = sources.load_records("arithmetic", "train", 5, cache=str(tmp_path), **knobs)
         assert records == arithmetic.generate("train", 5, task=asked)

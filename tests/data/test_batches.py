@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kpod_jax.data import batches, packing, tokens
+from kpod_jax.data import packing, tokens
 from kpod_jax.data.buckets import batch_rows, length_buckets, padded
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.utils.errors import UserError
 from tests.conftest import TEMPLATES
+from tests.tools import batch_source
 
 PAD, START = 0, 7
 
@@ -30,9 +31,7 @@ def tokenized(byte_tokenizer):
 
 
 def make(tokenized, batch_size=4, seed=0, **options):
-    return batches.BatchSource(
-        tokenized, batch_size, seed, pad_id=PAD, decoder_start_id=START, **options
-    )
+    return batch_source(tokenized, batch_size, seed, pad_id=PAD, decoder_start_id=START, **options)
 
 
 def epoch_of(source, epoch):
@@ -159,7 +158,7 @@ def test_stages_are_asked_by_step(tokenized):
         asked.append(stage)
         return np.full(len(tokenized), 3 - stage)
 
-    source = make(tokenized, start_steps=start_steps, stage_of_step=lambda step: step // 2)
+    source = make(tokenized, start_steps=start_steps, phase_of_step=lambda step: step // 2)
     sizes = [source[step]["loss_weights"] for step in range(6)]
     assert asked == [0, 0, 1, 1, 2, 2]
     plain = make(tokenized)
@@ -176,7 +175,7 @@ def test_a_stage_that_leaves_examples_out_is_filled_with_the_others(tokenized):
     options = {
         "buckets": 2,
         "start_steps": lambda stage: whole if stage else left_out,
-        "stage_of_step": lambda step: step // 6,
+        "phase_of_step": lambda step: step // 6,
     }
     source, plain = make(tokenized, **options), make(tokenized, buckets=2)
     assert source.steps_per_epoch == plain.steps_per_epoch == 3

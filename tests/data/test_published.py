@@ -69,7 +69,7 @@ def write_csqa(folder, *changes, name="train_rand_split.jsonl"):
 
 def load(name, folder, cache, split="train", max_bad_share=1.0, **options):
     return sources.load_records(
-        name, split, path=str(folder), cache_dir=cache, max_bad_share=max_bad_share, **options
+        name, split, path=str(folder), cache=cache, max_bad_share=max_bad_share, **options
     )
 
 
@@ -309,7 +309,7 @@ def test_files_are_downloaded_and_those_that_are_known_checked(
 
     def download():
         return sources.load_records(
-            "commonsense_qa", "train", cache_dir=str(tmp_path / "cache"), need_rationales=False
+            "commonsense_qa", "train", cache=str(tmp_path / "cache"), need_rationales=False
         )
 
     if not right:

@@ -64,7 +64,7 @@ def test_jsonl_folder(tmp_path):
 def test_jsonl_separator_and_limit(tmp_path):
     path = tmp_path / "train.jsonl"
     write_lines(path, many(5, rationale="Pay 3.5. So 5."))
-    records, _ = load_jsonl(tmp_path, separator=".", limit=3)
+    records, _ = load_jsonl(tmp_path, step_separator=".", limit=3)
     assert len(records) == 3
     assert records[0].steps == ("Pay 3.", "5. ", "So 5.")
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_loaded(name, split, options, expected):
 
 
 def test_arithmetic_comes_back_as_it_was_made(cache):
-    records, rejected = sources.load_records("arithmetic", "validation", cache_dir=cache, limit=12)
+    records, rejected = sources.load_records("arithmetic", "validation", cache=cache, limit=12)
     assert rejected == []
     assert records == arithmetic.generate("validation", 12)
     assert records[0].keypoints and records[0].hardness
@@ -165,7 +165,7 @@ def test_arithmetic_comes_back_as_it_was_made(cache):
 
 
 def load_gsm8k(folder, cache, split="train", **options):
-    return sources.load_records("gsm8k", split, path=str(folder), cache_dir=cache, **options)
+    return sources.load_records("gsm8k", split, path=str(folder), cache=cache, **options)
 
 
 def test_gsm8k_own_solutions(gsm8k_folder, cache):
@@ -265,7 +265,7 @@ def test_gsm8k_without_a_network(monkeypatch, cache):
     here = dataclasses.replace(gsm8k.DATA_SET, files={"paper": there})
     monkeypatch.setattr(builders.KpodGsm8k, "DATA_SET", here)
     with pytest.raises(UserError, match=r"localhost:9[^§]*--config\.data\.path"):
-        sources.load_records("gsm8k", "train", cache_dir=cache)
+        sources.load_records("gsm8k", "train", cache=cache)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_made(gsm8k_folder, tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_no_tensorflow_is_imported(tmp_path, cache):
     program = (
         "import sys\n"
         "from kpod_jax.data import batches, sources\n"
-        f"records, _ = sources.load_records('arithmetic', 'test', cache_dir={cache!r}, limit=2)\n"
+        f"records, _ = sources.load_records('arithmetic', 'test', cache={cache!r}, limit=2)\n"
         "assert len(records) == 2\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

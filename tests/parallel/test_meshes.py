@@ -18,7 +18,7 @@ from kpod_jax.evaluation import generation
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
-from kpod_jax.models.student import Student
+from kpod_jax.models.student import Student, student_settings
 from kpod_jax.models.t5 import T5
 from kpod_jax.parallel import sharding
 from kpod_jax.schedule import difficulty
@@ -28,6 +28,7 @@ from kpod_jax.weighting.answerer import Answerer
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.objective import MaskLearner
 from kpod_jax.weighting.problems import problems_of
+from tests.tools import batch_source
 from tests.weighting import tiny
 
 # data × fsdp × tensor.
@@ -68,11 +69,13 @@ def make_mesh(*sizes: int) -> jax.sharding.Mesh:
 def student(name: str) -> Student:
     tokenizer = types.SimpleNamespace(eos_token_id=tiny.EOS, pad_token_id=tiny.PAD)
     module = MODULES[name]
-    return tiny.TinyStudent(module, module.config, tokenizer, "", random=True, seed=1)
+    return tiny.TinyStudent(
+        module, module.config, tokenizer, student_settings("", init="random"), seed=1
+    )
 
 
 def source() -> BatchSource:
-    return BatchSource(DATA, 8, 0, pad_id=tiny.PAD, decoder_start_id=tiny.PAD, buckets=1)
+    return batch_source(DATA, 8, 0, pad_id=tiny.PAD, decoder_start_id=tiny.PAD, buckets=1)
 
 
 def parts_of(tree: Any) -> Any:

@@ -194,7 +194,7 @@ def test_a_sweep_in_two_processes(tmp_path):
     for made in (1, 0):
         outputs = finish(start(tmp_path / "sweep", 2, runs, *flags))
         assert "\nReport: " in outputs[0] and "Report: " not in outputs[1]
-        assert outputs[0].count("taken over") == made
+        assert outputs[0].count("reused") == made
         assert ("eval: " in outputs[0]) == bool(made) and "eval: " not in outputs[1]
     result = files.read_json(tmp_path / "sweep/comparison.json")
     assert [seed["total"] for seed in result["rows"][0]["cells"][0]["seeds"]] == [6, 6]

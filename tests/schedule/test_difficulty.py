@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from kpod_jax.parallel import sharding
 from kpod_jax.schedule import difficulty
 from kpod_jax.training import forward
+from tests.tools import batch_source
 from tests.weighting import tiny
 
 
@@ -35,7 +35,7 @@ def test_rationale_losses_are_those_of_each_example_alone(batch_size, buckets, d
     data, module = tiny.random_set(5, seed=1), tiny.t5()
     params = tiny.params(module)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    source = BatchSource(
+    source = batch_source(
         data, batch_size, 0, pad_id=tiny.PAD, decoder_start_id=tiny.PAD, buckets=buckets
     )
     run = functools.partial(jax.jit(module.apply, static_argnames="method"), {"params": params})

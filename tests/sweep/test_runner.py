@@ -318,7 +318,7 @@ def test_a_whole_sweep_from_outside(tmp_path):
     assert "Runs that failed:\n  scotd-seed0: " in done.stderr
     assert json.loads((root / "comparison.json").read_text())["failed"].keys() == {"scotd-seed0"}
     logs = {path.parent.name: path.read_text() for path in root.glob("*/log.txt")}
-    taken = [name for name, log in logs.items() if "taken over" in log]
+    taken = [name for name, log in logs.items() if "reused" in log]
     assert taken == ["none-seed0"]  # Of the records; the blocked run could not.
     blocked.unlink()
     done = subprocess.run(command, **options)

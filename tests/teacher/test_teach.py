@@ -219,7 +219,7 @@ def test_gsm8k_reads_what_was_written(config, endpoint, tmp_path):
         "gsm8k",
         "train",
         path=str(folder),
-        cache_dir=str(tmp_path / "cache"),
+        cache=str(tmp_path / "cache"),
         rationales=str(file),
     )
     assert [r.rationale for r in records] == [f"{n} + 1 = {n + 1}." for n in range(4)]

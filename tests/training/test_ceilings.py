@@ -15,12 +15,12 @@ import pytest
 from benchmarks.speed import generation
 from benchmarks.speed.pairs import OurStep, Work, student
 from kpod_jax.config import defaults
-from kpod_jax.data.batches import BatchSource
 from kpod_jax.evaluation.generation import Sampling, make_steps
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.parallel import sharding
 from kpod_jax.training import costs, loop
+from tests.tools import batch_source
 from tests.weighting import tiny
 
 # Logits of all positions would outweigh everything else, as in real students.
@@ -118,7 +118,7 @@ class Counted:
 
 def test_a_training_compiles_a_step_a_bucket_and_fetches_once_a_step(tmp_path, monkeypatch):
     data = tiny.random_set(64, seed=0)
-    batches = BatchSource(data, 8, 0, pad_id=tiny.PAD, decoder_start_id=tiny.PAD, buckets=2)
+    batches = batch_source(data, 8, 0, pad_id=tiny.PAD, decoder_start_id=tiny.PAD, buckets=2)
     config, mesh = defaults.get_config(), one_device()
     config.distill.update({"epochs": 1, "batch_size": 8, "checkpoint_every": 1000})
     params = tiny.student().load(mesh)
@@ -126,18 +126,14 @@ def test_a_training_compiles_a_step_a_bucket_and_fetches_once_a_step(tmp_path, m
     jax.clear_caches()
     with Counted(monkeypatch) as counted:
         loop.train(
-            tiny.t5(),
-            params,
-            {},
-            batches,
-            lambda stage: np.zeros(len(data), np.int32),
             config.distill,
-            config.watch,
-            length=length,
-            seed=0,
-            mesh=mesh,
-            workdir=tmp_path,
-            validate=lambda params: {"accuracy": 0.5},
+            tiny.student(),
+            params,
+            batches,
+            length,
+            objective=loop.Objective(),
+            hooks=loop.Hooks(lambda params: {"accuracy": 0.5}),
+            recording=loop.Recording(tmp_path),
         )
     shapes = len(batches.shapes)
     assert sum("train_step" in name for name in counted.compiled) == shapes == 2

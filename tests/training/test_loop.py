@@ -14,7 +14,6 @@ import pytest
 
 from benchmarks import memory
 from kpod_jax.config import defaults
-from kpod_jax.data.batches import BatchSource
 from kpod_jax.data.records import Ragged
 from kpod_jax.models import layout
 from kpod_jax.models.layers import LoRAConfig
@@ -24,6 +23,7 @@ from kpod_jax.schedule import curricula
 from kpod_jax.schedule.following import Following
 from kpod_jax.schedule.protocol import Feedback
 from kpod_jax.training import loop, monitoring, train_step
+from tests.tools import batch_source
 from tests.weighting import tiny
 
 DATA = tiny.random_set(20, seed=0)
@@ -44,7 +44,7 @@ def start_steps(stage):
 
 
 def source(buckets=1, weights=None, start_steps=start_steps):
-    return BatchSource(
+    return batch_source(
         DATA,
         8,
         0,
@@ -165,7 +165,7 @@ def test_adapters_alone_are_trained_beside_frozen_weights(base_dtype):
     student = tiny.student()
     param_dtype = jnp.float32 if base_dtype == "float32" else jnp.bfloat16
     module = student.module.clone(lora=lora, param_dtype=param_dtype)
-    student = dataclasses.replace(student, module=module, random=True)
+    student = dataclasses.replace(student, module=module)
     trained, frozen = student.split(Student.load(student, mesh))
     assert all(map(layout.is_adapter, layout.flatten(trained)))
     optimizer = train_step.make_optimizer(settings(warmup_steps=0, learning_rate=0.05), 10)
@@ -220,9 +220,7 @@ def test_a_training_that_hangs_is_ended(tmp_path, monkeypatch):
 
     watchdog = functools.partial(monitoring.Watchdog, end=end)
     monkeypatch.setattr(loop.monitoring, "Watchdog", watchdog)
-    watching = defaults.get_config().watch
-    watching.hang_seconds = 0.5
-    run(tmp_path, lambda params: {"accuracy": float(ended.wait(60))}, watching=watching)
+    run(tmp_path, lambda params: {"accuracy": float(ended.wait(60))}, hang_seconds=0.5)
     assert codes == [monitoring.EXIT_HUNG]
 
 
@@ -270,9 +268,9 @@ def test_gradients_are_clipped_as_optax_does(scale):
 def test_plan():
     assert loop.plan(settings(epochs=3), 5) == loop.Plan(5, 5, 15)
     assert loop.plan(settings(epochs=3, max_steps=7), 5) == loop.Plan(5, 5, 7)
-    assert loop.plan(settings(epochs=3, max_steps=7), 5).stages == 2
-    assert loop.plan(settings(epochs=3), 5, stage_steps=4) == loop.Plan(5, 4, 15)
-    assert loop.plan(settings(epochs=3), 5, stage_steps=4).stages == 4
+    assert loop.plan(settings(epochs=3, max_steps=7), 5).phases == 2
+    assert loop.plan(settings(epochs=3), 5, phase_steps=4) == loop.Plan(5, 4, 15)
+    assert loop.plan(settings(epochs=3), 5, phase_steps=4).phases == 4
     assert loop.plan(settings(epochs=1, max_steps=70), 5).total_steps == 5
 
 
@@ -280,23 +278,18 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def run(workdir, validate, start_steps=start_steps, begin_stage=None, watching=None):
-    mesh, batches = one_device(), source(start_steps=start_steps)
+def run(workdir, validate, start_steps=start_steps, begin_phase=None, hang_seconds=0.0):
+    student, batches = tiny.student(), source(start_steps=start_steps)
     config = settings(checkpoint_every=2, validate_every=1)
     loop.train(
-        tiny.t5(),
-        tiny.student().load(mesh),
-        {},
-        batches,
-        start_steps,
         config,
-        watching or defaults.get_config().watch,
-        length=loop.plan(config, batches.steps_per_epoch),
-        seed=0,
-        mesh=mesh,
-        workdir=workdir,
-        validate=validate,
-        begin_stage=begin_stage,
+        student,
+        student.load(one_device()),
+        batches,
+        loop.plan(config, batches.steps_per_epoch),
+        objective=loop.Objective(),
+        hooks=loop.Hooks(validate, begin_phase),
+        recording=loop.Recording(workdir, hang_seconds),
     )
 
 

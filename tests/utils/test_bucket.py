@@ -120,7 +120,7 @@ def test_stages_are_remembered_and_taken_over(bucket):
     first.mark("stage", fingerprint)
     assert Workdir(bucket).done("stage", fingerprint, ["out/x.txt"])
     other = Workdir("gs://bucket/other", [bucket])
-    assert other.take_over("stage", fingerprint, ["out/x.txt"])
+    assert other.reuse("stage", fingerprint, ["out/x.txt"])
     assert (other / "out/x.txt").read_text() == "made"
 
 

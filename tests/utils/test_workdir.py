@@ -78,17 +78,17 @@ def test_outputs_of_a_sibling_are_taken_over_where_they_are_made_from_the_same(t
     workdir = Workdir(tmp_path / "second", [tmp_path / "second", tmp_path / "first"])
     (workdir / "in.txt").write_text("in")
     other = workdir.fingerprint({"alpha": 0.4}, ["in.txt"])
-    assert not workdir.take_over("weigh", other, ["out.txt"])
+    assert not workdir.reuse("weigh", other, ["out.txt"])
     assert not (workdir / "out.txt").exists()
     same = workdir.fingerprint({"alpha": 0.5}, ["in.txt"])
-    assert workdir.take_over("weigh", same, ["out.txt"])
+    assert workdir.reuse("weigh", same, ["out.txt"])
     assert (workdir / "out.txt").read_text() == "first"
     assert workdir.done("weigh", same, ["out.txt"])
 
 
 def test_a_sibling_that_was_not_run_yet_is_left_alone(tmp_path):
     workdir = Workdir(tmp_path / "run", [tmp_path / "later"])
-    assert not workdir.take_over("weigh", {}, ["out.txt"])
+    assert not workdir.reuse("weigh", {}, ["out.txt"])
     assert not (tmp_path / "later").exists()
 
 
@@ -115,8 +115,8 @@ def test_directories_are_not_taken_over(tmp_path):
     workdir = Workdir(tmp_path / "run", [tmp_path / "other"])
     (workdir / "in.txt").write_text("in")
     fingerprint = workdir.fingerprint({"alpha": 0.5}, ["in.txt"])
-    assert not workdir.take_over("weigh", fingerprint, ["checkpoints"])
-    assert workdir.take_over("weigh", fingerprint, ["out.txt"])
+    assert not workdir.reuse("weigh", fingerprint, ["checkpoints"])
+    assert workdir.reuse("weigh", fingerprint, ["out.txt"])
 
 
 def test_the_stage_at_work_is_the_one_begun_last(tmp_path):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kpod_jax.config import defaults
 from kpod_jax.training import costs
 from kpod_jax.weighting import generator, learn, weigh
 from kpod_jax.weighting.answerer import Answerer
@@ -87,39 +88,33 @@ def fitted():
         learner(),
         tiny.params(tiny.t5(), seed=3),
         fit,
-        reading_steps=100,
-        masking_steps=300,
-        batch_size=32,
-        learning_rate=1e-2,
+        settings(reading_steps=100, masking_steps=300, answerer_learning_rate=1e-2),
+        recorder=learn.Recorder(lambda *line: lines.append(line)),
         seed=0,
-        log=lambda *line: lines.append(line),
     )
     assert [step for _, step, _ in lines] == list(range(10, 401, 10))
     return params
 
 
-def learned_weights(of, answerer_params, data, steps, **changes):
+def settings(**changes):
+    config = defaults.get_config().weighting
+    config.update({"batch_size": 32, "clip_norm": 1.0, "judge_every": 0, "patience": 1} | changes)
+    return config
+
+
+def learned_weights(of, answerer_params, data, steps, judge=lambda *_: 0.0, **changes):
     rows = problems_of(data, tiny.PAD)
-    settings = {
-        "joint_learning_rate": 0.0,
-        "alpha_warmup": 0.25,
-        "learning_rate": 1e-2,
-        "clip_norm": 1.0,
-        "judge": lambda *_: 0.0,
-        "judge_every": 0,
-        "patience": 1,
-        "log": lambda *_: None,
-    } | changes
+    temperatures = {"temperature_start": 1.0, "temperature_end": 0.5}
+    base = {"alpha_warmup": 0.25, "learning_rate": 1e-2, "steps": steps} | temperatures
     params, _ = learn.learn_masks(
         of,
         answerer_params,
         rows,
-        steps=steps,
-        batch_size=32,
-        temperatures=(1.0, 0.5),
+        settings(**base | changes),
         joint_problems=rows,
+        judge=judge,
+        recorder=learn.Recorder(lambda *_: None),
         seed=0,
-        **settings,
     )
     return learn.compute_weights(of, params, rows, 32)
 

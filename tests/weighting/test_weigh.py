@@ -27,14 +27,13 @@ def settings(**changes):
 
 def run(workdir, config, train=TRAIN, answerer=None, fresh=None):
     return weigh.weigh(
+        config,
+        tiny.student(),
         train,
         HELD_OUT,
-        tiny.student(),
-        answerer or tiny.student(),
         sharding.make_mesh(devices=jax.devices()[:1]),
-        config,
+        answerer=answerer or tiny.student(),
         fresh=fresh,
-        seed=0,
         workdir=workdir,
     )
 
@@ -51,14 +50,14 @@ def gap(none_masked, all_masked):
 def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkeypatch):
     fits, weighed = [], []
 
-    def fit_answerer(learner, params, problems, **options):
+    def fit_answerer(learner, params, problems, *_, **options):
         fits.append(problems)
         return params
 
-    def learn_masks(learner, params, problems, *, joint_problems, log, **options):
+    def learn_masks(learner, params, problems, *_, joint_problems, recorder, **options):
         assert joint_problems is fits[-1]
         weighed.append(problems)
-        log("generator", 2, {"answer_loss": 1.0})
+        recorder.log("generator", 2, {"answer_loss": 1.0})
         row = take(problems, np.arange(1))
         embeddings = learner.embeddings[row.rationale]
         init = learner.generator.init
@@ -74,20 +73,20 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
     monkeypatch.setattr(weigh, "objective_on", lambda *_: lambda *_: 0.75)
     monkeypatch.setattr(weigh, "constant_objectives", constant_objectives)
     result = run(tmp_path, settings(fit="other_fold"))
-    np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
+    np.testing.assert_array_equal(result.lengths, TRAIN.rationale_lengths)
     everything = problems_of(TRAIN, tiny.PAD).rationale.tolist()
     for fit, other in zip(fits, weighed, strict=True):
         assert sorted(fit.rationale.tolist() + other.rationale.tolist()) == sorted(everything)
     np.testing.assert_array_equal(fits[0].rationale, weighed[1].rationale)
     # Every example has the weights of its own tokens: the generator is the same in both folds.
     whole = run(tmp_path, settings(fit="same", judged_examples=4))
-    np.testing.assert_allclose(whole.weights.values, result.weights.values, atol=1e-6)
+    np.testing.assert_allclose(whole.values, result.values, atol=1e-6)
     assert (len(result.held_out), len(whole.held_out)) == (10, 4)
 
     summary = json.loads(json.dumps(result.summary))
     assert summary["gap"] == {"none_masked": 0.5, "all_masked": 2.0}
     assert [summary[key] for key in ("objective", "keep_all", "keep_none")] == [0.75, 1.0, 2.0]
-    assert summary["mean_weight"] == pytest.approx(result.weights.values.mean())
+    assert summary["mean_weight"] == pytest.approx(result.values.mean())
     assert 0 <= summary["auc"] <= 1
     assert len(summary["folds"]) == 2
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -144,8 +143,8 @@ def test_it_refuses_another_tokenizer(tmp_path):
 
 
 def test_losses_that_are_not_finite_stop_it(tmp_path, monkeypatch):
-    def fit_answerer(*args, log, **options):
-        log("answerer", 50, {"answer_loss": float("nan")})
+    def fit_answerer(*args, recorder, **options):
+        recorder.log("answerer", 50, {"answer_loss": float("nan")})
 
     monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
     with pytest.raises(UserError, match=r"step 50 of the answerer .*nan.* Lower"):
@@ -220,7 +219,7 @@ def test_a_rationale_beyond_the_answerers_limit_is_named(tmp_path):
 
 def test_rationales_of_one_token_are_weighed(tmp_path):
     data = tiny.tokenized_set([[5], [6]], [[[20]], [[21]]], [[30], [31]])
-    weights = run(tmp_path, settings(fit="same", min_gap=-10.0), train=data).weights
+    weights = run(tmp_path, settings(fit="same", min_gap=-10.0), train=data)
     assert weights.lengths.tolist() == [1, 1]
     assert np.isfinite(weights.values).all()
 
@@ -230,7 +229,7 @@ def test_rationales_of_one_token_are_weighed(tmp_path):
 def test_prefixes_encoded_at_once_are_weighed_too(tmp_path, prefixes):
     options = {"encoding": "causal", "prefixes": prefixes, "masking_steps": 2, "min_gap": -10.0}
     result = run(tmp_path, settings(fit="same", **options))
-    np.testing.assert_array_equal(result.weights.lengths, TRAIN.rationale_lengths)
+    np.testing.assert_array_equal(result.lengths, TRAIN.rationale_lengths)
 
 
 @pytest.mark.slow
@@ -260,7 +259,7 @@ def test_a_stage_that_is_killed_anywhere_ends_with_the_same_weights(tmp_path, mo
         before = len(saves)
         again = run(tmp_path / str(stop_at), config)
         assert len(saves) - before == 8 - stop_at
-        np.testing.assert_array_equal(again.weights.values, whole.weights.values)
+        np.testing.assert_array_equal(again.values, whole.values)
         assert again.summary == whole.summary
         assert _last_of_each(tmp_path / str(stop_at)) == _last_of_each(tmp_path / "whole")
 

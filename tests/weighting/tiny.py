@@ -10,7 +10,7 @@ import numpy as np
 
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.models.student import Student
+from kpod_jax.models.student import Student, student_settings
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
 
@@ -60,7 +60,7 @@ def student(vocabulary=("<pad>", "</s>", "<extra_id_0>")) -> Student:
     """A student of random weights, whose tokenizer is a vocabulary alone."""
     tokens = {token: i for i, token in enumerate(vocabulary)}
     tokenizer = types.SimpleNamespace(get_vocab=lambda: tokens, pad_token_id=PAD)
-    return TinyStudent(t5(), CONFIG, tokenizer, "", random=True, seed=0)
+    return TinyStudent(t5(), CONFIG, tokenizer, student_settings("", init="random"), seed=0)
 
 
 def tokenized_set(questions, rationales, answers, records=None) -> TokenizedSet:

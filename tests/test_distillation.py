@@ -1,4 +1,4 @@
-"""The training's stage."""
+"""How the training is put together."""
 
 import types
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kpod_jax import distillation
 from kpod_jax.config import defaults
 from kpod_jax.data.records import Ragged
-from kpod_jax.stages import distill
 from kpod_jax.weighting.context import weights_by_context
 
 STORED = Ragged.from_list([[0.0, 0.25, 0.5, 0.125], [0.75]], np.float32)
 # Two steps of two tokens, then the answer; one step of a token, then the answer and EOS.
-TRAIN = types.SimpleNamespace(
+TRAIN: Any = types.SimpleNamespace(
     steps=Ragged.from_list([[0, 0, 1, 1, 2], [0, 1, 1]], np.int32),
     rationale_lengths=np.array([4, 1], np.int32),
     targets=Ragged.from_list([[5, 6, 5, 6, 9], [5, 9, 1]], np.int32),
@@ -24,8 +24,7 @@ LITERAL = {"weight_context": 0}
 def found(weights: Ragged | None = STORED, **options: Any) -> Any:
     config = defaults.get_config()
     config.distill.update(options)
-    run: Any = types.SimpleNamespace(config=config, weights=lambda: weights, train_set=TRAIN)
-    return distill.loss_weights(run)
+    return distillation.loss_weights(config.distill, TRAIN, weights)
 
 
 @pytest.mark.parametrize(
@@ -90,5 +89,5 @@ def test_a_training_is_cut_after_the_step_that_reaches_the_tokens():
     source: Any = types.SimpleNamespace(
         supervised_tokens=lambda steps: np.array([[10, 1], [0, 1], [10, 1], [10, 1]])[:steps]
     )
-    cuts = [distill._cut_to(source, tokens, 4) for tokens in (0, 10, 11, 20, 30, 31)]
+    cuts = [distillation._cut_to(source, tokens, 4) for tokens in (0, 10, 11, 20, 30, 31)]
     assert cuts == [1, 1, 3, 3, 4, 4]

@@ -1,14 +1,11 @@
 """How the schedule stage makes a curriculum of the configuration."""
 
-import types
-from typing import Any
-
 import numpy as np
 import pytest
 
 from kpod_jax.config import defaults
 from kpod_jax.data.records import Ragged
-from kpod_jax.stages import schedule
+from kpod_jax.schedule import schedule
 
 
 @pytest.mark.parametrize(
@@ -20,9 +17,7 @@ def test_the_ramp_is_a_share_of_the_stages(share, stages, ramp):
     config.schedule.ramp_share = share
     # One step at a stage at most, so that the last of many wait for the ramp's end.
     steps = Ragged.from_list([np.ones(200) for _ in range(3)], np.float32)
-    run: Any = types.SimpleNamespace(
-        config=config, difficulty=steps, length=types.SimpleNamespace(stages=stages)
-    )
-    curriculum = schedule.curriculum_of(run, np.zeros(3, np.int32))
+    labels = np.zeros(3, np.int32)
+    curriculum = schedule.make_curriculum(config.schedule, steps, labels, stages)
     whole = [not curriculum.start_steps(stage).any() for stage in range(stages)]
     assert whole == [stage >= ramp for stage in range(stages)]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from kpod_jax.config import defaults
+from kpod_jax.data.prepare import Data
 from kpod_jax.data.records import Ragged
 from kpod_jax.schedule import difficulty
-from kpod_jax.stages import score
+from kpod_jax.schedule.difficulty import score_steps
 from tests.weighting import tiny
 
 NLL = Ragged.from_list([[1.0, 3.0, 2.0]], np.float32)
@@ -24,13 +25,13 @@ def test_difficulties_are_from_the_weights_that_are_asked_for(weights, first, mo
     monkeypatch.setattr(difficulty, "rationale_losses", lambda *_, **__: NLL)
     config = defaults.get_config()
     config.difficulty.weights = weights
-    run: Any = types.SimpleNamespace(
-        config=config,
-        train_set=tiny.tokenized_set([[4]], [[[5, 6], [7]]], [[8]]),
-        student=tiny.student(),
-        batch_source=lambda: None,
-        weights=lambda: WEIGHTS,
-        mesh=None,
+    data = Data(tiny.tokenized_set([[4]], [[[5, 6], [7]]], [[8]]))
+    student: Any = types.SimpleNamespace(
+        module=None,
+        prompt="",
+        seed=0,
+        tokenizer=types.SimpleNamespace(pad_token_id=0),
+        decoder_start=lambda prompt: 0,
     )
-    found = score.difficulty_of(run, None, "Scoring")
+    found = score_steps(config.difficulty, student, data, WEIGHTS, params={})
     np.testing.assert_allclose(found.values, [first, 2.0], rtol=1e-6)

@@ -1,0 +1,290 @@
+"""The student's training put together: which tokens count, when, and how much (Eq. 15)."""
+
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jax.sharding import Mesh
+
+from kpod_jax.baselines import TrainingSet
+from kpod_jax.config.defaults import Config
+from kpod_jax.data.batches import BatchSource, Layout, Supervision
+from kpod_jax.data.prepare import Data
+from kpod_jax.data.records import Ragged
+from kpod_jax.data.tokens import TokenizedSet, in_rationale, step_starts
+from kpod_jax.models import layout as param_layout
+from kpod_jax.models.student import Student
+from kpod_jax.parallel import processes, sharding
+from kpod_jax.training import loop
+from kpod_jax.training.checkpoints import Checkpoints
+from kpod_jax.training.loop import Hooks, Plan, Recording
+from kpod_jax.training.train_step import loss_of
+from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError
+from kpod_jax.weighting.context import weights_by_context
+
+CHECKPOINTS = "checkpoints/student"
+SUPERVISED = "distill.json"  # The tokens that a training supervised, for the evaluation.
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained student's parameters, and what happened.
+
+    Attributes:
+      params: all of them, on the mesh.
+      step: after which they are.
+      supervised: tokens that the training supervised, of rationales and of answers; None where it
+        has not come to its end.
+      message: what was done, in a few words.
+      left_out: {"id", "reason"} of the method's examples that do not fit the student.
+    """
+
+    params: Any
+    step: int
+    supervised: tuple[int, int] | None
+    message: str = ""
+    left_out: Sequence[dict[str, str]] = ()
+
+    OUTPUTS: ClassVar = (CHECKPOINTS,)
+
+    def save(self, root: pathlib.Path) -> None:
+        """Writes how many tokens were supervised; the checkpoints are there already."""
+        if self.left_out:
+            files.write_jsonl(root / "records/left_out.jsonl", self.left_out)
+        assert self.supervised is not None
+        names = "supervised_rationale_tokens", "supervised_answer_tokens"
+        files.write_json(root / SUPERVISED, dict(zip(names, self.supervised, strict=True)))
+
+    def __str__(self) -> str:
+        """What was done."""
+        return self.message
+
+
+def distill(
+    config: Config,
+    student: Student,
+    data: Data | TrainingSet,
+    weights: Ragged | None = None,
+    schedule: Callable[[int], np.ndarray] | None = None,
+    mesh: Mesh | None = None,
+    *,
+    hooks: Hooks | None = None,
+    recording: Recording | None = None,
+) -> Trained:
+    """Trains a student on the rationales, the answer's tokens among them (Eq. 15).
+
+    Args:
+      config: `distill` of a configuration.
+      student: model and tokenizer.
+      data: the training records, or a method's examples of them.
+      weights: w_j of every rationale token; None: all are 1.
+      schedule: from a phase to c_i of every example, [N] integers; None: whole rationales. Its
+        attribute `phase_steps`, if it has one, is the number of steps of a phase; else that is an
+        epoch's.
+      mesh: of the devices; None: all of them.
+      hooks: what is called in between.
+      recording: where checkpoints and metrics go, from which a killed training resumes to the same
+        bits; None: none are kept.
+
+    Raises:
+      UserError: what the method, the loss or the training cannot do with the configuration.
+    """
+    check_layout(config, student)
+    mesh, hooks = mesh or sharding.make_mesh(), hooks or Hooks()
+    training = data if isinstance(data, TrainingSet) else TrainingSet(data.train)
+    for note in training.notes:
+        processes.log(f"distill: {note}")
+    length = training_plan(config, student, training, getattr(schedule, "phase_steps", 0))
+    if training.start_steps is not None:
+        given = training.start_steps
+        schedule = lambda phase: given  # noqa: E731
+    source = batch_source(
+        config, student, training, loss_weights(config, training.tokenized, weights), schedule,
+        phase_of_step=length.phase_of_step, host=sharding.host_part(mesh),
+    )  # fmt: skip
+    if config.equal_tokens:
+        source, length = _equal_tokens(config, student, training, source, length, mesh, hooks)
+    with contextlib.ExitStack() as stack:
+        if recording is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            recording = Recording(pathlib.Path(folder))
+        params = loop.train(
+            config,
+            student,
+            student.load(mesh),
+            source,
+            length,
+            objective=loop.Objective(
+                loss_of(config.loss, training.objective.loss),
+                group_size=2 if training.groups is not None else 1,
+            ),
+            hooks=hooks,
+            recording=recording,
+        )
+    rationale, answer = source.supervised_tokens(length.total_steps).sum(axis=0).tolist()
+    message = (
+        f"{training}{length.total_steps} steps in {length.phases} stages, "
+        f"{rationale:,} rationale and {answer:,} answer tokens supervised, "
+        f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}, "
+        f"{source.padding_share:.0%} padding"
+    )
+    left_out = [{"id": bad.id, "reason": bad.reason} for bad in training.left_out]
+    return Trained(params, length.total_steps, (rationale, answer), message, left_out)
+
+
+def batch_source(
+    config: Config,
+    student: Student,
+    training: TrainingSet,
+    weights: Ragged | None = None,
+    schedule: Callable[[int], np.ndarray] | None = None,
+    *,
+    phase_of_step: Callable[[int], int] | None = None,
+    host: tuple[int, int] = (0, 1),
+) -> BatchSource:
+    """Batches of what a student is trained on: here the schedule meets the loss.
+
+    Args:
+      config: `distill` of a configuration.
+      student: model and tokenizer.
+      training: the examples.
+      weights: from `loss_weights`.
+      schedule: from a phase to c_i.
+      phase_of_step: from a training step to its phase.
+      host: see `Layout`.
+    """
+    return BatchSource(
+        training.tokenized,
+        Layout(
+            config.batch_size,
+            student.seed,
+            student.tokenizer.pad_token_id,
+            student.decoder_start(training.prompt or student.prompt),
+            buckets=config.buckets,
+            pack=config.pack,
+            input_steps=config.input_steps,
+            host=host,
+        ),
+        Supervision(
+            weights=weights,
+            start_steps=schedule,
+            phase_of_step=phase_of_step,
+            # A method that names its tokens itself means these alone.
+            step_starts=config.step_start_weight == "answer" and training.start_steps is None,
+            example_weights=training.weights,
+            groups=training.groups,
+            arrays=training.objective.arrays,
+        ),
+    )
+
+
+def loss_weights(config: Config, tokenized: TokenizedSet, weights: Ragged | None) -> Ragged | None:
+    """w_j of Eq. 15, float32, as the loss takes them; None where all are 1.
+
+    In this order: each becomes the mean weight in its context, of `distill.weight_context` tokens;
+    none is below `distill.least_weight`; with `distill.step_start_weight="answer"`
+    the first token of each step has weight 1; with `distill.rescale_weights="mean"` all others are
+    divided by their mean within the rationale, so that the mean of all is 1.
+    """
+    if weights is None:
+        return None
+    weights = weights_by_context(weights, tokenized.targets, config.weight_context)
+    values = np.maximum(weights.values, np.float32(config.least_weight))
+    kept = np.ones(len(values), bool)
+    if config.step_start_weight == "answer":
+        kept = ~step_starts(tokenized)[in_rationale(tokenized)]
+    if config.rescale_weights == "mean":
+        starts = weights.offsets[:-1]
+        sums = np.add.reduceat(values * kept, starts, dtype=np.float64)
+        counts = np.add.reduceat(kept, starts, dtype=np.int64)
+        means = np.maximum(sums, 1e-9) / np.maximum(counts, 1)
+        values = values / np.repeat(means, weights.lengths)
+    return Ragged(np.where(kept, values, 1).astype(np.float32), weights.offsets)
+
+
+def training_plan(
+    config: Config, student: Student, training: TrainingSet, phase_steps: int = 0
+) -> Plan:
+    """The training's length; one phase at least, for a schedule to speak of."""
+    steps = batch_source(config, student, training).steps_per_epoch
+    length = loop.plan(config, steps, phase_steps)
+    return length if length.phases else dataclasses.replace(length, total_steps=1)
+
+
+def check_layout(config: Config, student: Student) -> None:
+    """Raises a `UserError` where `distill` asks for rows that the student cannot read."""
+    if config.pack and not student.decoder_only:
+        raise UserError(
+            f"distill.pack={config.pack}: the student {student.model!r} has an "
+            "encoder, and only decoder-only students' rows are packed; expected 0."
+        )
+    if student.decoder_only and config.input_steps == "encoder":
+        raise UserError(
+            f"distill.input_steps='encoder': the student {student.model!r} has no encoder; "
+            "expected decoder."
+        )
+
+
+def read_trained(
+    checkpoint: str, student: Student, mesh: Mesh, workdir: pathlib.Path, trains: bool = True
+) -> Trained:
+    """A student from the checkpoints of a work directory.
+
+    Args:
+      checkpoint: "best" (by validation accuracy), "latest", or a step's number.
+      student: model without parameters.
+      mesh: that the parameters are to lie on.
+      workdir: of the run.
+      trains: False: the student as it is before distillation.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    if not trains:
+        return Trained(student.load(mesh), 0, (0, 0))
+    directory, which = workdir / CHECKPOINTS, str(checkpoint)
+    with Checkpoints(directory, best_metric="accuracy", read_only=True) as checkpoints:
+        restored = checkpoints.restore_params(
+            student.split(student.abstract(mesh))[0],
+            int(which) if which.isdecimal() else which,  # pyright: ignore[reportArgumentType]
+        )
+    params = restored.state
+    if student.module.lora is not None:
+        params = param_layout.combine(params, student.split(student.load(mesh))[1])
+    supervised = None
+    if (workdir / SUPERVISED).exists():
+        supervised = tuple(files.read_json(workdir / SUPERVISED).values())
+    return Trained(params, restored.step, supervised)
+
+
+def _equal_tokens(
+    config: Config,
+    student: Student,
+    training: TrainingSet,
+    source: BatchSource,
+    length: Plan,
+    mesh: Mesh,
+    hooks: Hooks,
+) -> tuple[BatchSource, Plan]:
+    """Whole rationales, until as many rationale tokens were supervised as under the schedule."""
+    if hooks.begin_phase is not None:
+        raise UserError(
+            "distill.equal_tokens=True: this curriculum follows the student, so that its tokens "
+            "are not known before training; expected a curriculum without feedback, such as kpod."
+        )
+    scheduled = int(source.supervised_tokens(length.total_steps)[:, 0].sum())
+    host, phase_of_step = sharding.host_part(mesh), length.phase_of_step
+    plain = batch_source(config, student, training, phase_of_step=phase_of_step, host=host)
+    steps = _cut_to(plain, scheduled, length.total_steps)
+    return plain, dataclasses.replace(length, total_steps=steps)
+
+
+def _cut_to(source: BatchSource, rationale_tokens: int, steps: int) -> int:
+    """The steps, at most so many, after which so many rationale tokens were supervised."""
+    sums = np.cumsum(source.supervised_tokens(steps)[:, 0])
+    return min(steps, 1 + int(np.searchsorted(sums, rationale_tokens)))

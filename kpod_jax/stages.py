@@ -1,0 +1,126 @@
+"""What each stage of the pipeline depends on, and what it leaves in a work directory."""
+
+from typing import Any
+
+from kpod_jax import baselines
+from kpod_jax.config.defaults import Config
+from kpod_jax.data import prepare, sources
+from kpod_jax.data.prepare import Data
+from kpod_jax.distillation import SUPERVISED, Trained
+from kpod_jax.evaluation.evaluate import Results
+from kpod_jax.schedule.difficulty import StepDifficulty
+from kpod_jax.schedule.schedule import Schedule
+from kpod_jax.utils import plugins
+from kpod_jax.utils.stage_cache import Stage
+from kpod_jax.utils.workdir import Workdir
+from kpod_jax.weighting import weigh
+from kpod_jax.weighting.weigh import TokenWeights
+
+
+def _student_files(config: Config) -> list[str]:
+    student = config.student
+    return [student.model, student.tokenizer, *plugins.source_files(student.family)]
+
+
+def _data_files(config: Config) -> list[str]:
+    data = config.data
+    found = map(str, sources.input_files(data.name, data.path, data.splits))
+    return [data.rationales, *found, *plugins.source_files(data.name), *_student_files(config)]
+
+
+def _weighting_files(config: Config) -> list[str]:
+    weights = config.weighting.weights
+    own = weights if weights.endswith(".npz") else ""
+    return [config.weighting.answerer, own, *_student_files(config)]
+
+
+def _schedule_files(config: Config) -> list[str]:
+    curriculum = plugins.source_files(config.schedule.curriculum)
+    return [config.schedule.vectors, *curriculum, *_student_files(config)]
+
+
+def _training_files(config: Config) -> list[str]:
+    own = [config.schedule.curriculum, config.distill.loss]
+    found = [file for name in own for file in plugins.source_files(name)]
+    return [*found, *baselines.files(config), *_student_files(config)]
+
+
+def _evaluation_files(config: Config) -> list[str]:
+    sets = [file for name in config.eval.ood for file in plugins.source_files(name)]
+    return [*config.eval.ood_paths, *sets, *_student_files(config)]
+
+
+def _checkpoints(config: Config, workdir: Workdir | None) -> dict[str, Any]:
+    """What the stages behind the training depend on besides keys and files."""
+    assert workdir is not None
+    # What was being saved when a run was killed has a longer name.
+    found = (path.name for path in (workdir / "checkpoints/student").glob("[0-9]*"))
+    checkpoints = sorted(int(name) for name in found if name.isdecimal())
+    return {"checkpoints": checkpoints, "training": workdir.stored("distill")}
+
+
+_RECORDS = ("records/train.jsonl", f"{prepare.TOKENS}.npy", f"{prepare.TOKENS}.json")
+_LENGTH = [f"distill.{key}" for key in ("epochs", "batch_size", "max_steps", "buckets", "pack")]
+
+STAGES: dict[str, Stage] = {
+    "rationales": Stage(
+        keys=("data", "student"),
+        outputs=prepare.OUTPUTS,
+        load=Data.load,
+        outside=_data_files,
+        host=True,
+    ),
+    "weigh": Stage(
+        keys=("student", "weighting", "seed"),
+        inputs=(*_RECORDS, "records/validation.jsonl"),
+        outputs=TokenWeights.OUTPUTS,
+        load=TokenWeights.load,
+        needed=lambda config: config.weighting.weights != "uniform",
+        outside=_weighting_files,
+        partial=(weigh.CHECKPOINTS,),
+    ),
+    "score": Stage(
+        keys=("student", "difficulty", "weighting.weights", "seed"),
+        inputs=_RECORDS,
+        optional=("token_weights.npz",),
+        outputs=StepDifficulty.OUTPUTS,
+        load=StepDifficulty.load,
+        needed=lambda config: config.schedule.curriculum != "full",
+        outside=_student_files,
+    ),
+    "schedule": Stage(
+        keys=("student", "schedule", *_LENGTH, "seed"),
+        inputs=(*_RECORDS, "step_difficulty.npz"),
+        outputs=Schedule.OUTPUTS,
+        load=Schedule.load,
+        needed=lambda config: config.schedule.curriculum != "full",
+        outside=_schedule_files,
+    ),
+    "distill": Stage(
+        keys=("student", "distill", "weighting.weights", "difficulty", "schedule", "seed"),
+        inputs=(*_RECORDS, "records/validation.jsonl"),
+        optional=("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
+        outputs=Trained.OUTPUTS,
+        needed=lambda config: config.distill.epochs > 0,
+        outside=_training_files,
+        settings=lambda config, workdir: baselines.settings(config),
+        training=True,
+        partial=(SUPERVISED,),
+    ),
+    "eval": Stage(
+        keys=("student", "eval", "method", "data.answer_kind", "seed"),
+        inputs=("records/{split}.jsonl",),
+        shown=(SUPERVISED,),
+        outputs=Results.OUTPUTS,
+        outside=_evaluation_files,
+        settings=_checkpoints,
+    ),
+    "report": Stage(keys=(), outputs=("report.html",), host=True, always=True),
+    "export": Stage(
+        keys=("student", "eval.checkpoint", "eval.max_new_tokens", "export", "method"),
+        shown=("results.json",),
+        outputs=("export",),
+        outside=_student_files,
+        settings=_checkpoints,
+    ),
+}
