@@ -1,12 +1,10 @@
-"""From a generation to its final answer, and from answers to an accuracy with its interval.
+"""From a generation to its final answer.
 
 Text is read with regular expressions and `fractions.Fraction` alone: nothing is evaluated, and
 the number of digits is bounded, so that no generation can cost more than a pass over it.
 """
 
-import math
 import re
-import statistics
 import unicodedata
 from fractions import Fraction
 
@@ -120,32 +118,6 @@ def answers_equal(a: str | None, b: str | None, kind: str = "number") -> bool:
         left, right = _choice_text(a), _choice_text(b)
         return left == right and left != ""
     return left == right
-
-
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, without continuity correction.
-
-    Returns:
-      (low, high) within [0, 1]; (0, 1), which says that nothing is known, for `total` 0.
-
-    Raises:
-      ValueError: not 0 <= correct <= total, or not 0 < confidence < 1.
-    """
-    if not 0 <= correct <= total:
-        raise ValueError(f"{correct} of {total} answers cannot be correct")
-    if not 0 < confidence < 1:
-        raise ValueError(f"a confidence of {confidence} is not between 0 and 1")
-    if total == 0:
-        return 0.0, 1.0
-    share = correct / total
-    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    shift = z * z / total
-    centre = share + shift / 2
-    radius = z * math.sqrt(share * (1 - share) / total + shift / (4 * total))
-    # At 0 and 1 the limits are exact; a rounding may not leave the share outside of them.
-    low = (centre - radius) / (1 + shift) if correct else 0.0
-    high = (centre + radius) / (1 + shift) if correct < total else 1.0
-    return low, high
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

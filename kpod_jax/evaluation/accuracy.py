@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from kpod_jax.data import answers, tokens
 from kpod_jax.data.records import Record
-from kpod_jax.evaluation import error_analysis
+from kpod_jax.evaluation import error_analysis, intervals
 from kpod_jax.evaluation.generation import Generator, Sampling
 from kpod_jax.models.student import Student
 
@@ -137,7 +137,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "accuracy": correct / max(1, len(rows)),
         "correct": correct,
         "total": len(rows),
-        "interval": list(answers.wilson_interval(correct, len(rows))),
+        "interval": list(intervals.wilson_interval(correct, len(rows))),
     }
     counts = collections.Counter(row["error"] for row in rows if row.get("error"))
     result["errors"] = {name: counts[name] for name in error_analysis.CLASSES if counts[name]}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from kpod_jax.data import answers, jsonl
-from kpod_jax.evaluation import comparison
+from kpod_jax.data import jsonl
+from kpod_jax.evaluation import comparison, intervals
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
@@ -122,7 +122,7 @@ def interval(right: np.ndarray) -> list[float]:
       right: [seeds, n] bool.
     """
     if len(right) == 1:
-        return list(answers.wilson_interval(int(right.sum()), right.size))
+        return list(intervals.wilson_interval(int(right.sum()), right.size))
     return np.quantile(resampled(right)[0] / right.size, [0.025, 0.975]).tolist()
 
 

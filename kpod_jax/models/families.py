@@ -86,5 +86,5 @@ def config_from_json(value: Any, own: Family | None = None) -> ModelConfig:
 
 def hf_shape(path: str, config: ModelConfig) -> tuple[int, ...]:
     """The shape of a weight (of one layer), as Hugging Face stores it: outputs first."""
-    keys = config.names.hf_keys(path, config)  # pyright: ignore[reportArgumentType]
+    keys = config.names.hf_keys(path)
     return tuple(math.prod(getattr(config, factor) for factor in key.split(" x ")) for key in keys)

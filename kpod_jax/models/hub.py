@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +42,6 @@ def find(model: str, names: tuple[str, ...] = _EVERYTHING) -> pathlib.Path:
     path = files.local(model)
     if path.exists():
         return path
-    import huggingface_hub
-
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(model, allow_patterns=list(names)))
     except Exception as error:  # The hub's client has its own errors, and those of the network.
@@ -194,21 +193,24 @@ def save_pretrained(
     }
     size = jnp.dtype(dtype).itemsize
     bytes_of = {name: math.prod(hf_shape(p, config)) * size for name, (p, _) in sources.items()}
-    shards = _shards(bytes_of, shard_bytes)
-    where = {name: file for file, names in shards.items() for name in names}
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        bytes_of,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
     writes = jax.process_index() == 0
-    for file, names in shards.items():
+    for file, names in split.filename_to_tensors.items():
         tensors = {name: _to_hf(flat, *sources[name], lora).astype(dtype) for name in names}
         if writes:
             with files.replacing(directory / file) as stream:
                 stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     if not writes:
         return
-    if len(shards) > 1:
-        metadata = {"total_size": sum(bytes_of.values())}
-        files.write_json(directory / INDEX, {"metadata": metadata, "weight_map": where})
-    for stale in {WEIGHTS, INDEX} - ({WEIGHTS} if len(shards) == 1 else {INDEX}):
-        files.remove(directory / stale)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        files.write_json(directory / INDEX, index)
+    files.remove(directory / (WEIGHTS if split.is_sharded else INDEX))  # Perhaps an older one's.
     files.write_json(directory / "config.json", config.to_json() | {"dtype": dtype})
     if tokenizer is not None:
         save_tokenizer(directory, tokenizer)
@@ -256,19 +258,3 @@ def fetch(flat: dict[str, Any], path: str, layer: int | None) -> np.ndarray | No
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         value = multihost_utils.process_allgather(value, tiled=True)
     return np.asarray(value, np.float32)
-
-
-def _shards(bytes_of: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """Names by file, in order, each file of at most `limit` bytes or one tensor."""
-    groups: list[list[str]] = [[]]
-    room = limit
-    for name, size in bytes_of.items():
-        if size > room and groups[-1]:
-            groups.append([])
-            room = limit
-        groups[-1].append(name)
-        room -= size
-    if len(groups) == 1:
-        return {WEIGHTS: groups[0]}
-    count = len(groups)
-    return {f"model-{i + 1:05}-of-{count:05}.safetensors": names for i, names in enumerate(groups)}

@@ -3,11 +3,6 @@
 In parameter paths, `layers_3` is a layer written out and `layers` all of them stacked.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # The configuration knows these names.
-    from kpod_jax.models.llama_config import LlamaConfig
-
 _QUERIES, _KEYS_VALUES = "num_attention_heads x head_dim", "num_key_value_heads x head_dim"
 _MODULES = {
     "self_attention": "self_attn",
@@ -55,8 +50,8 @@ def hf_name(path: str, layer: int = 0) -> str:
     return f"model.layers.{number}.{module}.{'bias' if leaf == 'bias' else 'weight'}"
 
 
-def hf_keys(path: str, config: "LlamaConfig") -> tuple[str, ...]:
-    """The configuration's key of each dimension, as Hugging Face stores the weight."""
+def hf_keys(path: str) -> tuple[str, ...]:
+    """The configuration's key of each dimension, outputs first; "a x b" is a product of two."""
     if path in ("shared/embedding", "lm_head/kernel"):
         return "vocab_size", "hidden_size"
     module, leaf = path.split("/")[-2:]

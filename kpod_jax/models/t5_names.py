@@ -3,11 +3,6 @@
 In parameter paths, `layers_3` is a layer written out and `layers` all of them stacked.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # The configuration knows these names.
-    from kpod_jax.models.t5_config import T5Config
-
 _SUBLAYERS = {
     "encoder": {"self_attention": "0.SelfAttention", "mlp": "1.DenseReluDense"},
     "decoder": {
@@ -61,7 +56,7 @@ def hf_name(path: str, layer: int = 0) -> str:
     return f"{stack}.block.{number}.layer.{sublayer}.{rest[1]}.weight"
 
 
-def hf_keys(path: str, config: "T5Config") -> tuple[str, ...]:
-    """The configuration's key of each dimension, as Hugging Face stores the weight."""
+def hf_keys(path: str) -> tuple[str, ...]:
+    """The configuration's key of each dimension, outputs first; "a x b" is a product of two."""
     parts = path.split("/")
     return _KEYS[parts[-2] if parts[-1] == "kernel" else parts[-1]]

@@ -68,13 +68,13 @@ class Tensors:
 
     def read(self, name: str, path: str, config: ModelConfig) -> np.ndarray:
         """The tensor `name` of the parameter `path`, whose shape is checked."""
-        names = config.names
         tensor, shape = self._get(name), hf_shape(path, config)
-        of_dimensions = names.hf_keys(path, config)
         if tensor.shape != shape:
             keys = [
                 f"{key}={size}"
-                for key, size, found in zip(of_dimensions, shape, tensor.shape, strict=False)
+                for key, size, found in zip(
+                    config.names.hf_keys(path), shape, tensor.shape, strict=False
+                )
                 if size != found
             ]
             raise UserError(

@@ -1,57 +1,17 @@
 """The README.md of an exported student: what it is, how it was made, how it is asked."""
 
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+import huggingface_hub
 
 import kpod_jax
 from kpod_jax import baselines
 from kpod_jax.config.defaults import Config, method_name
 
-_CARD = """\
----
-library_name: {library}
-base_model: {base_model}
-tags:
-- chain-of-thought
-- distillation
-- kpod
----
-
-# {title}
-
-A student of {base_model_text}, distilled on `{data}` by {method} (seed {seed}, {step} steps) with
-KPOD-JAX {version}.
-
-{results}
-
-## Use
-
-{use}
-
-Prompts are made by the template
-
-```text
-{prompt}
-```
-
-and the final answer stands after `{answer_template}`.
-
-## Settings
-
-```json
-{settings}
-```
-"""
-_USE = """\
-```python
-from transformers import {auto}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
-model = {auto}.from_pretrained("DIRECTORY")
-inputs = tokenizer({prompt}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens={tokens})[0]))
-```"""
+_TEMPLATE = pathlib.Path(__file__).parent / "templates" / "model_card.md.j2"
 
 
 def model_card(
@@ -74,39 +34,50 @@ def model_card(
       results: of `results.json`, or None where the run was not evaluated.
     """
     student = config.student
-    measured = "It was not evaluated."
-    if results is not None:
-        low, high = results["interval"]
-        measured = (
-            f"Accuracy on {results['split']}: {results['accuracy']:.1%} ({results['correct']} of "
-            f"{results['total']}; 95 % interval {low:.1%} to {high:.1%})"
-            + (f", at step {results['checkpoint_step']}." if "checkpoint_step" in results else ".")
-        )
-    auto = "AutoModelForCausalLM" if decoder_only else "AutoModelForSeq2SeqLM"
-    example = json.dumps(prompt.replace("{question}", "QUESTION"))
-    use = _USE.format(auto=auto, prompt=example, tokens=student.max_target_tokens)
-    if is_adapter:
-        use += "\n\n`transformers` loads adapters with the `peft` package installed."
     name = method_name(config.method)
+    title = f"{student.model.rstrip('/').rsplit('/', 1)[-1]}, distilled by {name}"
     # What made the student; where its maker keeps files is nobody's business.
     sections = ("student", "weighting", "difficulty", "schedule", "distill")
     settings = {section: config[section].to_dict() for section in sections}
     if (kind := baselines.class_of(config.method)) is not None:
         own = [key for key in kind.keys if key not in kind.file_keys]
         settings["baseline"] = {key: config.baseline[key] for key in own}
-    return _CARD.format(
-        library="peft" if is_adapter else "transformers",
-        base_model=json.dumps(student.model),
-        base_model_text=f"`{student.model}`",
-        title=f"{student.model.rstrip('/').rsplit('/', 1)[-1]}, distilled by {name}",
+    card = huggingface_hub.ModelCard.from_template(
+        huggingface_hub.ModelCardData(
+            library_name="peft" if is_adapter else "transformers",
+            base_model=student.model,
+            tags=["chain-of-thought", "distillation", "kpod"],
+            **_model_index(title, config.data.name, results),
+        ),
+        template_path=str(_TEMPLATE),
+        title=title,
         data=config.data.name,
         method=name,
         seed=config.seed,
         step=step,
         version=kpod_jax.__version__,
-        results=measured,
-        use=use,
+        results=results,
+        auto="AutoModelForCausalLM" if decoder_only else "AutoModelForSeq2SeqLM",
+        example=json.dumps(prompt.replace("{question}", "QUESTION"), ensure_ascii=False),
+        max_new_tokens=student.max_target_tokens,
+        is_adapter=is_adapter,
         prompt=prompt,
         answer_template=student.answer_template,
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
     )
+    return f"{card}\n"
+
+
+def _model_index(title: str, data: str, results: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The measured accuracy, where the hub looks for it."""
+    if results is None:
+        return {}
+    accuracy = huggingface_hub.EvalResult(
+        task_type="text-generation",
+        dataset_type=data,
+        dataset_name=data,
+        dataset_split=results["split"],
+        metric_type="accuracy",
+        metric_value=results["accuracy"],
+    )
+    return {"model_name": title, "eval_results": [accuracy]}

@@ -11,8 +11,8 @@ import numpy as np
 
 from kpod_jax.config import paper
 from kpod_jax.config.defaults import method_name
-from kpod_jax.data import answers
 from kpod_jax.data.records import Ragged, Record
+from kpod_jax.evaluation import intervals
 from kpod_jax.report import heatmap
 from kpod_jax.report.run import Run
 
@@ -234,7 +234,7 @@ def accuracy_by(x: np.ndarray, correct: np.ndarray) -> Groups:
     """Shares of `correct` by `x`, both [m], with Wilson's 95 % limits; as many x as `grouped`."""
     kinds = np.unique(x)[:_MOST_GROUPS]
     counts = [(int(correct[x == kind].sum()), int((x == kind).sum())) for kind in kinds]
-    low, high = np.asarray([answers.wilson_interval(*count) for count in counts]).T
+    low, high = np.asarray([intervals.wilson_interval(*count) for count in counts]).T
     return Groups(kinds, np.asarray([right / total for right, total in counts]), low, high)
 
 

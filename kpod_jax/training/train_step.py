@@ -213,21 +213,21 @@ def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> d
       params: those that are trained, on a mesh, concrete or abstract.
       optimizer: from `make_optimizer`.
     """
-    keystr = jax.tree_util.keystr
-    by_path = {keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    whole = sharding.replicated(next(iter(by_path.values())).sharding.mesh)
+    whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
 
-    def placed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        where = whole
-        for start in range(len(path)):  # An entry of the state ends like its parameter's path.
-            param = by_path.get(keystr(path[start:]))
-            if param is not None and param.shape == leaf.shape:
-                where = param.sharding
-                break
+    def placed(leaf: jax.ShapeDtypeStruct, param: Any = None) -> jax.ShapeDtypeStruct:
+        # Adafactor keeps vectors for a matrix.
+        where = param.sharding if param is not None and param.shape == leaf.shape else whole
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     state = jax.eval_shape(functools.partial(_first_state, optimizer), params)
-    return jax.tree_util.tree_map_with_path(placed, state)
+    return {
+        "params": jax.tree.map(placed, state["params"], params),
+        "opt_state": optax.tree_map_params(
+            optimizer, placed, state["opt_state"], params, transform_non_params=placed
+        ),
+        "step": placed(state["step"]),
+    }
 
 
 def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:

@@ -1,5 +1,4 @@
 import json
-import math
 import string
 import subprocess
 import sys
@@ -226,35 +225,3 @@ def test_an_unknown_kind_is_named():
         answers.extract_answer("1", "float")
     with pytest.raises(UserError, match="'float'"):
         answers.answers_equal(None, "1", "float")
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "confidence", "interval"),
-    [
-        # Newcombe, "Two-sided confidence intervals for the single proportion" (1998), Table I.
-        (81, 263, 0.95, (0.2553, 0.3662)),
-        (15, 148, 0.95, (0.0624, 0.1605)),
-        (0, 20, 0.95, (0.0, 0.1611)),
-        (1, 29, 0.95, (0.0061, 0.1718)),
-        # By hand: z = 1.6449, 1 of 2.
-        (1, 2, 0.9, (0.1209, 0.8791)),
-        (5, 5, 0.95, (0.5655, 1.0)),
-    ],
-)
-def test_wilson_interval(correct, total, confidence, interval):
-    found = answers.wilson_interval(correct, total, confidence)
-    assert found == pytest.approx(interval, abs=5e-5)
-    mirrored = answers.wilson_interval(total - correct, total, confidence)
-    assert mirrored == pytest.approx((1 - found[1], 1 - found[0]))
-
-
-def test_wilson_interval_at_its_ends():
-    assert answers.wilson_interval(0, 0) == (0.0, 1.0)
-    for total in range(1, 50):
-        assert answers.wilson_interval(0, total)[0] == 0
-        assert answers.wilson_interval(total, total)[1] == 1
-    low, high = answers.wilson_interval(10**9, 10**9)
-    assert 0 < low <= high <= 1 and not math.isnan(low)
-    for correct, total, confidence in [(3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0), (1, 2, 0.0)]:
-        with pytest.raises(ValueError, match=r"cannot be correct|confidence"):
-            answers.wilson_interval(correct, total, confidence)

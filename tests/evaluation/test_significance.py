@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpod_jax import main
-from kpod_jax.data import answers
-from kpod_jax.evaluation import significance
+from kpod_jax.evaluation import intervals, significance
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
@@ -47,7 +46,7 @@ def test_two_runs_by_hand(tmp_path):
     assert row["difference"] == pytest.approx(0.5)
     assert row["a_better"] == [f"q{i}" for i in range(2, 8)] and row["b_better"] == ["q8"]
     assert [run["accuracy"] for run in result["runs"]] == [0.8, 0.3]
-    assert result["runs"][0]["interval"] == list(answers.wilson_interval(8, 10))
+    assert result["runs"][0]["interval"] == list(intervals.wilson_interval(8, 10))
     assert result["missing"] == {}
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| A right | 2 | 6 |\n| A wrong | 1 | 1 |" in text

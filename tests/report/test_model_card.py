@@ -1,3 +1,6 @@
+import ast
+import math
+
 import huggingface_hub
 import pytest
 
@@ -36,6 +39,45 @@ def test_a_card_says_what_was_measured_and_how_to_ask():
     assert 'tokenizer("Q: QUESTION A:", return_tensors="pt")' in text
     assert "AutoModelForSeq2SeqLM" in text
     assert "distilled on `arithmetic` by SCoTD" in text
+    [model] = parsed.data.to_dict()["model-index"]
+    [result] = model["results"]
+    assert result["dataset"] == {"type": "arithmetic", "name": "arithmetic", "split": "test"}
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.25}]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "---",
+        "a\n---\nlicense: mit",
+        "a: [b",
+        "{{ 7 * 7 }}",
+        "{% raw %}",
+        "null",
+        "\u2028é",
+        "\r" * 999,
+    ],
+)
+def test_no_name_breaks_the_front_matter(name):
+    config = quickstart.get_config()
+    config.student.model = config.data.name = name
+    results = RESULTS | {"split": name, "accuracy": float("nan")}
+    text, parsed = card(config, prompt=f"{name} {{question}}", results=results)
+    data = parsed.data.to_dict()
+    assert data.keys() == {"base_model", "library_name", "tags", "model-index"}
+    assert data["base_model"] == name
+    [result] = data["model-index"][0]["results"]
+    assert result["dataset"] == {"type": name, "name": name, "split": name}
+    assert math.isnan(result["metrics"][0]["value"])
+    assert f"```text\n{name} {{question}}\n```" in text
+
+
+def test_the_example_of_a_card_is_python():
+    prompt = 'Say "😀\\" \n{question}'
+    text, _ = card(quickstart.get_config(), prompt=prompt)
+    code = text.partition("```python\n")[2].partition("```")[0]
+    strings = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    assert prompt.replace("{question}", "QUESTION") in strings
 
 
 def test_a_card_names_no_private_files():
@@ -57,5 +99,6 @@ def test_a_card_of_a_decoder_only_student(is_adapter):
     )
     assert "AutoModelForCausalLM" in text
     assert "It was not evaluated." in text
+    assert "model-index" not in parsed.data.to_dict()
     assert parsed.data.to_dict()["library_name"] == ("peft" if is_adapter else "transformers")
     assert ("`peft` package" in text) == is_adapter

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from kpod_jax.data import answers
 from kpod_jax.data.records import Ragged, Record
+from kpod_jax.evaluation import intervals
 from kpod_jax.report import summary
 from tests.report import workdirs
 
@@ -92,4 +92,4 @@ def test_stages_of_a_training():
 def test_accuracy_by_group():
     groups = summary.accuracy_by(np.array([1, 1, 2, 2]), np.array([1.0, 0, 1, 1]))
     assert groups.x.tolist() == [1, 2] and groups.mean.tolist() == [0.5, 1.0]
-    assert (groups.low[0], groups.high[0]) == answers.wilson_interval(1, 2)
+    assert (groups.low[0], groups.high[0]) == intervals.wilson_interval(1, 2)

@@ -5,7 +5,7 @@ from typing import Any
 
 from configs import quickstart
 from kpod_jax.config.defaults import Config
-from kpod_jax.data import answers
+from kpod_jax.evaluation import intervals
 from kpod_jax.utils import files
 
 
@@ -37,7 +37,7 @@ def write(
         correct, total = marks.count("1"), len(marks)
         found[split] = {
             "accuracy": correct / total, "correct": correct, "total": total,
-            "interval": list(answers.wilson_interval(correct, total)),
+            "interval": list(intervals.wilson_interval(correct, total)),
         }  # fmt: skip
     files.write_json(
         root / name / "results.json",

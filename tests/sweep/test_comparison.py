@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from kpod_jax.data import answers
+from kpod_jax.evaluation import intervals
 from kpod_jax.sweep import comparison
 from kpod_jax.utils import files
 from tests.sweep.runs import config, write
@@ -40,7 +40,7 @@ def test_means_spreads_and_tests_over_seeds(tmp_path):
     assert [seed["run"] for seed in found["KPOD"]["seeds"]] == ["kpod-0", "kpod-1", "kpod-2"]
     assert found["SCoTD"]["mean"] == pytest.approx(0.125)
     assert found["no distillation"]["spread"] is None
-    assert found["no distillation"]["interval"] == list(answers.wilson_interval(30, 40))
+    assert found["no distillation"]["interval"] == list(intervals.wilson_interval(30, 40))
     assert found["KPOD"]["against"] is None
     test = found["SCoTD"]["against"]
     # KPOD minus SCoTD by question: 1/2, 1, 2/3, 1/3: in no resample it changes its sign.
