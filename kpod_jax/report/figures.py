@@ -21,25 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from kpod_jax.report import summary
+from kpod_jax.report.colours import INK, MUTED, PAGE, PALETTE, RULE, SERIES
 
-# Name of the CSS variable: (colour on light pages and in files, colour on dark screens).
-PALETTE = {
-    "ink": ("#1f2328", "#e6e4df"),
-    "muted": ("#646c75", "#a3a5a8"),
-    "rule": ("#dcdad5", "#3b3d42"),
-    "page": ("#fffefb", "#191a1d"),
-    "series-0": ("#c2410c", "#fb9a4b"),
-    "series-1": ("#2a66a6", "#72b2f2"),
-    "series-2": ("#7c8189", "#91979f"),
-    "series-3": ("#0f7f76", "#3fcdbd"),
-    "series-4": ("#8147b5", "#c39bf3"),
-    "series-5": ("#94701a", "#dfb54a"),
-    "series-6": ("#b02a6b", "#f28cb8"),
-    "series-7": ("#5b7a1e", "#b2cf5f"),
-}
-SERIES = [light for name, (light, _) in PALETTE.items() if name.startswith("series")]
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
-INK, MUTED, RULE, PAGE = (PALETTE[name][0] for name in ("ink", "muted", "rule", "page"))
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -100,13 +84,13 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     return wrapped
 
 
-def svg(figure: Figure, name: str, description: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """The figure as an inline `<svg>` element that scales with its column.
 
     Args:
       figure: of one of the functions below.
-      name: keeps the ids of the figures of one page apart.
-      description: read by screen readers.
+      name: keeps the ids of the figures of one page apart. Screen readers read the element whose
+        id is "caption-" and this name.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -117,7 +101,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
     box = re.search(r'viewBox="[^"]*"', text)
     if box is None:
         raise RuntimeError("matplotlib wrote an SVG without a viewBox")
-    head = f'<svg {box.group()} role="img" aria-label="{html.escape(description)}">'
+    label = html.escape(f"caption-{name}")
+    head = f'<svg {box.group()} role="img" aria-labelledby="{label}">'
     text = head + text[text.index(">") + 1 :]
     text = text.replace("xlink:href", "href")
     # Ids of groups are the same in all figures; those that are referred to are salted by `name`.
@@ -175,7 +160,7 @@ def curves(
             markersize=3.5,
         )
     if share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     if named := sum(line.label is not None for line in lines):
@@ -218,17 +203,17 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
     axes.set_xlim(0, min(1.22, 1.3 * top + 0.03))
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xticks([t for t in axes.get_xticks() if 0 <= t <= 1])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
 
 
 @styled
 def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> Figure:
     """Mean c_i of every stage with the middle half and the middle four fifths of the examples."""
-    figure, axes = _axes("Steps that are input", "stage t", "cᵢ(t), leading steps")
+    figure, axes = _axes("Input steps", "stage t", "cᵢ(t), leading steps")
     stage = np.arange(len(start_steps_TxN))
     low, first, third, high = np.quantile(start_steps_TxN, (0.1, 0.25, 0.75, 0.9), axis=1)
-    axes.fill_between(stage, low, high, color=SERIES[0], alpha=0.13, linewidth=0, label="80 %")
-    axes.fill_between(stage, first, third, color=SERIES[0], alpha=0.22, linewidth=0, label="50 %")
+    axes.fill_between(stage, low, high, color=SERIES[0], alpha=0.13, linewidth=0, label="80%")
+    axes.fill_between(stage, first, third, color=SERIES[0], alpha=0.22, linewidth=0, label="50%")
     axes.plot(stage, start_steps_TxN.mean(1), color=SERIES[0], marker="o", ms=3.5, label="mean")
     if num_steps_N is not None:
         mean = float(num_steps_N.mean())
@@ -242,7 +227,7 @@ def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> 
 @styled
 def schedule(target_T: np.ndarray | None, remaining_T: np.ndarray) -> Figure:
     """Σ h(t), the difficulty of all that is output, against its target D(t) (Eq. 9, Eq. 10)."""
-    figure, axes = _axes("Difficulty of what is output", "stage t", "share of B, all difficulty")
+    figure, axes = _axes("Difficulty of the output", "stage t", "share of total difficulty B")
     draw_schedule(axes, target_T, remaining_T)
     return figure
 
@@ -255,7 +240,7 @@ def draw_schedule(axes: Axes, target_T: np.ndarray | None, remaining_T: np.ndarr
     axes.bar(stage, remaining_T / total, width=0.62, color=SERIES[0], alpha=0.7, label="Σ h(t)")
     if target_T is not None:
         axes.plot(stage, target_T / total, color=SERIES[1], marker="o", ms=3.5, label="target D(t)")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.05)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.legend(loc="upper left")
@@ -264,7 +249,7 @@ def draw_schedule(axes: Axes, target_T: np.ndarray | None, remaining_T: np.ndarr
 @styled
 def start_steps_by_cluster(start_steps_TxN: np.ndarray, cluster_N: np.ndarray) -> Figure:
     """Mean c_i of each cluster of questions, within one standard deviation of its examples."""
-    figure, axes = _axes("Steps that are input, by cluster", "stage t", "cᵢ(t), leading steps")
+    figure, axes = _axes("Input steps by cluster", "stage t", "cᵢ(t), leading steps")
     stage = np.arange(len(start_steps_TxN))
     for k in np.unique(cluster_N):
         rows = start_steps_TxN[:, cluster_N == k]
@@ -284,19 +269,19 @@ def start_steps_by_cluster(start_steps_TxN: np.ndarray, cluster_N: np.ndarray) -
 @styled
 def input_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Figure:
     """Shares of the examples by how many of their steps are input, and of those left out."""
-    figure, axes = _axes("Which examples are how far", "stage t", "share of examples")
+    figure, axes = _axes("Examples by input steps", "stage t", "share of examples")
     axes.grid(visible=False)
     stage, bottom = np.arange(len(start_steps_TxN)), np.zeros(len(start_steps_TxN))
     out = start_steps_TxN > num_steps_N
-    kinds = [(f"{k} input" if k else "whole", ~out & (start_steps_TxN == k)) for k in range(3)]
-    kinds += [("3 or more", ~out & (start_steps_TxN >= 3)), ("left out", out)]
+    kinds = [(f"{k} input", ~out & (start_steps_TxN == k)) for k in range(3)]
+    kinds += [("3+ input", ~out & (start_steps_TxN >= 3)), ("left out", out)]
     for (label, members), colour in zip(kinds, (0, 5, 3, 1, 2), strict=True):
         share = members.mean(1)
         if share.any():
             look = {"color": SERIES[colour], "alpha": 0.75, "edgecolor": PAGE, "linewidth": 0.8}
             axes.bar(stage, share, bottom=bottom, width=0.9, label=label, **look)
             bottom += share
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.3)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -307,7 +292,7 @@ def input_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Figure:
 @styled
 def weights(values: np.ndarray, keypoint: np.ndarray | None) -> Figure:
     """Histogram of all weights, or of keypoints and of filler each where they are known."""
-    figure, axes = _axes("Token weights", "wⱼ", "share of the tokens")
+    figure, axes = _axes("Token weights", "wⱼ", "share of tokens")
     groups = [(values, "all tokens", 1)]
     if keypoint is not None and keypoint.any() and not keypoint.all():
         groups = [(values[~keypoint], "filler", 2), (values[keypoint], "keypoints", 0)]
@@ -319,7 +304,7 @@ def weights(values: np.ndarray, keypoint: np.ndarray | None) -> Figure:
 @styled
 def difficulties(values: np.ndarray) -> Figure:
     """Histogram of d_k of all steps; the hardest hundredth lies in the last bar."""
-    figure, axes = _axes("Step difficulties", "dₖ in nats", "share of the steps")
+    figure, axes = _axes("Step difficulties", "dₖ in nats", "share of steps")
     top = float(np.quantile(values, 0.99)) if len(values) else 1.0
     top = top if top > 0 else 1.0
     _histograms(axes, [(np.minimum(values, top), None, 1)], np.linspace(0, top, 31))
@@ -347,7 +332,7 @@ def accuracy_by_group(groups: summary.Groups, title: str, x_label: str) -> Figur
     axes.vlines(groups.x, groups.low, groups.high, color=SERIES[3], alpha=0.3, linewidth=7)
     axes.plot(groups.x, groups.mean, color=SERIES[3], marker="o", markersize=5)
     axes.set_ylim(0, None)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return figure
 
@@ -365,7 +350,7 @@ def sensitivity(
     top = float((mean + spread).max())
     axes.set_ylim(0, 1.15 * top if top else 1)
     axes.set_xticks(x, [f"{value:g}" for value in x])
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     return figure
 
 
@@ -387,7 +372,7 @@ def _histograms(
         look = {"bins": bins.tolist(), "weights": share, "color": SERIES[colour]}
         axes.hist(values, **look, histtype="stepfilled", linewidth=0, alpha=0.4, label=label)
         axes.hist(values, **look, histtype="step", linewidth=1.1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     if any(label for _, label, _ in groups):
         axes.legend()
 

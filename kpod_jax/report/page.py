@@ -1,37 +1,20 @@
-"""The report: one HTML file that needs no network and no other file, and can do without scripts."""
+"""The reports: self-contained HTML files that need no network and work without scripts."""
 
+import base64
 import dataclasses
+import functools
+import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kpod_jax import __version__
-from kpod_jax.report import (
-    evaluation,
-    script,
-    sections,
-    style,
-    summary,
-    sweep,
-    sweep_text,
-    token_sections,
-)
-from kpod_jax.report import run as run_files
-from kpod_jax.report.markup import Html, join, tag
-from kpod_jax.utils import files
+import jinja2
 
-# Of one run; the first two are its results.
-_SECTIONS = (
-    sections.results,
-    sections.training,
-    sections.schedule,
-    token_sections.token_weights,
-    token_sections.rationales,
-    token_sections.difficulties,
-    evaluation.by_difficulty,
-    sections.generations,
-    sections.configuration,
-)
+from kpod_jax import __version__
+from kpod_jax.evaluation.comparison import is_shown, points
+from kpod_jax.report import colours, figures, sections, summary, sweep, sweep_text
+from kpod_jax.report import run as run_files
+from kpod_jax.utils import files
 
 
 def write(workdir: files.PathLike) -> pathlib.Path:
@@ -44,10 +27,7 @@ def write(workdir: files.PathLike) -> pathlib.Path:
       UserError: files are damaged or of different runs.
     """
     run = run_files.load(workdir)
-    path = run.directory / "report.html"
-    found = [make(run) for make in _SECTIONS]
-    files.write_text(path, _report(run, run.directory, summary.verdict(run), found))
-    return path
+    return _write(run.directory, "report", run, sections.of_run(run), summary.verdict(run))
 
 
 def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path:
@@ -75,83 +55,79 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
         if split == result["columns"][0]["file"]:
             before = {str(row["id"]): str(row["prediction"]) for row in rows}
             run = dataclasses.replace(run, before=before)
-    found = [
-        sweep.failures(result),
-        sweep.comparison(result),
-        sweep.sensitivity(result),
-        sections.training(run, sweep.methods(result, 0, curves)),
-        sweep.tests(result),
-        sweep.shown_run(result),
-        *(make(run) for make in _SECTIONS[2:]),
-    ]
-    path = root / "report.html"
-    files.write_text(path, _report(run, root, sweep_text.verdict(result), found))
-    return path
+    found = {
+        "failures": sweep.failures(result),
+        "comparison": sweep.comparison(result),
+        "sensitivity": sweep.sensitivity(result),
+        "training": sections.training(run, sweep.methods(result, 0, curves)),
+        "paired_tests": sweep.paired_tests(result),
+        "shown_run": {"name": result["shown"]},
+        **sections.in_detail(run),
+    }
+    return _write(root, "report", run, found, sweep_text.verdict(result))
 
 
-def _report(
-    run: run_files.Run, directory: pathlib.Path, verdict: str, found: Sequence[Html | None]
-) -> str:
-    """The whole page of a run or a sweep."""
-    there = [part for part in found if part is not None]
-    name = directory.resolve().name
-    top = tag(
-        "header",
-        tag("p", _subject(run) or name, class_="eyebrow"),
-        tag("h1", "Keypoint-based progressive distillation"),
-        tag("p", verdict, class_="verdict"),
-        tag("nav", *map(_link, there), aria_label="Sections"),
-    )
-    return _page(f"KPOD report: {name}", [top, *there])
-
-
-def write_heat_map(run: run_files.Run, indices: Sequence[int], which: str) -> pathlib.Path:
+def write_heat_map(run: run_files.Run, indices: Sequence[int], *, chosen: bool) -> pathlib.Path:
     """Writes `heatmap.html` into the run's directory: rationales with their words coloured.
 
     Args:
       run: with records, weights and spans.
       indices: of the training examples.
-      which: a sentence that says why these.
+      chosen: whether the user asked for these.
     """
-    path, name = run.directory / "heatmap.html", run.directory.resolve().name
-    top = tag(
-        "header", tag("p", _subject(run) or name, class_="eyebrow"), tag("h1", "Token weights")
-    )
-    parts = [top, token_sections.chosen_rationales(run, indices, which)]
-    files.write_text(path, _page(f"KPOD token weights: {name}", parts))
-    return path
+    found = {"rationales": sections.rationales(run, indices, chosen=chosen)}
+    return _write(run.directory, "heatmap", run, found)
 
 
-def _page(title: str, parts: Sequence[Html]) -> str:
-    head = join(
-        [
-            Html('<meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{script.POLICY}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html('<meta name="color-scheme" content="light dark">'),
-            tag("title", title),
-            tag("style", Html(style.css())),
-        ]
-    )
-    foot = tag(
-        "footer",
-        f"KPOD-JAX {__version__}. The method: Feng et al., Keypoint-based Progressive "
-        "Chain-of-Thought Distillation for LLMs, ICML 2024; equation numbers are the paper's.",
-    )
-    body = tag("body", tag("main", *parts, foot), tag("script", Html(script.SCRIPT)))
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n{body}</html>\n'
-
-
-def _subject(run: run_files.Run) -> str:
-    """What was trained on what, from the configuration; empty where that does not say."""
+def _write(
+    directory: pathlib.Path,
+    kind: str,
+    run: run_files.Run,
+    found: Mapping[str, sections.Section],
+    verdict: str = "",
+) -> pathlib.Path:
+    """Renders the sections that are not None into `kind`.html in a directory."""
     tree = run.config or {}
     tree = tree.get("config", tree)
-    found = [tree.get(room, {}).get(key) for room, key in (("student", "model"), ("data", "name"))]
-    return " on ".join(str(value) for value in found if value)
+    subject = [
+        tree.get(room, {}).get(key) for room, key in (("student", "model"), ("data", "name"))
+    ]
+    name = directory.resolve().name
+    text = _template().render(
+        kind=kind,
+        name=name,
+        subject=" on ".join(str(value) for value in subject if value) or name,
+        verdict=verdict,
+        sections={key: section for key, section in found.items() if section is not None},
+    )
+    files.write_text(directory / f"{kind}.html", text)
+    return directory / f"{kind}.html"
 
 
-def _link(section: Html) -> Html:
-    """A link to a section, from its id and its heading, both made by `markup.section`."""
-    name = section.split('id="', 1)[1].split('"', 1)[0]
-    title = section.split("<h2>", 1)[1].split("</h2>", 1)[0]
-    return Html(f'<a href="#{name}">{title}</a>')
+@functools.cache
+def _template() -> jinja2.Template:
+    """The page's template, with the functions and values that it and its parts use."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kpod_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = environment.get_template("report.js").render()
+    scale = [i / (colours.LEVELS - 1) for i in range(colours.LEVELS)]
+    environment.globals |= {
+        "version": __version__,
+        "script": script,
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "palette": colours.PALETTE,
+        "scale": [(colours.heat(w), colours.heat(w, dark=True)) for w in scale],
+        "level": colours.level,
+        "svg": figures.svg,
+        "percent": summary.percent,
+        "points": points,
+        "is_shown": is_shown,
+        "sweep_text": sweep_text,
+    }
+    environment.filters["number"] = lambda value, spec=",": format(value, spec)
+    return environment.get_template("page.html.j2")

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from kpod_jax.report import figures, heatmap, summary, sweep
+from kpod_jax.report import colours, figures, heatmap, summary, sweep
 from kpod_jax.report import run as run_files
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
@@ -177,9 +177,9 @@ def _draw_lines(
     """Words on their colours, line after line from `top` down."""
     for row, line in enumerate(lines):
         for x, piece in line:
-            ground, ink = "none", figures.MUTED
+            ground, ink = "none", colours.MUTED
             if piece.weight is not None:
-                ground, ink = heatmap.colour(piece.weight)
+                ground, ink = colours.heat(piece.weight)
             box = {"boxstyle": "round,pad=0.14,rounding_size=0.25", "fc": ground, "ec": "none"}
             # A dollar is no formula's.
             text, y = piece.text.replace("$", r"\$"), top - row * gap
@@ -189,10 +189,10 @@ def _draw_lines(
 def _draw_scale(axes: Axes, place: tuple[float, float, float, float], y: float) -> None:
     """The colour scale at a place of the axes, between its ends' names at the height y."""
     scale = axes.inset_axes(place)
-    colours = [heatmap.colour(i / 64)[0] for i in range(65)]
-    scale.imshow([range(65)], aspect="auto", cmap=ListedColormap(colours))
+    shades = [colours.heat(i / 64)[0] for i in range(65)]
+    scale.imshow([range(65)], aspect="auto", cmap=ListedColormap(shades))
     scale.axis("off")
-    note = {"color": figures.MUTED, "va": "center", "fontsize": 9}
+    note = {"color": colours.MUTED, "va": "center", "fontsize": 9}
     axes.text(0.0, y, "weight 0", **note)
     axes.text(place[0] + place[2] + 0.015, y, "1", **note)
 

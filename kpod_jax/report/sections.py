@@ -1,7 +1,7 @@
-"""The report's sections on results, training, schedule, generations and configuration.
+"""The values and figures on a run's page, one function per section.
 
-A section is a function of the run that gives None where its files are not there. Those on tokens
-and steps are in `token_sections`.
+Each function returns what the template of the same name in `templates/sections/` gets as `section`,
+or None if the run lacks the files for it. Text and markup are in the templates.
 """
 
 import re
@@ -11,285 +11,277 @@ from typing import Any
 import numpy as np
 
 from kpod_jax.config import paper
-from kpod_jax.report import evaluation, figures, summary
-from kpod_jax.report.markup import Html, figure, search, section, table, tag, tiles
+from kpod_jax.data import known
+from kpod_jax.evaluation import error_analysis
+from kpod_jax.report import figures, heatmap, summary
 from kpod_jax.report.run import Run
 
-_SHOWN = 6  # Generations of each kind.
-_ENTERED = 3  # Examples that are named a stage.
-_FOLDED = 30  # More of each kind, behind a fold.
-_LONGEST = 1500  # Characters of a generation that are shown.
+Section = dict[str, Any] | None
+
+_GENERATIONS = 6  # Of each kind, right and wrong.
+_MORE_GENERATIONS = 30  # Of each kind, collapsed.
+_RATIONALES = 4
+_MORE_RATIONALES = 56  # Collapsed.
+_WORDS = 12  # Heaviest and lightest.
+_HARDEST = 10  # Steps.
+_MOVED = 3  # Examples named per stage.
 
 
-def results(run: Run) -> Html | None:
-    """How well the student answers: its own questions, and those of other data sets."""
-    parts: list[Html | None] = []
-    if run.results:
-        result = run.results
-        half = (result["interval"][1] - result["interval"][0]) / 2
-        parts.append(
-            tiles(
-                [
-                    ("Accuracy", summary.percent(result["accuracy"]), f"± {100 * half:.1f} points"),
-                    ("95 % interval", summary.percent(*result["interval"]), ""),
-                    (
-                        "Correct answers",
-                        f"{result['correct']:,}",
-                        f"of {result['total']:,} {result['split']} questions",
-                    ),
-                    ("Checkpoint", f"{result['checkpoint_step'] or 0:,}", "training steps"),
-                ]
-            )
-        )
-        parts += evaluation.samples(result), evaluation.out_of_distribution(result)
-    return section("Results", *parts) if parts else None
+def of_run(run: Run) -> dict[str, Section]:
+    """All sections by name, in page order."""
+    return {"results": run.results, "training": training(run), **in_detail(run)}
 
 
-def training(run: Run, compared: Sequence[summary.Method] = ()) -> Html | None:
-    """Loss and validation accuracy over the steps of distillation, of a run or of methods."""
+def in_detail(run: Run) -> dict[str, Section]:
+    """The sections that a sweep's page shows for one of its runs."""
+    shown = spread(len(run.records), _RATIONALES)
+    more = [i for i in spread(len(run.records), _RATIONALES + _MORE_RATIONALES) if i not in shown]
+    return {
+        "schedule": schedule(run),
+        "token_weights": token_weights(run),
+        "rationales": rationales(run, shown, more),
+        "step_difficulty": step_difficulty(run),
+        "accuracy_by_difficulty": accuracy_by_difficulty(run),
+        "generations": generations(run),
+        "configuration": configuration(run),
+    }
+
+
+def training(run: Run, compared: Sequence[summary.Method] = ()) -> Section:
+    """Loss and validation accuracy during distillation, of one run or of several methods."""
+    methods = [(m.name, m.number, m.curves) for m in compared] or [(None, 0, (run.metrics,))]
+    stages = [] if compared else summary.by_stage(run.metrics)
     starts = [] if compared else summary.stage_starts(run.metrics)
-
-    def lines(key: str) -> list[figures.Curve]:
-        methods = [(m.name, m.number, m.curves) for m in compared] or [(None, 0, (run.metrics,))]
-        found = []
+    drawings = {}
+    for key, title, unit, look in (
+        ("loss", "Training loss", "nats per token", {"smooth": True}),
+        ("validation_accuracy", "Validation accuracy", "correct answers", {"share": True}),
+        ("validation_token_loss", "Validation loss", "nats per token", {}),
+    ):
+        lines = []
         for name, number, runs in methods:
             each = [summary.series(rows, "distill", key) for rows in runs]
             if each := [(x, y) for x, y in each if len(x)]:
-                x, mean, spread = summary.band(each)
-                band = (mean - spread, mean + spread) if len(each) > 1 else None
-                found.append(figures.Curve(name, number, x, mean, band))
-        return found
-
-    parts, seeds = [], any(len(m.curves) > 1 for m in compared)
-    bands = " Lines are means over seeds, bands one standard deviation." if seeds else ""
-    marks = " Dotted: where a stage begins that shows more steps." if starts else ""
-    if loss := lines("loss"):
-        drawing = figures.curves(
-            loss, "Training loss", "nats per token", smooth=True, stages=starts
-        )
-        caption = (
-            "Loss per supervised token (Eq. 15). While the schedule adds steps to the output, what "
-            "is supervised changes: methods compare on this axis only after the schedule has "
-            f"ended.{bands}{marks}"
-        )
-        parts.append(figure(drawing, "loss", caption))
-    if accuracy := lines("validation_accuracy"):
-        drawing = figures.curves(
-            accuracy, "Validation accuracy", "correct answers", share=True, stages=starts
-        )
-        caption = (
-            "Accuracy of the final answer on validation questions, by greedy decoding."
-            f"{bands}{marks}"
-        )
-        parts.append(figure(drawing, "validation", caption))
-    validated = [curve for curve in lines("validation_token_loss") if len(curve.x) > 1]
-    if validated:
-        drawing = figures.curves(validated, "Validation loss", "nats per token", stages=starts)
-        caption = (
-            "Loss per token of whole rationales and answers of validation questions, whatever the "
-            f"schedule and the weights.{bands}{marks}"
-        )
-        parts.append(figure(drawing, "validation-loss", caption))
-    if not parts:
+                x, mean, deviation = summary.band(each)
+                band = (mean - deviation, mean + deviation) if len(each) > 1 else None
+                lines.append(figures.Curve(name, number, x, mean, band))
+        if key == "validation_token_loss":
+            lines = [line for line in lines if len(line.x) > 1]
+        if lines:
+            drawings[key] = figures.curves(lines, title, unit, stages=starts, **look)
+    if not drawings:
         return None
-    return section("Training", tag("div", *parts, class_="grid"), _by_stage(run, compared))
+    return {
+        "drawings": drawings,
+        "has_bands": any(len(m.curves) > 1 for m in compared),
+        "has_marks": bool(starts),
+        "stages": stages if len(stages) > 1 else [],
+    }
 
 
-def _by_stage(run: Run, compared: Sequence[summary.Method]) -> Html | None:
-    """What each stage of the schedule trained on and how it went, behind a fold."""
-    rows = [] if compared else summary.by_stage(run.metrics)
-    if len(rows) < 2:
-        return None
-    shown = [
-        [
-            f"{row.number}",
-            f"{row.first:,}–{row.last:,}",
-            f"{row.start_step:.2f}",
-            f"{row.loss:.3f}",
-            "" if row.tokens is None else f"{row.tokens:,.0f}",
-            "" if row.accuracy is None else summary.percent(row.accuracy),
-        ]
-        for row in rows
-    ]
-    head = ["Stage", "Steps", "Mean cᵢ", "Mean loss", "Supervised tokens a step", "Validation"]
-    fold = tag("summary", f"The {len(rows)} stages in figures")
-    return tag("details", fold, table(head, shown, range(6)))
-
-
-def schedule(run: Run) -> Html | None:
-    """How rationales moved from the input to the output."""
+def schedule(run: Run) -> Section:
+    """How steps move from the input to the output."""
     if run.schedule is None or not run.schedule["start_steps"].any():
         return None  # Whole rationales from the start.
     start, clusters = run.schedule["start_steps"], run.schedule["clusters"]
-    target = run.schedule.get("target")
+    target, kinds = run.schedule.get("target"), np.unique(clusters)
     sizes = run.difficulty.lengths if run.difficulty is not None else start.max(axis=0)
-    budget = " and the budget that it may not exceed (line, Eq. 10)" if target is not None else ""
-    return section(
-        "Progressive schedule",
-        tag(
-            "p",
-            "Input steps stand before those that are output. Of them the first tokens alone are "
-            "trained on, unless distill.step_start_weight=learned or they are in the encoder. What "
-            f"is output grows over {len(start)} stages.",
-        ),
-        tag(
-            "div",
-            figure(
-                figures.start_steps(start, sizes),
-                "start-steps",
-                "Leading steps that are still input, cᵢ(t): mean of all examples, with the bands "
-                "that hold half and four fifths of them.",
-            ),
-            figure(
-                figures.schedule(target, run.schedule["remaining"]),
-                "difficulty-target",
-                f"Difficulty of all steps that are output (bars, Eq. 9){budget}.",
-            ),
-            figure(
-                figures.input_steps(start, sizes),
-                "input-steps",
-                "Examples by how many of their steps are still input.",
-            ),
-            figure(
-                figures.start_steps_by_cluster(start, clusters),
-                "clusters",
-                "Mean of cᵢ(t) in each cluster of questions; bands are one standard deviation.",
-            ),
-            class_="grid",
-        ),
-        _entries(run, start, sizes) if run.records else None,
-    )
+    moves, before = [], sizes
+    for stage, now in enumerate(start if run.records else ()):
+        moved = np.flatnonzero(now < before)
+        counts = [np.count_nonzero(clusters[moved] == k) for k in kinds]
+        moves.append((stage, len(moved), counts, [run.records[i].id for i in moved[:_MOVED]]))
+        before = now
+    return {
+        "stages": len(start),
+        "start_steps": figures.start_steps(start, sizes),
+        "has_target": target is not None,
+        "output": figures.schedule(target, run.schedule["remaining"]),
+        "input_steps": figures.input_steps(start, sizes),
+        "by_cluster": figures.start_steps_by_cluster(start, clusters),
+        "clusters": [f"Cluster {k + 1}" for k in kinds],
+        "moves": moves,
+    }
 
 
-def _entries(run: Run, start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Html:
-    """Which examples had more output at each stage than before, by cluster."""
-    assert run.schedule is not None
-    clusters = run.schedule["clusters"]
-    kinds = np.unique(clusters)
-    rows, before = [], num_steps_N
-    for stage, start in enumerate(start_steps_TxN):
-        moved = np.flatnonzero(start < before)
-        counts = [f"{np.count_nonzero(clusters[moved] == k):,}" for k in kinds]
-        some = ", ".join(run.records[i].id for i in moved[:_ENTERED])
-        more = f" and {len(moved) - _ENTERED:,} more" if len(moved) > _ENTERED else ""
-        rows.append([str(stage), f"{len(moved):,}", *counts, tag("code", some), more])
-        before = start
-    head = ["Stage", "Examples", *(f"Cluster {k + 1}" for k in kinds), "Which", ""]
-    fold = tag("summary", "Which examples moved on at each stage")
-    return tag("details", fold, table(head, rows, range(2 + len(kinds))))
+def token_weights(run: Run) -> Section:
+    """The learned weights: summary, histogram, training curves, heaviest and lightest words."""
+    if run.weights is None and run.weighting is None:
+        return None
+    state = {key: value for key, value in (run.weighting or {}).items() if value is not None}
+    drawings, words, keypoint = {}, None, None
+    if run.weights is not None and len(run.weights.values):
+        state.setdefault("mean_weight", float(run.weights.values.mean()))
+        if run.spans is not None:
+            keypoint = known.keypoint_tokens(run.records, run.spans)
+        drawings["weights"] = figures.weights(run.weights.values, keypoint)
+    # Rows without a mean weight are of the answerer, before masks are learned.
+    rows = [row for row in run.metrics if row.get("mean_weight") is not None]
+    for key, title, unit in (
+        ("answer_loss", "Answer loss", "Lₚ in nats"),
+        ("mean_weight", "Mean weight", "mean of wⱼ"),
+    ):
+        x, y = summary.series(rows, "weigh", key)
+        if len(x):
+            line = figures.Curve(None, 0, x, y)
+            drawings[key] = figures.curves([line], title, unit, smooth=True)
+    if run.records and run.spans is not None and run.weights is not None:
+        heavy, light, fewest = summary.word_means(run.records, run.spans, run.weights, _WORDS)
+        words = {"heavy": heavy, "light": light, "fewest": fewest} if heavy else None
+    return {
+        "state": state,
+        "drawings": drawings,
+        "has_keypoints": keypoint is not None,
+        "words": words,
+    }
 
 
-def generations(run: Run) -> Html | None:
+def spread(count: int, shown: int) -> list[int]:
+    """At most `shown` indices of `count` things, evenly from the first to the last."""
+    shown = min(shown, count)
+    return np.linspace(0, count - 1, shown).round().astype(int).tolist()
+
+
+def rationales(
+    run: Run, shown: Sequence[int], more: Sequence[int] = (), *, chosen: bool = False
+) -> Section:
+    """Rationales with their words coloured by weight.
+
+    Args:
+      run: whose training rationales are shown.
+      shown: indices of examples.
+      more: indices of examples that are collapsed.
+      chosen: whether the user asked for these.
+    """
+    weights, spans = run.weights, run.spans
+    if weights is None or spans is None or not run.records:
+        return None
+
+    def cards(indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            {
+                "record": run.records[i],
+                "steps": heatmap.steps(run.records[i], spans[i], weights[i]),
+                "difficulty": None if run.difficulty is None else run.difficulty[i],
+            }
+            for i in indices
+        ]
+
+    return {
+        "chosen": chosen,
+        "total": len(run.records),
+        "has_keypoints": any(run.records[i].keypoints for i in shown),
+        "has_difficulty": run.difficulty is not None,
+        "shown": cards(shown),
+        "folded": cards(more),
+    }
+
+
+def step_difficulty(run: Run) -> Section:
+    """Which steps are hard for the student before distillation."""
+    if run.difficulty is None or not len(run.difficulty.values):
+        return None
+    values = run.difficulty.values.astype(np.float64)
+    positions = summary.grouped(summary.step_numbers(run.difficulty), values)
+    drawings = {
+        "difficulties": figures.difficulties(values),
+        "position": figures.by_group(positions, "Difficulty by position", "step of the rationale"),
+    }
+    hardness = known.hardness(run.records)
+    rho = known.rank_correlation(hardness, values) if hardness is not None else None
+    if hardness is not None and rho is not None:
+        groups = summary.grouped(hardness, values)
+        title = "Difficulty by known hardness"
+        drawings["hardness"] = figures.by_group(groups, title, "hardness of the step")
+    hardest = summary.hardest_steps(run.records, run.difficulty, _HARDEST) if run.records else []
+    return {"count": len(values), "drawings": drawings, "rho": rho, "hardest": hardest}
+
+
+def accuracy_by_difficulty(run: Run) -> Section:
+    """Accuracy by the number of steps in the teacher's rationale, and by their hardness."""
+    asked = [(row, run.judged.get(str(row["id"]))) for row in run.predictions]
+    asked = [(row, record) for row, record in asked if record is not None and record.steps]
+    correct = np.asarray([row["correct"] for row, _ in asked], np.float64)
+    kinds: list[tuple[str, str, list[float]]] = [
+        ("Accuracy by length", "steps in the teacher's rationale", [len(r.steps) for _, r in asked])
+    ]
+    if asked and all(record.hardness for _, record in asked):
+        hardest = [max(record.hardness or ()) for _, record in asked]
+        kinds.append(("Accuracy by hardness", "hardness of the hardest step", hardest))
+    drawn = []
+    for title, x_label, values in kinds:
+        x = np.asarray(values)
+        if np.unique(x).size > 1:
+            groups = summary.accuracy_by(x, correct)
+            counts = [np.count_nonzero(x == kind) for kind in groups.x]
+            drawn.append((figures.accuracy_by_group(groups, title, x_label), counts))
+    return {"drawn": drawn} if drawn else None
+
+
+def generations(run: Run) -> Section:
     """Right and wrong generations beside the teacher's rationales."""
     if not run.predictions:
         return None
-    right = [row for row in run.predictions if row["correct"]]
     wrong = [row for row in run.predictions if not row["correct"]]
-    cards = [_card(run, row) for row in (*wrong[:_SHOWN], *right[:_SHOWN])]
-    more = [
-        _card(run, row)
-        for row in (*wrong[_SHOWN : _SHOWN + _FOLDED], *right[_SHOWN : _SHOWN + _FOLDED])
-    ]
-    return section(
-        "Generations",
-        tag(
-            "p",
-            f"The first {min(_SHOWN, len(wrong))} of {len(wrong):,} wrong and the first "
-            f"{min(_SHOWN, len(right))} of {len(right):,} correct ones, in the order of the file.",
-        ),
-        evaluation.errors(run.predictions),
-        search("Search questions, rationales and generations")
-        if len(run.predictions) > 1
-        else None,
-        *cards,
-        tag("details", tag("summary", f"{len(more)} more"), *more) if more else None,
-    )
+    right = [row for row in run.predictions if row["correct"]]
+
+    def cards(kept: slice) -> list[dict[str, Any]]:
+        found = []
+        for row in (*wrong[kept], *right[kept]):
+            teacher = run.judged.get(str(row["id"]))
+            rationale = teacher.rationale if teacher is not None else ""
+            before = run.before.get(str(row["id"]))
+            found.append({"row": row, "rationale": rationale, "before": before})
+        return found
+
+    judged = [row for row in wrong if row.get("error") in error_analysis.CLASSES]
+    errors = []
+    for name, meaning in error_analysis.CLASSES.items():
+        if own := [row for row in judged if row["error"] == name]:
+            errors.append((name, len(own), len(own) / len(judged), own[0]["id"], meaning))
+    return {
+        "wrong": len(wrong),
+        "right": len(right),
+        "each": _GENERATIONS,
+        "errors": errors,
+        "shown": cards(slice(_GENERATIONS)),
+        "folded": cards(slice(_GENERATIONS, _GENERATIONS + _MORE_GENERATIONS)),
+    }
 
 
-def _card(run: Run, row: Mapping[str, Any]) -> Html:
-    if row["correct"]:
-        badge = tag("b", f"✓ {row['gold']}", class_="badge right")
-    else:
-        said = "no answer found" if row["extracted"] in (None, "") else str(row["extracted"])
-        why = f" ({row['error']})" if row.get("error") else ""
-        badge = tag("b", f"✗ {said}, expected {row['gold']}{why}", class_="badge wrong")
-    teacher, id_ = run.judged.get(str(row["id"])), str(row["id"])
-    rationale = teacher.rationale if teacher is not None and teacher.rationale else ""
-    columns = [
-        tag("div", tag("h3", "Teacher"), tag("p", rationale or "No rationale is stored.")),
-        tag("div", tag("h3", "Student"), _cut(str(row["prediction"]))),
-    ]
-    if id_ in run.before:
-        columns.append(tag("div", tag("h3", "Before distillation"), _cut(run.before[id_])))
-    return tag(
-        "article",
-        tag("header", tag("code", row["id"]), badge),
-        tag("p", row["question"], class_="question"),
-        tag("div", *columns, class_="pair"),
-        class_="card",
-    )
-
-
-def _cut(output: str) -> Html:
-    """A generation, its end left out where it is very long."""
-    more = ""
-    if len(output) > _LONGEST:
-        output, more = output[:_LONGEST], f" … {len(output) - _LONGEST:,} more characters"
-    return tag("p", output or "Nothing was generated.", tag("i", more, class_="muted"))
-
-
-def configuration(run: Run) -> Html | None:
-    """What is not as in the paper; then every setting, one a row, behind a fold."""
+def configuration(run: Run) -> Section:
+    """All settings of the run, and those that differ from the paper."""
     if not run.config:
         return None
-    rows = [[tag("code", key), tag("code", value)] for key, value in _flat(run.config)]
-    fold = tag(
-        "details",
-        tag("summary", f"{len(rows)} settings, versions and devices of this run"),
-        table(["Name", "Value"], rows, class_="settings"),
-    )
-    return section("Configuration", _against_the_paper(run.config), fold)
+    settings = [(key, _text(value)) for key, value in _leaves(run.config)]
+    return {"settings": settings, "paper": _against_the_paper(run.config)}
 
 
-def _against_the_paper(config: Mapping[str, Any]) -> Html | None:
-    """The settings that the paper gives and this run has otherwise."""
-    ours = dict(_flat(config.get("config", {})))
+def _against_the_paper(config: Mapping[str, Any]) -> Section:
+    ours = dict(_leaves(config.get("config", {})))
     if "student.model" not in ours or "data.name" not in ours:
         return None
-    theirs = paper.settings(ours["student.model"], ours["data.name"])
-    raw = _leaves(config["config"])
-    known = [key for key in theirs if key in raw]
-    rows = [
-        [tag("code", key), tag("code", ours[key] or "–"), tag("code", str(theirs[key]))]
-        for key in known
-        if paper.differs(raw[key], theirs[key])
-    ]
-    student = paper.student(ours["student.model"])
-    whose = f" for {student.name}" if student else ", whose students were larger"
-    text = (
-        f"{len(known) - len(rows)} of the {len(known)} settings that the paper gives{whose}, are "
-        "the same here. These are not:"
-    )
-    shown = table(["Setting", "Here", "The paper"], rows, class_="settings") if rows else None
-    return tag("div", tag("p", text if rows else text.partition(" These")[0]), shown)
+    model, data = str(ours["student.model"]), str(ours["data.name"])
+    theirs, student = paper.settings(model, data), paper.student(model)
+    given = [key for key in theirs if key in ours]
+    others = [key for key in given if paper.differs(ours[key], theirs[key])]
+    return {
+        "student": student.name if student else None,
+        "given": len(given),
+        "others": [(key, _text(ours[key]) or "–", theirs[key]) for key in others],
+    }
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Every leaf of nested dicts by its dotted name."""
-    if not isinstance(value, Mapping):
-        return {name: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= _leaves(inner, f"{name}.{key}" if name else str(key))
-    return found
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """("a.b.c", value) of every leaf of nested dicts."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        yield name, ", ".join(re.sub(r"\s+", " ", str(item)) for item in value)
-    else:
-        yield name, "–" if value is None else str(value)
+    if not isinstance(tree, Mapping) or not tree:
+        yield name, tree
+        return
+    for key, inner in tree.items():
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(re.sub(r"\s+", " ", str(item)) for item in value)
+    return "–" if value is None else str(value)

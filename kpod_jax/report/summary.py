@@ -241,12 +241,12 @@ def accuracy_by(x: np.ndarray, correct: np.ndarray) -> Groups:
 def verdict(run: Run) -> str:
     """How well the student answers, and the paper's figure where it has one."""
     if not run.results:
-        return "This run has not been evaluated yet; what it has made so far is shown below."
+        return "This run has not been evaluated yet. The sections below show its output so far."
     result, name = run.results, capitalised(method_name(run.results["method"]))
     own = (
         f"{name}: the student answers {result['correct']:,} of "
         f"{result['total']:,} {result['split']} questions correctly, "
-        f"{percent(result['accuracy'])} (95 % interval {percent(*result['interval'])})."
+        f"{percent(result['accuracy'])} (95% interval {percent(*result['interval'])})."
     )
     tree = (run.config or {}).get("config", {})
     model, data = (tree.get(r, {}).get(k, "") for r, k in (("student", "model"), ("data", "name")))
@@ -257,5 +257,5 @@ def verdict(run: Run) -> str:
 
 
 def percent(*shares: float) -> str:
-    """Shares of 1 as percentages: "62.4 %" or, for two, "58.1–66.5 %", not to be broken."""
-    return "–".join(f"{100 * share:.1f}" for share in shares) + "\u00a0%"
+    """Shares of 1 as percentages: "62.4%" or, for two, "58.1–66.5%"."""
+    return "–".join(f"{100 * share:.1f}" for share in shares) + "%"

@@ -19,13 +19,15 @@ _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 SPREAD = (
-    "Accuracy of the final answer in percent: mean ± standard deviation over seeds. * p < 0.05 "
-    "against {reference}: paired test, p-values corrected by Holm's method in each column."
+    "Final-answer accuracy in percent, mean ± standard deviation over seeds. * marks p < 0.05 "
+    "against {reference} in a paired test, with Holm's correction within each column."
 )
 TOKENS = "rationale tokens"
-TOKENS_MEANT = "Rationale tokens are those that training supervised, in thousands, mean over seeds."
+TOKENS_MEANT = (
+    "Rationale tokens are those supervised in training, in thousands, averaged over seeds."
+)
 _NAMED = 4  # Methods in a sentence; of more it says how many.
-PAPERS = "as published, by its own teacher, rationales and splits"
+PAPERS = "as published, with its own teacher, rationales and splits"
 
 
 def verdict(result: Mapping[str, Any]) -> str:
@@ -38,13 +40,14 @@ def verdict(result: Mapping[str, Any]) -> str:
     row = next(row for row in result["rows"] if row["name"] == reference)
     cell = row["cells"][0]
     if cell is None:
-        return f"{reference} was not asked the questions of {column['name']}."
+        return f"{reference} was not evaluated on {column['name']}."
     count = len(cell["seeds"])
-    seeds = f", mean of {count} seeds ± {100 * cell['spread']:.1f}" if count > 1 else ""
+    seeds = f"; mean of {count} seeds, ± {100 * cell['spread']:.1f}" if count > 1 else ""
     low, high = cell["interval"]
     first = (
-        f"{reference} answers {summary.percent(cell['mean'])} of {cell['seeds'][0]['total']:,} "
-        f"{column['split']} questions of {column['name']} correctly (95 % interval "
+        f"{reference} answers {summary.percent(cell['mean'])} of the "
+        f"{cell['seeds'][0]['total']:,} {column['name']} {column['split']} questions correctly "
+        f"(95% interval "
         f"{summary.percent(low, high)}{seeds})."
     )
     better, worse, open_ = [], [], []
@@ -57,11 +60,13 @@ def verdict(result: Mapping[str, Any]) -> str:
     said = [
         f"{what} {_list(names)}"
         for what, names in (
-            ("more than", better), ("fewer than", worse), ("no difference is shown from", open_),
+            ("better than", better),
+            ("worse than", worse),
+            ("not significantly different from", open_),
         )
         if names
-    ]  # fmt: skip
-    second = f" By paired tests: {'; '.join(said)}." if said else ""
+    ]
+    second = f" In paired tests it is {'; '.join(said)}." if said else ""
     return first + second
 
 
@@ -89,9 +94,9 @@ def plain(result: Mapping[str, Any]) -> str:
         total = max((cell["seeds"][0]["total"] for _, cell in cells), default=0)
         lines.append(
             f"{column['split']} split, {total} questions; spread: standard deviation; tokens: "
-            "supervised ones of rationales, in thousands\n"
+            "supervised rationale tokens, in thousands\n"
         )
-    lines.append(verdict(result).replace("\u00a0", " "))
+    lines.append(verdict(result))
     return "\n".join([*lines, *result["notes"]])
 
 
@@ -121,7 +126,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         tested = [(row, cell) for row, cell in tested if cell["against"]]
         if tested:
             lines += [
-                f"## {escaped(column['name'])}: {reference} minus each other",
+                f"## {escaped(column['name'])}: {reference} minus each other method",
                 "",
                 "| method | points | 95 % interval | p | Holm |",
                 "| --- | --- | --- | --- | --- |",

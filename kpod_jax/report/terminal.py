@@ -8,6 +8,7 @@ import numpy as np
 
 from kpod_jax.data.records import Record
 from kpod_jax.report import heatmap
+from kpod_jax.report.colours import heat
 
 _END = "\x1b[0m"
 
@@ -45,7 +46,7 @@ def heat_map(record: Record, spans: np.ndarray, weights: np.ndarray, *, colours:
 
 
 def _painted(text: str, weight: float) -> str:
-    ground, ink = (_channels(colour) for colour in heatmap.colour(weight))
+    ground, ink = (_channels(colour) for colour in heat(weight))
     return f"\x1b[48;2;{ground};38;2;{ink}m{text}{_END}"
 
 

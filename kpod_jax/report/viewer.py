@@ -5,7 +5,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from kpod_jax.report import page, picture, terminal, token_sections
+from kpod_jax.report import page, picture, sections, terminal
 from kpod_jax.report import run as run_files
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
@@ -41,13 +41,9 @@ def heat_map(
             f"No training record {missing[0]!r} in {run.directory}; the first is "
             f"{run.records[0].id!r}, and records/train.jsonl lists all."
         )
-    indices = [places[name] for name in wanted]
-    which = "The training examples that were asked for."
-    if not wanted:
-        indices = token_sections.spread(len(run.records), _PAGE)
-        which = f"{len(indices)} of {len(run.records):,} training examples, spread evenly."
-    written = page.write_heat_map(run, indices, which)
-    few = indices if wanted else token_sections.spread(len(run.records), _PICTURE)
+    asked, count = [places[name] for name in wanted], len(run.records)
+    indices, few = asked or sections.spread(count, _PAGE), asked or sections.spread(count, _PICTURE)
+    written = page.write_heat_map(run, indices, chosen=bool(wanted))
     drawn = picture.heat_map_picture(run, few, run.directory / "heatmap.png")
     first = indices[0]
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ

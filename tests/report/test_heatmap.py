@@ -3,13 +3,24 @@ import html.parser
 import numpy as np
 import pytest
 
-from kpod_jax.report import heatmap
+from kpod_jax.data.records import Ragged, Record
+from kpod_jax.report import colours, heatmap, page
+from kpod_jax.report.run import Run
 
 
 def merged(text, spans, weights):
     return [
         (text[w.start : w.end], round(w.weight, 3)) for w in heatmap.words(text, spans, weights)
     ]
+
+
+def shown(root, text, spans, weights, keypoints=None):
+    """The page's heat map of one rationale."""
+    record = Record("a", "q", (text,), "1", keypoints)
+    ragged = Ragged.from_list([spans], np.int32), Ragged.from_list([weights], np.float32)
+    run = Run(root, records=(record,), spans=ragged[0], weights=ragged[1])
+    html = page.write_heat_map(run, [0], chosen=True).read_text(encoding="utf-8")
+    return html.split('<div class="line">')[1].split("</div>")[0]
 
 
 def test_pieces_of_a_word_are_averaged_and_punctuation_stands_alone():
@@ -41,10 +52,10 @@ def test_spans_of_other_tokens_are_refused():
         heatmap.words("ab cd", np.array([(0, 2), (3, 5)]), np.array([0.5]))
 
 
-def test_text_is_escaped_and_kept_to_the_character():
+def test_text_is_escaped_and_kept_to_the_character(tmp_path):
     text = 'if a<b && "c">d:\n  <script>x</script>'
-    spans = np.array([(i, i + 1) for i in range(len(text)) if not text[i].isspace()])
-    page = heatmap.heat_map_html(text, spans, np.linspace(0, 1, len(spans)), [(3, 4)])
+    spans = [(i, i + 1) for i in range(len(text)) if not text[i].isspace()]
+    html_ = shown(tmp_path, text, spans, np.linspace(0, 1, len(spans)), ((3, 4),))
 
     class Reader(html.parser.HTMLParser):
         tags, read = set(), ""
@@ -56,17 +67,15 @@ def test_text_is_escaped_and_kept_to_the_character():
             self.read += data
 
     reader = Reader()
-    reader.feed(page)
+    reader.feed(html_)
     assert reader.tags == {"span"}
     assert reader.read == text
 
 
-def test_tooltips_and_keypoints():
-    page = heatmap.heat_map_html(
-        "was 48", np.array([(0, 3), (4, 5), (5, 6)]), [0, 0.8, 1], [(4, 6)]
-    )
-    assert '<span class="h0" title="weight 0.00">was</span> ' in page
-    assert 'key" title="weight 0.90 = mean of 0.80, 1.00">48</span>' in page
+def test_tooltips_and_keypoints(tmp_path):
+    html = shown(tmp_path, "was 48", [(0, 3), (4, 5), (5, 6)], [0, 0.8, 1], ((4, 6),))
+    assert '<span class="h0" title="weight 0.00">was</span> ' in html
+    assert 'key" title="weight 0.90 = mean of 0.80, 1.00">48</span>' in html
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -78,7 +87,7 @@ def test_the_scale_is_monotone_in_luminance_and_its_text_readable(dark):
         )
         return linear @ (0.2126, 0.7152, 0.0722)
 
-    scale = [heatmap.colour(w, dark=dark) for w in np.linspace(0, 1, heatmap.LEVELS)]
+    scale = [colours.heat(w, dark=dark) for w in np.linspace(0, 1, colours.LEVELS)]
     ground = np.array([luminance(g) for g, _ in scale])
     assert np.all(np.diff(ground) > 0 if dark else np.diff(ground) < 0)
     pairs = [sorted([luminance(g), luminance(t)]) for g, t in scale]

@@ -8,7 +8,7 @@ import pytest
 
 from kpod_jax import report
 from kpod_jax.data.records import Record
-from kpod_jax.report import heatmap, terminal
+from kpod_jax.report import colours, terminal
 from kpod_jax.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.report import workdirs
@@ -48,7 +48,7 @@ def test_a_terminal_gets_the_heat_maps_colours_and_no_other_control_characters()
     record = Record("a", "How\x1b[2J?", ("He has \x07 twice.",), "1\x1b")
     spans, weights = np.array([[0, 2], [3, 6], [9, 14]]), np.array([0.0, 0.5, 1.0])
     shown = terminal.heat_map(record, spans, weights, colours=True)
-    ground, ink = heatmap.colour(1.0)
+    ground, ink = colours.heat(1.0)
     numbers = [";".join(str(int(c[i : i + 2], 16)) for i in (1, 3, 5)) for c in (ground, ink)]
     assert f"\x1b[48;2;{numbers[0]};38;2;{numbers[1]}mtwice\x1b[0m" in shown
     rest = re.sub(r"\x1b\[(0|48;2;\d+;\d+;\d+;38;2;\d+;\d+;\d+)m", "", shown)
