@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh
 
 from kpod_jax.baselines import TrainingSet
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.batches import BatchSource, Layout, Supervision
 from kpod_jax.data.prepare import Data
-from kpod_jax.data.records import Ragged
+from kpod_jax.data.records import Ragged, as_ragged
 from kpod_jax.data.tokens import TokenizedSet, in_rationale, step_starts
 from kpod_jax.models import layout as param_layout
 from kpod_jax.models.student import Student
@@ -69,8 +70,8 @@ def distill(
     config: Config,
     student: Student,
     data: Data | TrainingSet,
-    weights: Ragged | None = None,
-    schedule: Callable[[int], np.ndarray] | None = None,
+    weights: Ragged | Sequence[npt.ArrayLike] | None = None,
+    schedule: Callable[[int], np.ndarray] | npt.ArrayLike | None = None,
     mesh: Mesh | None = None,
     *,
     hooks: Hooks | None = None,
@@ -82,10 +83,10 @@ def distill(
       config: `distill` of a configuration.
       student: model and tokenizer.
       data: the training records, or a method's examples of them.
-      weights: w_j of every rationale token; None: all are 1.
-      schedule: from a phase to c_i of every example, [N] integers; None: whole rationales. Its
-        attribute `phase_steps`, if it has one, is the number of steps of a phase; else that is an
-        epoch's.
+      weights: w_j of every rationale token, an array a rationale; None: all are 1.
+      schedule: from a phase to c_i of every example, [N] integers, or a table [phases, N] of them,
+        whose last row stays; None: whole rationales. Its attribute `phase_steps`, if it has one, is
+        the number of steps of a phase; else that is an epoch's.
       mesh: of the devices; None: all of them.
       hooks: what is called in between.
       recording: where checkpoints and metrics go, from which a killed training resumes to the same
@@ -100,13 +101,21 @@ def distill(
     for note in training.notes:
         processes.log(f"distill: {note}")
     length = training_plan(config, student, training, getattr(schedule, "phase_steps", 0))
+    if schedule is not None and not callable(schedule):
+        table = np.asarray(schedule, np.int32)
+        schedule = lambda phase: table[min(phase, len(table) - 1)]  # noqa: E731
     if training.start_steps is not None:
         given = training.start_steps
         schedule = lambda phase: given  # noqa: E731
     source = batch_source(
-        config, student, training, loss_weights(config, training.tokenized, weights), schedule,
-        phase_of_step=length.phase_of_step, host=sharding.host_part(mesh),
-    )  # fmt: skip
+        config,
+        student,
+        training,
+        loss_weights(config, training.tokenized, as_ragged(weights)),
+        schedule,
+        phase_of_step=length.phase_of_step,
+        host=sharding.host_part(mesh),
+    )
     if config.equal_tokens:
         source, length = _equal_tokens(config, student, training, source, length, mesh, hooks)
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ def batch_source(
 ) -> BatchSource:
     """A source whose options are those of `Layout` and of `Supervision`."""
     names = {field.name for field in dataclasses.fields(Layout)}
-    ids = {"pad_id": 0, "decoder_start_id": 0}
+    ids: dict[str, Any] = {"pad_id": 0, "decoder_start_id": 0}
     layout = ids | {name: value for name, value in options.items() if name in names}
     rest = {name: value for name, value in options.items() if name not in names}
     return BatchSource(tokenized, Layout(batch_size, seed, **layout), Supervision(**rest))

@@ -111,8 +111,9 @@ def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Token
         train, too_long = student.tokenize(source["train"])
         rejected = _rows(too_long, "train")
         _check_some("train", "your data", train.records, too_long)
-        others = [source.get(split, ()) for split in ("validation", "test")]
-        return Data(train, *others, rejected, _overlaps({**source, "train": train.records}))
+        validation, test = source.get("validation", ()), source.get("test", ())
+        notes = _overlaps({**source, "train": train.records})
+        return Data(train, validation, test, rejected, notes)
     notes = [note] if (note := sources.note(source.name, source.splits)) else []
     rejected, usable = [], {}
     train, too_long = None, []

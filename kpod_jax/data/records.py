@@ -132,6 +132,13 @@ class Ragged:
         return np.diff(self.offsets)
 
 
+def as_ragged(arrays: "Ragged | Sequence[npt.ArrayLike] | None") -> "Ragged | None":
+    """One array a record, float32; None stays None."""
+    if arrays is None or isinstance(arrays, Ragged):
+        return arrays
+    return Ragged.from_list([np.asarray(array) for array in arrays], np.float32)
+
+
 def offsets_of(lengths: npt.ArrayLike) -> np.ndarray:
     """[N + 1] int64, where each of N things in a row starts, and the last one's end."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

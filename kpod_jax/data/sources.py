@@ -76,7 +76,7 @@ def load_records(
     name = settings.name
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}; expected one of {', '.join(SPLITS)}.")
-    limit = settings[f"{split}_examples"] if limit is None else limit
+    limit = int(settings[f"{split}_examples"]) if limit is None else limit
     _check(name, limit)
     columns = settings.columns.to_dict()
     # Whether the names of columns are those of the data set: else they are the teacher's.

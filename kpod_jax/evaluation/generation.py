@@ -11,7 +11,7 @@ G tokens at most of a generation, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from kpod_jax.data import tokens
 from kpod_jax.data.buckets import length_buckets, padded
-from kpod_jax.data.records import Ragged
+from kpod_jax.data.records import Ragged, Record
 from kpod_jax.models import layout
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
@@ -208,6 +209,47 @@ class Generator:
         prompts, source_R = np.unique(needed_R, return_inverse=True)
         rest = (0, count - len(prompts))
         return np.pad(prompts, rest, constant_values=-1), source_R.astype(np.int32)
+
+
+def generate(
+    student: Student,
+    params: Any,
+    questions: Sequence[str],
+    mesh: Mesh | None = None,
+    *,
+    prompt: str = "",
+    batch_size: int = 64,
+    max_new_tokens: int = 0,
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """What a student writes for some questions.
+
+    Args:
+      student: model and tokenizer.
+      params: its parameters, on the mesh.
+      questions: for the prompt's `{question}`.
+      mesh: of the devices; None: all of them.
+      prompt: in the student's form (`Student.resolve_prompt`); empty: the student's own.
+      batch_size: of them at a time.
+      max_new_tokens: bound of a generation; 0: the student's longest target.
+      sampling: None: greedy. Of several samples the first is taken.
+    """
+    mesh, prompt = mesh or sharding.make_mesh(), prompt or student.prompt
+    asked = [Record(str(i), question, (), "") for i, question in enumerate(questions)]
+    prompts = tokens.tokenize_questions(
+        asked, student.tokenizer, prompt=prompt, decoder_only=student.decoder_only
+    )
+    generator = Generator(
+        student,
+        mesh,
+        student.decoder_start(prompt),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens or student.settings.max_target_tokens,
+        sampling=sampling,
+    )
+    ids = generator(params, prompts)[:, 0]
+    texts = student.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def refill_rows(batch_size: int, mesh: Mesh) -> int:

@@ -5,18 +5,19 @@ Letters: N examples, M rationale tokens of all examples together.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.data import known
 from kpod_jax.data.batches import BatchSource, Layout
 from kpod_jax.data.prepare import Data
-from kpod_jax.data.records import Ragged, offsets_of
+from kpod_jax.data.records import Ragged, as_ragged, offsets_of
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
@@ -44,7 +45,8 @@ class StepDifficulty(Ragged):
     @classmethod
     def load(cls, root: pathlib.Path) -> "StepDifficulty":
         """What `save` wrote."""
-        return cls(**files.read_npz(root / "step_difficulty.npz"))
+        arrays = files.read_npz(root / "step_difficulty.npz")
+        return cls(arrays["values"], arrays["offsets"])
 
     def __str__(self) -> str:
         """What was done, in a few words."""
@@ -58,7 +60,7 @@ def score_steps(
     config: Config,
     student: Student,
     data: Data,
-    weights: Ragged | None = None,
+    weights: Ragged | Sequence[npt.ArrayLike] | None = None,
     mesh: Mesh | None = None,
     *,
     params: Any = None,
@@ -71,7 +73,7 @@ def score_steps(
       config: `difficulty` of a configuration.
       student: model and tokenizer.
       data: whose training rationales are scored.
-      weights: w_j of every rationale token; None: all count the same.
+      weights: w_j of every rationale token, an array a rationale; None: all count the same.
       mesh: of the devices; None: all of them.
       params: θs, on the mesh; None: those before distillation.
       bucket_rows: that each shape of batches is filled with, see `BatchSource`; 0: a batch's.
@@ -94,7 +96,8 @@ def score_steps(
             batch_size=config.batch_size,
             progress=progress.update,
         )
-    found = step_difficulty(nll, None if config.weights == "uniform" else weights, train)
+    used = None if config.weights == "uniform" else as_ragged(weights)
+    found = step_difficulty(nll, used, train)
     hardness = known.hardness(train.records)
     rho = None if hardness is None else known.rank_correlation(hardness, found.values)
     return StepDifficulty(found.values, found.offsets, rho)

@@ -6,7 +6,7 @@ Letters: N examples.
 import dataclasses
 import math
 import pathlib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -64,7 +64,8 @@ class Schedule:
     @classmethod
     def load(cls, root: pathlib.Path) -> "Schedule":
         """What `save` wrote."""
-        return cls(**files.read_npz(root / "schedule.npz"))
+        arrays: dict[str, Any] = files.read_npz(root / "schedule.npz")
+        return cls(**arrays)
 
     def __str__(self) -> str:
         """What was done, in a few words."""

@@ -105,7 +105,7 @@ def lazily(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
 
 def value_of(value: T) -> T:
     """A value that may be lazy."""
-    return value.value if isinstance(value, Lazy) else value
+    return cast(T, value.value) if isinstance(value, Lazy) else value
 
 
 def _call(

@@ -70,7 +70,7 @@ def test_the_model_counts_the_operations_of_the_traced_step(module):
     config = module.get_config()
     config.mesh.data, config.mesh.fsdp = 1, 1
     config.student.attention = "xla"  # As on a TPU.
-    run = steps.AbstractRun(config, jax.devices()[:1])
+    run = steps.make_job(config, jax.devices()[:1])
     step = steps.train_step(run)
     counted = costs.flops(step.function.trace(*step.arguments).jaxpr)
     modelled = scale.train_flops(

@@ -1,6 +1,7 @@
 """Other explanations of the built-in task's problems, and explanations of other numbers."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -101,6 +102,6 @@ def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path)
 def test_the_built_in_data_set_has_the_knobs_that_are_asked_for(tmp_path):
     task = Task(1.0, (5, 6))
     for asked in (task, None):
-        knobs = {} if asked is None else {"arithmetic": dataclasses.asdict(asked)}
+        knobs: Any = {} if asked is None else {"arithmetic": dataclasses.asdict(asked)}
         records, _ = sources.load_records("arithmetic", "train", 5, cache=str(tmp_path), **knobs)
         assert records == arithmetic.generate("train", 5, task=asked)

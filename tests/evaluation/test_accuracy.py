@@ -5,6 +5,7 @@ import pytest
 
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.evaluation import accuracy
+from kpod_jax.evaluation.generation import Sampling
 from kpod_jax.parallel import sharding
 
 RECORDS = [Record(f"r{i}", f"question {i}", ("a step.",), str(i)) for i in range(5)]
@@ -69,7 +70,7 @@ def test_predictions_are_in_the_order_of_the_records(make_evaluator):
 
 
 def test_the_answer_of_most_samples_counts(make_evaluator):
-    rows = make_evaluator(samples=3).predictions(None)
+    rows = make_evaluator(sampling=Sampling(samples=3)).predictions(None)
     assert [row["extracted"] for row in rows] == ["0", "1", "2", "77", "4"]
     assert rows[1]["prediction"] == "Step 1. Therefore, the answer is 1."
     assert [sample["extracted"] for sample in rows[1]["samples"]] == ["51", "1", "1"]
@@ -83,7 +84,7 @@ def test_wrong_answers_have_the_class_of_their_error(make_evaluator):
 
 
 def test_agreement_and_oracle_by_hand(make_evaluator):
-    rows = make_evaluator(samples=3).predictions(None)
+    rows = make_evaluator(sampling=Sampling(samples=3)).predictions(None)
     assert [sample["correct"] for sample in rows[1]["samples"]] == [False, True, True]
     found = accuracy.summary(rows)
     assert found["samples"] == 3

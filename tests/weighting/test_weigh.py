@@ -81,6 +81,7 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
     # Every example has the weights of its own tokens: the generator is the same in both folds.
     whole = run(tmp_path, settings(fit="same", judged_examples=4))
     np.testing.assert_allclose(whole.values, result.values, atol=1e-6)
+    assert result.held_out is not None and whole.held_out is not None
     assert (len(result.held_out), len(whole.held_out)) == (10, 4)
 
     summary = json.loads(json.dumps(result.summary))
