@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from kpod_jax.data.gguf_tokenizer import gguf_tokenizer
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
@@ -30,6 +31,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """
     try:
         tokenizer = _load(name)
+    except UserError:
+        raise
     except Exception as error:  # The tokenizers library raises Exception itself for damage.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -67,7 +70,7 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
         family = transformers.T5Tokenizer if model.pad_id() >= 0 else transformers.LlamaTokenizer
         return family.from_pretrained(str(path))
     if path.is_file() and path.suffix == ".gguf":
-        return transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        return gguf_tokenizer(path)  # transformers' own reader of these files wants torch.
     if path.is_dir():
         return transformers.AutoTokenizer.from_pretrained(str(path))
     if path.is_file():

@@ -1,9 +1,11 @@
-"""GGUF files of the LLaMA architecture, read as if they were Hugging Face directories.
+"""GGUF files of the LLaMA family, read as if they were Hugging Face directories.
 
-Tensors are dequantised one at a time. Rows of the query and key projections are interleaved in
-these files (dimensions 2i and 2i + 1 are a rotary pair) and are put back (i and i + H / 2).
+Tensors are dequantised one at a time. In files of the architecture llama, rows of the query and key
+projections are interleaved (dimensions 2i and 2i + 1 are a rotary pair); they are put back (i and
+i + H / 2).
 """
 
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -11,8 +13,13 @@ from typing import Any
 import numpy as np
 
 from kpod_jax.models.llama_config import LlamaConfig, RopeScaling
+from kpod_jax.models.llama_layers import frequencies
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.gguf_contents import read_gguf
 
+# Their names are also those of model_type in config.json.
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_INSTEAD = "Give the model's Hugging Face directory instead."
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -23,77 +30,79 @@ _NAMES = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# By how much LLaMA 3 divides its rotary frequencies: no parameter, but what its scaling comes to.
+_ROPE_DIVISORS = "rope_freqs.weight"
 
 
 class GGUFFile:
     """A GGUF file: its architecture, and its tensors under Hugging Face's names.
 
     Raises:
-      UserError: it is damaged, or not of the LLaMA architecture.
+      UserError: it is damaged, or of an architecture that is not supported.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        import gguf
-
-        self._path, self._dequantize = path, gguf.quants.dequantize
-        try:
-            reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"Cannot read {path}: {error}. Fetch or copy it again.") from error
-        self._fields = reader.fields
-        if (architecture := self._field("general.architecture")) != "llama":
+        file = read_gguf(path)
+        self._path, self._fields = path, file.fields
+        if (architecture := file.field("general.architecture")) not in _ARCHITECTURES:
             raise UserError(
-                f"{path} is a GGUF file of the architecture {architecture!r}; expected 'llama'. "
-                "Give the model's Hugging Face directory instead."
+                f"{path} is a GGUF file of the architecture {architecture!r}; expected one of "
+                f"{', '.join(_ARCHITECTURES)}. {_INSTEAD}"
             )
-        self._tensors = {_hf_name(tensor.name): tensor for tensor in reader.tensors}
-        self.names = {name for name in self._tensors if name != "rope_freqs.weight"}
+        self._architecture = architecture
+        self._tensors = {_hf_name(name): tensor for name, tensor in file.tensors.items()}
+        self.names = set(self._tensors) - {_ROPE_DIVISORS}
         self.config = self._config()
 
     def get(self, name: str) -> np.ndarray:
         """A tensor, float32, outputs first."""
-        tensor = self._tensors[name]
-        array = self._dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        array = array.reshape(tuple(int(size) for size in tensor.shape[::-1]))
+        array = self._get(name)
         heads = {
             "q_proj": self.config.num_attention_heads,
             "k_proj": self.config.num_key_value_heads,
         }.get(name.split(".")[-2])
-        if heads is None:
+        if heads is None or self._architecture != "llama":
             return array
         pairs = array.reshape(heads, -1, 2, *array.shape[1:])
         return pairs.swapaxes(1, 2).reshape(array.shape)
 
-    def _field(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(key)
-        if field is None:
-            return default
-        value = field.contents()
-        return value.item() if isinstance(value, np.generic) else value
+    def _get(self, name: str) -> np.ndarray:
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[name]
+        array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        return array.reshape(tuple(int(size) for size in tensor.shape[::-1]))
 
     def _config(self) -> LlamaConfig:
         def value(key: str, default: Any = None) -> Any:
-            found = self._field(f"llama.{key}", default)
+            found = self._fields.get(f"{self._architecture}.{key}", default)
             if found is None:
-                raise UserError(f"{self._path} lacks the field llama.{key}. Fetch it again.")
+                raise UserError(
+                    f"{self._path} lacks the field {self._architecture}.{key}. Fetch it again."
+                )
             return found
 
+        if (embedding := self._tensors.get("model.embed_tokens.weight")) is None:
+            raise UserError(f"{self._path} lacks the tensor token_embd.weight. Fetch it again.")
         heads, width = value("attention.head_count"), value("embedding_length")
-        if "rope_freqs.weight" in self._tensors:
-            raise UserError(
-                f"{self._path} scales its rotary positions (rope_freqs.weight), which is not "
-                "supported in GGUF files. Give the model's Hugging Face directory instead."
-            )
         scaling = RopeScaling()
-        if value("rope.scaling.type", "none") == "linear":
-            scaling = RopeScaling("linear", float(value("rope.scaling.factor")))
-        eos = self._field("tokenizer.ggml.eos_token_id", LlamaConfig.eos_token_id)
-        return LlamaConfig(
-            vocab_size=int(self._tensors["model.embed_tokens.weight"].shape[1]),
+        if (kind := value("rope.scaling.type", "none")) == "linear":
+            scaling = RopeScaling(kind, float(value("rope.scaling.factor")))
+        elif kind != "none":
+            raise UserError(
+                f"{self._path} scales its rotary positions in the way {kind!r}; expected none or "
+                f"linear, or the tensor {_ROPE_DIVISORS} of LLaMA 3. {_INSTEAD}"
+            )
+        eos = self._fields.get("tokenizer.ggml.eos_token_id", LlamaConfig.eos_token_id)
+        config = LlamaConfig(
+            model_type=self._architecture,
+            vocab_size=int(embedding.shape[1]),
             hidden_size=width,
             intermediate_size=value("feed_forward_length"),
             num_hidden_layers=value("block_count"),
@@ -104,11 +113,28 @@ class GGUFFile:
             rope_theta=float(value("rope.freq_base", 10000.0)),
             rope_scaling=scaling,
             tie_word_embeddings="lm_head.weight" not in self.names,
+            attention_bias="model.layers.0.self_attn.o_proj.bias" in self.names,
             max_position_embeddings=value("context_length"),
-            pad_token_id=self._field("tokenizer.ggml.padding_token_id", eos),
+            pad_token_id=self._fields.get("tokenizer.ggml.padding_token_id", eos),
             eos_token_id=eos,
-            bos_token_id=self._field("tokenizer.ggml.bos_token_id", LlamaConfig.bos_token_id),
+            bos_token_id=self._fields.get("tokenizer.ggml.bos_token_id", LlamaConfig.bos_token_id),
         )
+        return self._scaled(config) if _ROPE_DIVISORS in self._tensors else config
+
+    def _scaled(self, config: LlamaConfig) -> LlamaConfig:
+        """With LLaMA 3's scaling, of which the file holds the outcome alone."""
+        found = self._get(_ROPE_DIVISORS)
+        # All published models of this kind agree in the other three numbers.
+        scaled = dataclasses.replace(
+            config, rope_scaling=RopeScaling("llama3", float(found.max()), 1.0, 4.0, 8192)
+        )
+        expected = frequencies(config) / frequencies(scaled)
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
+            raise UserError(
+                f"{self._path} scales its rotary positions ({_ROPE_DIVISORS}) otherwise than LLaMA "
+                f"3 does, which is not supported. {_INSTEAD}"
+            )
+        return scaled
 
 
 def _hf_name(name: str) -> str:

@@ -1,6 +1,9 @@
 """GGUF files, written here and read as transformers reads them."""
 
+import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import gguf
@@ -10,16 +13,41 @@ import torch
 import transformers
 
 from kpod_jax.models import hub
+from kpod_jax.models.llama_config import RopeScaling
 from kpod_jax.utils.errors import UserError
+from tests.conftest import ROOT
+from tests.data import gguf_files
+from tests.data.test_gguf_tokenizer import BYTE_LEVEL
 from tests.models import test_llama as llama
 from tests.models import tiny
 
 SIZES = llama.SIZES | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+LLAMA3 = llama.LLAMA3 | {
+    "rope_theta": 500000.0,
+    "original_max_position_embeddings": 8192,
+    "factor": 32.0,
+}
+# The architecture in the file, the class of transformers, and what is special about each.
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("llama", "Llama", {}),
+    "llama-tied": ("llama", "Llama", {"tie_word_embeddings": True}),
+    "llama-bias": ("llama", "Llama", {"attention_bias": True}),
+    "llama-linear": (
+        "llama",
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
+    ),
+    "llama3": ("llama", "Llama", {"rope_parameters": LLAMA3}),
+    "qwen2": ("qwen2", "Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", "Qwen3", {"head_dim": 24}),
+}
 _NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -31,8 +59,15 @@ _NAMES = {
 }
 
 
-def write(path: pathlib.Path, model: Any, architecture: str = "llama") -> None:
-    """A model of transformers as llama.cpp writes it, projections in 8 bits."""
+def write(path: pathlib.Path, model: Any, architecture: str = "llama", pre: str = "") -> None:
+    """A model of transformers as llama.cpp writes it, projections in 8 bits.
+
+    Args:
+      path: of the file.
+      model: of transformers.
+      architecture: what the file calls it.
+      pre: kind of its tokenizer; "": it has none.
+    """
     c, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(c.num_hidden_layers)
     writer.add_context_length(c.max_position_embeddings)
@@ -41,15 +76,30 @@ def write(path: pathlib.Path, model: Any, architecture: str = "llama") -> None:
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
-    writer.add_eos_token_id(1)
+    rope = c.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if c.head_dim * c.num_attention_heads != c.hidden_size:
+        writer.add_key_length(c.head_dim)
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "llama3":
+        scaled = model.model.rotary_emb.inv_freq.numpy()
+        plain = rope["rope_theta"] ** (-np.arange(0, c.head_dim, 2) / c.head_dim)
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    if pre:
+        gguf_files.add_byte_level(writer, gguf_files.train(*BYTE_LEVEL[pre]()), pre)
+    else:
+        writer.add_eos_token_id(1)
     for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and c.tie_word_embeddings:
+            continue
         array = weight.numpy()
         for kind, heads in (("q", c.num_attention_heads), ("k", c.num_key_value_heads)):
-            if f"{kind}_proj" in name:  # Rotary pairs side by side.
-                halves = array.reshape(heads, 2, -1, array.shape[1])
+            if architecture == "llama" and f"{kind}_proj" in name:  # Rotary pairs side by side.
+                halves = array.reshape(heads, 2, -1, *array.shape[1:])
                 array = halves.swapaxes(1, 2).reshape(array.shape)
-        short = name.removesuffix(".weight")
+        short, _, leaf = name.rpartition(".")
         if short.startswith("model.layers."):
             _, _, number, rest = short.split(".", 3)
             short = f"blk.{number}.{_NAMES[rest]}"
@@ -57,46 +107,149 @@ def write(path: pathlib.Path, model: Any, architecture: str = "llama") -> None:
             short = _NAMES[short]
         if array.ndim == 2:
             kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(f"{short}.weight", gguf.quants.quantize(array, kind), raw_dtype=kind)
+            writer.add_tensor(f"{short}.{leaf}", gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(f"{short}.weight", array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+            writer.add_tensor(f"{short}.{leaf}", array)
+    gguf_files.finish(writer)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[pathlib.Path, Any]:
-    """A GGUF file, and a model of transformers with the values that it holds."""
+def torch_model(kind: str, **sizes: int) -> Any:
+    """A random model of transformers with values that 8 bits hold."""
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(SIZES)).eval()
+    _, name, more = KINDS[kind]
+    config = getattr(transformers, f"{name}Config")(**SIZES | more | sizes)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     for weight in model.parameters():
         if weight.ndim == 2:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            coarse = gguf.quants.dequantize(
-                gguf.quants.quantize(weight.detach().numpy(), kind), kind
-            )
-            weight.data = torch.tensor(coarse)
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write(path, model)
-    return path, model
+            kind_of = gguf.GGMLQuantizationType.Q8_0
+            coarse = gguf.quants.quantize(weight.detach().numpy(), kind_of)
+            weight.data = torch.tensor(gguf.quants.dequantize(coarse, kind_of))
+        else:
+            weight.data.add_(torch.randn_like(weight) * 0.3)
+    return model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def saved(request, tmp_path_factory) -> tuple[str, pathlib.Path, Any]:
+    """The kind, a GGUF file, and a model of transformers with the values that it holds."""
+    path, model = tmp_path_factory.mktemp("gguf") / "tiny.gguf", torch_model(request.param)
+    write(path, model, KINDS[request.param][0])
+    return request.param, path, model
 
 
 def test_logits_are_those_of_transformers(saved):
-    path, model = saved
+    kind, path, model = saved
     module, params = llama.load(path)
+    assert module.config.model_type == KINDS[kind][0]
     arrays = llama.batch()
     expected = llama.torch_logits(model, arrays)
     assert expected.std() > 0.5
     np.testing.assert_allclose(tiny.logits(module, params, arrays), expected, atol=1e-4)
 
 
-def test_other_architectures_and_damage_are_named(saved, tmp_path):
-    path, model = saved
+def test_the_scaling_of_llama_3_is_found_in_what_it_amounts_to(tmp_path):
+    model = torch_model("llama3")
+    write(tmp_path / "tiny.gguf", model)
+    config = hub.load_config(str(tmp_path / "tiny.gguf"))
+    assert isinstance(config, llama.LlamaConfig)
+    assert config.rope_scaling == RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
+    # Another model's, of which the file does not tell what it is.
+    model.model.rotary_emb.inv_freq[1] /= 2
+    write(tmp_path / "other.gguf", model)
+    with pytest.raises(UserError, match=r"other\.gguf scales its rotary positions"):
+        hub.load_config(str(tmp_path / "other.gguf"))
+
+
+@pytest.mark.parametrize("saved", ["llama"], indirect=True)
+def test_what_is_not_supported_and_damage_are_named(saved, tmp_path):
+    _, path, model = saved
     write(tmp_path / "other.gguf", model, architecture="falcon")
-    with pytest.raises(UserError, match="architecture 'falcon'"):
+    with pytest.raises(UserError, match=r"architecture 'falcon'; expected one of llama, qwen2"):
         hub.load_config(str(tmp_path / "other.gguf"))
     (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"Cannot read .*cut\.gguf"):
         hub.load_config(str(tmp_path / "cut.gguf"))
+    writer = gguf.GGUFWriter(tmp_path / "yarn.gguf", "llama")
+    writer.add_head_count(4)
+    writer.add_embedding_length(64)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32))
+    gguf_files.finish(writer)
+    with pytest.raises(UserError, match=r"yarn\.gguf scales .* in the way 'yarn'"):
+        hub.load_config(str(tmp_path / "yarn.gguf"))
+
+
+def test_a_file_that_was_written_again_is_read_again(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    for kind in ("llama", "qwen2"):
+        write(path, torch_model(kind), kind)
+        config = hub.load_config(str(path))
+        assert isinstance(config, llama.LlamaConfig) and config.model_type == kind
+
+
+# Reads a student, asks it one question, and writes it, where torch cannot be imported.
+_WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None
+import jax
+import numpy as np
+from kpod_jax.data import tokens
+from kpod_jax.data.records import Ragged
+from kpod_jax.evaluation.generation import Generator
+from kpod_jax.models import hub
+from kpod_jax.models.student import load_student
+from kpod_jax.parallel import sharding
+
+student = load_student(sys.argv[1])
+mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+params = student.load(mesh)
+prompt = tokens.resolve_prompt(student.tokenizer, "{question}", decoder_only=True, chat=True)
+text = prompt.replace("{question}", "Tom has 3 pens and buys 14 more.")
+ids = student.tokenizer(text, add_special_tokens=False).input_ids
+generator = Generator(student, mesh, ids[-1], batch_size=1, max_new_tokens=8)
+found = generator(params, Ragged.from_list([ids[:-1]], np.int32))[0, 0]
+hub.save_pretrained(sys.argv[2], student.config, params, student.tokenizer)
+load_student(sys.argv[2])
+print(json.dumps([ids, found.tolist()]))
+"""
+
+
+def run_without_torch(path: pathlib.Path, directory: pathlib.Path) -> tuple[list[int], list[int]]:
+    """Writes a GGUF student to `directory`: a prompt of it, and 8 tokens that it says to that."""
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(path), str(directory)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    prompt, found = json.loads(done.stdout.splitlines()[-1])
+    return prompt, found
+
+
+def check_export(directory: pathlib.Path, prompt: list[int], found: list[int]) -> None:
+    """The same tokens come out of the directory in transformers."""
+    reference: Any = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    with torch.no_grad():
+        expected = reference.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=len(found),
+        )[0, len(prompt) :].numpy()
+    np.testing.assert_array_equal(found[: len(expected)], expected)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    turns = [{"role": "user", "content": "Tom has 3 pens and buys 14 more."}]
+    again = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+    assert again["input_ids"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre"),
+    [
+        ("llama-tied", "smollm"),
+        pytest.param("llama3", "llama-bpe", marks=pytest.mark.slow),
+        pytest.param("qwen2", "qwen2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_student_is_read_asked_and_written_without_torch(tmp_path, kind, pre):
+    model = torch_model(kind, vocab_size=448)
+    write(tmp_path / "tiny.gguf", model, KINDS[kind][0], pre)
+    check_export(tmp_path / "out", *run_without_torch(tmp_path / "tiny.gguf", tmp_path / "out"))

@@ -1,0 +1,205 @@
+"""Tokenizers out of the metadata of GGUF files.
+
+A GGUF file says of its tokenizer the algorithm (`tokenizer.ggml.model`), the tokens with their
+types and scores, the merges, and of byte-level BPE the name of the way in which text is split into
+words (`tokenizer.ggml.pre`). The rest is what the original tokenizers of that name do.
+"""
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.gguf_contents import GGUFContents, read_gguf
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+# Values of tokenizer.ggml.token_type; 5 is a token that is not used.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+# The ids that hold where a file does not say otherwise.
+_DEFAULT_IDS = {
+    "gpt2": {},
+    "llama": {"unknown": 0, "bos": 1, "eos": 2},
+    "t5": {"padding": 0, "eos": 1, "unknown": 2},
+}
+# Names of the ways to split text into words, and the one that each of them means.
+_PRE_TOKENIZERS = {
+    "default": "gpt-2",
+    "gpt-2": "gpt-2",
+    "smollm": "smollm",
+    "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
+    "llama-bpe": "llama-bpe",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+}
+# Words of Qwen2 and LLaMA 3; these differ in how many digits are together.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPACE = "▁"
+
+
+def gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a GGUF file, with its special tokens and its chat template.
+
+    Raises:
+      UserError: the file is damaged, or its tokenizer is of a kind that is not supported.
+    """
+    # Imported here: it takes a second, and most of the package does without it.
+    import transformers
+
+    file = read_gguf(path)
+    kind, tokens = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.tokens")
+    if kind not in _DEFAULT_IDS:
+        raise UserError(
+            f"{path} has a tokenizer of the kind {kind!r} (tokenizer.ggml.model). Supported are "
+            f"{', '.join(_DEFAULT_IDS)}; for another, give the model's Hugging Face directory as "
+            "student.tokenizer."
+        )
+    named = {}
+    for name in ("bos", "eos", "unknown", "padding"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        place = file.fields.get(key, _DEFAULT_IDS[kind].get(name))
+        # Some files have the largest integer where there is no such token.
+        named[name] = None if place is None or place >= len(tokens) else tokens[place]
+    if kind == "gpt2":
+        tokenizer = _byte_level(file, tokens)
+    else:
+        tokenizer = _sentencepiece(file, tokens, named["unknown"])
+    _add_special(tokenizer, tokens, _types(file, tokens))
+    # What holds where a file does not say otherwise.
+    begins = kind == "llama" or _PRE_TOKENIZERS.get(_pre_tokenizer(file)) == "llama-bpe"
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=named["bos"],
+        eos_token=named["eos"],
+        unk_token=named["unknown"],
+        pad_token=named["padding"],
+        add_bos_token=file.fields.get("tokenizer.ggml.add_bos_token", begins),
+        add_eos_token=file.fields.get("tokenizer.ggml.add_eos_token", kind == "t5"),
+        chat_template=file.fields.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _types(file: GGUFContents, tokens: list[str]) -> list[int]:
+    return file.fields.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+
+
+def _pre_tokenizer(file: GGUFContents) -> str:
+    return file.fields.get("tokenizer.ggml.pre", "default")
+
+
+def _merges(file: GGUFContents) -> list[tuple[str, str]]:
+    pairs = (merge.split(" ", 1) for merge in file.field("tokenizer.ggml.merges"))
+    return [(left, right) for left, right in pairs]
+
+
+def _byte_level(file: GGUFContents, tokens: list[str]) -> "Tokenizer":
+    """BPE over bytes, each written as a visible character."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    name = _pre_tokenizer(file)
+    if name not in _PRE_TOKENIZERS:
+        raise UserError(
+            f"{file.path} splits text in the way {name!r} (tokenizer.ggml.pre). Supported are "
+            f"{', '.join(_PRE_TOKENIZERS)}; for another, give the model's Hugging Face directory "
+            "as student.tokenizer."
+        )
+    meant = _PRE_TOKENIZERS[name]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    # LLaMA 3 takes a word that is a token as it is, even where no merges lead to it.
+    model = models.BPE(vocabulary, _merges(file), ignore_merges=meant == "llama-bpe")
+    result = tokenizers.Tokenizer(model)
+    if meant == "qwen2":
+        result.normalizer = normalizers.NFC()
+    if meant in ("qwen2", "llama-bpe"):
+        words = tokenizers.Regex(_WORDS % (r"\p{N}" if meant == "qwen2" else r"\p{N}{1,3}"))
+        steps: list[Any] = [
+            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    else:
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        if meant == "smollm":
+            steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    result.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    result.decoder = decoders.ByteLevel()
+    return result
+
+
+def _sentencepiece(file: GGUFContents, tokens: list[str], unknown: str | None) -> "Tokenizer":
+    """A unigram model ("t5"), or BPE whose merges follow from the scores ("llama")."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers
+
+    fields, types = file.fields, _types(file, tokens)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    has_bytes = _BYTE in types
+    if fields["tokenizer.ggml.model"] == "t5":
+        scored = list(zip(tokens, file.field("tokenizer.ggml.scores"), strict=True))
+        place = None if unknown is None else vocabulary[unknown]
+        model = models.Unigram(scored, place, has_bytes)
+    else:
+        if "tokenizer.ggml.merges" in fields:
+            merges = _merges(file)
+        else:
+            merges = _derived_merges(tokens, types, file.field("tokenizer.ggml.scores"))
+        model = models.BPE(
+            vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes
+        )
+    result = tokenizers.Tokenizer(model)
+    steps: list[Any] = []
+    if characters := fields.get("tokenizer.ggml.precompiled_charsmap"):
+        steps.append(normalizers.Precompiled(bytes(value % 256 for value in characters)))
+    if fields.get("tokenizer.ggml.remove_extra_whitespaces"):
+        steps += [
+            normalizers.Replace(tokenizers.Regex(pattern), content)
+            for pattern, content in (("^ +| +$", ""), (" {2,}", " "))
+        ]
+    prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
+    if prefix:
+        steps.append(normalizers.Prepend(_SPACE))
+    result.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    result.decoder = decoders.Sequence(
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if prefix else []),
+        ]
+    )
+    return result
+
+
+def _derived_merges(
+    tokens: list[str], types: list[int], scores: list[float]
+) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a token, that of the highest score first."""
+    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
+    found = []
+    for token, score in zip(tokens, scores, strict=True):
+        if token in normal:
+            for cut in range(len(token) - 1, 0, -1):
+                left, right = token[:cut], token[cut:]
+                if left in normal and right in normal:
+                    found.append((-score, left, right))
+    found.sort(key=lambda pair: pair[0])
+    return [(left, right) for _, left, right in found]
+
+
+def _add_special(tokenizer: "Tokenizer", tokens: list[str], types: list[int]) -> None:
+    """Makes tokens that stand whole in a text be found there; their ids stay."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+        ]
+    )
