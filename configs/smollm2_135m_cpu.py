@@ -7,8 +7,8 @@ r"""KPOD with SmolLM2-135M-Instruct on a laptop: 300 rationales, every stage, in
 The argument after the colon is a method: `configs/smollm2_135m_cpu.py:scotd`.
 """
 
-from configs import smollm2_135m
 from kpod_jax.config import defaults
+from kpod_jax.configs import smollm2_135m
 
 
 def get_config(method: str = "kpod"):

@@ -7,18 +7,33 @@ import logging as standard_logging
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from kpod_jax.cli import usage
 from kpod_jax.parallel import processes
+from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
+
+
+class _ConfigParser(ConfigFileFlagParser):
+    """Finds the package's own configurations from any directory."""
+
+    def parse(self, path: str) -> Any:
+        found = files.config_file(path)
+        if not pathlib.Path(found.partition(":")[0]).is_file():
+            raise UserError(f"--config={path}: no such Python file.")
+        return super().parse(found)
+
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/t5_base.py.", lock_config=True
 )
+flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=True)
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes.")
 _MODE = flags.DEFINE_enum(

@@ -28,7 +28,7 @@ def make(*arguments: str, cwd: pathlib.Path = ROOT, **environment: str):
 @pytest.fixture
 def clone(tmp_path):
     """The files from which the environment is made, in a folder of their own."""
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -59,6 +59,26 @@ def test_installs_once_and_again_when_the_requirements_change(clone):
     assert not re.search(installs, make("-n", "quickstart", cwd=clone).stdout)
     os.utime(clone / "requirements.txt", (2e9 + 9, 2e9 + 9))
     assert re.search(installs, make("-n", "quickstart", cwd=clone).stdout)
+
+
+def test_the_newest_python_that_fits_is_taken(clone):
+    folder = clone / "bin"
+    folder.mkdir()
+    # The newest is there, but lacks a module, as Debian's may.
+    for name, code in (("python3", 0), ("python3.11", 0), ("python3.12", 0), ("python3.13", 1)):
+        (folder / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (folder / name).chmod(0o755)
+    said = make(".venv/.made", cwd=clone, PATH=f"{folder}:{os.environ['PATH']}").stdout
+    assert "(python3.12)" in said
+
+
+def test_the_package_itself_is_installed_to_be_imported_from_any_folder(clone):
+    for target in ("quickstart", "test"):
+        lines = make("-n", target, cwd=clone).stdout.splitlines()
+        requirements = next(i for i, line in enumerate(lines) if "-r requirements.txt" in line)
+        package = next(i for i, line in enumerate(lines) if "--no-deps --editable ." in line)
+        use = next(i for i, line in enumerate(lines) if re.search("kpod_jax.main|pytest", line))
+        assert requirements < package < use
 
 
 def test_the_short_quickstart_has_a_work_directory_of_its_own():

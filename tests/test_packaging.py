@@ -1,6 +1,7 @@
 """The package as it is installed: its version, its dependencies, its wheel."""
 
 import ast
+import email
 import importlib.metadata
 import os
 import pathlib
@@ -19,9 +20,17 @@ from packaging.utils import canonicalize_name
 import kpod_jax
 from kpod_jax import main
 from kpod_jax.cli import usage
+from kpod_jax.utils import files
 from tests.conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+# Requirements files of the extras.
+EXTRAS = {
+    name: source["file"][0]
+    for name, source in PYPROJECT["tool"]["setuptools"]["dynamic"]["optional-dependencies"].items()
+}
+USERS_EXTRAS = EXTRAS.keys() - {"dev"}
 # Requirements that no module imports: other libraries do, or choose them by name.
 INDIRECT = {"tensorflow-metadata", "array-record"}
 # Words of licences under which something may be depended on by a project under Apache-2.0.
@@ -34,7 +43,7 @@ def requirements(file: str) -> dict[str, str]:
     for line in (ROOT / file).read_text().splitlines():
         if line.startswith("#"):
             comment = line.removeprefix("#").strip()
-        elif line and not line.startswith("-r"):
+        elif line:
             found[canonicalize_name(Requirement(line).name)] = comment
     return found
 
@@ -59,20 +68,71 @@ def imported(folder: str) -> set[str]:
 
 
 def test_the_package_requires_what_it_imports_and_nothing_else():
-    optional = {
-        canonicalize_name(Requirement(text).name)
-        for extra in PROJECT["optional-dependencies"].values()
-        for text in extra
-    }
+    optional = {name for extra in USERS_EXTRAS for name in requirements(EXTRAS[extra])}
     required, found = requirements("requirements.txt").keys(), imported("kpod_jax")
     assert found - required - optional == set()
     assert required - found == INDIRECT
 
 
 def test_every_requirement_has_its_reason():
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", *EXTRAS.values()):
         found = requirements(file)
         assert found and all(len(why) > 5 for why in found.values())
+
+
+def test_tests_use_the_releases_that_users_get():
+    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    for extra in ("gcs", "huggingface"):
+        assert (ROOT / EXTRAS[extra]).read_text().splitlines()[-1] in lines
+
+
+def test_style_is_checked_by_the_same_release_everywhere():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (revision,) = [repo["rev"] for repo in hooks if repo["repo"].endswith("ruff-pre-commit")]
+    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert f"ruff=={revision.removeprefix('v')}" in lines
+
+
+def test_continuous_integration_has_every_python_that_is_named_and_may_only_read():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    assert workflow["concurrency"]["cancel-in-progress"] is True
+    named = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c]
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == named
+    assert workflow["jobs"]["runtime"]["strategy"]["matrix"]["python"] == [named[0], named[-1]]
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert all(
+        re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step
+    )
+    for step in steps:
+        for target in re.findall(r"make ([\w-]+)", step.get("run", "")):
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_changelog_begins_with_this_version():
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == kpod_jax.__version__
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("configs/quickstart.py", "configs/quickstart.py"),
+        ("configs/quickstart.py:scotd", "configs/quickstart.py:scotd"),
+        ("configs/sweeps/table2.py:t5_base,seeds=3", "configs/sweeps/table2.py:t5_base,seeds=3"),
+        ("configs/none.py:scotd", None),
+        ("mine/quickstart.py", None),
+    ],
+)
+def test_configurations_of_the_package_are_found_from_any_folder(
+    name, found, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert files.config_file(name) == (str(ROOT / "kpod_jax" / found) if found else name)
+    # One's own comes first.
+    (tmp_path / name.partition(":")[0]).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name.partition(":")[0]).touch()
+    assert files.config_file(name) == name
 
 
 @pytest.mark.parametrize(
@@ -132,7 +192,7 @@ def installed(tmp_path_factory) -> pathlib.Path:
     shutil.copytree(
         ROOT / "kpod_jax", source / "kpod_jax", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", *EXTRAS.values()):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     options = ["--no-deps", "--wheel-dir", str(folder)]
@@ -160,12 +220,29 @@ def test_the_wheel_holds_all_files_of_the_package_and_no_others(installed):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
     here = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "kpod_jax").rglob("*")
+        (pathlib.Path(below) / path.relative_to(ROOT)).as_posix()
+        for below, folder in ((".", "kpod_jax"), ("kpod_jax", "configs"))
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == here
     assert {"kpod_jax/py.typed", "kpod_jax/assets/tiny_t5/model.safetensors"} <= names
+    assert "kpod_jax/configs/sweeps/quickstart.py" in names
+
+
+@pytest.mark.slow
+def test_the_wheel_names_its_extras_and_addresses(installed):
+    (wheel,) = installed.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert extras == {"cuda", "tpu", "gcs", "huggingface", "dev"}
+    required = metadata.get_all("Requires-Dist", [])
+    assert any(re.match(r"pytest.*extra == .dev.", text) for text in required)
+    assert any(re.match(r"jax<0.13,>=0.10$", text) for text in required)
+    urls = [text.partition(",")[0] for text in metadata.get_all("Project-URL", [])]
+    assert urls == ["Homepage", "Repository", "Issues", "Changelog"]
 
 
 @pytest.mark.slow
@@ -212,5 +289,16 @@ def test_an_installed_copy_works_anywhere(installed, tmp_path):
     )
     assert "rationales: 20 train" in said
     assert (tmp_path / "run" / "records" / "train.jsonl").is_file()
+    # Nothing is beside it here: the configuration is the package's own.
+    said = run(
+        *(sys.executable, program, "--config=configs/quickstart.py:scotd", "--workdir=own"),
+        *("--mode=rationales", "--config.data.train_examples=20", "--config.seed=3"),
+    )
+    assert "rationales: 20 train" in said
+    code = (
+        "from kpod_jax.sweep import runner\n"
+        "print(*runner._load('configs/sweeps/quickstart.py:short'))\n"
+    )
+    assert run(sys.executable, "-c", code).split() == ["kpod-seed0", "scotd-seed0", "none-seed0"]
     # A file of the package is part of what a stage was made from, wherever one is.
     assert "file kpod_jax/assets/tiny_t5" in (tmp_path / "run/.stages/rationales.json").read_text()

@@ -126,7 +126,7 @@ _CONFIGS = pathlib.Path(__file__).parents[1]
 
 def _config(options: Options, method: str, data: str) -> Config:
     """The base configuration under a method, with the argument's keys where it leaves them free."""
-    config = importlib.import_module(f"configs.{options.base}").get_config(method)
+    config = importlib.import_module(f"kpod_jax.configs.{options.base}").get_config(method)
     own = METHODS[method][1]
     if data and data != config.data.name:
         ours, theirs = (

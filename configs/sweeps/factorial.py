@@ -12,7 +12,7 @@ explained in configs/sweeps/common.py.
 
 import pathlib
 
-from configs.sweeps import common
+from kpod_jax.configs.sweeps import common
 from kpod_jax.utils.errors import UserError
 
 CURRICULA = {"": {}, "-full": {"schedule.curriculum": "full"}}

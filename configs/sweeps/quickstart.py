@@ -6,7 +6,7 @@ r"""KPOD, SCoTD and no distillation: the same student, steps and questions.
 figures mean nothing.
 """
 
-from configs.sweeps import common
+from kpod_jax.configs.sweeps import common
 
 
 def get_runs(argument: str = ""):

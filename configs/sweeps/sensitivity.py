@@ -7,7 +7,7 @@ One setting is changed at a time. `settings=alpha+beta` takes some of them alone
 follow the colon is explained in configs/sweeps/common.py.
 """
 
-from configs.sweeps import common
+from kpod_jax.configs.sweeps import common
 from kpod_jax.utils.errors import UserError
 
 # Name in the runs' names: the key of the configuration, and the values.

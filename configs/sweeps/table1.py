@@ -12,9 +12,9 @@ for the built-in task, only a teacher can write these (docs/teacher.md, docs/bas
 column, has no other rationales. What may follow the colon is explained in configs/sweeps/common.py.
 """
 
-from configs.sweeps import common
 from kpod_jax.config import paper
 from kpod_jax.config.defaults import METHODS
+from kpod_jax.configs.sweeps import common
 
 
 def get_runs(argument: str = ""):

@@ -7,8 +7,8 @@ The paper's are of LLaMA-7B on GSM8K (`table2.py:llama_7b`). What may follow the
 in configs/sweeps/common.py.
 """
 
-from configs.sweeps import common
 from kpod_jax.config import paper
+from kpod_jax.configs.sweeps import common
 
 
 def get_runs(argument: str = ""):

@@ -9,7 +9,7 @@ the folders of the two are given with `eval.ood_paths=ASDIV+SVAMP`; in the work 
 explained in configs/sweeps/common.py.
 """
 
-from configs.sweeps import table1
+from kpod_jax.configs.sweeps import table1
 
 
 def get_runs(argument: str = ""):

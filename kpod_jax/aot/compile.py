@@ -32,7 +32,7 @@ _EXAMPLES = "v3:4x4, v4:2x2x4, v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v6e:4x4"
 _USABLE = 0.98  # Of a device's memory; the rest is the runtime's.
 _NO_COMPILER = (
     "--mode=compile needs the TPU's compiler, libtpu, which is not installed. It is a wheel that "
-    "works on any x86 Linux machine: python -m pip install 'jax[tpu]>=0.10,<0.11'"
+    "works on any x86 Linux machine: python -m pip install 'jax[tpu]>=0.10,<0.13'"
 )
 
 

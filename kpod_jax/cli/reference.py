@@ -48,8 +48,8 @@ def get_config(method="kpod"):
     return defaults.apply_method(config, method or "kpod")
 ```
 
-The files of [`configs/`](../configs) belong to the repository and are named from its root. Where
-the package is installed (`pip install .`) give the path of a file of your own, from anywhere:
+The files of [`configs/`](../configs) come with the package: where the working directory has no such
+file, `configs/t5_base.py` names the package's. A file of your own is named by its path:
 `kpod-jax --config=mine.py --workdir=runs/mine`.
 
 In the explanations, `[paper]` marks values of the KPOD paper, `[ours]` choices that it leaves

@@ -278,7 +278,7 @@ def _alone(path: pathlib.Path) -> Iterator[None]:
 
 def _load(sweep: str) -> dict[str, Config]:
     """The sweep's configurations by name, all of them checked."""
-    path, _, argument = sweep.partition(":")
+    path, _, argument = files.config_file(sweep).partition(":")
     runs = _module(path).get_runs(argument)
     for name, config in runs.items():
         if not name or pathlib.PurePath(name).name != name:

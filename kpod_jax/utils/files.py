@@ -67,6 +67,18 @@ def local(name: PathLike) -> pathlib.Path:
     return path
 
 
+def config_file(name: str) -> str:
+    """The path of a configuration file, which may have an argument behind a colon.
+
+    configs/… is the package's own (kpod_jax/configs) where the working directory has no such file.
+    """
+    path, colon, argument = name.partition(":")
+    own = pathlib.Path(__file__).parents[1] / path
+    if pathlib.Path(path).is_file() or not path.startswith("configs/") or not own.is_file():
+        return name
+    return f"{own}{colon}{argument}"
+
+
 def is_remote(path: PathLike) -> bool:
     """Whether a path is of a bucket, not of this machine."""
     return "://" in os.fspath(path)

@@ -130,8 +130,9 @@ def check_pip(arguments: list[str]) -> None:
         elif word in (".", "--no-deps"):
             pass
         elif match := re.fullmatch(r"\.\[([\w,]+)\]", word):
-            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-            assert set(match[1].split(",")) <= project["optional-dependencies"].keys()
+            tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+            extras = tools["setuptools"]["dynamic"]["optional-dependencies"]
+            assert set(match[1].split(",")) <= extras.keys()
         else:
             Requirement(word)
 

@@ -123,7 +123,8 @@ def test_steps_have_the_logits_of_the_whole_sequence():
     for position in range(24):
         ids, ages = arrays["decoder_input_ids"][:, position], np.full(len(mask), position)
         hidden, cache = step(ids, position, ages, cache)
-        np.testing.assert_allclose(hidden, jnp.asarray(expected)[:, position], atol=1e-5)
+        # Sums in another order: JAX 0.12 has one value of 0.2 that is 1.1e-5 off.
+        np.testing.assert_allclose(hidden, jnp.asarray(expected)[:, position], atol=3e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20])
