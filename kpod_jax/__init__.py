@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kpod_jax.models.student import Student as Student
     from kpod_jax.models.student import load_student as load_student
     from kpod_jax.parallel.sharding import make_mesh as make_mesh
+    from kpod_jax.report.inline import heat_map as heat_map
     from kpod_jax.schedule.difficulty import StepDifficulty as StepDifficulty
     from kpod_jax.schedule.difficulty import score_steps as score_steps
     from kpod_jax.schedule.schedule import Schedule as Schedule
@@ -64,6 +65,7 @@ _MODULES = {
     "models.export": ("export",),
     "models.student": ("Student", "load_student"),
     "parallel.sharding": ("make_mesh",),
+    "report.inline": ("heat_map",),
     "schedule.difficulty": ("StepDifficulty", "score_steps"),
     "schedule.schedule": ("Schedule", "make_schedule"),
     "training.loop": ("Hooks", "Recording"),

@@ -93,7 +93,7 @@ def _write(
         tree.get(room, {}).get(key) for room, key in (("student", "model"), ("data", "name"))
     ]
     name = directory.resolve().name
-    text = _template().render(
+    text = template("page.html.j2").render(
         kind=kind,
         name=name,
         subject=" on ".join(str(value) for value in subject if value) or name,
@@ -104,9 +104,13 @@ def _write(
     return directory / f"{kind}.html"
 
 
+def template(name: str) -> jinja2.Template:
+    """A template, with the functions and values that it and its parts use."""
+    return _environment().get_template(name)
+
+
 @functools.cache
-def _template() -> jinja2.Template:
-    """The page's template, with the functions and values that it and its parts use."""
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kpod_jax.report"),
         autoescape=True,
@@ -130,4 +134,4 @@ def _template() -> jinja2.Template:
         "sweep_text": sweep_text,
     }
     environment.filters["number"] = lambda value, spec=",": format(value, spec)
-    return environment.get_template("page.html.j2")
+    return environment

@@ -108,7 +108,8 @@ def learn_token_weights(
       data: of which the validation split judges the weights.
       mesh: of the devices; None: all of them.
       answerer: θw before it is fit; None: `config.answerer`, or the student without adapters.
-      fresh: new problems to fit the answerer on, for `fit="fresh"`.
+      fresh: new problems to fit the answerer on, for `fit="fresh"`; an answerer that is not fit
+        needs none.
       workdir: for metrics and checkpoints, from which a killed run resumes; None: none are kept.
 
     Raises:
@@ -127,6 +128,11 @@ def learn_token_weights(
             "that fit. Give some, by data.rationales or in the data, or set "
             "weighting.weights=uniform."
         )
+    if config.fit == "fresh" and not fresh and config.reading_steps + config.masking_steps:
+        raise UserError(
+            "weighting.fit='fresh' fits the answerer on new problems, and none were given. "
+            "Expected some as `fresh`, or fit='other_fold'."
+        )
     with contextlib.ExitStack() as stack:
         if workdir is None:
             workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -137,7 +143,7 @@ def learn_token_weights(
             held_out,
             mesh or sharding.make_mesh(),
             answerer=answerer or answerer_of(student, config),
-            fresh=student.tokenize(fresh)[0] if config.fit == "fresh" else None,
+            fresh=student.tokenize(fresh)[0] if config.fit == "fresh" and fresh else None,
             workdir=workdir,
         )
     return dataclasses.replace(found, spans=spans)

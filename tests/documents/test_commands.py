@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 from packaging.requirements import Requirement
 
+import kpod_jax as kpod
 from kpod_jax import main
 from kpod_jax.aot import steps
 from kpod_jax.cli import checks
@@ -28,6 +29,7 @@ from kpod_jax.sweep import runner
 from kpod_jax.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.documents.markdown import BLOCKS, Block
+from tests.test_api import SHORT
 
 # Programs that are not tried, each with its reason.
 EXCEPTIONS = {
@@ -254,11 +256,15 @@ def test_inline_commands_of_modules_are_accepted(at_the_root, monkeypatch):
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=repr)
-def test_python_runs(block: Block):
+def test_python_runs(block: Block, monkeypatch, tmp_path):
     if "import lm_eval" in block.text:
         compile(block.text, block.page, "exec")
         pytest.skip(EXCEPTIONS["lm_eval"])
     space: dict[str, object] = {"__name__": "documents"}
+    if "kpod.load_config" in block.text:  # The configuration is what takes minutes.
+        config = kpod.load_config("configs/quickstart.py", **SHORT)
+        monkeypatch.setattr(kpod, "load_config", lambda name: config, raising=False)
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     exec(compile(block.text, block.page, "exec"), space)
     if "get_config" in space:
         get_config: Any = space["get_config"]
