@@ -11,7 +11,7 @@ import kpod_jax as kpod
 config = kpod.load_config("configs/quickstart.py")
 student = kpod.load_student(config.student)
 data = kpod.prepare_data(config.data, student)
-print(data.summary)
+print(data)
 print(data.records("train")[0].question)
 
 # %% [markdown]

@@ -4,6 +4,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,7 +76,7 @@ def test_your_records_and_your_model(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     records, rejected = kpod.load_records("jsonl", path=str(tmp_path))
     assert (len(records), rejected) == (8, [])
-    tiny = {key.removeprefix("student."): value for key, value in TINY_STUDENT.items()}
+    tiny: Any = {key.removeprefix("student."): value for key, value in TINY_STUDENT.items()}
     student = kpod.load_student(tiny.pop("model"), **tiny)
     data = kpod.prepare_data({"train": records[:6], "validation": records[6:]}, student)
     config = kpod.load_config(**{k: v for k, v in SHORT.items() if k.startswith("weighting")})

@@ -61,8 +61,7 @@ class Data:
         """Of "train", "validation" or "test"."""
         return self._splits[split]
 
-    @property
-    def summary(self) -> str:
+    def __str__(self) -> str:
         """The numbers of records, in a few words."""
         found = [f"{len(self.records(split))} {split}" for split in SPLITS]
         if not any("overlap" in note for note in self.notes):

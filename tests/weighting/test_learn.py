@@ -102,7 +102,9 @@ def settings(**changes):
     return config
 
 
-def learned_weights(of, answerer_params, data, steps, judge=lambda *_: 0.0, **changes):
+def learned_weights(
+    of, answerer_params, data, steps, judge=lambda *_: 0.0, log=lambda *_: None, **changes
+):
     rows = problems_of(data, tiny.PAD)
     temperatures = {"temperature_start": 1.0, "temperature_end": 0.5}
     base = {"alpha_warmup": 0.25, "learning_rate": 1e-2, "steps": steps} | temperatures
@@ -113,7 +115,7 @@ def learned_weights(of, answerer_params, data, steps, judge=lambda *_: 0.0, **ch
         settings(**base | changes),
         joint_problems=rows,
         judge=judge,
-        recorder=learn.Recorder(lambda *_: None),
+        recorder=learn.Recorder(log),
         seed=0,
     )
     return learn.compute_weights(of, params, rows, 32)
