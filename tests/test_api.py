@@ -1,5 +1,6 @@
 """The Python API: what it offers, that it is light, and that each function works alone."""
 
+import os
 import pathlib
 import runpy
 import subprocess
@@ -37,16 +38,22 @@ def short(tmp_path_factory):
         return config, student, kpod.prepare_data(config.data, student)
 
 
-def test_importing_it_is_light_and_its_names_are_there():
+def test_importing_it_is_light_and_its_names_are_there_in_any_folder(tmp_path):
     code = (
         "import sys, kpod_jax as kpod\n"
         "heavy = {'jax', 'numpy', 'transformers', 'orbax', 'flax'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
         "assert 'distill' in dir(kpod)\n"
         "[getattr(kpod, name) for name in kpod.__all__]\n"
+        "kpod.load_student(kpod.load_config('configs/quickstart.py').student)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'distil'"):

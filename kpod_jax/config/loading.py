@@ -35,7 +35,7 @@ def _read(source: str) -> Config:
         return defaults.get_config()
     path, _, argument = source.partition(":") if ".py:" in source else (source, "", "")
     if path.endswith(".py"):
-        file = files.local(path)
+        file = pathlib.Path(files.config_file(path))
         specification = importlib.util.spec_from_file_location("kpod_config", file)
         if specification is None or specification.loader is None or not file.is_file():
             raise UserError(f"There is no configuration file {path}.")
