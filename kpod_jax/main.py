@@ -134,6 +134,10 @@ def _run() -> None:
     # Before anything asks for devices. These need none; of a sweep's runs that are made at the same
     # time each has a process of its own.
     if _MODE.value not in ("heatmap", "teach"):
+        # Before SIGTERM raises: libraries of C++ do not survive an import that is cut off.
+        import kpod_jax.pipeline
+        import kpod_jax.sweep  # noqa: F401
+
         if _MODE.value != "sweep" or _RUNS.value or _PARALLEL.value == 1:
             processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         processes.raise_on_sigterm()
