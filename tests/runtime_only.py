@@ -172,6 +172,6 @@ def main() -> str:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main() or 0)  # An empty text would be a failure.
     except UserError as error:
         sys.exit(str(error))
