@@ -39,15 +39,15 @@ class Trained:
     Attributes:
       params: all of them, on the mesh.
       step: after which they are.
-      supervised: tokens that the training supervised, of rationales and of answers; None where it
-        has not come to its end.
+      supervised: "supervised_rationale_tokens" and "supervised_answer_tokens" of the training; None
+        where it has not come to its end.
       message: what was done, in a few words.
       left_out: {"id", "reason"} of the method's examples that do not fit the student.
     """
 
     params: Any
     step: int
-    supervised: tuple[int, int] | None
+    supervised: dict[str, int] | None
     message: str = ""
     left_out: Sequence[dict[str, str]] = ()
 
@@ -58,8 +58,7 @@ class Trained:
         if self.left_out:
             files.write_jsonl(root / "records/left_out.jsonl", self.left_out)
         assert self.supervised is not None
-        names = "supervised_rationale_tokens", "supervised_answer_tokens"
-        files.write_json(root / SUPERVISED, dict(zip(names, self.supervised, strict=True)))
+        files.write_json(root / SUPERVISED, self.supervised)
 
     def __str__(self) -> str:
         """What was done."""
@@ -100,7 +99,7 @@ def distill(
     training = data if isinstance(data, TrainingSet) else TrainingSet(data.train)
     for note in training.notes:
         processes.log(f"distill: {note}")
-    length = training_plan(config, student, training, getattr(schedule, "phase_steps", 0))
+    phase_steps = getattr(schedule, "phase_steps", 0)
     if schedule is not None and not callable(schedule):
         table = np.asarray(schedule, np.int32)
         schedule = lambda phase: table[min(phase, len(table) - 1)]  # noqa: E731
@@ -113,9 +112,10 @@ def distill(
         training,
         loss_weights(config, training.tokenized, as_ragged(weights)),
         schedule,
-        phase_of_step=length.phase_of_step,
+        phase_of_step=lambda step: length.phase_of_step(step),
         host=sharding.host_part(mesh),
     )
+    length = training_plan(config, source, phase_steps)
     if config.equal_tokens:
         source, length = _equal_tokens(config, student, training, source, length, mesh, hooks)
     with contextlib.ExitStack() as stack:
@@ -143,7 +143,11 @@ def distill(
         f"{source.padding_share:.0%} padding"
     )
     left_out = [{"id": bad.id, "reason": bad.reason} for bad in training.left_out]
-    return Trained(params, length.total_steps, (rationale, answer), message, left_out)
+    return Trained(params, length.total_steps, _supervised(rationale, answer), message, left_out)
+
+
+def _supervised(rationale: int, answer: int) -> dict[str, int]:
+    return {"supervised_rationale_tokens": rationale, "supervised_answer_tokens": answer}
 
 
 def batch_source(
@@ -216,12 +220,9 @@ def loss_weights(config: Config, tokenized: TokenizedSet, weights: Ragged | None
     return Ragged(np.where(kept, values, 1).astype(np.float32), weights.offsets)
 
 
-def training_plan(
-    config: Config, student: Student, training: TrainingSet, phase_steps: int = 0
-) -> Plan:
-    """The training's length; one phase at least, for a schedule to speak of."""
-    steps = batch_source(config, student, training).steps_per_epoch
-    length = loop.plan(config, steps, phase_steps)
+def training_plan(config: Config, source: BatchSource, phase_steps: int = 0) -> Plan:
+    """The length of a training on a source; one phase at least, for a schedule to speak of."""
+    length = loop.plan(config, source.steps_per_epoch, phase_steps)
     return length if length.phases else dataclasses.replace(length, total_steps=1)
 
 
@@ -255,7 +256,7 @@ def read_trained(
       UserError: there is no such checkpoint.
     """
     if not trains:
-        return Trained(student.load(mesh), 0, (0, 0))
+        return Trained(student.load(mesh), 0, _supervised(0, 0))
     directory, which = workdir / CHECKPOINTS, str(checkpoint)
     with Checkpoints(directory, best_metric="accuracy", read_only=True) as checkpoints:
         restored = checkpoints.restore_params(
@@ -265,10 +266,8 @@ def read_trained(
     params = restored.state
     if student.module.lora is not None:
         params = param_layout.combine(params, student.split(student.load(mesh))[1])
-    supervised = None
-    if (workdir / SUPERVISED).exists():
-        supervised = tuple(files.read_json(workdir / SUPERVISED).values())
-    return Trained(params, restored.step, supervised)
+    counted = workdir / SUPERVISED
+    return Trained(params, restored.step, files.read_json(counted) if counted.exists() else None)
 
 
 def _equal_tokens(

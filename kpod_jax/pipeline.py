@@ -12,7 +12,14 @@ from kpod_jax import baselines
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.prepare import Data, prepare_data
 from kpod_jax.data.sources import fresh_records
-from kpod_jax.distillation import Trained, distill, read_trained, training_plan
+from kpod_jax.distillation import (
+    Trained,
+    batch_source,
+    check_layout,
+    distill,
+    read_trained,
+    training_plan,
+)
 from kpod_jax.evaluation.evaluate import evaluate_run, make_validation
 from kpod_jax.models.student import Student, load_student
 from kpod_jax.parallel import processes, sharding
@@ -54,7 +61,7 @@ def run(
     stage = StageCache(STAGES, config, directory, processes, chosen).run
 
     mesh = lazily(sharding.make_mesh, **config.mesh)
-    student = lazily(load_student, config.student, config.seed)
+    student = lazily(read_student, config)
     data = stage("rationales", prepare_data, config.data, student)
     weights = stage(  # Eq. 2-7
         "weigh", learn_token_weights, config.weighting, student, data, mesh,
@@ -84,6 +91,13 @@ def run(
     return root
 
 
+def read_student(config: Config) -> Student:
+    """The student, once it is known to read the rows that the training makes."""
+    student = load_student(config.student, config.seed)
+    check_layout(config.distill, student)
+    return student
+
+
 def method_examples(config: Config, student: Student, data: Data) -> baselines.TrainingSet:
     """What the student is trained on: the records, or its method's examples of them."""
     return baselines.make_training_set(baselines.method_of(config, student), student, data)
@@ -91,7 +105,8 @@ def method_examples(config: Config, student: Student, data: Data) -> baselines.T
 
 def num_phases(config: Config, student: Student, examples: baselines.TrainingSet) -> int:
     """Phases of the training."""
-    return training_plan(config.distill, student, examples, config.schedule.stage_steps).phases
+    source = batch_source(config.distill, student, examples)
+    return training_plan(config.distill, source, config.schedule.stage_steps).phases
 
 
 def make_hooks(

@@ -1,6 +1,7 @@
 """What a trained student answers: on its own split, and on data that it was not trained on."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
@@ -86,8 +87,8 @@ def evaluate(
     with Progress(len(records) * config.samples, label, unit="generations") as progress:
         rows = evaluator.predictions(params, progress.update)
     summary = accuracy.summary(rows)
-    loss = token_loss(student, params, records, mesh, prompt=prompt, batch_size=config.batch_size)
-    return Evaluation(rows, summary if loss is None else summary | {"token_loss": loss})
+    loss_of = make_token_loss(config, student, records, mesh, prompt)
+    return Evaluation(rows, summary | loss_of(params))
 
 
 def make_evaluator(
@@ -112,23 +113,18 @@ def make_evaluator(
     )
 
 
-def token_loss(
-    student: Student,
-    params: Any,
-    records: Sequence[Record],
-    mesh: Mesh,
-    *,
-    prompt: str = "",
-    batch_size: int,
-) -> float | None:
-    """Mean -log P, nats, of a token of the rationales and answers, teacher forced.
+def make_token_loss(
+    config: Config, student: Student, records: Sequence[Record], mesh: Mesh, prompt: str = ""
+) -> Callable[[Any], dict[str, float]]:
+    """From parameters to {"token_loss": mean -log P, nats, of a token of rationales and answers}.
 
-    None where no record has a rationale that the student's limits let through.
+    Empty where no record has a rationale that the student's limits let through. The records are
+    tokenised once, however often the function is called.
     """
-    prompt = prompt or student.prompt
+    prompt, batch_size = prompt or student.prompt, config.batch_size
     tokenized, _ = student.tokenize(records, prompt)
     if not len(tokenized):
-        return None
+        return lambda params: {}
     layout = Layout(
         batch_size,
         student.seed,
@@ -137,7 +133,8 @@ def token_loss(
         buckets=2,
     )
     source = BatchSource(tokenized, layout)
-    return forward.mean_target_loss(student.module, params, source, mesh, batch_size=batch_size)
+    loss = functools.partial(forward.mean_target_loss, batch_size=batch_size)
+    return lambda params: {"token_loss": loss(student.module, params, source, mesh)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +208,7 @@ def evaluate_run(config: Config, student: Student, trained: Any, data: Data, mes
 
     facts = {"method": config.method, "seed": config.seed, "checkpoint_step": trained.step}
     if trained.supervised is not None:
-        names = "supervised_rationale_tokens", "supervised_answer_tokens"
-        facts |= dict(zip(names, trained.supervised, strict=True))
+        facts |= trained.supervised
     return Results(
         facts,
         split,
@@ -230,14 +226,8 @@ def make_validation(
     prompt = baselines.prompt_of(config, student)
     kind = sources.answer_kind(config.data.name, config.data.answer_kind)
     evaluator = make_evaluator(config.eval, student, records, mesh, prompt, kind)
-    size = config.eval.batch_size
-
-    def validate(params: Any) -> dict[str, float]:
-        loss = token_loss(student, params, records, mesh, prompt=prompt, batch_size=size)
-        found = {"accuracy": evaluator.accuracy(params)}
-        return found if loss is None else found | {"token_loss": loss}
-
-    return validate
+    loss_of = make_token_loss(config.eval, student, records, mesh, prompt)
+    return lambda params: {"accuracy": evaluator.accuracy(params)} | loss_of(params)
 
 
 def read_others(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[Rejected]]]:
