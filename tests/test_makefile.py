@@ -16,10 +16,12 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def make(*arguments: str, cwd: pathlib.Path = ROOT, **environment: str):
+    # The tests may run inside `make test`: this make must not know of that one.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", *arguments],
         cwd=cwd,
-        env={**os.environ, "MAKEFLAGS": "", **environment},
+        env={**outside, **environment},
         capture_output=True,
         text=True,
     )
