@@ -19,7 +19,7 @@ from scipy import stats
 from benchmarks import tables
 from kpod_jax.baselines import TrainingSet
 from kpod_jax.config.loading import load_config
-from kpod_jax.data.known import keypoint_tokens
+from kpod_jax.data.ground_truth import keypoint_tokens
 from kpod_jax.data.prepare import Data
 from kpod_jax.distillation import batch_source
 from kpod_jax.models.student import load_student

@@ -60,8 +60,8 @@ def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> 
                 split,
                 path=path,
                 rationales=teacher,
-                cache=cache,
-                max_bad_share=1.0,
+                cache_dir=cache,
+                max_rejected_fraction=1.0,
                 need_rationales=sources.PUBLISHED[name].has_rationales,
             )
             rejected += len(bad)

@@ -34,15 +34,15 @@ from benchmarks import tables
 from configs import quickstart
 from kpod_jax.data import arithmetic
 from kpod_jax.data.buckets import padded
-from kpod_jax.data.known import shared
+from kpod_jax.data.ground_truth import shared
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import load_student
 from kpod_jax.parallel import sharding
 from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting import weigh
+from kpod_jax.weighting.answerer_batch import batches, make_answerer_batch, take
 from kpod_jax.weighting.generator import Generator
-from kpod_jax.weighting.problems import batches, problems_of, take
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
 _OBJECTIVES = ("objective", "keep_all", "keep_none")
@@ -132,7 +132,7 @@ def inverse_document_frequency(task: Task, seed: int) -> np.ndarray:
 
 def gradient_times_input(task: Task, seed: int) -> np.ndarray:
     """How much the answer's loss falls, to first order, when a token is unmasked (|-dL/dm|)."""
-    problems = problems_of(task.held_out, task.student.tokenizer.pad_token_id)
+    problems = make_answerer_batch(task.held_out, task.student.tokenizer.pad_token_id)
     answerer = weigh.make_answerer(task.answerer)
     params, rng = task.answerer.load(task.mesh), np.random.default_rng(seed)
 
@@ -157,7 +157,7 @@ def gradient_times_input(task: Task, seed: int) -> np.ndarray:
 def occlusion(task: Task, seed: int) -> np.ndarray:
     """By how much the answer's loss rises, in nats, when a token alone is masked: what L_p pays."""
     del seed
-    problems = problems_of(task.held_out, task.student.tokenizer.pad_token_id)
+    problems = make_answerer_batch(task.held_out, task.student.tokenizer.pad_token_id)
     answerer, params = weigh.make_answerer(task.answerer), task.answerer.load(task.mesh)
 
     @jax.jit
@@ -210,8 +210,8 @@ def from_labels(task: Task, seed: int) -> np.ndarray:
     """What the generator can express: trained on the truth itself, in as many steps."""
     config = task.config.weighting
     pad_id, table = task.student.tokenizer.pad_token_id, task.student.embeddings(task.params)
-    network = Generator(config.hidden, config.heads, config.initial_weight)
-    train, held_out = (problems_of(part, pad_id) for part in (task.train, task.held_out))
+    network = Generator(config.hidden_size, config.num_heads, config.initial_weight)
+    train, held_out = (make_answerer_batch(part, pad_id) for part in (task.train, task.held_out))
     kinds = Ragged.from_list([_kinds(task.train, i) < 3 for i in range(len(task.train))])
     labels, _ = padded(kinds, np.arange(len(kinds)), train.rationale.shape[1], False)
     optimizer = optax.adam(4e-3)
@@ -289,17 +289,17 @@ ROWS = [
     Row(
         "answerer",
         "answerer fit on the other half: reading, then masks",
-        {"answerer": "", "fit": "other_fold", "reading_steps": 300, "masking_steps": 600},
+        {"answerer": "", "fit": "other_fold", "fit_unmasked_steps": 300, "fit_masked_steps": 600},
     ),
     Row(
         "answerer",
         "the same, frozen after reading: it never saw a mask",
-        {"answerer": "", "fit": "other_fold", "reading_steps": 900, "masking_steps": 0},
+        {"answerer": "", "fit": "other_fold", "fit_unmasked_steps": 900, "fit_masked_steps": 0},
     ),
     Row(
         "answerer",
         "fit on the very examples: it may memorise",
-        {"answerer": "", "fit": "same", "reading_steps": 300, "masking_steps": 600},
+        {"answerer": "", "fit": "same", "fit_unmasked_steps": 300, "fit_masked_steps": 600},
     ),
     Row(
         "joint",
@@ -317,7 +317,7 @@ def learned(task: Task, row: Row, seed: int) -> tuple[np.ndarray, dict[str, Any]
     # Fresh problems are for fitting: an answerer that is fit already needs none.
     fresh = None
     if config.fit == "fresh":
-        fresh = task._tokenize(arithmetic.generate("fresh", config.fresh_examples, seed + 1))
+        fresh = task._tokenize(arithmetic.generate("fresh", config.fit_fresh_examples, seed + 1))
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         result = weigh.weigh(

@@ -26,7 +26,7 @@ from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.weighting.answerer import Answerer
-from kpod_jax.weighting.problems import Problems
+from kpod_jax.weighting.answerer_batch import AnswererBatch
 from tests.weighting import tiny
 
 _ROWS, _QUESTION, _ANSWER, _RUNS = 8, 48, 4, 5
@@ -51,7 +51,7 @@ _T5 = T5Config(
 )
 
 
-def problems(length: int) -> Problems:
+def problems(length: int) -> AnswererBatch:
     """Random rows without padding."""
     rng = np.random.default_rng(0)
 
@@ -61,14 +61,14 @@ def problems(length: int) -> Problems:
     def all_true(width: int) -> jax.Array:
         return jnp.ones((_ROWS, width), bool)
 
-    return Problems(
+    return AnswererBatch(
         ids(_QUESTION), all_true(_QUESTION),
         ids(length), all_true(length), all_true(length),
         ids(_ANSWER), all_true(_ANSWER),
     )  # fmt: skip
 
 
-def gradients(answerer: Answerer, rows: Problems) -> tuple[Any, Any]:
+def gradients(answerer: Answerer, rows: AnswererBatch) -> tuple[Any, Any]:
     """Two functions of parameters and masks: all prefixes at once, and one after the other."""
     count = rows.rationale.shape[1]
     prefixes = jnp.broadcast_to(jnp.arange(1, count + 1), (_ROWS, count))

@@ -39,9 +39,9 @@ def whole_schedule(difficulty: Ragged, clusters: np.ndarray, solver: str) -> flo
     curriculum = KPOD(
         difficulty,
         clusters,
-        ramp_stages=_STAGES,
+        ramp_phases=_STAGES,
         p=0.5,
-        initial_share=0.3,
+        initial_fraction=0.3,
         beta=BETA,
         solver=solver,
     )

@@ -20,9 +20,9 @@ def get_config(method: str = "kpod"):
     # The answerer was fit beforehand, on problems of the "fresh" split (kpod_jax/pretrain/).
     config.weighting.answerer = "kpod_jax/assets/tiny_answerer"
     config.weighting.fit = "fresh"
-    config.weighting.fresh_examples = 64  # No step uses them.
-    config.weighting.reading_steps = 0
-    config.weighting.masking_steps = 0
+    config.weighting.fit_fresh_examples = 64  # No step uses them.
+    config.weighting.fit_unmasked_steps = 0
+    config.weighting.fit_masked_steps = 0
     # Prefixes are cheap to a decoder-only answerer; early ones decide nothing.
     config.weighting.prefixes = "late"
     config.weighting.alpha = 0.5
@@ -31,15 +31,15 @@ def get_config(method: str = "kpod"):
     config.weighting.learning_rate = 4e-3
     config.weighting.batch_size = 8
     config.weighting.steps = 200
-    config.weighting.judge_every = 0
-    # Stages of a quarter of an epoch; the first three have suffixes.
-    config.schedule.stage_steps = 47
-    config.schedule.ramp_share = 0.25
+    config.weighting.eval_every = 0
+    # Phases of a quarter of an epoch; the first three have suffixes.
+    config.schedule.phase_steps = 47
+    config.schedule.ramp_fraction = 0.25
     # Small batches, as the paper's: what filler adds to a gradient is not averaged out.
     config.distill.batch_size = 8
     config.distill.epochs = 3
     config.distill.learning_rate = 2e-3
     config.distill.decay = "linear"
-    config.distill.least_weight = 0.1
+    config.distill.min_weight = 0.1
     config.eval.max_new_tokens = 160
     return defaults.apply_method(config, method or "kpod")

@@ -24,7 +24,7 @@ def get_config(method: str = "kpod"):
     config.student.max_target_tokens = 512
     config.weighting.answerer = ""
     config.weighting.fit = "other_fold"
-    config.weighting.answerer_learning_rate = 1e-4
+    config.weighting.fit_learning_rate = 1e-4
     config.weighting.learning_rate = 1e-3
     # A row for each of 16 chips: rows that do not divide among devices go whole to every one. On a
     # single device 16 GB of activations in float32.

@@ -3,12 +3,12 @@
 import pathlib
 import random
 
-from kpod_jax.data.own import OwnDataSet
+from kpod_jax.data.custom import CustomDataSet
 
 SIZES = {"train": 400, "validation": 40, "test": 80}
 
 
-class Sums(OwnDataSet):
+class Sums(CustomDataSet):
     """Three purchases, added up one by one."""
 
     answer_kind = "number"

@@ -137,7 +137,7 @@ def distill(
         )
     rationale, answer = source.supervised_tokens(length.total_steps).sum(axis=0).tolist()
     message = (
-        f"{training}{length.total_steps} steps in {length.phases} stages, "
+        f"{training}{length.total_steps} steps in {length.phases} phases, "
         f"{rationale:,} rationale and {answer:,} answer tokens supervised, "
         f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}, "
         f"{source.padding_share:.0%} padding"
@@ -179,7 +179,7 @@ def batch_source(
             student.tokenizer.pad_token_id,
             student.decoder_start(training.prompt or student.prompt),
             buckets=config.buckets,
-            pack=config.pack,
+            pack_length=config.pack_length,
             input_steps=config.input_steps,
             host=host,
         ),
@@ -200,14 +200,14 @@ def loss_weights(config: Config, tokenized: TokenizedSet, weights: Ragged | None
     """w_j of Eq. 15, float32, as the loss takes them; None where all are 1.
 
     In this order: each becomes the mean weight in its context, of `distill.weight_context` tokens;
-    none is below `distill.least_weight`; with `distill.step_start_weight="answer"`
+    none is below `distill.min_weight`; with `distill.step_start_weight="answer"`
     the first token of each step has weight 1; with `distill.rescale_weights="mean"` all others are
     divided by their mean within the rationale, so that the mean of all is 1.
     """
     if weights is None:
         return None
     weights = weights_by_context(weights, tokenized.targets, config.weight_context)
-    values = np.maximum(weights.values, np.float32(config.least_weight))
+    values = np.maximum(weights.values, np.float32(config.min_weight))
     kept = np.ones(len(values), bool)
     if config.step_start_weight == "answer":
         kept = ~step_starts(tokenized)[in_rationale(tokenized)]
@@ -228,9 +228,9 @@ def training_plan(config: Config, source: BatchSource, phase_steps: int = 0) -> 
 
 def check_layout(config: Config, student: Student) -> None:
     """Raises a `UserError` where `distill` asks for rows that the student cannot read."""
-    if config.pack and not student.decoder_only:
+    if config.pack_length and not student.decoder_only:
         raise UserError(
-            f"distill.pack={config.pack}: the student {student.model!r} has an "
+            f"distill.pack_length={config.pack_length}: the student {student.model!r} has an "
             "encoder, and only decoder-only students' rows are packed; expected 0."
         )
     if student.decoder_only and config.input_steps == "encoder":

@@ -25,7 +25,7 @@ from kpod_jax.models.student import Student, load_student
 from kpod_jax.parallel import processes, sharding
 from kpod_jax.schedule.difficulty import score_steps
 from kpod_jax.schedule.protocol import Feedback
-from kpod_jax.schedule.schedule import Schedule, make_schedule, start_steps_of
+from kpod_jax.schedule.schedule import Schedule, make_schedule, training_schedule
 from kpod_jax.stages import STAGES
 from kpod_jax.training.loop import Hooks, Recording
 from kpod_jax.utils import environment, files, stage_cache
@@ -76,11 +76,13 @@ def run(
     schedule = stage(  # Eq. 9-13
         "schedule", make_schedule, config.schedule, student, data, difficulty, phases, mesh
     )
-    start_steps = lazily(start_steps_of, config.schedule, schedule, data, difficulty, phases, root)
+    start_steps = lazily(
+        training_schedule, config.schedule, schedule, data, difficulty, phases, root
+    )
     hooks = lazily(make_hooks, config, student, data, weights, start_steps, mesh)
     stage(  # Eq. 15
         "distill", distill, config.distill, student, examples, weights, start_steps, mesh,
-        hooks=hooks, recording=Recording(root, **config.watch),
+        hooks=hooks, recording=Recording(root, **config.monitoring),
     )  # fmt: skip
     trained = lazily(
         read_trained, config.eval.checkpoint, student, mesh, root, config.distill.epochs > 0
@@ -106,7 +108,7 @@ def method_examples(config: Config, student: Student, data: Data) -> baselines.T
 def num_phases(config: Config, student: Student, examples: baselines.TrainingSet) -> int:
     """Phases of the training."""
     source = batch_source(config.distill, student, examples)
-    return training_plan(config.distill, source, config.schedule.stage_steps).phases
+    return training_plan(config.distill, source, config.schedule.phase_steps).phases
 
 
 def make_hooks(
@@ -117,7 +119,7 @@ def make_hooks(
     def begin_phase(phase: int, params: Any) -> None:
         found = score_steps(
             config.difficulty, student, data, weights, mesh, params=params,
-            bucket_rows=config.distill.batch_size, label=f"Losses before stage {phase}",
+            bucket_rows=config.distill.batch_size, label=f"Losses before phase {phase}",
         )  # fmt: skip
         start_steps.begin(phase, Feedback(found))
 

@@ -60,7 +60,9 @@ def _checkpoints(config: Config, workdir: Workdir | None) -> dict[str, Any]:
 
 
 _RECORDS = ("records/train.jsonl", f"{prepare.TOKENS}.npy", f"{prepare.TOKENS}.json")
-_LENGTH = [f"distill.{key}" for key in ("epochs", "batch_size", "max_steps", "buckets", "pack")]
+_LENGTH = [
+    f"distill.{key}" for key in ("epochs", "batch_size", "max_steps", "buckets", "pack_length")
+]
 
 STAGES: dict[str, Stage] = {
     "rationales": Stage(

@@ -88,7 +88,7 @@ def test_your_records_and_your_model(tmp_path):
     student = kpod.load_student(tiny.pop("model"), **tiny)
     data = kpod.prepare_data({"train": records[:6], "validation": records[6:]}, student)
     config = kpod.load_config(**{k: v for k, v in SHORT.items() if k.startswith("weighting")})
-    config.weighting.update({"fit": "same", "reading_steps": 1, "masking_steps": 0})
+    config.weighting.update({"fit": "same", "fit_unmasked_steps": 1, "fit_masked_steps": 0})
     weights = kpod.learn_token_weights(config.weighting, student, data)
     assert [len(w) for w in weights] == data.train.rationale_lengths.tolist()
     difficulty = kpod.score_steps(config.difficulty, student, data, list(weights))

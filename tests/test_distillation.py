@@ -36,9 +36,9 @@ def found(weights: Ragged | None = STORED, **options: Any) -> Any:
             np.array([2.375 / 7, 2 / 7, 2.125 / 6, 2 / 7, 2.375 / 7]),
         ),
         ({"step_start_weight": "learned"}, [0, 0.25, 0.5, 0.125, 0.75]),
-        ({"step_start_weight": "learned", "least_weight": 0.5}, [0.5, 0.5, 0.5, 0.5, 0.75]),
+        ({"step_start_weight": "learned", "min_weight": 0.5}, [0.5, 0.5, 0.5, 0.5, 0.75]),
         ({}, [1, 0.25, 1, 0.125, 1]),
-        ({"least_weight": 0.5}, [1, 0.5, 1, 0.5, 1]),
+        ({"min_weight": 0.5}, [1, 0.5, 1, 0.5, 1]),
         # The mean of the first is 0.21875, of the second 0.75.
         (
             {"step_start_weight": "learned", "rescale_weights": "mean"},
@@ -46,7 +46,7 @@ def found(weights: Ragged | None = STORED, **options: Any) -> Any:
         ),
         # The mean of the others is 0.1875; with the floor it is 0.225.
         ({"rescale_weights": "mean"}, [1, 4 / 3, 1, 2 / 3, 1]),
-        ({"rescale_weights": "mean", "least_weight": 0.2}, [1, 10 / 9, 1, 8 / 9, 1]),
+        ({"rescale_weights": "mean", "min_weight": 0.2}, [1, 10 / 9, 1, 8 / 9, 1]),
     ],
 )
 def test_the_losss_weights_by_hand(options, expected):

@@ -57,9 +57,9 @@ SMALL = {
     "distill.buckets": 1,
     "distill.log_every": 1,
     "distill.checkpoint_every": 1,
-    "distill.keep": 9,
+    "distill.max_to_keep": 9,
     "eval.max_new_tokens": 4,
-    "schedule.stage_steps": 0,
+    "schedule.phase_steps": 0,
 }
 
 
@@ -178,7 +178,7 @@ class Nothing:
     pass
 
 
-class Rowless(sources.own.OwnDataSet):  # pyright: ignore
+class Rowless(sources.custom.CustomDataSet):  # pyright: ignore
     pass
 
 
@@ -193,9 +193,9 @@ HERE = "tests.test_examples"
 @pytest.mark.parametrize(
     ("key", "name", "said"),
     [
-        ("data.name", "Nothing", "is no subclass of kpod_jax.data.own.OwnDataSet"),
+        ("data.name", "Nothing", "is no subclass of kpod_jax.data.custom.CustomDataSet"),
         ("data.name", "Rowless", "has no rows"),
-        ("eval.ood", "Nothing", "is no subclass of kpod_jax.data.own.OwnDataSet"),
+        ("eval.ood", "Nothing", "is no subclass of kpod_jax.data.custom.CustomDataSet"),
         ("distill.loss", "NOTHING", "is no function"),
         ("distill.loss", "scalar", "expected a loss for each token: shape (2, 3), float32"),
         ("student.family", "Nothing", "is no kpod_jax.models.families.Family"),
@@ -246,7 +246,7 @@ def test_a_loss_of_ones_own_counts_as_cross_entropy_does():
 def test_a_loss_of_ones_own_is_for_methods_that_have_none():
     assert train_step.loss_of("cross_entropy") is train_step.cross_entropy
     with pytest.raises(UserError, match="the method has a loss of its own"):
-        train_step.loss_of(OWN["distill.loss"], MccKd.faults)  # pyright: ignore
+        train_step.loss_of(OWN["distill.loss"], MccKd.config_errors)  # pyright: ignore
 
 
 def test_data_of_ones_own_is_judged_as_files_are(tmp_path, monkeypatch):
@@ -266,7 +266,7 @@ def test_data_of_ones_own_is_judged_as_files_are(tmp_path, monkeypatch):
     assert len(rows) == SIZES["test"]
     broken = [rows[0] | {"id": "a"}, {"question": "1 + 1?"}, "text", rows[1] | {"id": "a"}]
     monkeypatch.setattr(Sums, "rows", lambda self, split: broken)
-    found, bad = sources.load_records(OWN["data.name"], "test", max_bad_share=1)
+    found, bad = sources.load_records(OWN["data.name"], "test", max_rejected_fraction=1)
     assert [record.id for record in found] == ["a"]
     reasons = " ".join(one.reason for one in bad)
     assert "has no 'answer'" in reasons and "is 'text'; expected a mapping" in reasons

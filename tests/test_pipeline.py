@@ -41,8 +41,8 @@ KEYS = {
     "distill.log_every": 1,
     "eval.max_new_tokens": 8,
     # A stage is an epoch, and half of them have suffixes.
-    "schedule.stage_steps": 0,
-    "schedule.ramp_share": 0.5,
+    "schedule.phase_steps": 0,
+    "schedule.ramp_fraction": 0.5,
     # These tests are about the machinery; token weights have tests of their own.
     "weighting.weights": "uniform",
 }
@@ -384,7 +384,12 @@ def test_a_curriculum_that_follows_the_student(finished, here, tmp_path, capsys)
     rows = np.load(workdir / "start_steps.npz")["start_steps"]
     assert rows.shape == (4, 40)
     shares = [int((row == 0).sum()) for row in rows]
-    assert shares == [12, 26, 40, 40]  # From initial_share=0.3 of the examples at stage 0 to all.
+    assert shares == [
+        12,
+        26,
+        40,
+        40,
+    ]  # From initial_fraction=0.3 of the examples at stage 0 to all.
     assert "left out" in (workdir / "report.html").read_text()
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     assert sum(row.get("supervised_tokens", 0) for row in steps) == sum(supervised(workdir))
@@ -497,8 +502,8 @@ def test_every_stage_runs_on_gsm8k_with_t5_base(tmp_path, shared_data):
         "--config.data.test_examples=4",
         "--config.weighting.min_gap=-100.0",
         "--config.weighting.allow_failed=True",
-        "--config.weighting.reading_steps=2",
-        "--config.weighting.masking_steps=2",
+        "--config.weighting.fit_unmasked_steps=2",
+        "--config.weighting.fit_masked_steps=2",
         "--config.weighting.steps=2",
         "--config.weighting.batch_size=4",
         "--config.distill.epochs=2",

@@ -35,7 +35,7 @@ def table(config: T5Config = _CONFIG, rounds: int = _ROUNDS) -> Iterator[str]:
     now = interleaved.clock()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
-        with Checkpoints(path / "ours", keep=1) as checkpoints:
+        with Checkpoints(path / "ours", max_to_keep=1) as checkpoints:
             for number in range(rounds + 1):
                 began, real = now(), time.perf_counter()
                 checkpoints.save(number, state)

@@ -155,7 +155,7 @@ def shorten(config: Config) -> None:
     config.data.test_examples = 48
     config.weighting.steps = 10
     config.weighting.allow_failed = True
-    config.schedule.stage_steps = 0
+    config.schedule.phase_steps = 0
     config.distill.epochs = min(config.distill.epochs, 4)
 
 

@@ -16,7 +16,7 @@ SETTINGS = {
     "beta": ("schedule.beta", (10.0, 12.0, 14.0, 16.0)),
     "p": ("schedule.p", (0.5, 1.0, 1.5, 2.0)),
     "clusters": ("schedule.clusters", (3, 5, 7, 9)),
-    "initial_share": ("schedule.initial_share", (0.1, 0.2, 0.3, 0.4)),
+    "initial_fraction": ("schedule.initial_fraction", (0.1, 0.2, 0.3, 0.4)),
 }
 
 

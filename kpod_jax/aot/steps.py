@@ -27,7 +27,7 @@ from kpod_jax.training.train_step import (
     make_train_step,
 )
 from kpod_jax.weighting import learn, weigh
-from kpod_jax.weighting.problems import Problems
+from kpod_jax.weighting.answerer_batch import AnswererBatch
 
 STEPS = ("train", "fit", "learn", "fill", "decode")
 _ANSWER_TOKENS = 16  # More than those of the data sets' answers, of which weighting makes batches.
@@ -109,9 +109,9 @@ def train_step(job: Job) -> Step:
     source, target = _lengths(job)
     if config.input_steps == "encoder":
         source += target
-    if config.pack:
-        source, target = 0, config.pack
-    batch = batch_of(config.batch_size, source, target, mesh, packed=config.pack > 0)
+    if config.pack_length:
+        source, target = 0, config.pack_length
+    batch = batch_of(config.batch_size, source, target, mesh, packed=config.pack_length > 0)
     rows = _rows(config.batch_size // config.micro_batches, mesh)
     return Step(
         "train",
@@ -155,16 +155,16 @@ def fit_step(job: Job) -> Step:
     """The answerer's step."""
     config, answerer = job.config.weighting, job.answerer
     params = answerer.abstract(job.mesh)
-    optimizer = learn.answerer_optimizer(config.answerer_learning_rate, 1000)
+    optimizer = learn.answerer_optimizer(config.fit_learning_rate, 1000)
     state = abstract_state(params, optimizer)["opt_state"]
     learner = weigh.make_learner(answerer, _embeddings(job), config)
-    problems = _problems(job)
+    batch = _answerer_batch(job)
     masked = jax.ShapeDtypeStruct((), jnp.bool_)
     return Step(
         "fit",
         learn.make_fit_step(learner, optimizer),
-        (params, state, problems, _key(), masked),
-        {"parameters": params, "optimiser state": state, "batch": problems},
+        (params, state, batch, _key(), masked),
+        {"parameters": params, "optimiser state": state, "batch": batch},
         gradients=params,
         beside=(params, _embeddings(job)),  # As they were before.
     )
@@ -173,11 +173,11 @@ def fit_step(job: Job) -> Step:
 def learn_step(job: Job) -> Step:
     """The generator's step."""
     config, answerer = job.config.weighting, job.answerer
-    embeddings, problems = _embeddings(job), _problems(job)
+    embeddings, batch = _embeddings(job), _answerer_batch(job)
     learner = weigh.make_learner(answerer, embeddings, config)
     optimizer = learn.generator_optimizer(config.learning_rate, config.clip_norm, config.steps)
-    hidden = jax.ShapeDtypeStruct((*problems.rationale.shape, embeddings.shape[1]), jnp.float32)
-    made = jax.eval_shape(learner.generator.init, _key(), hidden, problems.rationale_mask)
+    hidden = jax.ShapeDtypeStruct((*batch.rationale.shape, embeddings.shape[1]), jnp.float32)
+    made = jax.eval_shape(learner.generator.init, _key(), hidden, batch.rationale_mask)
     whole = sharding.replicated(job.mesh)
     params = _placed(made["params"], jax.tree.map(lambda _: whole, made["params"]))
     state = abstract_state(params, optimizer)["opt_state"]
@@ -185,11 +185,11 @@ def learn_step(job: Job) -> Step:
     return Step(
         "learn",
         learn.make_learn_step(learner, optimizer),
-        (params, state, answerer_params, embeddings, problems, _key(), 0.5, 1.0),
+        (params, state, answerer_params, embeddings, batch, _key(), 0.5, 1.0),
         {
             "parameters": (params, answerer_params, embeddings),
             "optimiser state": state,
-            "batch": problems,
+            "batch": batch,
         },
         gradients=params,
         beside=answerer_params,  # As they were before the answerer was fit.
@@ -270,7 +270,7 @@ def _embeddings(job: Job) -> Any:
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.replicated(job.mesh))
 
 
-def _problems(job: Job) -> Problems:
+def _answerer_batch(job: Job) -> AnswererBatch:
     """A batch for the answerer, as `MaskLearner.place` puts it on the mesh."""
     rows, (source, target) = job.config.weighting.batch_size, _lengths(job)
     where = sharding.whole_sharding((rows,), job.mesh)
@@ -283,4 +283,4 @@ def _problems(job: Job) -> Problems:
 
     rationale, mask = pair(target)
     arrays = [*pair(source), rationale, mask, mask, *pair(_ANSWER_TOKENS)]
-    return Problems(*arrays)  # pyright: ignore
+    return AnswererBatch(*arrays)  # pyright: ignore

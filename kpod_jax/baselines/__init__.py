@@ -74,7 +74,7 @@ def prompt_of(config: Config, student: Student) -> str:
     return student.prompt if method is None else student.resolve_prompt(method.prompt)
 
 
-def faults(config: Config) -> list[str]:
+def config_errors(config: Config) -> list[str]:
     """What is wrong with a configuration for its method, a line each."""
     method = class_of(config.method)
     if method is None:
@@ -89,7 +89,7 @@ def faults(config: Config) -> list[str]:
         )
         if value != wanted
     ]
-    return found + method.faults(config)
+    return found + method.config_errors(config)
 
 
 def settings(config: Config) -> dict[str, Any]:

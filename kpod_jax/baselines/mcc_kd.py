@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
+from kpod_jax.baselines.protocol import Example, Method, Objective, row_layout_errors
 from kpod_jax.data import pairs, sources
 from kpod_jax.data.batches import Batch
 from kpod_jax.data.buckets import padded, round_up
@@ -32,9 +32,9 @@ class MccKd(Method):
     keys = ("consistency_weight", "diverse_rationales", "ngram")
 
     @classmethod
-    def faults(cls, config: Any) -> list[str]:
+    def config_errors(cls, config: Any) -> list[str]:
         """Pairs take two rationales of a question, and two rows of a part of a batch."""
-        data, distill, found = config.data, config.distill, faults_of_rows(config)
+        data, distill, found = config.data, config.distill, row_layout_errors(config)
         several = f"several rationales of a question for {config.method}, which compares them"
         if data.name in sources.PUBLISHED and not data.rationales:
             found.append(

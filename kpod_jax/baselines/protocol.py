@@ -88,14 +88,14 @@ class Objective:
     note: str = ""
 
 
-def faults_of_rows(config: Any) -> list[str]:
+def row_layout_errors(config: Any) -> list[str]:
     """What is wrong with a configuration for a loss that looks at places of a batch's rows."""
     distill = config.distill
     return [
         f"distill.{key}={value!r}: expected {expected!r} for {config.method}, whose loss looks at "
         "places of a row, which this moves"
         for key, value, expected in (
-            ("pack", distill.pack, 0),
+            ("pack_length", distill.pack_length, 0),
             ("input_steps", distill.input_steps, "decoder"),
         )
         if value != expected
@@ -118,7 +118,7 @@ class Method(abc.ABC):
         self.setting = setting
 
     @classmethod
-    def faults(cls, config: Any) -> list[str]:
+    def config_errors(cls, config: Any) -> list[str]:
         """What is wrong with a whole configuration for this method, a line each."""
         del config
         return []

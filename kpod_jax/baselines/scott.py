@@ -31,7 +31,7 @@ class Scott(Method):
     file_keys = ("counterfactuals",)
 
     @classmethod
-    def faults(cls, config: Any) -> list[str]:
+    def config_errors(cls, config: Any) -> list[str]:
         """Counterfactual rationales must come from somewhere."""
         if config.data.name == "arithmetic" or config.baseline.counterfactuals:
             return []

@@ -17,7 +17,7 @@ from jax.scipy.special import xlogy
 
 from kpod_jax.baselines import distributions
 from kpod_jax.baselines.answer_only import one_each, without_steps
-from kpod_jax.baselines.protocol import Example, Method, Objective, faults_of_rows
+from kpod_jax.baselines.protocol import Example, Method, Objective, row_layout_errors
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.training import losses
@@ -35,11 +35,11 @@ _CHUNK = 32  # Positions whose logits are held at a time.
 class SpecializedKd(Method):
     """Two examples a rationale, and two a question."""
 
-    keys = ("answer_prompt", "formats", "format_shares", "demonstrations", "distributions")
+    keys = ("answer_prompt", "formats", "format_weights", "demonstrations", "distributions")
     file_keys = ("distributions",)
 
     @classmethod
-    def faults(cls, config: Any) -> list[str]:
+    def config_errors(cls, config: Any) -> list[str]:
         """Formats have names, and the student is asked in one that it knows."""
         formats = tuple(config.baseline.formats)
         if not set(formats) <= set(FORMATS) or len(set(formats)) < len(formats):
@@ -48,13 +48,13 @@ class SpecializedKd(Method):
             return [
                 f"baseline.formats={formats!r}: expected {FORMATS[1]}, which students are asked in"
             ]
-        shares = tuple(config.baseline.format_shares)
+        shares = tuple(config.baseline.format_weights)
         if len(shares) != len(FORMATS) or not all(_is_positive(share) for share in shares):
             return [
-                f"baseline.format_shares={shares!r}: expected numbers above 0, one for each of "
+                f"baseline.format_weights={shares!r}: expected numbers above 0, one for each of "
                 f"{FORMATS}"
             ]
-        return faults_of_rows(config) if config.baseline.distributions else []
+        return row_layout_errors(config) if config.baseline.distributions else []
 
     @property
     def notes(self) -> Sequence[str]:
@@ -70,7 +70,7 @@ class SpecializedKd(Method):
     @property
     def shares(self) -> Mapping[str, float]:
         """Those of the formats that there are, which `task_weights` scales to sum to 1."""
-        return dict(zip(FORMATS, self.setting.options["format_shares"], strict=True))
+        return dict(zip(FORMATS, self.setting.options["format_weights"], strict=True))
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """Each rationale, and each question's answer, alone and with as many others as fit."""

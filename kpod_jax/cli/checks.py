@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from kpod_jax import baselines
 from kpod_jax.config.defaults import METHODS, Config, flatten
-from kpod_jax.data import own, sources
+from kpod_jax.data import custom, sources
 from kpod_jax.data.published import SPLITS
 from kpod_jax.models import families
 from kpod_jax.training import losses
@@ -60,7 +60,7 @@ _INFINITY = float("inf")
 # Lowest and highest value, both allowed.
 RANGES = {
     "data.arithmetic.verbosity": (0, 1),
-    "data.max_bad_share": (0, 1),
+    "data.max_rejected_fraction": (0, 1),
     "teacher.samples": (1, 1000),
     "teacher.temperature": (-1, 2),
     "teacher.top_p": (0, 1),
@@ -74,11 +74,11 @@ RANGES = {
     "student.max_target_tokens": (8, _INFINITY),
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
-    "weighting.judged_examples": (1, _INFINITY),
+    "weighting.eval_examples": (1, _INFINITY),
     "weighting.mask_samples": (2, _INFINITY),
     "weighting.exploration": (0, 0.49),
     "weighting.initial_weight": (0.01, 0.99),
-    "weighting.clear_share": (0, 1),
+    "weighting.fit_unmasked_fraction": (0, 1),
     "weighting.steps": (1, _INFINITY),
     "weighting.batch_size": (1, _INFINITY),
     "weighting.clip_norm": (1e-6, _INFINITY),
@@ -86,23 +86,23 @@ RANGES = {
     "weighting.temperature_start": (1e-3, _INFINITY),
     "weighting.temperature_end": (1e-3, _INFINITY),
     "weighting.min_gap": (-_INFINITY, _INFINITY),
-    "weighting.hidden": (1, _INFINITY),
-    "weighting.heads": (1, _INFINITY),
+    "weighting.hidden_size": (1, _INFINITY),
+    "weighting.num_heads": (1, _INFINITY),
     "difficulty.batch_size": (1, _INFINITY),
     "schedule.p": (-0.999, _INFINITY),
-    "schedule.initial_share": (0, 1),
-    "schedule.ramp_share": (0, 1),
+    "schedule.initial_fraction": (0, 1),
+    "schedule.ramp_fraction": (0, 1),
     "schedule.clusters": (1, _INFINITY),
     "schedule.growth": (1, _INFINITY),
     "schedule.mixing": (0, 1),
     "distill.weight_context": (0, _INFINITY),
-    "distill.least_weight": (0, 1),
+    "distill.min_weight": (0, 1),
     "distill.buckets": (1, _INFINITY),
     "distill.batch_size": (1, _INFINITY),
     "distill.micro_batches": (1, _INFINITY),
     "distill.log_every": (1, _INFINITY),
     "distill.checkpoint_every": (1, _INFINITY),
-    "distill.keep": (1, _INFINITY),
+    "distill.max_to_keep": (1, _INFINITY),
     "baseline.counterfactual_weight": (0, 1),
     "baseline.diverse_rationales": (2, _INFINITY),
     "baseline.ngram": (1, _INFINITY),
@@ -122,66 +122,66 @@ def check(config: Config) -> None:
     Raises:
       UserError: one message that names each key at fault, its value and what was expected.
     """
-    faults = []
+    errors = []
     for key, value in flatten(config).items():
         if key in CHOICES:
             if value not in CHOICES[key]:
-                faults += _choice_faults(key, value)
+                errors += _choice_faults(key, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             low, high = RANGES.get(key, (0, _INFINITY))
             if not low <= value <= high:
                 bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
-                faults.append(f"{key}={value!r}: expected {bound}")
+                errors.append(f"{key}={value!r}: expected {bound}")
     for block, key, field in (
         ("student", "prompt", "{question}"),
         ("student", "answer_template", "{answer}"),
         ("baseline", "answer_prompt", "{question}"),
     ):
         if config[block][key].count(field) != 1:
-            faults.append(f"{block}.{key}={config[block][key]!r}: expected {field} once in it")
-    faults += _teacher_faults(config.teacher)
+            errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} once in it")
+    errors += _teacher_faults(config.teacher)
     if config.distill.batch_size % config.distill.micro_batches:
-        faults.append(
+        errors.append(
             f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
             f"distill.batch_size={config.distill.batch_size}"
         )
     if config.distill.equal_tokens and config.schedule.curriculum in ("full", "spl", "acl"):
-        faults.append(
+        errors.append(
             f"distill.equal_tokens=True: schedule.curriculum={config.schedule.curriculum!r} is not "
             "one whose tokens are fewer and known before training; expected kpod or icl"
         )
     if config.eval.samples > 1 and not config.eval.temperature:
-        faults.append(
+        errors.append(
             f"eval.samples={config.eval.samples}: expected eval.temperature above 0, as greedy "
             "generations are all the same"
         )
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
-        faults.append("mesh: expected at most one axis of -1")
+        errors.append("mesh: expected at most one axis of -1")
     learned = config.weighting.weights == "learned"
     if learned and config.weighting.fit == "fresh" and config.data.name != "arithmetic":
-        faults.append(
+        errors.append(
             f"weighting.fit='fresh': data set {config.data.name} has no fresh problems; "
             "expected other_fold"
         )
     low, high = config.data.arithmetic.operations
     if not 1 <= low <= high <= 8:
-        faults.append(
+        errors.append(
             f"data.arithmetic.operations={(low, high)}: expected the least and the most, of 1 to 8"
         )
     if config.data.name in ("jsonl", "csv") and not config.data.path:
         end = config.data.name
-        faults.append(f"data.path='': expected the folder of train.{end}, validation.{end}, …")
+        errors.append(f"data.path='': expected the folder of train.{end}, validation.{end}, …")
     if config.data.name == "huggingface" and not config.data.path:
-        faults.append("data.path='': expected a directory, or a data set's id on the hub")
+        errors.append("data.path='': expected a directory, or a data set's id on the hub")
     if config.data.name == "asdiv" and config.data.splits == "official":
-        faults.append("data.splits='official': ASDiv has no splits of its own; expected paper")
-    faults += _ood_faults(config.eval)
+        errors.append("data.splits='official': ASDiv has no splits of its own; expected paper")
+    errors += _ood_faults(config.eval)
     checkpoint = str(config.eval.checkpoint)
     if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
-        faults.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")
-    faults += baselines.faults(config)
-    if faults:
-        raise UserError("The configuration cannot be used:\n  " + "\n  ".join(faults))
+        errors.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")
+    errors += baselines.config_errors(config)
+    if errors:
+        raise UserError("The configuration cannot be used:\n  " + "\n  ".join(errors))
 
 
 def _choice_faults(key: str, value: object) -> list[str]:
@@ -194,7 +194,7 @@ def _choice_faults(key: str, value: object) -> list[str]:
         instead += f", or a {FILES[key]} file" if key in FILES else ""
         return [f"{key}={value!r}: expected one of {known}{instead}"]
     load: Callable[[str], object] = {
-        "data.name": own.class_of,
+        "data.name": custom.class_of,
         "distill.loss": losses.token_loss_of,
         "student.family": families.own_family,
     }.get(key, functools.partial(plugins.load, key=key))
@@ -212,8 +212,8 @@ def _ood_faults(options: Config) -> list[str]:
     if not all(plugins.is_path(n) or n in known for n in names) or len(set(names)) < len(names):
         return [f"eval.ood={names!r}: expected different names of {', '.join(known)}"]
     for name in names:
-        if name not in known and (faults := _choice_faults("data.name", name)):
-            return faults
+        if name not in known and (errors := _choice_faults("data.name", name)):
+            return errors
     if paths and len(paths) != len(names):
         return [
             f"eval.ood_paths={paths!r}: expected a folder, or '', for each of eval.ood={names!r}"
@@ -225,24 +225,24 @@ def _ood_faults(options: Config) -> list[str]:
 
 
 def _teacher_faults(teacher: Config) -> list[str]:
-    faults = []
+    errors = []
     if teacher.prompt.count("{question}") != 1:
-        faults.append(f"teacher.prompt={teacher.prompt!r}: expected {{question}} once in it")
+        errors.append(f"teacher.prompt={teacher.prompt!r}: expected {{question}} once in it")
     if teacher.samples > 1 and not teacher.temperature:
-        faults.append(
+        errors.append(
             f"teacher.samples={teacher.samples}: expected teacher.temperature above 0, as answers "
             "are all the same without it"
         )
     if "@" in teacher.base_url or "?" in teacher.base_url:  # It is not shown: it may hold a secret.
-        faults.append(
+        errors.append(
             "teacher.base_url: expected an address without user, password or query; the key "
             "comes from the environment variable OPENAI_API_KEY"
         )
     elif teacher.base_url and not re.match(r"https?://[^/\s]", teacher.base_url):
-        faults.append(
+        errors.append(
             f"teacher.base_url={teacher.base_url!r}: expected an address such as "
             "http://localhost:8000/v1"
         )
     if teacher.batch == "read" and not teacher.batch_results:
-        faults.append("teacher.batch_results='': expected the file that teacher.batch='read' reads")
-    return faults
+        errors.append("teacher.batch_results='': expected the file that teacher.batch='read' reads")
+    return errors

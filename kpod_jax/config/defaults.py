@@ -12,6 +12,7 @@ import ml_collections
 
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.renamed import ConfigDict
 
 # A ConfigDict, whose values type checkers cannot know.
 Config: TypeAlias = Any
@@ -51,12 +52,12 @@ def method_name(method: str) -> str:
 
 def get_config() -> Config:
     """The whole tree, locked: a key that is not here does not exist."""
-    config = ml_collections.ConfigDict()
+    config = ConfigDict()
     config.method = "kpod"  # A name of METHODS, or package.module:Class, your own
     # (docs/extending.md); set it with `apply_method`.
     config.seed = 0  # Of everything random: shuffling, masks, dropout, clusters.
 
-    data = config.data = ml_collections.ConfigDict()
+    data = config.data = ConfigDict()
     data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,
     # commonsense_qa; jsonl, csv, huggingface (your own; docs/data.md), or package.module:Class, a
     # reader of yours (docs/extending.md).
@@ -66,25 +67,29 @@ def get_config() -> Config:
     # hub; empty: the data set's own solutions.
     data.rationales_per_question = 1  # Most of a training question; each is an example. 0: all that
     # the teacher's file has. The built-in task makes as many as are asked for.
-    columns = data.columns = ml_collections.ConfigDict()  # What your data, or else the teacher's
+    columns = data.columns = ConfigDict()  # What your data, or else the teacher's
     # file, call their columns.
     columns.question = "question"  # The question's.
     columns.rationale = "rationale"  # The rationale's.
     columns.answer = "answer"  # The gold answer's.
     columns.id = "id"  # The id's; records without one are called by file and line.
-    data.cache = ""  # Where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data.cache_dir = (
+        ""  # Where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
+    )
     data.train_examples = 0  # First so many questions of the training split; 0: all.
     data.validation_examples = 0  # Likewise, of the validation split.
     data.test_examples = 0  # Likewise, of the test split.
     data.answer_kind = ""  # What is looked for in a generation: number, choice, yes_no; empty: the
     # data set's own kind, number for your own data.
-    arithmetic = data.arithmetic = ml_collections.ConfigDict()  # The built-in task.
+    arithmetic = data.arithmetic = ConfigDict()  # The built-in task.
     arithmetic.verbosity = 0.6  # How much filler its rationales have. [0, 1]
     arithmetic.operations = (2, 4)  # Least and most operations of a problem.
-    data.max_bad_share = 0.01  # Share of unusable records from which on the run stops. [0, 1]
+    data.max_rejected_fraction = (
+        0.01  # Share of unusable records from which on the run stops. [0, 1]
+    )
     data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
 
-    teacher = config.teacher = ml_collections.ConfigDict()  # --mode=teach, see docs/teacher.md.
+    teacher = config.teacher = ConfigDict()  # --mode=teach, see docs/teacher.md.
     teacher.model = ""  # Its name at the endpoint.
     teacher.base_url = ""  # Of an OpenAI-compatible endpoint; empty: OPENAI_BASE_URL, else OpenAI.
     # The key comes from OPENAI_API_KEY alone.
@@ -114,7 +119,7 @@ def get_config() -> Config:
     teacher.batch_results = ""  # The file of results that batch=read takes in.
 
     # See docs/students.md.
-    student = config.student = ml_collections.ConfigDict()
+    student = config.student = ConfigDict()
     student.model = "kpod_jax/assets/tiny_t5"  # Directory, id on the Hugging Face hub, GGUF file;
     # with init=random a config.json will do.
     student.family = ""  # package.module:FAMILY: an architecture of yours (docs/extending.md).
@@ -131,7 +136,7 @@ def get_config() -> Config:
     student.answer_template = "Therefore, the answer is {answer}."  # Ends a rationale. [paper]
     student.max_question_tokens = 256  # Longest prompt; a longer record is rejected by name.
     student.max_target_tokens = 384  # Longest rationale and answer; likewise rejected.
-    lora = student.lora = ml_collections.ConfigDict()
+    lora = student.lora = ConfigDict()
     lora.rank = 0  # 0 trains all parameters.
     lora.alpha = 16.0  # Scale of the adapters is alpha / rank. [ours]
     lora.dropout = 0.0  # On the adapters' input. [0, 1)
@@ -140,7 +145,7 @@ def get_config() -> Config:
     lora.base_dtype = "float32"  # Of the frozen weights: float32, bfloat16 or int8.
 
     # See docs/token_weighting.md.
-    weighting = config.weighting = ml_collections.ConfigDict()
+    weighting = config.weighting = ConfigDict()
     weighting.weights = "learned"  # learned (Eq. 2-7); uniform: every w_j = 1; or a .npz file with
     # weights of your own, of the form of token_weights.npz.
     weighting.answerer = ""  # Directory or hub id; empty: the student.
@@ -159,9 +164,9 @@ def get_config() -> Config:
     weighting.batch_size = 32  # Examples a step. [ours]
     weighting.learning_rate = 3e-3  # Of the generator, Adam. [ours]
     weighting.clip_norm = 1.0  # Of its gradient. [ours]
-    weighting.judge_every = 25  # Steps between looks at the held-out objective; the generator with
+    weighting.eval_every = 25  # Steps between looks at the held-out objective; the generator with
     # the lowest is taken. 0: none, and the last one is taken. [ours]
-    weighting.judged_examples = 256  # Held-out examples at most, for that and for the gap. [ours]
+    weighting.eval_examples = 256  # Held-out examples at most, for that and for the gap. [ours]
     weighting.patience = 4  # Looks in a row without a lower one that end mask learning early.
     weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
     weighting.temperature_end = 0.5  # Approached until the last step. [ours]
@@ -173,51 +178,55 @@ def get_config() -> Config:
     # token, whatever its weight: what is never masked is never found to be needless. Above 0 the
     # gradient is that of the masks drawn, hence biased. [ours]
     weighting.initial_weight = 0.88  # w_j before training: a mask of less may let nothing through.
-    weighting.hidden = 64  # Width of the generator's MLP (Eq. 3). [ours]
-    weighting.heads = 4  # Of the generator's attention (Eq. 2). [ours]
+    weighting.hidden_size = 64  # Width of the generator's MLP (Eq. 3). [ours]
+    weighting.num_heads = 4  # Of the generator's attention (Eq. 2). [ours]
     weighting.allow_failed = False  # Goes on, with a warning, where held-out examples say that
     # keeping every token, or none, serves Eq. 7 better than the weights. For trials. [ours]
     weighting.fit = "other_fold"  # What the answerer is fit on: examples whose weights are not
     # being learned. other_fold: the other half of the training set; fresh: new problems of the
     # built-in task; same: the very examples, as in the paper, at the risk of memorisation.
-    weighting.fresh_examples = 4000  # New problems made for fit=fresh.
-    weighting.reading_steps = 300  # Steps on whole, unmasked rationales. [ours]
-    weighting.masking_steps = 600  # Then steps on masked prefixes. [ours]
-    weighting.clear_share = 0.5  # Of their rows, see the whole rationale, and likewise no mask.
-    weighting.answerer_learning_rate = 1e-3  # For both of these.
+    weighting.fit_fresh_examples = 4000  # New problems made for fit=fresh.
+    weighting.fit_unmasked_steps = 300  # Steps on whole, unmasked rationales. [ours]
+    weighting.fit_masked_steps = 600  # Then steps on masked prefixes. [ours]
+    weighting.fit_unmasked_fraction = (
+        0.5  # Of their rows, see the whole rationale, and likewise no mask.
+    )
+    weighting.fit_learning_rate = 1e-3  # For both of these.
     weighting.joint_learning_rate = 0.0  # Of the answerer while masks are learned; 0: frozen.
     weighting.min_gap = 0.5  # Least held-out gap of L_p, nats, between all and nothing masked.
 
-    difficulty = config.difficulty = ml_collections.ConfigDict()
+    difficulty = config.difficulty = ConfigDict()
     difficulty.weights = "learned"  # ŵ of Eq. 8: from the token weights, or uniform.
     difficulty.batch_size = 64  # Examples a scoring pass.
 
     # See docs/schedule.md.
-    schedule = config.schedule = ml_collections.ConfigDict()
+    schedule = config.schedule = ConfigDict()
     schedule.curriculum = "kpod"  # kpod (Eq. 9-13); full: whole rationales from the start; icl:
     # suffixes that grow by as much for all; spl, acl: the easiest examples first, by the current
     # loss or a mixture; package.module:Class: your own (kpod_jax/schedule/protocol.py).
-    schedule.stage_steps = 0  # Steps of a stage; 0: an epoch. [paper]
+    schedule.phase_steps = 0  # Steps of a phase; 0: an epoch. [paper]
     schedule.p = 0.5  # Exponent of the velocity (Eq. 10). [paper]
-    schedule.initial_share = 0.3  # C0 / B (Eq. 10). [paper]
+    schedule.initial_fraction = 0.3  # C0 / B (Eq. 10). [paper]
     schedule.beta = 12.0  # Weight of diversity (Eq. 12). [paper]
     schedule.clusters = 5  # K question clusters. [paper]
-    schedule.ramp_share = 0.5  # T as a share of the stages. [paper]
+    schedule.ramp_fraction = 0.5  # T as a fraction of the phases. [paper]
     schedule.solver = "greedy"  # greedy [ours] or ftgp [paper] (Eq. 13).
     schedule.vectors = ""  # What questions are clustered by: a GloVe or word2vec text file [paper:
     # GloVe], or a .npy file of a vector for each training record; empty: student embeddings.
-    schedule.growth = 1  # icl: steps by which suffixes grow at each stage. [ours]
+    schedule.growth = 1  # icl: steps by which suffixes grow at each phase. [ours]
     schedule.mixing = 0.5  # acl: share of the current loss, the rest being the initial one. [ours]
 
-    distill = config.distill = ml_collections.ConfigDict()
-    distill.epochs = 20  # An epoch is a stage.
+    distill = config.distill = ConfigDict()
+    distill.epochs = 20  # An epoch is a phase, unless schedule.phase_steps is set.
     distill.batch_size = 32  # Examples a step, over all devices.
     distill.buckets = 4  # Shapes of batches at most; each is compiled once.
-    distill.pack = 0  # Decoder-only: tokens of a row that holds several examples; batch_size then
+    distill.pack_length = (
+        0  # Decoder-only: tokens of a row that holds several examples; batch_size then
+    )
     # counts rows. 0: an example a row.
     distill.loss = "cross_entropy"  # Of a token, or package.module:function, your own
     # (docs/extending.md).
-    distill.least_weight = 0.0  # Token weights below it count as much as it says, for students
+    distill.min_weight = 0.0  # Token weights below it count as much as it says, for students
     # that have yet to learn to write what learned weights leave out. 0: none does. [ours]
     distill.weight_context = 2  # A token's weight is the mean of those that follow the same tokens,
     # so many, and favours no continuation [ours]; 0, as in the paper: w_j itself.
@@ -225,7 +234,7 @@ def get_config() -> Config:
     # goes on or answers. answer [ours]: 1, as the answer's tokens have, in input steps, too;
     # learned [paper]: w_j.
     distill.rescale_weights = "none"  # none [paper], or mean: a rationale's weights (but those of
-    # step_start_weight=answer) are divided by their mean, after least_weight. [ours]
+    # step_start_weight=answer) are divided by their mean, after min_weight. [ours]
     distill.equal_tokens = False  # True: whole rationales, every weight 1, as SCoTD learns them,
     # until as many rationale tokens were supervised as would be under the schedule. [ours]
     distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
@@ -239,18 +248,22 @@ def get_config() -> Config:
     distill.input_steps = "decoder"  # Where input steps are: decoder [ours], encoder [paper; T5].
     distill.log_every = 10  # Steps between lines of metrics.jsonl.
     distill.checkpoint_every = 200  # Steps between checkpoints; the last step is always saved.
-    distill.keep = 2  # Latest checkpoints kept, besides the best.
+    distill.max_to_keep = 2  # Latest checkpoints kept, besides the best.
     distill.validate_every = 0  # Epochs between validations by accuracy; 0: only at the end.
     distill.max_steps = 0  # Stops after so many steps; 0: after the epochs.
 
-    watch = config.watch = ml_collections.ConfigDict()  # Of the training; changes nothing in it.
-    watch.hang_seconds = 3600.0  # A process in which no step ends for so long stops with exit code
+    monitoring = config.monitoring = ConfigDict()  # Of the training; changes nothing in it.
+    monitoring.hang_seconds = (
+        3600.0  # A process in which no step ends for so long stops with exit code
+    )
     # 134, as when another host hangs; a compilation or a validation must fit in. 0: never.
-    watch.profile_steps = 0  # Steps that the profiler traces, into profile/, soon after the start.
+    monitoring.profile_steps = (
+        0  # Steps that the profiler traces, into profile/, soon after the start.
+    )
 
     # Methods' own keys, see docs/baselines.md. In brackets the source of the value: a method's
     # paper, its authors' code, or ours.
-    baseline = config.baseline = ml_collections.ConfigDict()
+    baseline = config.baseline = ConfigDict()
     baseline.answer_prompt = "Q: {question} A: Let's answer directly."  # answer_only,
     # specialized_kd, distilling_step_by_step: asks for an answer without a rationale. [ours]
     baseline.rationale_weight = 1.0  # distilling_step_by_step: λ of the rationale task. [code: its
@@ -267,20 +280,20 @@ def get_config() -> Config:
         "in_context_answer_only",
         "in_context_chain_of_thought",
     )
-    baseline.format_shares = (2.0, 5.0, 4.0, 20.0)  # specialized_kd: of the loss, in proportion:
+    baseline.format_weights = (2.0, 5.0, 4.0, 20.0)  # specialized_kd: of the loss, in proportion:
     # zero-shot answers and rationales, in-context answers and rationales. [code: of its 3B batches]
     baseline.demonstrations = 4  # specialized_kd: examples in an in-context prompt. [code: 4]
     baseline.distributions = ""  # specialized_kd: the teacher's token distributions, a JSONL file
     # (docs/baselines.md); empty: its text alone is matched.
 
     # Devices along each axis, whose product they are; -1 takes what is left. See docs/scale.md.
-    mesh = config.mesh = ml_collections.ConfigDict()
+    mesh = config.mesh = ConfigDict()
     mesh.data = -1  # Each has a copy of the parameters and rows of its own.
     mesh.fsdp = 1  # Parameters and optimiser state are split, and so are rows.
     mesh.tensor = 1  # Heads and hidden units are split.
 
     # See docs/evaluation.md.
-    evaluation = config.eval = ml_collections.ConfigDict()
+    evaluation = config.eval = ConfigDict()
     evaluation.split = "test"  # That is asked: train, validation or test.
     evaluation.checkpoint = "best"  # best (by validation accuracy), latest, or a step's number.
     evaluation.batch_size = 64  # Prompts that are answered at a time.
@@ -294,7 +307,7 @@ def get_config() -> Config:
     evaluation.ood_examples = 0  # First so many questions of each; 0: all.
 
     # See docs/students.md.
-    export = config.export = ml_collections.ConfigDict()
+    export = config.export = ConfigDict()
     export.lora = "merged"  # merged into the weights, or adapter: a directory that PEFT loads.
     export.dtype = "float32"  # Of the exported weights: float32 or bfloat16.
     return config.lock()

@@ -6,7 +6,7 @@ from typing import Any
 
 from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
-from kpod_jax.utils import files
+from kpod_jax.utils import environment, files, renamed
 from kpod_jax.utils.errors import UserError
 
 
@@ -22,7 +22,7 @@ def load_config(source: files.PathLike = "", **changes: Any) -> Config:
       UserError: there is no such file, method or key.
     """
     config = _read(str(source))
-    flat = {key.replace("__", "."): value for key, value in changes.items()}
+    flat = renamed.current({key.replace("__", "."): value for key, value in changes.items()})
     known = defaults.flatten(config)
     if unknown := flat.keys() - known.keys():
         raise UserError(f"There is no configuration key {min(unknown)!r}; see --help.")
@@ -45,5 +45,5 @@ def _read(source: str) -> Config:
     place = pathlib.Path(path)
     place = place / "config.json" if place.is_dir() else files.as_path(path)
     config = defaults.get_config()
-    config.update(files.read_json(place)["config"])
+    config.update(environment.read_config(place)["config"])
     return config

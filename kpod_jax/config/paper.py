@@ -23,12 +23,12 @@ SETTINGS: dict[str, Any] = {
     "weighting.prefixes": "all",
     "weighting.estimator": "straight_through",  # Or soft: it says "Gumbel-Softmax" alone.
     "weighting.fit": "same",
-    "schedule.stage_steps": 0,
+    "schedule.phase_steps": 0,
     "schedule.p": 0.5,
-    "schedule.initial_share": 0.3,
+    "schedule.initial_fraction": 0.3,
     "schedule.beta": 12.0,
     "schedule.clusters": 5,
-    "schedule.ramp_share": 0.5,
+    "schedule.ramp_fraction": 0.5,
     "schedule.solver": "ftgp",
     "schedule.vectors": "GloVe",
     "distill.step_start_weight": "learned",
@@ -46,7 +46,7 @@ SENSITIVITY: dict[str, tuple[float, float]] = {
     "schedule.beta": (10.0, 16.0),
     "schedule.p": (0.5, 2.0),
     "schedule.clusters": (3, 9),
-    "schedule.initial_share": (0.1, 0.4),
+    "schedule.initial_fraction": (0.1, 0.4),
 }
 
 

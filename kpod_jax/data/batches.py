@@ -33,9 +33,9 @@ class Layout:
       pad_id: token that fills `input_ids`, `decoder_input_ids` and `targets`.
       decoder_start_id: first of `decoder_input_ids`.
       buckets: at most so many shapes of batches.
-      pack: tokens of a row that holds several examples, for a decoder-only student, whose batches
-        then have one shape and "segments" besides; 0 is an example a row. Examples that share a row
-        do so in every epoch.
+      pack_length: tokens of a row that packs several examples, for decoder-only students; batches
+        then have one shape and an array "segments". 0: one example per row. The examples that
+        share a row do so in every epoch.
       input_steps: where the steps before c_i stand: in the decoder, as context that is not
         supervised, or at the end of the encoder's input, before its EOS, as the paper draws it. The
         latter makes inputs U tokens longer, whatever c_i, so that shapes stay the same.
@@ -48,7 +48,7 @@ class Layout:
     pad_id: int
     decoder_start_id: int
     buckets: int = 4
-    pack: int = 0
+    pack_length: int = 0
     input_steps: Literal["decoder", "encoder"] = "decoder"
     host: tuple[int, int] = (0, 1)
 
@@ -104,7 +104,7 @@ class BatchSource:
             cannot be divided between the hosts.
         """
         learned = supervision or Supervision()
-        batch_size, pack, buckets = layout.batch_size, layout.pack, layout.buckets
+        batch_size, pack_length, buckets = layout.batch_size, layout.pack_length, layout.buckets
         groups, input_steps = learned.groups, layout.input_steps
         if len(tokenized) == 0:
             raise UserError(
@@ -118,11 +118,11 @@ class BatchSource:
         ):
             if setting < least:
                 raise UserError(f"{name}={setting} is not possible; expected at least {least}.")
-        if (pack or input_steps == "encoder") and (
+        if (pack_length or input_steps == "encoder") and (
             groups is not None or learned.arrays is not None
         ):
             raise UserError(
-                "This method's loss looks at places of a row, which distill.pack and "
+                "This method's loss looks at places of a row, which distill.pack_length and "
                 "distill.input_steps='encoder' move; expected 0 and decoder."
             )
         number, count = layout.host
@@ -136,7 +136,7 @@ class BatchSource:
                 f"A batch of {batch_size} rows cannot be divided between {count} hosts. Make "
                 f"distill.batch_size a multiple of {count}."
             )
-        self._pack = pack
+        self._pack_length = pack_length
         self._host_rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
         self._tokenized = tokenized
         self._batch_size = batch_size
@@ -154,17 +154,17 @@ class BatchSource:
         none = np.zeros(len(tokenized), np.int32)
         self.start_steps = learned.start_steps or (lambda phase: none)
         self._phase_of_step = learned.phase_of_step or (lambda step: step // self.steps_per_epoch)
-        if pack:
+        if pack_length:
             lengths_N = packing.sequence_lengths(tokenized)
-            if lengths_N.max() > pack:
+            if lengths_N.max() > pack_length:
                 longest = int(lengths_N.argmax())
                 raise UserError(
                     f"Record {tokenized.records[longest].id} has {lengths_N[longest]} tokens, more "
-                    f"than a row of distill.pack={pack}. Make rows longer, or the limits "
-                    "student.max_question_tokens and student.max_target_tokens lower."
+                    f"than a row of distill.pack_length={pack_length}. Raise it, or lower "
+                    "student.max_question_tokens and student.max_target_tokens."
                 )
-            self._bins = packing.bins(lengths_N, pack)
-            self._buckets = [(np.arange(len(self._bins)), np.array([0, pack]))]
+            self._bins = packing.bins(lengths_N, pack_length)
+            self._buckets = [(np.arange(len(self._bins)), np.array([0, pack_length]))]
         else:
             lengths_Nx2 = np.stack([tokenized.questions.lengths, tokenized.targets.lengths], axis=1)
             if groups is not None:
@@ -209,7 +209,7 @@ class BatchSource:
             answer sentence and EOS, else 0;
           supervised [B, U] bool: tokens that the loss is about;
           divisor [B] float32, of the loss, the same in all rows, and in all batches of an epoch and
-            stage: the mean number of supervised tokens of the epoch's batches under the stage's
+            phase: the mean number of supervised tokens of the epoch's batches under the stage's
             c_i. So a token counts the same in whatever batch it is, be that full or mostly padding
             rows. Of groups it is the mean over all draws of pairs;
           index [B] int32: the example's number, -1 in padding rows, where nothing is supervised.
@@ -237,7 +237,7 @@ class BatchSource:
             start_steps_N = self._start_steps_at(step)
             rows_B, _ = self._rows(step, self._rows_at(step, start_steps_N))
             rows = rows_B[rows_B >= 0]
-            examples = np.concatenate([self._bins[i] for i in rows]) if self._pack else rows
+            examples = np.concatenate([self._bins[i] for i in rows]) if self._pack_length else rows
             found[step] = self._counts(start_steps_N)[examples].sum(axis=0)
         return found
 
@@ -247,7 +247,7 @@ class BatchSource:
         """Iterates over steps `start_step` ... `total_steps` - 1, made ahead by threads.
 
         Up to `prefetch` batches are made before they are asked for. So where `start_steps` follows
-        the student's losses, iterate over one stage at a time.
+        the student's losses, iterate over one phase at a time.
 
         Args:
           start_step: the first step.
@@ -311,16 +311,16 @@ class BatchSource:
     def _mean_count(self, rows: np.ndarray, start_steps_N: np.ndarray) -> float:
         """Mean number of supervised tokens of the batches of an epoch's rows, 1 at least."""
         counts = self._counts(start_steps_N).sum(axis=1)
-        if (held := self._bins if self._pack else self._groups) is not None:
+        if (held := self._bins if self._pack_length else self._groups) is not None:
             counts = np.add.reduceat(counts[held.values], held.offsets[:-1])
-            counts = counts if self._pack else 2 * counts / held.lengths
+            counts = counts if self._pack_length else 2 * counts / held.lengths
         times = np.bincount(rows[rows >= 0], minlength=len(counts))
         return max(1.0, float(times @ counts) / self.steps_per_epoch)
 
     def _taking_part(self, start_steps_N: np.ndarray) -> np.ndarray:
         """Which items have something to learn, bool; all, where none has."""
         part = start_steps_N <= self._tokenized.num_steps
-        examples = self._bins if self._pack else self._groups
+        examples = self._bins if self._pack_length else self._groups
         if examples is not None:
             part = np.logical_or.reduceat(part[examples.values], examples.offsets[:-1])
         return part if part.any() else ~part
@@ -348,13 +348,13 @@ class BatchSource:
 
     def _batch(self, rows_B: np.ndarray, shape: np.ndarray, start_steps_N: np.ndarray) -> Batch:
         size_S, size_U = shape
-        if self._pack:
+        if self._pack_length:
             rows = [self._bins[i] if i >= 0 else np.zeros(0, np.int64) for i in rows_B.tolist()]
             return packing.packed_batch(
                 self._tokenized,
                 self._weights,
                 rows,
-                self._pack,
+                self._pack_length,
                 self._latest_start,
                 start_steps_N,
                 decoder_start_id=self._decoder_start_id,

@@ -237,7 +237,7 @@ def prepared(
     except OSError as error:
         raise UserError(
             f"Cannot prepare the data set {builder_type.name} in {cache_dir or 'the TFDS folder'}: "
-            f"{error}. Free some space there, or choose another folder with --config.data.cache."
+            f"{error}. Free some space there, or set another folder with --config.data.cache_dir."
         ) from error
     return builder
 

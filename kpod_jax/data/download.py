@@ -65,7 +65,7 @@ def download(
         # TFDS has a name of its own for it; a split is known by the original one.
         named = path.parent / f"kpod_{data_set.name}_{splits}" / name
         named.parent.mkdir(exist_ok=True)
-        with files.replacing(named) as copy:
+        with files.atomic_write(named) as copy:
             copy.write(path.read_bytes())
         paths.append(named)
     return paths

@@ -125,8 +125,10 @@ def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Token
         rejected += _rows(bad, split)
         usable[split] = found
     assert train is not None
-    # `load_records` has judged the data set's own faults; these are the student's limits.
-    records_io.check_bad_share(too_long, len(train) + len(too_long), source.max_bad_share)
+    # `load_records` has judged the data set's own errors; these are the student's limits.
+    records_io.check_rejected_fraction(
+        too_long, len(train) + len(too_long), source.max_rejected_fraction
+    )
     notes += _overlaps(usable)
     return Data(train, usable["validation"], usable["test"], rejected, notes)
 

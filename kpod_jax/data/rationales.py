@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from kpod_jax.data import answers, own, tables
+from kpod_jax.data import answers, custom, tables
 from kpod_jax.data.overlap import normalised
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
@@ -60,19 +60,19 @@ def apply(
         try:
             if row.values is None:
                 raise ValueError(row.problem)
-            id_ = own.column(row.values, "id", columns)
+            id_ = custom.column(row.values, "id", columns)
             record = names.get(id_)
             if record is None and id_ in unused:
                 others.append(id_)
                 continue
             if record is None:
                 raise ValueError(f"has the id {id_!r}, which no record has")
-            if normalised(own.column(row.values, "question", columns)) != normalised(
+            if normalised(custom.column(row.values, "question", columns)) != normalised(
                 record.question
             ):
                 raise ValueError(f"has another question than {record.id}, its id")
-            rationale = own.column(row.values, "rationale", columns)
-            stated = own.column(row.values, "answer", columns)
+            rationale = custom.column(row.values, "rationale", columns)
+            stated = custom.column(row.values, "answer", columns)
         except ValueError as error:
             broken.append(Rejected(row.place, f"{row.place} {error}"))
             continue

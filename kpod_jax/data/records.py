@@ -181,24 +181,26 @@ def read_records(path: files.PathLike) -> list[Record]:
     return records
 
 
-def check_bad_share(rejected: Sequence[Rejected], total: int, max_bad_share: float) -> None:
+def check_rejected_fraction(
+    rejected: Sequence[Rejected], total: int, max_rejected_fraction: float
+) -> None:
     """Stops where too many records are bad.
 
     Args:
       rejected: the bad ones.
       total: of good and bad records.
-      max_bad_share: in [0, 1]; that many are put up with.
+      max_rejected_fraction: in [0, 1]; that many are put up with.
 
     Raises:
       UserError: there are more; the message names the first ones.
     """
-    if len(rejected) > max_bad_share * total:
+    if len(rejected) > max_rejected_fraction * total:
         first = "".join(f"\n  {bad.id}: {bad.reason}" for bad in rejected[:5])
         more = f"\n  … and {len(rejected) - 5} more" if len(rejected) > 5 else ""
         raise UserError(
-            f"{len(rejected)} of {total} records cannot be used, more than max_bad_share="
-            f"{max_bad_share:g} puts up with:{first}{more}\nMend them, or raise "
-            "--config.data.max_bad_share to go on without them."
+            f"{len(rejected)} of {total} records cannot be used, more than max_rejected_fraction="
+            f"{max_rejected_fraction:g} puts up with:{first}{more}\nMend them, or raise "
+            "--config.data.max_rejected_fraction to go on without them."
         )
 
 

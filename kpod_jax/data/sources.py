@@ -7,9 +7,9 @@ from typing import Any
 
 from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
-from kpod_jax.data import arithmetic, asdiv, commonsense_qa, gsm8k, own, rationales, svamp
+from kpod_jax.data import arithmetic, asdiv, commonsense_qa, custom, gsm8k, rationales, svamp
 from kpod_jax.data.published import SPLITS, DataSet, Splits
-from kpod_jax.data.records import Loaded, Record, Rejected, check_bad_share
+from kpod_jax.data.records import Loaded, Record, Rejected, check_rejected_fraction
 from kpod_jax.data.steps import split_steps
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
@@ -17,14 +17,14 @@ from kpod_jax.utils.errors import UserError
 PUBLISHED: dict[str, DataSet] = {
     module.DATA_SET.name: module.DATA_SET for module in (gsm8k, asdiv, svamp, commonsense_qa)
 }
-NAMES = ("arithmetic", *PUBLISHED, *own.FORMATS)
+NAMES = ("arithmetic", *PUBLISHED, *custom.FORMATS)
 
 
 def answer_kind(name: str, given: str = "") -> str:
     """The kind of a data set's answers: the one that is given, else its own, else number."""
     if given:
         return given
-    kind = PUBLISHED.get(name) or own.class_of(name)
+    kind = PUBLISHED.get(name) or custom.class_of(name)
     return "number" if kind is None else kind.answer_kind
 
 
@@ -36,7 +36,7 @@ def note(name: str, splits: Splits) -> str:
 def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
     """The files of a folder that a data set is read from, of those that there are."""
     if _is_own(name):
-        return own.files_of(name, path)
+        return custom.files_of(name, path)
     if name not in PUBLISHED or not path:
         return []
     data_set, folder = PUBLISHED[name], pathlib.Path(path).expanduser()
@@ -55,8 +55,8 @@ def load_records(
     """Loads one split of a data set.
 
     Args:
-      data: `data` of a configuration; or one of NAMES, or package.module:Class (`OwnDataSet`), with
-        the defaults of all other settings.
+      data: `data` of a configuration; or a name, one of NAMES or package.module:Class
+        (`CustomDataSet`), with the defaults of all other settings.
       split: "train", "validation" or "test".
       limit: the first so many questions only; 0 is all; None is what the settings say. The built-in
         task makes as many as are asked.
@@ -80,7 +80,7 @@ def load_records(
     _check(name, limit)
     columns = settings.columns.to_dict()
     # Whether the names of columns are those of the data set: else they are the teacher's.
-    theirs = name in own.FORMATS
+    theirs = name in custom.FORMATS
     taught, separator = settings.rationales, settings.step_separator
     needed = need_rationales and not taught
     if name in PUBLISHED and split == "train" and needed and not PUBLISHED[name].has_rationales:
@@ -92,8 +92,8 @@ def load_records(
     if name == "arithmetic":
         loaded = _load_arithmetic(settings, split, limit, whole=bool(taught))
     elif _is_own(name):
-        named = columns if theirs else own.COLUMNS
-        loaded = own.load(
+        named = columns if theirs else custom.COLUMNS
+        loaded = custom.load(
             name, split, settings.path, columns=named, separator=separator, need_rationale=needed
         )
     else:
@@ -104,13 +104,15 @@ def load_records(
             taught,
             split,
             kind=answer_kind(name, settings.answer_kind),
-            columns=own.COLUMNS if theirs else columns,
+            columns=custom.COLUMNS if theirs else columns,
             separator=separator,
             own_id=PUBLISHED[name].own_id if name in PUBLISHED else str,
             per_question=settings.rationales_per_question,
         )
     rejected = loaded.broken + loaded.absent
-    check_bad_share(loaded.broken, len(loaded.records) + len(rejected), settings.max_bad_share)
+    check_rejected_fraction(
+        loaded.broken, len(loaded.records) + len(rejected), settings.max_rejected_fraction
+    )
     if not loaded.records:
         reasons = "; ".join(f"{bad.id}: {bad.reason}" for bad in rejected[:3])
         where = f" in {settings.path}" if settings.path else ""
@@ -131,7 +133,7 @@ def fresh_records(config: Config) -> list[Record]:
     if config.weighting.fit != "fresh":
         return []
     # A seed apart from that of a shipped answerer's training.
-    count, task = config.weighting.fresh_examples, config.data.arithmetic.to_dict()
+    count, task = config.weighting.fit_fresh_examples, config.data.arithmetic.to_dict()
     return arithmetic.generate("fresh", count, config.seed + 1, arithmetic.Task(**task))
 
 
@@ -150,7 +152,7 @@ def _settings(data: str | Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _is_own(name: str) -> bool:
-    return name in own.FORMATS or plugins.is_path(name)
+    return name in custom.FORMATS or plugins.is_path(name)
 
 
 def _check(name: str, limit: int) -> None:
@@ -168,7 +170,7 @@ def _load_arithmetic(settings: Config, split: str, limit: int, whole: bool) -> L
     sizes[split] = max(limit, sizes[split])
     task = arithmetic.Task(**settings.arithmetic.to_dict())
     config = builders.ArithmeticConfig.of(sizes, task)
-    builder = builders.prepared(builders.KpodArithmetic, config, settings.cache)
+    builder = builders.prepared(builders.KpodArithmetic, config, settings.cache_dir)
     loaded = Loaded()
     for row in _rows(builder, split, 0 if whole else limit):
         keypoints = tuple((int(start), int(end)) for start, end in row["keypoints"])
@@ -191,7 +193,7 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
 
     kind, separator = builders.PUBLISHED[settings.name], settings.step_separator
     config = kind.config_of(settings.splits, settings.path)
-    builder = builders.prepared(kind, config, settings.cache)
+    builder = builders.prepared(kind, config, settings.cache_dir)
     loaded = Loaded()
     for bad, broken in builder.rejected(split):
         (loaded.broken if broken else loaded.absent).append(bad)

@@ -32,7 +32,7 @@ def save(path: files.PathLike, tokenized: TokenizedSet) -> None:
         name: {"start": end - part.size, "shape": list(part.shape)}
         for (name, part), end in zip(parts.items(), ends, strict=True)
     }
-    with files.replacing(f"{path}.npy") as file:
+    with files.atomic_write(f"{path}.npy") as file:
         np.save(file, np.concatenate([part.ravel() for part in parts.values()]).astype(np.int32))
     files.write_json(f"{path}.json", places)
 

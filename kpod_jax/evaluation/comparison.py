@@ -9,7 +9,7 @@ _LEVEL = 0.05  # Below it, a corrected p-value counts as showing a difference.
 _FEW = 5  # Ids that a line names.
 
 
-def is_shown(test: Mapping[str, Any]) -> bool:
+def is_significant(test: Mapping[str, Any]) -> bool:
     """Whether a paired test shows a difference: by its corrected p-value and by its interval."""
     low, high = test["interval"]
     return test["p_holm"] < _LEVEL and low * high > 0
@@ -23,7 +23,7 @@ def verdict(row: Mapping[str, Any], questions: int) -> str:
       questions: how many both answered.
     """
     low, high = row["interval"]
-    if not is_shown(row):
+    if not is_significant(row):
         return (
             f"No difference between {row['a']} and {row['b']} is shown (A minus B: "
             f"{points(row['difference'])} percentage points, 95 % interval {points(low)} to "

@@ -244,8 +244,8 @@ def read_others(config: Config) -> tuple[dict[str, list[Record]], dict[str, list
             "test",
             config.eval.ood_examples,
             path=path,
-            cache=config.data.cache,
-            max_bad_share=config.data.max_bad_share,
+            cache_dir=config.data.cache_dir,
+            max_rejected_fraction=config.data.max_rejected_fraction,
         )
         for record in records[name]:
             if answers.extract_answer(record.answer, kind) is None:

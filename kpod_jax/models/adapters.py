@@ -58,7 +58,7 @@ def save_adapter(
             tensors[f"base_model.model.{name}.lora_B.weight"] = high
     if jax.process_index():
         return
-    with files.replacing(directory / "adapter_model.safetensors") as stream:
+    with files.atomic_write(directory / "adapter_model.safetensors") as stream:
         stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     value = {
         "peft_type": "LORA",

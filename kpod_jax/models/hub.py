@@ -203,7 +203,7 @@ def save_pretrained(
     for file, names in split.filename_to_tensors.items():
         tensors = {name: _to_hf(flat, *sources[name], lora).astype(dtype) for name in names}
         if writes:
-            with files.replacing(directory / file) as stream:
+            with files.atomic_write(directory / file) as stream:
                 stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     if not writes:
         return

@@ -38,9 +38,9 @@ from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.training import losses
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer
+from kpod_jax.weighting.answerer_batch import AnswererBatch, batches, make_answerer_batch
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.objective import MaskLearner
-from kpod_jax.weighting.problems import Problems, batches, problems_of
 
 _ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 96,
@@ -150,7 +150,7 @@ def train_answerer(
     return config, params, tokenizer
 
 
-def _problems(split: str, count: int, tokenizer: Any, seed: int) -> Problems:
+def _problems(split: str, count: int, tokenizer: Any, seed: int) -> AnswererBatch:
     """Problems of one width; the few with longer questions or rationales are left out."""
     student = defaults.get_config().student
     tokenized, _ = tokens.tokenize(
@@ -161,7 +161,7 @@ def _problems(split: str, count: int, tokenizer: Any, seed: int) -> Problems:
         max_question_tokens=128,
         max_target_tokens=192,
     )
-    found = problems_of(tokenized, tokenizer.pad_token_id)
+    found = make_answerer_batch(tokenized, tokenizer.pad_token_id)
     short = ~found.question_mask[:, :-_QUESTION].any(axis=1)
     short &= ~found.rationale_mask[:, _RATIONALE:].any(axis=1)
     found = jax.tree.map(lambda array: array[np.asarray(short)], found)
@@ -218,7 +218,7 @@ class _Learner:
     def loss(
         self,
         params: Any,
-        problems: Problems,
+        problems: AnswererBatch,
         equations: tuple[jax.Array, jax.Array],
         key: jax.Array,
         phase: jax.Array,
@@ -241,7 +241,7 @@ class _Learner:
         return nll.sum() / counts.sum()
 
     def _answers(
-        self, params: Any, problems: Problems, key: jax.Array, phase: jax.Array
+        self, params: Any, problems: AnswererBatch, key: jax.Array, phase: jax.Array
     ) -> jax.Array:
         """Of answers, by phase: at prefixes of all kinds, at any, or at more before a result.
 

@@ -4,7 +4,7 @@ No function here touches matplotlib's global state: figures are made without pyp
 inside a context. In the SVG, text stays text in the page's own font, and the colours of `PALETTE`
 become the page's CSS variables, so that a figure follows the page into dark mode.
 
-Letters: N training records, T stages.
+Letters: N training records, T phases.
 """
 
 import functools
@@ -122,7 +122,7 @@ def curves(
     *,
     share: bool = False,
     smooth: bool = False,
-    stages: Sequence[int] = (),
+    phases: Sequence[int] = (),
 ) -> Figure:
     """Metrics over training steps, one line a run or a method, perhaps with its band.
 
@@ -132,10 +132,10 @@ def curves(
       y_label: what the values are.
       share: the values are shares of 1, shown in percent and marked by dots.
       smooth: draw a running mean over 2 % of the run, and the values themselves faintly.
-      stages: steps that dotted lines mark.
+      phases: steps that dotted lines mark.
     """
     figure, axes = _axes(title, "training step", y_label)
-    for step in stages:
+    for step in phases:
         axes.axvline(step, color=MUTED, linewidth=0.7, linestyle=":", alpha=0.7)
     for line in lines:
         colour = _series(line.method)
@@ -208,13 +208,13 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
 
 @styled
 def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> Figure:
-    """Mean c_i of every stage with the middle half and the middle four fifths of the examples."""
-    figure, axes = _axes("Input steps", "stage t", "cᵢ(t), leading steps")
-    stage = np.arange(len(start_steps_TxN))
+    """Mean c_i of every phase with the middle half and the middle four fifths of the examples."""
+    figure, axes = _axes("Input steps", "phase t", "cᵢ(t), leading steps")
+    phase = np.arange(len(start_steps_TxN))
     low, first, third, high = np.quantile(start_steps_TxN, (0.1, 0.25, 0.75, 0.9), axis=1)
-    axes.fill_between(stage, low, high, color=SERIES[0], alpha=0.13, linewidth=0, label="80%")
-    axes.fill_between(stage, first, third, color=SERIES[0], alpha=0.22, linewidth=0, label="50%")
-    axes.plot(stage, start_steps_TxN.mean(1), color=SERIES[0], marker="o", ms=3.5, label="mean")
+    axes.fill_between(phase, low, high, color=SERIES[0], alpha=0.13, linewidth=0, label="80%")
+    axes.fill_between(phase, first, third, color=SERIES[0], alpha=0.22, linewidth=0, label="50%")
+    axes.plot(phase, start_steps_TxN.mean(1), color=SERIES[0], marker="o", ms=3.5, label="mean")
     if num_steps_N is not None:
         mean = float(num_steps_N.mean())
         axes.axhline(mean, color=MUTED, linewidth=1, linestyle=":", label="mean length nᵢ")
@@ -227,7 +227,7 @@ def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> 
 @styled
 def schedule(target_T: np.ndarray | None, remaining_T: np.ndarray) -> Figure:
     """Σ h(t), the difficulty of all that is output, against its target D(t) (Eq. 9, Eq. 10)."""
-    figure, axes = _axes("Difficulty of the output", "stage t", "share of total difficulty B")
+    figure, axes = _axes("Difficulty of the output", "phase t", "share of total difficulty B")
     draw_schedule(axes, target_T, remaining_T)
     return figure
 
@@ -235,11 +235,11 @@ def schedule(target_T: np.ndarray | None, remaining_T: np.ndarray) -> Figure:
 def draw_schedule(axes: Axes, target_T: np.ndarray | None, remaining_T: np.ndarray) -> None:
     """Both curves as shares of B, the difficulty of all steps, which is reached at last."""
     total = float(remaining_T[-1]) or 1.0
-    stage = np.arange(len(remaining_T))
-    axes.bar(stage, remaining_T / total, width=0.62, color=PAGE)  # Hides the grid behind the bar.
-    axes.bar(stage, remaining_T / total, width=0.62, color=SERIES[0], alpha=0.7, label="Σ h(t)")
+    phase = np.arange(len(remaining_T))
+    axes.bar(phase, remaining_T / total, width=0.62, color=PAGE)  # Hides the grid behind the bar.
+    axes.bar(phase, remaining_T / total, width=0.62, color=SERIES[0], alpha=0.7, label="Σ h(t)")
     if target_T is not None:
-        axes.plot(stage, target_T / total, color=SERIES[1], marker="o", ms=3.5, label="target D(t)")
+        axes.plot(phase, target_T / total, color=SERIES[1], marker="o", ms=3.5, label="target D(t)")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.05)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -249,16 +249,16 @@ def draw_schedule(axes: Axes, target_T: np.ndarray | None, remaining_T: np.ndarr
 @styled
 def start_steps_by_cluster(start_steps_TxN: np.ndarray, cluster_N: np.ndarray) -> Figure:
     """Mean c_i of each cluster of questions, within one standard deviation of its examples."""
-    figure, axes = _axes("Input steps by cluster", "stage t", "cᵢ(t), leading steps")
-    stage = np.arange(len(start_steps_TxN))
+    figure, axes = _axes("Input steps by cluster", "phase t", "cᵢ(t), leading steps")
+    phase = np.arange(len(start_steps_TxN))
     for k in np.unique(cluster_N):
         rows = start_steps_TxN[:, cluster_N == k]
         colour, dashes = SERIES[k % len(SERIES)], LINES[k % len(LINES)]
         mean, spread = rows.mean(1), rows.std(1)
         low = np.maximum(mean - spread, 0)
-        axes.fill_between(stage, low, mean + spread, color=colour, alpha=0.07, linewidth=0)
+        axes.fill_between(phase, low, mean + spread, color=colour, alpha=0.07, linewidth=0)
         label = f"{k + 1} ({rows.shape[1]:,})"
-        axes.plot(stage, mean, color=colour, linestyle=dashes, label=label)
+        axes.plot(phase, mean, color=colour, linestyle=dashes, label=label)
     axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # Room for the legend.
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     if len(np.unique(cluster_N)) <= len(SERIES):
@@ -269,9 +269,9 @@ def start_steps_by_cluster(start_steps_TxN: np.ndarray, cluster_N: np.ndarray) -
 @styled
 def input_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Figure:
     """Shares of the examples by how many of their steps are input, and of those left out."""
-    figure, axes = _axes("Examples by input steps", "stage t", "share of examples")
+    figure, axes = _axes("Examples by input steps", "phase t", "share of examples")
     axes.grid(visible=False)
-    stage, bottom = np.arange(len(start_steps_TxN)), np.zeros(len(start_steps_TxN))
+    phase, bottom = np.arange(len(start_steps_TxN)), np.zeros(len(start_steps_TxN))
     out = start_steps_TxN > num_steps_N
     kinds = [(f"{k} input", ~out & (start_steps_TxN == k)) for k in range(3)]
     kinds += [("3+ input", ~out & (start_steps_TxN >= 3)), ("left out", out)]
@@ -279,7 +279,7 @@ def input_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Figure:
         share = members.mean(1)
         if share.any():
             look = {"color": SERIES[colour], "alpha": 0.75, "edgecolor": PAGE, "linewidth": 0.8}
-            axes.bar(stage, share, bottom=bottom, width=0.9, label=label, **look)
+            axes.bar(phase, share, bottom=bottom, width=0.9, label=label, **look)
             bottom += share
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.3)

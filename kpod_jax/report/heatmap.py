@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kpod_jax.data.known import shared
+from kpod_jax.data.ground_truth import shared
 from kpod_jax.data.records import Record
 
 # Numbers keep their separators; a word keeps its apostrophe; any other sign stands alone.

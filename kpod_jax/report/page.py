@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from kpod_jax import __version__
-from kpod_jax.evaluation.comparison import is_shown, points
+from kpod_jax.evaluation.comparison import is_significant, points
 from kpod_jax.report import colours, figures, sections, summary, sweep, sweep_text
 from kpod_jax.report import run as run_files
 from kpod_jax.utils import files
@@ -130,7 +130,7 @@ def _environment() -> jinja2.Environment:
         "svg": figures.svg,
         "percent": summary.percent,
         "points": points,
-        "is_shown": is_shown,
+        "is_significant": is_significant,
         "sweep_text": sweep_text,
     }
     environment.filters["number"] = lambda value, spec=",": format(value, spec)

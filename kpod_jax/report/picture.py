@@ -103,7 +103,7 @@ def _save(draw: Callable[[], Figure], path: pathlib.Path) -> pathlib.Path:
     # Text of an SVG is drawn as shapes: the words stand where they were measured, in any viewer.
     with matplotlib.rc_context({"svg.hashsalt": "kpod", "svg.fonttype": "path"}):
         draw().savefig(stream, format=kind, dpi=100, facecolor="white", metadata=nothing)
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(stream.getvalue())
     return path
 
@@ -137,7 +137,7 @@ def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
     rationale, schedule, accuracy = (figure.add_subplot(cell) for cell in grid)
     rationale.set_title("What decides the answer: token weights")
     _draw_rationale(rationale, run)
-    schedule.set(title="Schedule: the last steps come first", xlabel="stage")
+    schedule.set(title="Schedule: the last steps come first", xlabel="phase")
     figures.draw_schedule(schedule, run.schedule.get("target"), run.schedule["remaining"])
     schedule.set_ylim(0, 1.2)
     schedule.set_yticks([0, 0.25, 0.5, 0.75, 1])

@@ -1,6 +1,6 @@
 """What a work directory holds, read and checked once: the report's only input.
 
-Letters: N training records, T stages.
+Letters: N training records, T phases.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from kpod_jax.data import jsonl
 from kpod_jax.data.records import Ragged, Record, read_records
 from kpod_jax.schedule import curricula
-from kpod_jax.utils import files
+from kpod_jax.utils import environment, files
 from kpod_jax.utils.errors import UserError
 
 
@@ -77,7 +77,7 @@ def load(workdir: files.PathLike) -> Run:
         weights = None  # Uniform by configuration: nothing was learned, so nothing is to be seen.
     run = Run(
         directory=root,
-        config=_optional(files.read_json, root / "config.json"),
+        config=_optional(environment.read_config, root / "config.json"),
         records=records,
         weights=weights,
         spans=_optional(_read_ragged, root / "token_spans.npz"),

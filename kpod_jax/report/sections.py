@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kpod_jax.config import paper
-from kpod_jax.data import known
+from kpod_jax.data import ground_truth
 from kpod_jax.evaluation import error_analysis
 from kpod_jax.report import figures, heatmap, summary
 from kpod_jax.report.run import Run
@@ -24,7 +24,7 @@ _RATIONALES = 4
 _MORE_RATIONALES = 56  # Collapsed.
 _WORDS = 12  # Heaviest and lightest.
 _HARDEST = 10  # Steps.
-_MOVED = 3  # Examples named per stage.
+_MOVED = 3  # Examples named per phase.
 
 
 def of_run(run: Run) -> dict[str, Section]:
@@ -50,8 +50,8 @@ def in_detail(run: Run) -> dict[str, Section]:
 def training(run: Run, compared: Sequence[summary.Method] = ()) -> Section:
     """Loss and validation accuracy during distillation, of one run or of several methods."""
     methods = [(m.name, m.number, m.curves) for m in compared] or [(None, 0, (run.metrics,))]
-    stages = [] if compared else summary.by_stage(run.metrics)
-    starts = [] if compared else summary.stage_starts(run.metrics)
+    phases = [] if compared else summary.by_phase(run.metrics)
+    starts = [] if compared else summary.phase_starts(run.metrics)
     drawings = {}
     for key, title, unit, look in (
         ("loss", "Training loss", "nats per token", {"smooth": True}),
@@ -68,14 +68,14 @@ def training(run: Run, compared: Sequence[summary.Method] = ()) -> Section:
         if key == "validation_token_loss":
             lines = [line for line in lines if len(line.x) > 1]
         if lines:
-            drawings[key] = figures.curves(lines, title, unit, stages=starts, **look)
+            drawings[key] = figures.curves(lines, title, unit, phases=starts, **look)
     if not drawings:
         return None
     return {
         "drawings": drawings,
         "has_bands": any(len(m.curves) > 1 for m in compared),
         "has_marks": bool(starts),
-        "stages": stages if len(stages) > 1 else [],
+        "phases": phases if len(phases) > 1 else [],
     }
 
 
@@ -87,13 +87,13 @@ def schedule(run: Run) -> Section:
     target, kinds = run.schedule.get("target"), np.unique(clusters)
     sizes = run.difficulty.lengths if run.difficulty is not None else start.max(axis=0)
     moves, before = [], sizes
-    for stage, now in enumerate(start if run.records else ()):
+    for phase, now in enumerate(start if run.records else ()):
         moved = np.flatnonzero(now < before)
         counts = [np.count_nonzero(clusters[moved] == k) for k in kinds]
-        moves.append((stage, len(moved), counts, [run.records[i].id for i in moved[:_MOVED]]))
+        moves.append((phase, len(moved), counts, [run.records[i].id for i in moved[:_MOVED]]))
         before = now
     return {
-        "stages": len(start),
+        "phases": len(start),
         "start_steps": figures.start_steps(start, sizes),
         "has_target": target is not None,
         "output": figures.schedule(target, run.schedule["remaining"]),
@@ -113,7 +113,7 @@ def token_weights(run: Run) -> Section:
     if run.weights is not None and len(run.weights.values):
         state.setdefault("mean_weight", float(run.weights.values.mean()))
         if run.spans is not None:
-            keypoint = known.keypoint_tokens(run.records, run.spans)
+            keypoint = ground_truth.keypoint_tokens(run.records, run.spans)
         drawings["weights"] = figures.weights(run.weights.values, keypoint)
     # Rows without a mean weight are of the answerer, before masks are learned.
     rows = [row for row in run.metrics if row.get("mean_weight") is not None]
@@ -187,8 +187,8 @@ def step_difficulty(run: Run) -> Section:
         "difficulties": figures.difficulties(values),
         "position": figures.by_group(positions, "Difficulty by position", "step of the rationale"),
     }
-    hardness = known.hardness(run.records)
-    rho = known.rank_correlation(hardness, values) if hardness is not None else None
+    hardness = ground_truth.hardness(run.records)
+    rho = ground_truth.rank_correlation(hardness, values) if hardness is not None else None
     if hardness is not None and rho is not None:
         groups = summary.grouped(hardness, values)
         title = "Difficulty by known hardness"

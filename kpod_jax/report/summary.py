@@ -92,8 +92,8 @@ def band(
     return steps, values.mean(axis=0), spread
 
 
-class StageRow(NamedTuple):
-    """A stage of the training: its steps, mean c_i, loss, tokens and last validation accuracy."""
+class PhaseRow(NamedTuple):
+    """A phase of the training: its steps, mean c_i, loss, tokens and last validation accuracy."""
 
     number: int
     first: int
@@ -104,13 +104,13 @@ class StageRow(NamedTuple):
     accuracy: float | None
 
 
-def by_stage(rows: Iterable[Mapping[str, Any]]) -> list[StageRow]:
-    """The stages of a training, from its rows of metrics.jsonl; those that say their stage."""
+def by_phase(rows: Iterable[Mapping[str, Any]]) -> list[PhaseRow]:
+    """The phases of a training, from its rows of metrics.jsonl; those that say their phase."""
     groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     number = None
     for row in rows:
         if row.get("stage") == "distill":
-            number = row.get("stage_number", number)
+            number = row.get("phase", row.get("stage_number", number))  # Its name before 0.2.0.
             if number is not None:
                 groups[int(number)].append(row)
     found = []
@@ -122,7 +122,7 @@ def by_stage(rows: Iterable[Mapping[str, Any]]) -> list[StageRow]:
         accuracies = [row["validation_accuracy"] for row in group if "validation_accuracy" in row]
         starts = [row["mean_start_step"] for row in group if "mean_start_step" in row]
         found.append(
-            StageRow(
+            PhaseRow(
                 number,
                 int(group[0]["step"]),
                 int(group[-1]["step"]),
@@ -135,12 +135,12 @@ def by_stage(rows: Iterable[Mapping[str, Any]]) -> list[StageRow]:
     return found
 
 
-def stage_starts(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+def phase_starts(rows: Iterable[Mapping[str, Any]]) -> list[int]:
     """The steps after which more of the rationales is output than before."""
-    stages = by_stage(rows)
+    phases = by_phase(rows)
     return [
         before.last
-        for before, after in itertools.pairwise(stages)
+        for before, after in itertools.pairwise(phases)
         if after.start_step != before.start_step
     ]
 

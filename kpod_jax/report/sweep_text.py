@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kpod_jax.evaluation.comparison import escaped, is_shown, points
+from kpod_jax.evaluation.comparison import escaped, is_significant, points
 from kpod_jax.report import summary
 
 _LATEX = {
@@ -54,7 +54,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     for other in result["rows"]:
         test = (other["cells"][0] or {}).get("against")
         if test:
-            shown = is_shown(test)
+            shown = is_significant(test)
             group = open_ if not shown else better if test["difference"] > 0 else worse
             group.append(other["name"])
     said = [
@@ -212,7 +212,7 @@ def papers(result: Mapping[str, Any]) -> Sequence[tuple[str, list[float | None]]
 def _marked(cell: Mapping[str, Any] | None, mark: str) -> str:
     if cell is None:
         return ""
-    shown = cell["against"] is not None and is_shown(cell["against"])
+    shown = cell["against"] is not None and is_significant(cell["against"])
     return accuracy(cell) + (mark if shown else "")
 
 

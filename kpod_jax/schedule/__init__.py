@@ -1,1 +1,1 @@
-"""Which steps are output at which stage (Eq. 9-13), in NumPy: nothing here imports JAX."""
+"""Which steps are output at which phase (Eq. 9-13), in NumPy: nothing here imports JAX."""

@@ -5,7 +5,7 @@ Besides KPOD's (`schedule/kpod.py`) there are those that the paper compares it w
 - `full`: whole rationales from the start; plain CoT distillation, and KPOD without progression.
 - `icl`: in-sample curriculum learning (Jia, Zhang, Zhou, Hao, "In-sample Curriculum Learning by
   Sequence Completion for Natural Language Generation", ACL 2023). The suffix that is output grows
-  by as many steps at each stage for all examples, however difficult they are.
+  by as many steps at each phase for all examples, however difficult they are.
 - `spl`: self-paced learning (Kumar, Packer, Koller, "Self-Paced Learning for Latent Variable
   Models", NeurIPS 2010). Whole examples, those of the lowest current loss first.
 - `acl`: adaptive curriculum learning (Kong, Liu, Wang, Tao, "Adaptive Curriculum Learning", ICCV
@@ -47,41 +47,41 @@ class FullRationale:
         """Takes [N] the numbers of steps n_i."""
         self._start_steps = frozen(np.zeros(len(num_steps), np.int32))
 
-    def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
+    def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
         """[N] int32 zeros."""
-        del stage, feedback
+        del phase, feedback
         return self._start_steps
 
 
 class GrowingSuffix:
-    """ICL: at stage t the last (t + 1) · growth steps are output, and all from `ramp_stages` on."""
+    """ICL: at phase t the last (t + 1) · growth steps are output, and all from `ramp_phases` on."""
 
     needs_feedback = False
 
-    def __init__(self, num_steps: np.ndarray, *, growth: int, ramp_stages: int) -> None:
-        """Takes [N] n_i, the steps that a stage adds, and T.
+    def __init__(self, num_steps: np.ndarray, *, growth: int, ramp_phases: int) -> None:
+        """Takes [N] n_i, the steps that a phase adds, and T.
 
         Raises:
           UserError: nothing grows.
         """
-        check(growth >= 1, "growth", growth, "of at least 1 step a stage")
+        check(growth >= 1, "growth", growth, "of at least 1 step a phase")
         self._num_steps = np.asarray(num_steps, np.int32)
         self._growth = growth
-        self._ramp_stages = ramp_stages
+        self._ramp_phases = ramp_phases
 
-    def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
+    def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
         """[N] int32, max(0, n_i - (t + 1) growth)."""
         del feedback
-        if stage >= self._ramp_stages:
+        if phase >= self._ramp_phases:
             return frozen(np.zeros_like(self._num_steps))
-        return frozen(np.maximum(0, self._num_steps - (stage + 1) * self._growth))
+        return frozen(np.maximum(0, self._num_steps - (phase + 1) * self._growth))
 
 
 class EasyFirst:
     """SPL and ACL: the easiest examples alone at first, as whole rationales; all at last.
 
-    The share of the examples that take part rises linearly from `initial_share` to 1 at stage
-    `ramp_stages`. The others are left out, and `BatchSource` fills the stage's steps with those
+    The share of the examples that take part rises linearly from `initial_fraction` to 1 at phase
+    `ramp_phases`. The others are left out, and `BatchSource` fills the phase's steps with those
     that take part. An example's difficulty is the mean of its steps':
     (1 - mixing) · before distillation + mixing · under the current student.
     """
@@ -89,7 +89,7 @@ class EasyFirst:
     needs_feedback = True
 
     def __init__(
-        self, difficulty: Ragged, *, mixing: float, initial_share: float, ramp_stages: int
+        self, difficulty: Ragged, *, mixing: float, initial_fraction: float, ramp_phases: int
     ) -> None:
         """Takes the difficulty of every step before distillation, and the settings.
 
@@ -97,14 +97,14 @@ class EasyFirst:
           UserError: a setting is out of range.
         """
         check(0 <= mixing <= 1, "mixing", mixing, "in [0, 1]")
-        check(0 <= initial_share <= 1, "initial_share", initial_share, "in [0, 1]")
+        check(0 <= initial_fraction <= 1, "initial_fraction", initial_fraction, "in [0, 1]")
         self._initial_N = example_means(difficulty)
         self._num_steps = difficulty.lengths
         self._mixing = mixing
-        self._initial_share = initial_share
-        self._ramp_stages = ramp_stages
+        self._initial_fraction = initial_fraction
+        self._ramp_phases = ramp_phases
 
-    def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
+    def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
         """[N] int32, 0 for those that take part and n_i + 1 for the others.
 
         Raises:
@@ -113,8 +113,10 @@ class EasyFirst:
         if feedback is None:
             raise ValueError("the easiest examples are found by the student's current losses")
         share = 1.0
-        if stage < self._ramp_stages:
-            share = self._initial_share + (1 - self._initial_share) * stage / self._ramp_stages
+        if phase < self._ramp_phases:
+            share = (
+                self._initial_fraction + (1 - self._initial_fraction) * phase / self._ramp_phases
+            )
         mixed_N = (1 - self._mixing) * self._initial_N + self._mixing * feedback.example_losses
         left_out = np.argsort(mixed_N, kind="stable")[math.ceil(share * len(mixed_N)) :]
         start_steps_N = np.zeros(len(mixed_N), np.int32)
@@ -127,9 +129,9 @@ def _kpod(setting: Setting) -> Curriculum:
     return KPOD(
         setting.difficulty,
         setting.clusters,
-        ramp_stages=setting.ramp_stages,
+        ramp_phases=setting.ramp_phases,
         p=options["p"],
-        initial_share=options["initial_share"],
+        initial_fraction=options["initial_fraction"],
         beta=options["beta"],
         solver=options["solver"],
     )
@@ -137,15 +139,15 @@ def _kpod(setting: Setting) -> Curriculum:
 
 def _icl(setting: Setting) -> Curriculum:
     growth = setting.options["growth"]
-    return GrowingSuffix(setting.num_steps, growth=growth, ramp_stages=setting.ramp_stages)
+    return GrowingSuffix(setting.num_steps, growth=growth, ramp_phases=setting.ramp_phases)
 
 
 def _easy_first(mixing: Callable[[Setting], float]) -> Callable[[Setting], Curriculum]:
     return lambda setting: EasyFirst(
         setting.difficulty,
         mixing=mixing(setting),
-        initial_share=setting.options["initial_share"],
-        ramp_stages=setting.ramp_stages,
+        initial_fraction=setting.options["initial_fraction"],
+        ramp_phases=setting.ramp_phases,
     )
 
 
@@ -181,9 +183,9 @@ class Plan:
     """A curriculum's schedule, as it is stored.
 
     Attributes:
-      start_steps: [stages, N] int32, row t is c_i(t).
-      remaining: [stages] float64, Σ_i h_i(t) in nats (Eq. 9).
-      target: [stages] float64, D(t) in nats (Eq. 10), never below `remaining`; None for curricula
+      start_steps: [phases, N] int32, row t is c_i(t).
+      remaining: [phases] float64, Σ_i h_i(t) in nats (Eq. 9).
+      target: [phases] float64, D(t) in nats (Eq. 10), never below `remaining`; None for curricula
         that have none.
     """
 
@@ -192,15 +194,15 @@ class Plan:
     target: np.ndarray | None
 
 
-def plan(curriculum: Curriculum, stages: int, difficulty: Ragged, name: str = "") -> Plan:
-    """Asks a curriculum for all stages, or for the first one where it needs feedback.
+def plan(curriculum: Curriculum, phases: int, difficulty: Ragged, name: str = "") -> Plan:
+    """Asks a curriculum for all phases, or for the first one where it needs feedback.
 
-    Before the first stage the student is as it was when the difficulties were computed, so these
+    Before the first phase the student is as it was when the difficulties were computed, so these
     are its feedback.
 
     Args:
-      curriculum: asked in the order of the stages.
-      stages: of the training.
+      curriculum: asked in the order of the phases.
+      phases: of the training.
       difficulty: d_j of every step, for the curve of the remaining difficulty.
       name: of the curriculum, for messages.
 
@@ -209,16 +211,16 @@ def plan(curriculum: Curriculum, stages: int, difficulty: Ragged, name: str = ""
     """
     feedback = Feedback(difficulty) if curriculum.needs_feedback else None
     rows = [
-        checked(curriculum.start_steps(stage, feedback), difficulty.lengths, stage, name)
-        for stage in range(1 if curriculum.needs_feedback else stages)
+        checked(curriculum.start_steps(phase, feedback), difficulty.lengths, phase, name)
+        for phase in range(1 if curriculum.needs_feedback else phases)
     ]
     target = None
     if isinstance(curriculum, KPOD):
-        target = np.array([curriculum.target(stage) for stage in range(stages)])
+        target = np.array([curriculum.target(phase) for phase in range(phases)])
     return Plan(np.stack(rows), remaining(difficulty, rows), target)
 
 
 def remaining(difficulty: Ragged, rows: "list[np.ndarray] | np.ndarray") -> np.ndarray:
-    """[stages] float64, Σ_i h_i of each row of start steps (Eq. 9), added up exactly."""
+    """[phases] float64, Σ_i h_i of each row of start steps (Eq. 9), added up exactly."""
     difficulty = value.on_exact_grid(difficulty)
     return np.array([value.remaining_difficulty(difficulty, row).sum() for row in rows])

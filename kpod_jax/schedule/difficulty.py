@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from kpod_jax.config.defaults import Config
-from kpod_jax.data import known
+from kpod_jax.data import ground_truth
 from kpod_jax.data.batches import BatchSource, Layout
 from kpod_jax.data.prepare import Data
 from kpod_jax.data.records import Ragged, as_ragged, offsets_of
@@ -98,8 +98,8 @@ def score_steps(
         )
     used = None if config.weights == "uniform" else as_ragged(weights)
     found = step_difficulty(nll, used, train)
-    hardness = known.hardness(train.records)
-    rho = None if hardness is None else known.rank_correlation(hardness, found.values)
+    hardness = ground_truth.hardness(train.records)
+    rho = None if hardness is None else ground_truth.rank_correlation(hardness, found.values)
     return StepDifficulty(found.values, found.offsets, rho)
 
 

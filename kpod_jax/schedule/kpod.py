@@ -1,4 +1,4 @@
-"""The paper's curriculum: which steps are output at each stage, by difficulty and diversity.
+"""The paper's curriculum: which steps are output at each phase, by difficulty and diversity.
 
 Letters: N examples, n of them that have a step left.
 """
@@ -14,9 +14,9 @@ from kpod_jax.utils.errors import UserError
 class KPOD:
     """The in-rationale progressive curriculum (Eq. 9-13), fixed before training starts.
 
-    Before stage 0 only the answer is output, c_i = n_i. Stage 0 lets examples advance by one step
-    at a time until no further step fits C0. Each later stage before `ramp_stages` lets the examples
-    of one selection advance by one step each. From `ramp_stages` on every c_i is 0, however many
+    Before phase 0 only the answer is output, c_i = n_i. Phase 0 lets examples advance by one step
+    at a time until no further step fits C0. Each later phase before `ramp_phases` lets the examples
+    of one selection advance by one step each. From `ramp_phases` on every c_i is 0, however many
     steps of an example were still input.
 
     Sums are exact (`value.on_exact_grid`), so that Σ h_i(t) <= D(t) holds to the last bit and the
@@ -31,9 +31,9 @@ class KPOD:
         difficulty: Ragged,
         clusters: np.ndarray,
         *,
-        ramp_stages: int,
+        ramp_phases: int,
         p: float,
-        initial_share: float,
+        initial_fraction: float,
         beta: float,
         solver: str = "greedy",
     ) -> None:
@@ -42,9 +42,9 @@ class KPOD:
         Args:
           difficulty: d_j of every step, in nats: N slices of n_i values.
           clusters: [N] integers from 0, the cluster of each question.
-          ramp_stages: T of Eq. 10, not below 0; the paper has half the stages of the training.
+          ramp_phases: T of Eq. 10, not below 0; the paper has half the phases of the training.
           p: exponent of Eq. 10, above -1; the paper has 0.5.
-          initial_share: C0 / B of Eq. 10, in [0, 1]; the paper has 0.3.
+          initial_fraction: C0 / B of Eq. 10, in [0, 1]; the paper has 0.3.
           beta: β of Eq. 12, not below 0; the paper has 12.
           solver: of Eq. 13, a name of `solvers.SOLVERS`.
 
@@ -52,9 +52,9 @@ class KPOD:
           UserError: a setting is out of range, a difficulty is negative or not finite, or there is
             not one cluster an example.
         """
-        check(ramp_stages >= 0, "ramp_stages", ramp_stages, "not below 0 (T of Eq. 10)")
+        check(ramp_phases >= 0, "ramp_phases", ramp_phases, "not below 0 (T of Eq. 10)")
         check(-1 < p < np.inf, "p", p, "above -1 (Eq. 10)")
-        check(0 <= initial_share <= 1, "initial_share", initial_share, "in [0, 1]")
+        check(0 <= initial_fraction <= 1, "initial_fraction", initial_fraction, "in [0, 1]")
         check(0 <= beta < np.inf, "beta", beta, "finite and not below 0 (Eq. 12)")
         clusters = np.asarray(clusters)
         if clusters.shape != (len(difficulty),) or clusters.dtype.kind not in "iu":
@@ -70,44 +70,44 @@ class KPOD:
         self._difficulty = value.on_exact_grid(difficulty)
         self._clusters = clusters
         self._total = float(self._difficulty.values.sum())
-        self._ramp_stages = ramp_stages
+        self._ramp_phases = ramp_phases
         self._p = p
-        self._initial_share = initial_share
+        self._initial_fraction = initial_fraction
         self._beta = beta
         self._solver = solvers.SOLVERS[solver]
         self._rows: list[np.ndarray] = []  # c_i(0), c_i(1), ... as far as they were asked for.
         self._remaining = 0.0  # Σ h_i at the last of them.
 
-    def target(self, stage: int) -> float:
+    def target(self, phase: int) -> float:
         """D(t) in nats (Eq. 10)."""
         return value.target_difficulty(
-            stage,
+            phase,
             self._total,
-            ramp_stages=self._ramp_stages,
+            ramp_phases=self._ramp_phases,
             p=self._p,
-            initial_share=self._initial_share,
+            initial_fraction=self._initial_fraction,
         )
 
-    def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
-        """c_i of any stage; feedback is not used.
+    def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
+        """c_i of any phase; feedback is not used.
 
         Raises:
-          ValueError: `stage` is negative.
+          ValueError: `phase` is negative.
         """
         del feedback
-        if stage < 0:
-            raise ValueError(f"stage {stage} is negative")
-        while len(self._rows) <= min(stage, self._ramp_stages):
+        if phase < 0:
+            raise ValueError(f"phase {phase} is negative")
+        while len(self._rows) <= min(phase, self._ramp_phases):
             self._rows.append(frozen(self._next_row()))
-        return self._rows[min(stage, self._ramp_stages)]
+        return self._rows[min(phase, self._ramp_phases)]
 
     def _next_row(self) -> np.ndarray:
-        stage = len(self._rows)
-        if stage == self._ramp_stages:
+        phase = len(self._rows)
+        if phase == self._ramp_phases:
             return np.zeros(len(self._difficulty), np.int32)
-        if stage > 0:
+        if phase > 0:
             start_steps_N = self._rows[-1].copy()
-            self._advance(start_steps_N, self.target(stage))
+            self._advance(start_steps_N, self.target(phase))
         else:
             start_steps_N = self._difficulty.lengths.astype(np.int32)
             while self._advance(start_steps_N, self.target(0)):

@@ -20,15 +20,15 @@ class Setting:
     Attributes:
       difficulty: d_j of every step before distillation, in nats (Eq. 8): N slices of n_i values.
       clusters: [N] integers from 0, the cluster of each question.
-      stages: of the training.
-      ramp_stages: T, the stage from which on every step should be output.
-      options: `schedule` of the configuration, such as "initial_share".
+      phases: of the training.
+      ramp_phases: T, the phase from which on every step should be output.
+      options: `schedule` of the configuration, such as "initial_fraction".
     """
 
     difficulty: Ragged
     clusters: np.ndarray
-    stages: int
-    ramp_stages: int
+    phases: int
+    ramp_phases: int
     options: Mapping[str, Any]
 
     @property
@@ -54,27 +54,27 @@ class Feedback:
 
 
 class Curriculum(Protocol):
-    """Chooses what is output at each stage. A class of your own needs these two and `Setting`.
+    """Chooses what is output at each phase. A class of your own needs these two and `Setting`.
 
     Attributes:
-      needs_feedback: whether each stage is chosen by the current student's losses. They are then
-        computed before the stage, which costs a pass over the training set; else the whole schedule
+      needs_feedback: whether each phase is chosen by the current student's losses. They are then
+        computed before the phase, which costs a pass over the training set; else the whole schedule
         is made beforehand.
     """
 
     needs_feedback: bool
 
-    def start_steps(self, stage: int, feedback: Feedback | None = None) -> np.ndarray:
+    def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
         """c_i of every example: the steps before it are input, the others and the answer output.
 
         Args:
-          stage: from 0. A curriculum that uses no feedback may be asked for any stage at any time
+          phase: from 0. A curriculum that uses no feedback may be asked for any phase at any time
             and answers the same.
-          feedback: the student's losses before the stage, where `needs_feedback`.
+          feedback: the student's losses before the phase, where `needs_feedback`.
 
         Returns:
           [N] integers, 0 <= c_i <= n_i, or n_i + 1 to leave an example out, its answer as well; the
-          stage's batches then hold the others.
+          phase's batches then hold the others.
         """
         ...
 
@@ -86,13 +86,13 @@ def example_means(step_values: Ragged) -> np.ndarray:
     return sums / np.maximum(step_values.lengths, 1)
 
 
-def checked(start_steps: Any, num_steps_N: np.ndarray, stage: int, name: str) -> np.ndarray:
+def checked(start_steps: Any, num_steps_N: np.ndarray, phase: int, name: str) -> np.ndarray:
     """A curriculum's answer as [N] int32 that is not to be written to.
 
     Args:
       start_steps: what `start_steps` gave.
       num_steps_N: n_i.
-      stage: that it was asked for.
+      phase: that it was asked for.
       name: of the curriculum.
 
     Raises:
@@ -102,14 +102,14 @@ def checked(start_steps: Any, num_steps_N: np.ndarray, stage: int, name: str) ->
     if row.shape != num_steps_N.shape or row.dtype.kind not in "iu":
         raise UserError(
             f"The curriculum {name} gave start steps of shape {row.shape} and type {row.dtype} for "
-            f"stage {stage}; expected {len(num_steps_N)} integers, one an example."
+            f"phase {phase}; expected {len(num_steps_N)} integers, one an example."
         )
     wrong = np.flatnonzero((row < 0) | (row > num_steps_N + 1))
     if wrong.size:
         i = wrong[0]
         raise UserError(
             f"The curriculum {name} gave start step {row[i]} for example {i} (counted from 0) at "
-            f"stage {stage}; expected 0 to {num_steps_N[i]}, its number of steps, or one more to "
+            f"phase {phase}; expected 0 to {num_steps_N[i]}, its number of steps, or one more to "
             "leave it out."
         )
     return frozen(row.astype(np.int32))

@@ -18,7 +18,7 @@ from kpod_jax.data.records import Ragged
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
 from kpod_jax.schedule import clusters, curricula
-from kpod_jax.schedule.following import Following
+from kpod_jax.schedule.online import OnlineSchedule
 from kpod_jax.schedule.protocol import Curriculum, Setting
 from kpod_jax.utils import files
 
@@ -72,7 +72,7 @@ class Schedule:
         means = self.start_steps.mean(axis=1)
         silhouette = "" if math.isnan(self.silhouette) else f", silhouette {self.silhouette:.2f}"
         return (
-            f"{self.phases} stages, mean c_i {means[0]:.2f} "
+            f"{self.phases} phases, mean c_i {means[0]:.2f} "
             + (f"falling to {means[-1]:.2f}" if len(means) == self.phases else "at first")
             + f", {self.clusters.max() + 1} clusters{silhouette}"
         )
@@ -118,7 +118,7 @@ def make_schedule(
         plan.remaining,
         plan.target,
         phases,
-        config.stage_steps,
+        config.phase_steps,
         found.silhouette,
         (found.warning,) if found.warning else (),
     )
@@ -128,20 +128,20 @@ def make_curriculum(
     config: Config, difficulty: Ragged, labels: np.ndarray, phases: int
 ) -> Curriculum:
     """The curriculum of `schedule` of a configuration, for questions of these clusters."""
-    ramp = min(phases - 1, round(config.ramp_share * phases))
+    ramp = min(phases - 1, round(config.ramp_fraction * phases))
     return curricula.make(
         config.curriculum, Setting(difficulty, labels, phases, ramp, config.to_dict())
     )
 
 
-def start_steps_of(
+def training_schedule(
     config: Config,
     schedule: Schedule | None,
     data: Data,
     difficulty: Ragged | None,
     phases: int,
     workdir: pathlib.Path,
-) -> "Schedule | Following":
+) -> "Schedule | OnlineSchedule":
     """From a phase to c_i; of a curriculum that needs feedback, one that is told the losses.
 
     Args:
@@ -155,9 +155,9 @@ def start_steps_of(
     num_steps, name = data.train.num_steps, config.curriculum
     if schedule is None or difficulty is None:
         none = np.zeros((1, len(num_steps)), np.int32)
-        return Schedule(none, none[0], np.zeros(1), None, phases, config.stage_steps)
+        return Schedule(none, none[0], np.zeros(1), None, phases, config.phase_steps)
     curriculum = make_curriculum(config, difficulty, schedule.clusters, phases)
     if curriculum.needs_feedback:
         path = workdir / "start_steps.npz"
-        return Following(curriculum, num_steps, path, name, config.stage_steps)
-    return dataclasses.replace(schedule, phases=phases, phase_steps=config.stage_steps)
+        return OnlineSchedule(curriculum, num_steps, path, name, config.phase_steps)
+    return dataclasses.replace(schedule, phases=phases, phase_steps=config.phase_steps)

@@ -1,4 +1,4 @@
-"""Which examples advance at a stage: maximise F(S) while ΔH(S) <= ΔD (Eq. 13).
+"""Which examples advance at a phase: maximise F(S) while ΔH(S) <= ΔD (Eq. 13).
 
 F(S) - F(∅) = Σ_{i in S} δ_i + β Σ_k sqrt(|C_k ∩ S|) is monotone and submodular, and what it costs
 to choose example i is δ_i. The example that is chosen as the s-th of its cluster, counted from 0,
@@ -19,7 +19,7 @@ than all that it took. Both solvers therefore try, after every example taken, to
 example and stop there ("Greedy+"); this raises the guarantee to 1/2 of the best F(S) - F(∅), and to
 1/2 - ε for thresholds. What still fits after that is taken too, since F is monotone.
 
-Examples of one cluster with equal costs are interchangeable at this stage: the one that comes first
+Examples of one cluster with equal costs are interchangeable at this phase: the one that comes first
 in the arrays is chosen first.
 
 Letters: N examples, n of them affordable, K clusters, m examples taken.

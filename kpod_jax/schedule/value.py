@@ -1,6 +1,6 @@
 """What a schedule is worth: remaining difficulty, its target, and the value of a selection.
 
-c_i(t) is the number of leading steps of example i that are input, not output, at stage t; d_j is
+c_i(t) is the number of leading steps of example i that are input, not output, at phase t; d_j is
 the difficulty of its j-th step (Eq. 8). All functions take whole data sets at once.
 
 Letters: N examples, n of them that are asked for, M steps of all examples, K clusters of questions.
@@ -76,23 +76,23 @@ def next_step_difficulty(
 
 
 def target_difficulty(
-    stage: int, total: float, *, ramp_stages: int, p: float, initial_share: float
+    phase: int, total: float, *, ramp_phases: int, p: float, initial_fraction: float
 ) -> float:
-    """D(t), the difficulty that the output of stage t may have in all (Eq. 10).
+    """D(t), the difficulty that the output of phase t may have in all (Eq. 10).
 
     With u put in, the paper's formula is C0 + (B - C0) (t / T)^(p + 1).
 
     Args:
-      stage: t, from 0.
+      phase: t, from 0.
       total: B, the difficulty of all steps, in nats.
-      ramp_stages: T; from this stage on D is B.
+      ramp_phases: T; from this phase on D is B.
       p: exponent of the velocity, above -1. 0 is a straight line; above it, D starts slowly.
-      initial_share: C0 / B, in [0, 1].
+      initial_fraction: C0 / B, in [0, 1].
     """
-    if stage >= ramp_stages:
+    if phase >= ramp_phases:
         return total
-    initial = initial_share * total
-    return initial + (total - initial) * (stage / ramp_stages) ** (p + 1)
+    initial = initial_fraction * total
+    return initial + (total - initial) * (phase / ramp_phases) ** (p + 1)
 
 
 def selection_value(

@@ -232,7 +232,7 @@ class _Teller:
             elif self._show_stages:
                 stage = None
                 with contextlib.suppress(UserError):
-                    stage = Workdir.at_work_on(self._root / name)
+                    stage = Workdir.running_stage(self._root / name)
                 if stage and self._stages.get(name) != stage:
                     self._stages[name] = stage
                     self._say(f"{name}: {stage}")

@@ -55,7 +55,7 @@ class Checkpoints:
         self,
         directory: files.PathLike,
         *,
-        keep: int = 2,
+        max_to_keep: int = 2,
         best_metric: str | None = None,
         read_only: bool = False,
     ) -> None:
@@ -63,7 +63,7 @@ class Checkpoints:
 
         Args:
           directory: holds these checkpoints and nothing else.
-          keep: how many of the latest are kept.
+          max_to_keep: how many of the latest are kept.
           best_metric: the metric given to `save` whose largest value's checkpoint is kept as well.
           read_only: never write, not even to clear away; for readers beside a training that goes
             on. The directory must be there.
@@ -88,7 +88,7 @@ class Checkpoints:
             best_fn=self._score,
             preservation_policy=policies.AnyPreservationPolicy(
                 [
-                    policies.LatestN(keep),
+                    policies.LatestN(max_to_keep),
                     policies.BestN(get_metric_fn=self._score, n=1 if best_metric else 0),
                 ]
             ),

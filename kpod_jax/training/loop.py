@@ -164,7 +164,9 @@ def train(
     with (
         sharding.use(mesh),
         Checkpoints(
-            workdir / "checkpoints" / "student", keep=config.keep, best_metric="accuracy"
+            workdir / "checkpoints" / "student",
+            max_to_keep=config.max_to_keep,
+            best_metric="accuracy",
         ) as checkpoints,
     ):
         state = start_state(params, optimizer)
@@ -204,7 +206,7 @@ def train(
                     return
                 phase = length.phase_of_step(step - 1)
                 values |= window.values()
-                values["stage_number"] = phase
+                values["phase"] = phase
                 values["mean_start_step"] = float(np.mean(source.start_steps(phase)))
                 writer.write(step, values)
 

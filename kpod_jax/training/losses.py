@@ -1,7 +1,7 @@
 """Token losses: the weighted cross entropy that Eq. 1, Eq. 8 and Eq. 15 are forms of.
 
 Which tokens count, and how much, is decided on the host and arrives as one array of weights, so
-this file knows nothing of steps, stages or methods.
+this file knows nothing of steps, phases or methods.
 
 Letters: B examples, U target positions, C positions of a chunk, D width, V vocabulary.
 """

@@ -195,7 +195,7 @@ def _cut(path: pathlib.Path, stage: str, restored_step: int | None) -> None:
         if not ours or (restored_step is not None and step <= restored_step):
             kept.append(line)
     if kept != lines:
-        with files.replacing(path) as file:
+        with files.atomic_write(path) as file:
             file.writelines(kept)
     elif not files.is_remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)

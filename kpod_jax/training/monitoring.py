@@ -135,7 +135,7 @@ class Watchdog:
                 f"{jax.process_index()} of {jax.process_count()}; the last that was reached: "
                 f"{self._state}. Another process or the link between them may hang: look at "
                 "the other processes' logs for one that stands elsewhere. The same command goes "
-                "on from the last checkpoint; watch.hang_seconds sets the time. Where each "
+                "on from the last checkpoint; monitoring.hang_seconds sets the time. Where each "
                 "thread stands:",
                 file=sys.stderr,
                 flush=True,

@@ -1,6 +1,6 @@
 """The student's train step: optimiser, objective, and one jitted, donated, sharded update (Eq. 15).
 
-The step is plain weighted cross entropy: which tokens count at a stage, and how much, comes with
+The step is plain weighted cross entropy: which tokens count in a phase, and how much, comes with
 the batch.
 """
 

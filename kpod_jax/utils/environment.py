@@ -6,7 +6,7 @@ import subprocess
 from typing import Any
 
 import kpod_jax
-from kpod_jax.utils import files
+from kpod_jax.utils import files, renamed
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
@@ -23,6 +23,12 @@ def write_config(path: files.PathLike, config: Any) -> None:
         "devices": [str(device) for device in jax.devices()],
     }
     files.write_json(path, value)
+
+
+def read_config(path: files.PathLike) -> dict[str, Any]:
+    """What `write_config` wrote, with the keys of earlier versions under their new names."""
+    written = files.read_json(path)
+    return written | {"config": renamed.current(written["config"])}
 
 
 def _revision() -> str | None:

@@ -97,7 +97,7 @@ def copy_folder(folder: PathLike, target: PathLike) -> None:
     """Copies the files of a local folder and of those in it, each in whole or not at all."""
     for path in files_under(pathlib.Path(folder)):
         name = path.relative_to(folder).as_posix()
-        with replacing(as_path(target) / name) as file:
+        with atomic_write(as_path(target) / name) as file:
             file.write(path.read_bytes())
 
 
@@ -116,7 +116,7 @@ def remove(path: PathLike) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[IO[bytes]]:
+def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` and renames it to `path` when the block succeeds.
 
     Raises:
@@ -165,7 +165,7 @@ def _uploading(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 def write_text(path: PathLike, text: str) -> None:
     """Writes UTF-8 text."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
@@ -185,7 +185,7 @@ def write_npz(path: PathLike, **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise TypeError(f"{path}: array {name} holds Python objects")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 

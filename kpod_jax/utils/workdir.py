@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kpod_jax.utils import files
+from kpod_jax.utils import files, renamed
 from kpod_jax.utils.errors import UserError
 
 
@@ -62,15 +62,14 @@ class Workdir:
     def stored(self, stage: str) -> dict[str, Any] | None:
         """The fingerprint that a stage was made with, or None."""
         path = self._stage_file(stage)
-        return files.read_json(path)["fingerprint"] if path.is_file() else None
+        return renamed.current(files.read_json(path)["fingerprint"]) if path.is_file() else None
 
     def done(self, stage: str, fingerprint: Mapping[str, Any], outputs: Iterable[str]) -> bool:
         """Whether the outputs are there and were made from just this."""
         path = self._stage_file(stage)
         if not path.is_file() or not all((self.path / name).exists() for name in outputs):
             return False
-        stored = files.read_json(path)
-        return bool(stored["complete"]) and stored["fingerprint"] == fingerprint
+        return bool(files.read_json(path)["complete"]) and self.stored(stage) == fingerprint
 
     def difference(self, stage: str, fingerprint: Mapping[str, Any]) -> str:
         """What changed since a stage was made: the first few keys, with both values."""
@@ -117,7 +116,7 @@ class Workdir:
             if sibling.done(stage, fingerprint, outputs):
                 for name in outputs:
                     with (
-                        files.replacing(self.path / name) as target,
+                        files.atomic_write(self.path / name) as target,
                         (sibling.path / name).open("rb") as source,
                     ):
                         shutil.copyfileobj(source, target)
@@ -132,7 +131,7 @@ class Workdir:
         return files.read_json(file) if file.is_file() else None
 
     @staticmethod
-    def at_work_on(path: files.PathLike) -> str | None:
+    def running_stage(path: files.PathLike) -> str | None:
         """The stage of a directory of this machine that was begun last and is not complete."""
         begun = [
             file

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kpod_jax.training import losses
-from kpod_jax.weighting.problems import Problems
+from kpod_jax.weighting.answerer_batch import AnswererBatch
 
 Params = Any
 
@@ -44,7 +44,7 @@ class Answerer:
     def losses(
         self,
         params: Params,
-        problems: Problems,
+        batch: AnswererBatch,
         keep_BxR: jax.Array,
         prefix_B: jax.Array,
     ) -> jax.Array:
@@ -55,19 +55,19 @@ class Answerer:
 
         Args:
           params: of the answerer.
-          problems: rows.
+          batch: rows.
           keep_BxR: float32 m_j, 1 kept, 0 masked.
           prefix_B: int32 k: the encoder sees the first k rationale tokens, masked or not.
 
         Returns:
           [B] float32, nats.
         """
-        return self.prefix_losses(params, problems, keep_BxR, prefix_B[:, None])[:, 0]
+        return self.prefix_losses(params, batch, keep_BxR, prefix_B[:, None])[:, 0]
 
     def prefix_losses(
         self,
         params: Params,
-        problems: Problems,
+        batch: AnswererBatch,
         keep_BxR: jax.Array,
         prefix_BxP: jax.Array,
     ) -> jax.Array:
@@ -78,7 +78,7 @@ class Answerer:
         count = prefix_BxP.shape[1]
         if not self.causal and count > 1:
             keep = jnp.repeat(keep_BxR, count, axis=0)
-            rows = problems.repeat(count)
+            rows = batch.repeat(count)
             return self.losses(params, rows, keep, prefix_BxP.ravel()).reshape(prefix_BxP.shape)
         variables = {"params": params}
 
@@ -86,10 +86,10 @@ class Answerer:
             return self.module.apply(variables, *args, method=method, **options)  # pyright: ignore
 
         mask_embedding_D = run("embed", jnp.array(self.mask_id))
-        rationale_BxRxD = run("embed", problems.rationale)
+        rationale_BxRxD = run("embed", batch.rationale)
         keep = keep_BxR[..., None].astype(rationale_BxRxD.dtype)
         rationale_BxRxD = keep * rationale_BxRxD + (1 - keep) * mask_embedding_D
-        length_BxP = jnp.minimum(prefix_BxP, problems.rationale_mask.sum(axis=1)[:, None])
+        length_BxP = jnp.minimum(prefix_BxP, batch.rationale_mask.sum(axis=1)[:, None])
         if self.eos_id is not None:
             # It stands right behind the prefix, so there is one place more than rationale tokens.
             rationale_BxRxD = jnp.pad(rationale_BxRxD, [(0, 0), (0, 1), (0, 0)])
@@ -97,10 +97,10 @@ class Answerer:
             end_D = run("embed", jnp.array(self.eos_id))
             rationale_BxRxD = jnp.where(ends[..., None], end_D, rationale_BxRxD)
             length_BxP += 1
-        embeddings = jnp.concatenate([run("embed", problems.question), rationale_BxRxD], axis=1)
+        embeddings = jnp.concatenate([run("embed", batch.question), rationale_BxRxD], axis=1)
         seen = jnp.arange(rationale_BxRxD.shape[1]) < length_BxP[..., None]
         question_mask = jnp.broadcast_to(
-            problems.question_mask[:, None], (*seen.shape[:2], problems.question.shape[1])
+            batch.question_mask[:, None], (*seen.shape[:2], batch.question.shape[1])
         )
         visible_BxPxS = jnp.concatenate([question_mask, seen], axis=2)
         encoded = run(
@@ -110,10 +110,10 @@ class Answerer:
             embeddings_BxSxD=embeddings,
             causal=self.causal,
         )
-        inputs = jnp.roll(problems.answer, 1, axis=1).at[:, 0].set(self.start_id)
+        inputs = jnp.roll(batch.answer, 1, axis=1).at[:, 0].set(self.start_id)
         hidden = run("decode_prefixes", encoded, visible_BxPxS, inputs)
-        answers = jnp.repeat(problems.answer, count, axis=0)
-        answer_mask = jnp.repeat(problems.answer_mask, count, axis=0)
+        answers = jnp.repeat(batch.answer, count, axis=0)
+        answer_mask = jnp.repeat(batch.answer_mask, count, axis=0)
         nll = losses.token_losses(
             hidden.reshape(-1, *hidden.shape[2:]), answers, answer_mask, lambda h: run("logits", h)
         )

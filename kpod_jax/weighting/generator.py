@@ -58,13 +58,13 @@ class Generator(nn.Module):
     what.
 
     Attributes:
-      hidden: width of the MLP.
-      heads: of the attention.
+      hidden_size: width of the MLP.
+      num_heads: of the attention.
       initial_weight: w_j of every token before training, about.
     """
 
-    hidden: int
-    heads: int
+    hidden_size: int
+    num_heads: int
     initial_weight: float = 0.88
 
     @nn.compact
@@ -78,14 +78,15 @@ class Generator(nn.Module):
         Returns:
           [B, R] float32, between -5 and 5; w is its sigmoid. Values at padding mean nothing.
         """
-        width = self.hidden // self.heads
+        width = self.hidden_size // self.num_heads
         x = nn.LayerNorm(name="norm")(embeddings_BxRxD.astype(jnp.float32))
         query, key, value = (
-            nn.DenseGeneral((self.heads, width), name=name)(x) for name in ("query", "key", "value")
+            nn.DenseGeneral((self.num_heads, width), name=name)(x)
+            for name in ("query", "key", "value")
         )
         place = jnp.arange(x.shape[1])
         distance = jnp.clip(place[None] - place[:, None], -_MAX_DISTANCE, _MAX_DISTANCE)
-        bias = self.param("relative_bias", _near_sighted, (self.heads, 2 * _MAX_DISTANCE + 1))
+        bias = self.param("relative_bias", _near_sighted, (self.num_heads, 2 * _MAX_DISTANCE + 1))
         attended_BxRxHxK = jax.nn.dot_product_attention(
             query,
             key,
@@ -94,7 +95,7 @@ class Generator(nn.Module):
             mask=mask_BxR[:, None, None, :],
         )
         x = x + nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out")(attended_BxRxHxK)
-        x = nn.gelu(nn.Dense(self.hidden, name="mlp_in")(x))
+        x = nn.gelu(nn.Dense(self.hidden_size, name="mlp_in")(x))
         logits = nn.Dense(1, kernel_init=nn.initializers.normal(0.01), name="mlp_out")(x)
         start = math.log(self.initial_weight / (1 - self.initial_weight))
         return bounded(logits[..., 0] + start)

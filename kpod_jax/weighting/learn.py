@@ -23,8 +23,8 @@ from kpod_jax.data.records import Ragged
 from kpod_jax.parallel import processes, sharding
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.weighting.answerer import Params
+from kpod_jax.weighting.answerer_batch import AnswererBatch, batches, take
 from kpod_jax.weighting.objective import MaskLearner
-from kpod_jax.weighting.problems import Problems, batches, take
 
 Log = Callable[[str, int, dict[str, float]], None]
 
@@ -66,17 +66,17 @@ def generator_optimizer(
 def make_fit_step(
     learner: MaskLearner, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Params, Any, jax.Array]]:
-    """The answerer's step: (params, opt_state, problems, key, masked) -> (params, opt_state, loss).
+    """The answerer's step: (params, opt_state, batch, key, masked) -> (params, opt_state, loss).
 
     `masked`, a scalar bool, is whether prefixes and masks are drawn, see `random_masks`. Parameters
     and state are donated.
     """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def fit_step(params, state, problems, key, masked):
+    def fit_step(params, state, batch, key, masked):
         def loss(params):
-            keep, prefix = learner.random_masks(key, problems, masked)
-            return learner.answerer.losses(params, problems, keep, prefix).mean()
+            keep, prefix = learner.random_masks(key, batch, masked)
+            return learner.answerer.losses(params, batch, keep, prefix).mean()
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradient, state, params)
@@ -90,16 +90,16 @@ def make_learn_step(
 ) -> Callable[..., tuple[Params, Any, dict[str, jax.Array]]]:
     """The generator's step (Eq. 7), which gives new parameters, state, and the objective's parts.
 
-    It takes (params, opt_state, answerer_params, embeddings, problems, key, alpha, temperature);
+    It takes (params, opt_state, answerer_params, embeddings, batch, key, alpha, temperature);
     the first two are donated. The embeddings are those of `learner`, whose own are not looked at:
     what a jitted function closes over becomes a constant of the compiled program.
     """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def learn_step(params, state, answerer_params, embeddings, problems, key, alpha, temperature):
+    def learn_step(params, state, answerer_params, embeddings, batch, key, alpha, temperature):
         objective = dataclasses.replace(learner, embeddings=embeddings).objective
         (_, parts), gradient = jax.value_and_grad(objective, has_aux=True)(
-            params, answerer_params, problems, key, alpha, temperature
+            params, answerer_params, batch, key, alpha, temperature
         )
         updates, state = optimizer.update(gradient, state, params)
         parts["gradient_norm"] = optax.global_norm(gradient)
@@ -111,7 +111,7 @@ def make_learn_step(
 def fit_answerer(
     learner: MaskLearner,
     params: Params,
-    problems: Problems,
+    examples: AnswererBatch,
     config: Config,
     *,
     recorder: Recorder,
@@ -125,7 +125,7 @@ def fit_answerer(
     Args:
       learner: the parts.
       params: of the answerer.
-      problems: examples to fit it on.
+      examples: examples to fit it on.
       config: `weighting` of the configuration.
       recorder: is told the loss, and holds the checkpoints.
       seed: of everything random.
@@ -133,19 +133,19 @@ def fit_answerer(
     Returns:
       New parameters; those given are not changed.
     """
-    steps, (log, checkpoints) = config.reading_steps + config.masking_steps, recorder
+    steps, (log, checkpoints) = config.fit_unmasked_steps + config.fit_masked_steps, recorder
     if not steps:
         return params
-    optimizer = answerer_optimizer(config.answerer_learning_rate, steps)
+    optimizer = answerer_optimizer(config.fit_learning_rate, steps)
     fit_step = make_fit_step(learner, optimizer)
     params, root = jax.tree.map(jnp.copy, params), jax.random.key(seed)
     state, first, _ = _go_on(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
     params, state = state["params"], state["opt_state"]
-    indices = batches(len(problems.question), config.batch_size, seed, start=first)
+    indices = batches(len(examples.question), config.batch_size, seed, start=first)
     with processes.listening() as is_told_to_end:
         for step in range(first, steps):
-            batch = learner.take(problems, next(indices))
-            masked = jnp.array(step >= config.reading_steps)
+            batch = learner.take(examples, next(indices))
+            masked = jnp.array(step >= config.fit_unmasked_steps)
             params, state, loss = fit_step(
                 params, state, batch, jax.random.fold_in(root, step), masked
             )
@@ -160,7 +160,7 @@ def fit_answerer(
 
 
 def measure_gap(
-    learner: MaskLearner, params: Params, problems: Problems, batch_size: int
+    learner: MaskLearner, params: Params, examples: AnswererBatch, batch_size: int
 ) -> dict[str, Any]:
     """The answer's loss with nothing and with everything masked, averaged over prefixes.
 
@@ -174,19 +174,19 @@ def measure_gap(
     where = None if learner.mesh is None else sharding.replicated(learner.mesh)
 
     @functools.partial(jax.jit, out_shardings=where)
-    def losses(params, problems, places, keep):
-        places = jnp.broadcast_to(places, (len(problems.question), len(places)))
-        prefix_BxP = learner.nth_prefix(problems, places)
-        keep = jnp.full(problems.rationale_mask.shape, keep, jnp.float32)
-        return learner.answerer.prefix_losses(params, problems, keep, prefix_BxP).sum(axis=0)
+    def losses(params, batch, places, keep):
+        places = jnp.broadcast_to(places, (len(batch.question), len(places)))
+        prefix_BxP = learner.nth_prefix(batch, places)
+        keep = jnp.full(batch.rationale_mask.shape, keep, jnp.float32)
+        return learner.answerer.prefix_losses(params, batch, keep, prefix_BxP).sum(axis=0)
 
-    count = len(problems.question)
+    count = len(examples.question)
     tenths = np.arange(10)
     # All at once where that is no more work in memory than one.
     groups = [tenths] if learner.answerer.causal else np.split(tenths, 10)
     table = np.zeros((10, 2))
     for start in range(0, count, batch_size):
-        batch = learner.take(problems, np.arange(start, min(start + batch_size, count)))
+        batch = learner.take(examples, np.arange(start, min(start + batch_size, count)))
         for group in groups:
             places = (group + 0.999) / 10  # The last one of each tenth.
             for kept in (0, 1):
@@ -203,15 +203,15 @@ def measure_gap(
 def learn_masks(
     learner: MaskLearner,
     answerer_params: Params,
-    problems: Problems,
+    examples: AnswererBatch,
     config: Config,
     *,
-    joint_problems: Problems,
+    joint_examples: AnswererBatch,
     judge: Callable[[Params, Params], float],
     recorder: Recorder,
     seed: int,
 ) -> tuple[Params, Params]:
-    """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_problems`.
+    """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_examples`.
 
     What counts is the objective on held-out examples: the generator that had the lowest is
     returned, and training stops when it has not fallen for long.
@@ -219,15 +219,15 @@ def learn_masks(
     Args:
       learner: the parts.
       answerer_params: of the fitted answerer.
-      problems: examples whose tokens are to be weighted.
+      examples: examples whose tokens are to be weighted.
       config: `weighting` of the configuration. The temperature falls geometrically. α rises from 0
         over `alpha_warmup` of the steps: its gradient is steady from the first step, the answer's
         is noisy, and without the rise it can win before anything is learned, where the gradient
         goes through the answerer. The score function's masks need the price.
-      joint_problems: what a following answerer (`joint_learning_rate` > 0) is fit on.
+      joint_examples: what a following answerer (`joint_learning_rate` > 0) is fit on.
       judge: the held-out objective of parameters of the generator and the answerer, called every
-        `judge_every` steps; `patience` calls in a row without a lower value end the training. With
-        `judge_every` = 0 it is never called, and the last generator is returned.
+        `eval_every` steps; `patience` calls in a row without a lower value end the training. With
+        `eval_every` = 0 it is never called, and the last generator is returned.
       recorder: is told the parts of the objective, and holds the checkpoints.
       seed: of everything random.
 
@@ -236,11 +236,11 @@ def learn_masks(
     """
     steps, batch_size, (log, checkpoints) = config.steps, config.batch_size, recorder
     joint_learning_rate = config.joint_learning_rate
-    judge_every, patience = config.judge_every, config.patience
-    if not judge_every:
-        judge_every, patience = steps + 1, 1
+    eval_every, patience = config.eval_every, config.patience
+    if not eval_every:
+        eval_every, patience = steps + 1, 1
     root = jax.random.key(seed)
-    example = learner.take(problems, np.arange(1))
+    example = learner.take(examples, np.arange(1))
     params = jax.jit(learner.generator.init)(
         root, learner.embeddings[example.rationale], example.rationale_mask
     )["params"]
@@ -251,11 +251,11 @@ def learn_masks(
     )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def follow_step(answerer_params, state, params, embeddings, problems, key, temperature):
+    def follow_step(answerer_params, state, params, embeddings, batch, key, temperature):
         def loss(answerer_params):
             # A backward pass keeps what every mask needs: the fewest that the score function takes.
             of = dataclasses.replace(learner, embeddings=embeddings, mask_samples=2)
-            return of.objective(params, answerer_params, problems, key, 0.0, temperature)[0]
+            return of.objective(params, answerer_params, batch, key, 0.0, temperature)[0]
 
         gradient = jax.grad(loss)(answerer_params)
         updates, state = joint_optimizer.update(gradient, state, answerer_params)
@@ -270,15 +270,15 @@ def learn_masks(
     done = extra.get("done", False)
     # The lowest objective so far, and looks since then.
     best_value, since = extra.get("best_value"), extra.get("since", 0)
-    indices = batches(len(problems.question), batch_size, seed, start)
-    joint_indices = batches(len(joint_problems.question), batch_size, seed + 1, start)
+    indices = batches(len(examples.question), batch_size, seed, start)
+    joint_indices = batches(len(joint_examples.question), batch_size, seed + 1, start)
     first, last = config.temperature_start, config.temperature_end
     with processes.listening() as is_told_to_end:
         for step in range(start, 0 if done else steps):
             temperature = first * (last / first) ** (step / steps)
             alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, config.alpha_warmup * steps))
             key = jax.random.fold_in(root, step)
-            batch = learner.take(problems, next(indices))
+            batch = learner.take(examples, next(indices))
             answerer_params = state.get("answerer", answerer_params)
             state["params"], state["opt_state"], parts = learn_step(
                 state["params"],
@@ -291,7 +291,7 @@ def learn_masks(
                 temperature,
             )
             if joint_learning_rate:
-                batch = learner.take(joint_problems, next(joint_indices))
+                batch = learner.take(joint_examples, next(joint_indices))
                 key = jax.random.fold_in(key, 1)
                 answerer_params, state["joint_state"] = follow_step(
                     answerer_params,
@@ -303,7 +303,7 @@ def learn_masks(
                     temperature,
                 )
                 state["answerer"] = answerer_params
-            judged = (step + 1) % judge_every == 0
+            judged = (step + 1) % eval_every == 0
             if judged:
                 value = judge(state["params"], answerer_params)
                 parts["held_out_objective"] = jnp.asarray(value)
@@ -338,19 +338,19 @@ def _go_on(
 
 
 def compute_weights(
-    learner: MaskLearner, generator_params: Params, problems: Problems, batch_size: int
+    learner: MaskLearner, generator_params: Params, examples: AnswererBatch, batch_size: int
 ) -> Ragged:
     """w_j of every rationale token, without noise (Eq. 3): N slices of float32 in (0, 1)."""
     where = None if learner.mesh is None else sharding.replicated(learner.mesh)
 
     @functools.partial(jax.jit, out_shardings=where)
-    def weights(params, problems):
-        return jax.nn.sigmoid(learner.logits(params, problems))
+    def weights(params, batch):
+        return jax.nn.sigmoid(learner.logits(params, batch))
 
     result = []
-    for start in range(0, len(problems.question), batch_size):
-        index = np.arange(start, min(start + batch_size, len(problems.question)))
-        rows = take(problems, index)
+    for start in range(0, len(examples.question), batch_size):
+        index = np.arange(start, min(start + batch_size, len(examples.question)))
+        rows = take(examples, index)
         values = np.asarray(weights(generator_params, learner.place(rows)))
         result += [values[i][rows.rationale_mask[i]] for i in range(len(index))]
     return Ragged.from_list(result, np.float32)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
 from kpod_jax.config.defaults import Config
-from kpod_jax.data.known import keypoint_tokens
+from kpod_jax.data.ground_truth import keypoint_tokens
 from kpod_jax.data.prepare import Data
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
@@ -34,9 +34,9 @@ from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.progress import Progress
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer, Params
+from kpod_jax.weighting.answerer_batch import AnswererBatch, make_answerer_batch
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.objective import MaskLearner, constant_objectives, objective_on
-from kpod_jax.weighting.problems import Problems, problems_of
 
 STAGE = "weigh"
 CHECKPOINTS = "checkpoints/weigher"
@@ -128,7 +128,7 @@ def learn_token_weights(
             "that fit. Give some, by data.rationales or in the data, or set "
             "weighting.weights=uniform."
         )
-    if config.fit == "fresh" and not fresh and config.reading_steps + config.masking_steps:
+    if config.fit == "fresh" and not fresh and config.fit_unmasked_steps + config.fit_masked_steps:
         raise UserError(
             "weighting.fit='fresh' fits the answerer on new problems, and none were given. "
             "Expected some as `fresh`, or fit='other_fold'."
@@ -227,11 +227,11 @@ def weigh(
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     embeddings = jax.device_put(embeddings, sharding.replicated(mesh))
     learner, seed = make_learner(answerer, embeddings, config, mesh), student.seed
-    problems, judged = problems_of(train, pad_id), problems_of(held_out, pad_id)
-    judged = jax.tree.map(lambda array: array[: config.judged_examples], judged)
+    examples, judged = make_answerer_batch(train, pad_id), make_answerer_batch(held_out, pad_id)
+    judged = jax.tree.map(lambda array: array[: config.eval_examples], judged)
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
     folds, parts, judged_weights = _folds(len(train), config.fit, seed), [], []
-    steps = config.reading_steps + config.masking_steps + config.steps
+    steps = config.fit_unmasked_steps + config.fit_masked_steps + config.steps
     passes = [
         _Fold(learner, config, seed + n, steps * n, workdir / f"{CHECKPOINTS}/fold_{n}")
         for n in range(len(folds))
@@ -243,12 +243,12 @@ def weigh(
         Progress(steps * len(folds), "Weighing", initial=reached) as progress,
     ):
         for fold, (fit_on, weigh_on) in zip(passes, folds, strict=True):
-            fit = _rows(problems, fit_on) if fresh is None else problems_of(fresh, pad_id)
+            fit = _rows(examples, fit_on) if fresh is None else make_answerer_batch(fresh, pad_id)
             params, part = fold.learn(
-                answerer_params, fit, _rows(problems, weigh_on), judged, writer, progress
+                answerer_params, fit, _rows(examples, weigh_on), judged, writer, progress
             )
             weights = learn.compute_weights(
-                learner, params, _rows(problems, weigh_on), config.batch_size
+                learner, params, _rows(examples, weigh_on), config.batch_size
             )
             for place, i in enumerate(weigh_on):
                 values[i] = weights[place]
@@ -303,7 +303,10 @@ class _Fold:
 
     def reached(self) -> int:
         """The stage's step that the pass goes on from; 0 where it has not begun."""
-        before = {"answerer": 0, "generator": self.config.reading_steps + self.config.masking_steps}
+        before = {
+            "answerer": 0,
+            "generator": self.config.fit_unmasked_steps + self.config.fit_masked_steps,
+        }
         steps = [
             self.first_step + before[part] + int(path.name)
             for part in before
@@ -315,9 +318,9 @@ class _Fold:
     def learn(
         self,
         answerer_params: Params,
-        fit: Problems,
-        weigh: Problems,
-        judged: Problems,
+        fit: AnswererBatch,
+        weigh: AnswererBatch,
+        judged: AnswererBatch,
         writer: MetricsWriter,
         progress: Progress,
     ) -> tuple[Params, dict[str, float]]:
@@ -327,7 +330,9 @@ class _Fold:
 
         def log(what: str, step: int, values: dict[str, float]) -> None:
             nonlocal done
-            before = config.reading_steps + config.masking_steps if what == "generator" else 0
+            before = (
+                config.fit_unmasked_steps + config.fit_masked_steps if what == "generator" else 0
+            )
             step += self.first_step + before
             progress.update(max(0, step - max(done, self.first_step)), **values)
             done = step
@@ -335,7 +340,7 @@ class _Fold:
             if not all(map(math.isfinite, values.values())):
                 raise UserError(
                     f"Token weighting: step {step} of the {what} gave {values}. Lower "
-                    "weighting.answerer_learning_rate or weighting.learning_rate."
+                    "weighting.fit_learning_rate or weighting.learning_rate."
                 )
 
         with Checkpoints(self.directory / "answerer") as checkpoints:
@@ -355,7 +360,7 @@ class _Fold:
             )
         )
         writer.write(
-            self.first_step + config.reading_steps + config.masking_steps,
+            self.first_step + config.fit_unmasked_steps + config.fit_masked_steps,
             {"part": "gap", "gap_by_tenths": by_prefix}
             | {key: gap[key] for key in ("none_masked", "all_masked", "gap")},
         )
@@ -368,7 +373,7 @@ class _Fold:
                 answerer_params,
                 weigh,
                 config,
-                joint_problems=fit,
+                joint_examples=fit,
                 judge=judge,
                 recorder=learn.Recorder(log, checkpoints),
                 seed=self.seed,
@@ -395,8 +400,8 @@ def _folds(count: int, fit: str, seed: int) -> list[tuple[np.ndarray, np.ndarray
     return [(first, second), (second, first)]
 
 
-def _rows(problems: Problems, index: np.ndarray) -> Problems:
-    return jax.tree.map(lambda array: array[index], problems)
+def _rows(batch: AnswererBatch, index: np.ndarray) -> AnswererBatch:
+    return jax.tree.map(lambda array: array[index], batch)
 
 
 def _check_tokenizers(student: Student, answerer: Student) -> None:
@@ -429,7 +434,7 @@ def make_learner(
     """Mask learning with a model as its answerer, as `weighting` of the configuration has it."""
     return MaskLearner(
         make_answerer(answerer, config.encoding),
-        Generator(config.hidden, config.heads, config.initial_weight),
+        Generator(config.hidden_size, config.num_heads, config.initial_weight),
         embeddings,
         config.alpha,
         config.prefixes,
@@ -437,7 +442,7 @@ def make_learner(
         config.estimator,
         config.mask_samples,
         config.exploration,
-        config.clear_share,
+        config.fit_unmasked_fraction,
         mesh,
     )
 
@@ -463,11 +468,11 @@ def make_answerer(model: Student, encoding: str = "bidirectional") -> Answerer:
 
 def _no_gap(gap: dict[str, Any], config: Config) -> str:
     advice = (
-        "The answerer does not read rationales: raise weighting.reading_steps or "
-        "weighting.masking_steps, or start from a stronger weighting.answerer."
+        "The answerer does not read rationales: raise weighting.fit_unmasked_steps or "
+        "weighting.fit_masked_steps, or start from a stronger weighting.answerer."
         if gap["none_masked"] > 1.0
         else "The answerer answers from the question alone; it may have memorised the answers: use "
-        "weighting.fit=other_fold (or fresh), fewer weighting.masking_steps, or more examples."
+        "weighting.fit=other_fold (or fresh), fewer weighting.fit_masked_steps, or more examples."
     )
     return (
         "Token weights cannot be learned: on held-out examples the answer's loss is "
@@ -489,7 +494,7 @@ def _check_health(part: dict[str, float], config: Config) -> None:
         advice = (
             "Lower weighting.alpha or weighting.learning_rate, or raise weighting.alpha_warmup."
             if mean < _COLLAPSED
-            else "Raise weighting.alpha, weighting.masking_steps or weighting.steps."
+            else "Raise weighting.alpha, weighting.fit_masked_steps or weighting.steps."
         )
         raise UserError(
             f"The token weights have collapsed: their mean is {mean:.3f}. {advice} Or train "
@@ -507,7 +512,7 @@ def _check_health(part: dict[str, float], config: Config) -> None:
         return
     raise UserError(
         f"{failure} Try more weighting.steps or weighting.mask_samples, another weighting.alpha, "
-        "or an answerer that reads better (weighting.masking_steps, weighting.answerer). Or go on "
-        "with them (--config.weighting.allow_failed=True), or train without token weights "
+        "or an answerer that reads better (weighting.fit_masked_steps, weighting.answerer). Use "
+        "them anyway with --config.weighting.allow_failed=True, or train without token weights "
         "(--config.weighting.weights=uniform)."
     )

@@ -53,7 +53,9 @@ def report(**changes) -> compile.Report:
 
 @pytest.mark.parametrize("pack", [0, 40])
 def test_the_batch_is_that_of_the_data(pack):
-    source = batch_source(tiny.random_set(4, 0), 4, 0, pad_id=0, decoder_start_id=0, pack=pack)
+    source = batch_source(
+        tiny.random_set(4, 0), 4, 0, pad_id=0, decoder_start_id=0, pack_length=pack
+    )
     batch = source[0]
     del batch["index"]
     source_size, target_size = batch["input_ids"].shape[1], batch["targets"].shape[1]

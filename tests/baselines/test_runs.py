@@ -36,7 +36,7 @@ SMALL = {
     "distill.buckets": 1,
     "distill.log_every": 1,
     "distill.checkpoint_every": 1,
-    "distill.keep": 9,
+    "distill.max_to_keep": 9,
     "eval.max_new_tokens": 4,
 }
 

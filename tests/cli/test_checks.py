@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 
-def faults(**changes):
+def config_errors(**changes):
     config = defaults.get_config()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     with pytest.raises(UserError) as error:
@@ -41,7 +41,7 @@ def test_the_default_is_sound():
         ({"method": "kpot"}, "method='kpot': expected one of kpod, scotd"),
         ({"distill__learning_rate": -1.0}, "distill.learning_rate=-1.0: expected at least 0"),
         ({"distill__batch_size": 0}, "distill.batch_size=0: expected at least 1"),
-        ({"schedule__initial_share": 1.5}, "schedule.initial_share=1.5: expected 0 to 1"),
+        ({"schedule__initial_share": 1.5}, "schedule.initial_fraction=1.5: expected 0 to 1"),
         ({"weighting__alpha": float("nan")}, "weighting.alpha=nan: expected at least 0"),
         ({"student__prompt": "Q:"}, "student.prompt='Q:': expected {question} once in it"),
         ({"student__answer_template": "{answer}{answer}"}, "expected {answer} once in it"),
@@ -67,13 +67,13 @@ def test_the_default_is_sound():
     ],
 )
 def test_each_fault_is_named_with_what_was_expected(changes, expected):
-    message = faults(**changes)
+    message = config_errors(**changes)
     assert expected in message
     assert message.count("\n") == 1  # No other fault is seen.
 
 
 def test_all_faults_are_in_one_message():
-    message = faults(
+    message = config_errors(
         student__dtype="float16", distill__epochs=-1, eval__split="dev", student__prompt="{}"
     )
     for key in ("student.dtype", "distill.epochs", "eval.split", "student.prompt"):

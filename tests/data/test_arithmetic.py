@@ -92,7 +92,7 @@ def test_a_task_without_filler_has_few_explanations():
 
 def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path):
     records, _ = sources.load_records(
-        "arithmetic", "train", limit=5, cache=str(tmp_path), rationales_per_question=3
+        "arithmetic", "train", limit=5, cache_dir=str(tmp_path), rationales_per_question=3
     )
     assert len(records) == 15
     assert records[::3] == arithmetic.generate("train", 5)
@@ -103,5 +103,7 @@ def test_the_built_in_data_set_has_the_knobs_that_are_asked_for(tmp_path):
     task = Task(1.0, (5, 6))
     for asked in (task, None):
         knobs: Any = {} if asked is None else {"arithmetic": dataclasses.asdict(asked)}
-        records, _ = sources.load_records("arithmetic", "train", 5, cache=str(tmp_path), **knobs)
+        records, _ = sources.load_records(
+            "arithmetic", "train", 5, cache_dir=str(tmp_path), **knobs
+        )
         assert records == arithmetic.generate("train", 5, task=asked)

@@ -202,11 +202,11 @@ def test_a_stage_that_leaves_examples_out_is_filled_with_the_others(tokenized):
 
 
 def test_packed_rows_without_anything_to_learn_are_passed_over(tokenized):
-    plain = make(tokenized, 2, pack=160)
+    plain = make(tokenized, 2, pack_length=160)
     row = plain[0]["index"].tolist()[0]  # The first of a row's examples.
     left_out = tokenized.num_steps + 1
     left_out[row] = 0
-    source = make(tokenized, 2, pack=160, start_steps=lambda stage: left_out)
+    source = make(tokenized, 2, pack_length=160, start_steps=lambda stage: left_out)
     assert source.steps_per_epoch == plain.steps_per_epoch > 1
     assert set(indices(epoch_of(source, 0))) == {row}
 
@@ -384,7 +384,7 @@ def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized, step_starts):
         "weights": Ragged.from_list(weights, np.float32),
         "step_starts": step_starts,
     }
-    plain, packed = make(tokenized, **options), make(tokenized, pack=160, **options)
+    plain, packed = make(tokenized, **options), make(tokenized, pack_length=160, **options)
     rows = {
         int(i): (batch, row)
         for batch in epoch_of(plain, 0)
@@ -419,9 +419,9 @@ def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized, step_starts):
                 assert (targets[:-size] == PAD).all()
     assert sorted(seen) == list(range(len(tokenized)))
     with pytest.raises(
-        UserError, match=r"Record 9 has 131 tokens, more than a row of distill\.pack=30"
+        UserError, match=r"Record 9 has 131 tokens, more than a row of distill\.pack_length=30"
     ):
-        make(tokenized, pack=30)
+        make(tokenized, pack_length=30)
 
 
 GROUPS = Ragged.from_list([[0, 1], [2, 3, 4], [5, 5], [6, 7, 8, 9, 10]])
@@ -478,7 +478,7 @@ def test_a_token_counts_the_same_in_full_batches_and_in_the_rests(tokenized, wei
     source = make(
         tokenized,
         buckets=3,
-        pack=pack,
+        pack_length=pack,
         example_weights=weights,
         start_steps=lambda stage: np.minimum(stage, start_steps),
     )
@@ -507,7 +507,9 @@ def test_pairs_count_the_same_whatever_is_drawn(tokenized):
     assert divisors == {float(np.float32(mean))}
 
 
-@pytest.mark.parametrize("options", [{}, {"pack": 160}, {"groups": GROUPS}, {"step_starts": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pack_length": 160}, {"groups": GROUPS}, {"step_starts": True}]
+)
 def test_supervised_tokens_are_those_of_the_batches(tokenized, options):
     source = make(
         tokenized,

@@ -67,9 +67,14 @@ def write_csqa(folder, *changes, name="train_rand_split.jsonl"):
     (folder / name).write_text("".join(lines))
 
 
-def load(name, folder, cache, split="train", max_bad_share=1.0, **options):
+def load(name, folder, cache, split="train", max_rejected_fraction=1.0, **options):
     return sources.load_records(
-        name, split, path=str(folder), cache=cache, max_bad_share=max_bad_share, **options
+        name,
+        split,
+        path=str(folder),
+        cache_dir=cache,
+        max_rejected_fraction=max_rejected_fraction,
+        **options,
     )
 
 
@@ -197,7 +202,7 @@ def test_asdiv_bad_and_left_out_problems_are_told_apart(tmp_path, cache):
     assert "problem 7 has an empty 'ID'" in reasons["asdiv-ASDiv-7"]
     assert len(rejected) == 7
     with pytest.raises(UserError, match=r"3 of 8 records cannot be used"):
-        load("asdiv", tmp_path, cache, max_bad_share=0.1)
+        load("asdiv", tmp_path, cache, max_rejected_fraction=0.1)
 
 
 def test_svamp_record(tmp_path, cache):
@@ -245,7 +250,7 @@ def test_commonsense_qa_bad_records(tmp_path, cache, change, reason):
     assert [record.id for record in records] == ["abc"]
     assert f"{tmp_path / 'train_rand_split.jsonl'}:2 " in rejected[0].reason
     with pytest.raises(UserError, match=rf"(?s)1 of 2.*{reason}"):
-        load("commonsense_qa", tmp_path, cache, need_rationales=False, max_bad_share=0.1)
+        load("commonsense_qa", tmp_path, cache, need_rationales=False, max_rejected_fraction=0.1)
 
 
 def test_commonsense_qa_trains_on_a_teachers_rationales_alone(tmp_path, cache):
@@ -309,7 +314,7 @@ def test_files_are_downloaded_and_those_that_are_known_checked(
 
     def download():
         return sources.load_records(
-            "commonsense_qa", "train", cache=str(tmp_path / "cache"), need_rationales=False
+            "commonsense_qa", "train", cache_dir=str(tmp_path / "cache"), need_rationales=False
         )
 
     if not right:

@@ -135,12 +135,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_teacher_for_the_built_in_task_and_for_ones_own(tmp_path):
-    [record], _ = sources.load_records("arithmetic", "train", cache=str(tmp_path), limit=1)
+    [record], _ = sources.load_records("arithmetic", "train", cache_dir=str(tmp_path), limit=1)
     row = {"id": record.id, "question": record.question, "answer": record.answer}
     teacher = tmp_path / "teacher.jsonl"
     teacher.write_text(json.dumps(row | {"rationale": "By heart."}))
     [taught], _ = sources.load_records(
-        "arithmetic", "train", cache=str(tmp_path), limit=1, rationales=str(teacher)
+        "arithmetic", "train", cache_dir=str(tmp_path), limit=1, rationales=str(teacher)
     )
     assert (taught.steps, taught.keypoints, taught.hardness) == (("By heart.",), None, None)
 

@@ -43,12 +43,12 @@ def test_missing_file(tmp_path):
 
 def test_bad_share():
     bad = [Rejected(f"id-{i}", f"reason {i}") for i in range(7)]
-    records.check_bad_share(bad, 70, 0.1)
-    records.check_bad_share([], 0, 0.0)
+    records.check_rejected_fraction(bad, 70, 0.1)
+    records.check_rejected_fraction([], 0, 0.0)
     with pytest.raises(
-        UserError, match=r"7 of 69 .*max_bad_share=0\.1[^§]*id-0: reason 0[^§]*2 more"
+        UserError, match=r"7 of 69 .*max_rejected_fraction=0\.1[^§]*id-0: reason 0[^§]*2 more"
     ):
-        records.check_bad_share(bad, 69, 0.1)
+        records.check_rejected_fraction(bad, 69, 0.1)
 
 
 def test_ragged():

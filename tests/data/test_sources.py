@@ -97,12 +97,12 @@ def test_jsonl_one_file_is_divided_by_question(tmp_path):
 )
 def test_jsonl_bad_line_is_rejected_with_its_place(tmp_path, line, reason):
     path = write_lines(tmp_path / "train.jsonl", [*many(9), line])
-    records, rejected = load_jsonl(tmp_path, max_bad_share=0.1)
+    records, rejected = load_jsonl(tmp_path, max_rejected_fraction=0.1)
     assert len(records) == 9
     assert len(rejected) == 1
     assert rejected[0].reason.startswith(f"{path}:10 ")
     with pytest.raises(UserError, match=rf"(?s)1 of 10 records.*train\.jsonl:10 .*{reason}"):
-        load_jsonl(tmp_path, max_bad_share=0.09)
+        load_jsonl(tmp_path, max_rejected_fraction=0.09)
 
 
 def test_jsonl_of_windows(tmp_path):
@@ -155,7 +155,7 @@ def test_what_cannot_be_loaded(name, split, options, expected):
 
 
 def test_arithmetic_comes_back_as_it_was_made(cache):
-    records, rejected = sources.load_records("arithmetic", "validation", cache=cache, limit=12)
+    records, rejected = sources.load_records("arithmetic", "validation", cache_dir=cache, limit=12)
     assert rejected == []
     assert records == arithmetic.generate("validation", 12)
     assert records[0].keypoints and records[0].hardness
@@ -165,7 +165,7 @@ def test_arithmetic_comes_back_as_it_was_made(cache):
 
 
 def load_gsm8k(folder, cache, split="train", **options):
-    return sources.load_records("gsm8k", split, path=str(folder), cache=cache, **options)
+    return sources.load_records("gsm8k", split, path=str(folder), cache_dir=cache, **options)
 
 
 def test_gsm8k_own_solutions(gsm8k_folder, cache):
@@ -239,7 +239,7 @@ def test_gsm8k_broken_lines_are_told_again_from_the_cache(gsm8k_folder, cache):
             '{"question": "q", "answer": "no mark"}\n{"question": "q", "answer": "####"}\n{\n'
         )
     for _ in range(2):
-        records, rejected = load_gsm8k(gsm8k_folder, cache, max_bad_share=0.1)
+        records, rejected = load_gsm8k(gsm8k_folder, cache, max_rejected_fraction=0.1)
         assert len(records) == 30
         assert [bad.id for bad in rejected] == [f"gsm8k-train-{i}" for i in (30, 31, 32)]
         for bad, line, reason in zip(
@@ -265,7 +265,7 @@ def test_gsm8k_without_a_network(monkeypatch, cache):
     here = dataclasses.replace(gsm8k.DATA_SET, files={"paper": there})
     monkeypatch.setattr(builders.KpodGsm8k, "DATA_SET", here)
     with pytest.raises(UserError, match=r"localhost:9[^§]*--config\.data\.path"):
-        sources.load_records("gsm8k", "train", cache=cache)
+        sources.load_records("gsm8k", "train", cache_dir=cache)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_made(gsm8k_folder, tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_no_tensorflow_is_imported(tmp_path, cache):
     program = (
         "import sys\n"
         "from kpod_jax.data import batches, sources\n"
-        f"records, _ = sources.load_records('arithmetic', 'test', cache={cache!r}, limit=2)\n"
+        f"records, _ = sources.load_records('arithmetic', 'test', cache_dir={cache!r}, limit=2)\n"
         "assert len(records) == 2\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

@@ -6,7 +6,7 @@ import pytest
 
 from kpod_jax.cli import checks
 from kpod_jax.config import defaults
-from kpod_jax.data import own, published, sources, tables
+from kpod_jax.data import custom, published, sources, tables
 from kpod_jax.utils.errors import UserError
 
 HEADER = "question,rationale,answer\n"
@@ -67,7 +67,7 @@ def test_a_bad_csv_row_is_rejected_with_its_line_and_the_others_stay(tmp_path, l
     path = tmp_path / "train.csv"
     text = HEADER + f"A?,So 1.,1\n{line}\nB?,So 2.,2\n"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    records, rejected = load(tmp_path, max_bad_share=0.5)
+    records, rejected = load(tmp_path, max_rejected_fraction=0.5)
     assert [record.question for record in records] == ["A?", "B?"]
     assert [bad.reason for bad in rejected] == [f"{path}:3 {reason}"]
     with pytest.raises(UserError, match="1 of 3 records"):
@@ -76,7 +76,7 @@ def test_a_bad_csv_row_is_rejected_with_its_line_and_the_others_stay(tmp_path, l
 
 def test_a_quotation_mark_that_is_not_closed_is_named_where_it_opens(tmp_path):
     path = write(tmp_path / "train.csv", HEADER + 'A?,So 1.,1\n"B?,So 2.,2\nC?,So 3.,3\n')
-    _, rejected = load(tmp_path, max_bad_share=0.5)
+    _, rejected = load(tmp_path, max_rejected_fraction=0.5)
     [bad] = rejected
     assert bad.reason.startswith(f"{path}:3 is not valid CSV: ")
     assert "quotation mark not closed" in bad.reason
@@ -140,7 +140,7 @@ def test_hugging_face_directory_with_splits(tmp_path, hub):
         "test": hub.Dataset.from_list(rows(1)),
     }
     hub.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    records, rejected = load(tmp_path / "saved", name="huggingface", max_bad_share=0.5)
+    records, rejected = load(tmp_path / "saved", name="huggingface", max_rejected_fraction=0.5)
     assert [(r.id, r.steps) for r in records] == [("n0", ("So 1.",)), ("n1", ("So 1.",))]
     assert rejected[0].reason == (
         f"{tmp_path / 'saved'} (train) row 2 has a 'answer' of type NoneType; expected a text"
@@ -185,7 +185,7 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
 def test_every_data_set_and_column_that_is_checked_exists():
     config = defaults.get_config()
     assert checks.CHOICES["data.name"] == sources.NAMES
-    assert config.data.columns.to_dict() == own.COLUMNS
+    assert config.data.columns.to_dict() == custom.COLUMNS
 
 
 def test_files_that_are_read_are_known(tmp_path):

@@ -22,7 +22,7 @@ def test_comments_of_every_kind_are_read():
     assert keys["teacher.base_url"].endswith("The key comes from OPENAI_API_KEY alone.")
     assert keys["baseline.formats"] == "specialized_kd: of the data. [paper: these four]"
     assert blocks["baseline"].startswith("Methods' own keys")  # Above the block,
-    assert blocks["watch"] == "Of the training; changes nothing in it."  # or behind it.
+    assert blocks["monitoring"] == "Of the training; changes nothing in it."  # or behind it.
 
 
 def test_a_row_has_what_is_allowed_and_the_papers_value():

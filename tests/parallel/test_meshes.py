@@ -25,9 +25,9 @@ from kpod_jax.schedule import difficulty
 from kpod_jax.training import train_step
 from kpod_jax.weighting import learn
 from kpod_jax.weighting.answerer import Answerer
+from kpod_jax.weighting.answerer_batch import make_answerer_batch
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.objective import MaskLearner
-from kpod_jax.weighting.problems import problems_of
 from tests.tools import batch_source
 from tests.weighting import tiny
 
@@ -227,7 +227,7 @@ def weighed(name: str, sizes: tuple[int, int, int]) -> tuple[Any, Any]:
     table = jax.device_put(table, sharding.replicated(mesh))
     learner = MaskLearner(answerer, Generator(16, 2), table, 0.5, mesh=mesh)
     optimizer = optax.adam(0.01, eps=1e-3)
-    problems = problems_of(DATA, tiny.PAD)
+    problems = make_answerer_batch(DATA, tiny.PAD)
     full, part = (learner.take(problems, np.arange(n)) for n in (8, 5))
     params = student(name).load(mesh)
     with sharding.use(mesh):

@@ -82,7 +82,7 @@ def test_the_example_of_a_card_is_python():
 
 def test_a_card_names_no_private_files():
     config = quickstart.get_config()
-    config.data.path = config.data.cache = config.data.rationales = "/home/me/secret"
+    config.data.path = config.data.cache_dir = config.data.rationales = "/home/me/secret"
     text, _ = card(config)
     assert "secret" not in text
     config = quickstart.get_config("scott")

@@ -126,19 +126,19 @@ def test_settings_that_are_not_the_papers_are_listed(tmp_path):
     assert "The paper reports 46.7%, with its own teacher and splits." in text
 
 
-def test_stages_of_the_training_are_marked_and_told(tmp_path):
+def test_phases_of_the_training_are_marked_and_told(tmp_path):
     root = workdirs.build(tmp_path)
     rows = [
-        {"stage": "distill", "step": step, "loss": float(9 - step), "stage_number": (step - 1) // 2,
+        {"stage": "distill", "step": step, "loss": float(9 - step), "phase": (step - 1) // 2,
          "supervised_tokens": 10.0 * step, "mean_start_step": max(0.0, 2.5 - (step - 1) // 2)}
         for step in range(1, 9)
     ]  # fmt: skip
     rows.append({"stage": "distill", "step": 8, "validation_accuracy": 0.25})
     files.write_jsonl(root / "metrics.jsonl", rows)
     text = Page(report.write(root).read_text(encoding="utf-8")).text
-    assert "The 4 stages in numbers" in text
+    assert "The 4 phases in numbers" in text
     assert "3 7–8 0.00 1.500 75 25.0%" in text  # Stage, steps, mean c_i, loss, tokens, accuracy.
-    assert text.count("Dotted lines mark the stages that move more steps to the output.") == 2
+    assert text.count("Dotted lines mark the phases that move more steps to the output.") == 2
 
 
 def test_questions_by_difficulty(tmp_path):
@@ -238,7 +238,7 @@ def test_a_run_with_uniform_weights_and_whole_rationales(tmp_path):
 def test_the_schedule_names_clusters_and_the_examples_that_moved_on(root, page):
     text = page.text
     assert "Mean cᵢ(t) in each cluster" in text and "cluster (examples)" in text
-    fold = text[text.index("Examples that advance at each stage") :]
+    fold = text[text.index("Examples that advance at each phase") :]
     start = files.read_npz(root / "schedule.npz")["start_steps"]
     moved = np.flatnonzero(start[2] < start[1])
     shown = ", ".join(f"train-{i}" for i in moved[:3])
@@ -253,4 +253,4 @@ def test_a_curriculum_that_followed_the_student_shows_what_it_chose(tmp_path):
     chosen = np.where(np.arange(12) < 4 * np.arange(1, 4)[:, None], 0, 4)
     files.write_npz(root / "start_steps.npz", start_steps=chosen)
     text = report.write(root).read_text(encoding="utf-8")
-    assert "over 3 stages" in text and "left out" in text and "target D(t)" not in text
+    assert "over 3 phases" in text and "left out" in text and "target D(t)" not in text

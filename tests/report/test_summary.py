@@ -73,20 +73,20 @@ def test_bands_are_over_the_steps_that_all_runs_have():
     assert summary.band(runs[:1])[2].tolist() == [0, 0, 0]
 
 
-def test_stages_of_a_training():
+def test_phases_of_a_training():
     rows = [
         {"stage": "weigh", "step": 1, "loss": 9.0},
-        {"stage": "distill", "step": 1, "loss": 3.0, "stage_number": 0, "mean_start_step": 2.0},
-        {"stage": "distill", "step": 2, "loss": 1.0, "stage_number": 0, "mean_start_step": 2.0},
+        {"stage": "distill", "step": 1, "loss": 3.0, "phase": 0, "mean_start_step": 2.0},
+        {"stage": "distill", "step": 2, "loss": 1.0, "phase": 0, "mean_start_step": 2.0},
         {"stage": "distill", "step": 2, "validation_accuracy": 0.5},
-        {"stage": "distill", "step": 3, "loss": 1.0, "stage_number": 1, "mean_start_step": 0.0},
-        {"stage": "distill", "step": 4, "loss": 1.0, "stage_number": 2, "mean_start_step": 0.0},
+        {"stage": "distill", "step": 3, "loss": 1.0, "phase": 1, "mean_start_step": 0.0},
+        {"stage": "distill", "step": 4, "loss": 1.0, "phase": 2, "mean_start_step": 0.0},
     ]
-    first, second, _ = summary.by_stage(rows)
+    first, second, _ = summary.by_phase(rows)
     assert first == (0, 1, 2, 2.0, 2.0, None, 0.5)
     assert (second.number, second.first, second.last, second.accuracy) == (1, 3, 3, None)
-    assert summary.stage_starts(rows) == [2]
-    assert summary.by_stage([{"stage": "distill", "step": 1, "loss": 1.0}]) == []
+    assert summary.phase_starts(rows) == [2]
+    assert summary.by_phase([{"stage": "distill", "step": 1, "loss": 1.0}]) == []
 
 
 def test_accuracy_by_group():

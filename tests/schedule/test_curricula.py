@@ -10,7 +10,7 @@ import pytest
 
 from kpod_jax.data.records import Ragged
 from kpod_jax.schedule import curricula
-from kpod_jax.schedule.following import Following
+from kpod_jax.schedule.online import OnlineSchedule
 from kpod_jax.schedule.protocol import Feedback, Setting, checked
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
@@ -18,7 +18,7 @@ from kpod_jax.utils.errors import UserError
 # 2, 1, 3 and no steps; means 1.5, 4, 1 and 0.
 DIFFICULTY = Ragged.from_list([[1.0, 2.0], [4.0], [1.0, 1.0, 1.0], []], np.float64)
 OPTIONS = {
-    "initial_share": 0.25,
+    "initial_fraction": 0.25,
     "mixing": 0.5,
     "growth": 2,
     "p": 0.5,
@@ -28,7 +28,7 @@ OPTIONS = {
 
 
 def setting(**changes: Any) -> Setting:
-    return Setting(DIFFICULTY, np.zeros(4, int), stages=6, ramp_stages=3, options=OPTIONS | changes)
+    return Setting(DIFFICULTY, np.zeros(4, int), phases=6, ramp_phases=3, options=OPTIONS | changes)
 
 
 def losses(*means: float) -> Feedback:
@@ -56,7 +56,7 @@ def test_the_easiest_by_current_loss_take_part_first():
     """Self-paced: a quarter, a half, three quarters and all of four examples."""
     spl = curricula.make("spl", setting())
     order = losses(3.0, 1.0, 2.0, 9.0)  # The last has no steps, hence no loss.
-    rows = [spl.start_steps(stage, order).tolist() for stage in range(4)]
+    rows = [spl.start_steps(phase, order).tolist() for phase in range(4)]
     assert rows == [[3, 2, 4, 0], [3, 0, 4, 0], [3, 0, 0, 0], [0, 0, 0, 0]]
 
 
@@ -81,7 +81,7 @@ def test_a_curriculum_that_follows_the_student_is_planned_for_its_first_stage_al
     ("name", "changes", "message"),
     [
         ("icl", {"growth": 0}, "growth=0 .*at least 1 step"),
-        ("spl", {"initial_share": 2}, "initial_share=2"),
+        ("spl", {"initial_fraction": 2}, "initial_fraction=2"),
         ("acl", {"mixing": -1}, "mixing=-1"),
         ("no_such_package.module:Class", {}, "cannot be imported: No module named"),
         ("kpod_jax.schedule.curricula:NoSuch", {}, "cannot be imported: .*NoSuch"),
@@ -99,8 +99,8 @@ class Backwards:
     needs_feedback = False
     def __init__(self, setting):
         self.n = setting.num_steps
-    def start_steps(self, stage, feedback=None):
-        return np.maximum(self.n - stage, 0)
+    def start_steps(self, phase, feedback=None):
+        return np.maximum(self.n - phase, 0)
 
 class Bare:
     def __init__(self, setting):
@@ -126,7 +126,7 @@ def test_a_curriculum_of_ones_own(tmp_path, monkeypatch):
     [
         (
             [0, 0, 0],
-            r"mine gave start steps of shape \(3,\) and type int64 for stage 2; expected 4",
+            r"mine gave start steps of shape \(3,\) and type int64 for phase 2; expected 4",
         ),
         ([0.0] * 4, "float64"),
         ([0, -1, 0, 0], "start step -1 for example 1 .* expected 0 to 1"),
@@ -141,15 +141,15 @@ def test_an_answer_that_is_no_schedule_is_named(answer, message):
 def test_choices_that_follow_the_student_are_kept_and_made_again_from_before_a_stage(tmp_path):
     spl, sizes = curricula.make("spl", setting()), DIFFICULTY.lengths
     path = tmp_path / "start_steps.npz"
-    first = Following(spl, sizes, path, "spl")
-    with pytest.raises(UserError, match=r"of 0 stages, .* in stage 0"):
+    first = OnlineSchedule(spl, sizes, path, "spl")
+    with pytest.raises(UserError, match=r"of 0 phases, .* in phase 0"):
         first(0)
     first.begin(0, losses(3.0, 1.0, 2.0, 0.0))
     first.begin(1, losses(3.0, 1.0, 2.0, 0.0))
-    later = Following(spl, sizes, path, "spl")
+    later = OnlineSchedule(spl, sizes, path, "spl")
     np.testing.assert_array_equal(later(1), first(1))
     assert later(1).tolist() == [3, 0, 4, 0]
-    later.begin(1, losses(1.0, 3.0, 2.0, 0.0))  # The training went on from within stage 0.
+    later.begin(1, losses(1.0, 3.0, 2.0, 0.0))  # The training went on from within phase 0.
     assert later(1).tolist() == [0, 2, 4, 0]
     with pytest.raises(UserError, match="Was it deleted"):
         later(2)

@@ -9,7 +9,7 @@ from kpod_jax.data.records import Ragged
 from kpod_jax.schedule import curricula, kpod, value
 from kpod_jax.utils.errors import UserError
 
-PAPER: dict[str, Any] = {"p": 0.5, "initial_share": 0.3, "beta": 12.0}
+PAPER: dict[str, Any] = {"p": 0.5, "initial_fraction": 0.3, "beta": 12.0}
 
 
 def ragged(*slices):
@@ -23,9 +23,9 @@ def settings_of_kpod(draw):
     return {
         "difficulty": ragged(*slices),
         "clusters": np.array(clusters, np.int32),
-        "ramp_stages": draw(st.integers(0, 6)),
+        "ramp_phases": draw(st.integers(0, 6)),
         "p": draw(st.floats(-0.5, 2)),
-        "initial_share": draw(st.floats(0, 1)),
+        "initial_fraction": draw(st.floats(0, 1)),
         "beta": draw(st.sampled_from([0.0, 1.0, 12.0])),
         "solver": draw(st.sampled_from(["greedy", "ftgp"])),
     }
@@ -34,30 +34,30 @@ def settings_of_kpod(draw):
 @given(setting=settings_of_kpod())
 @settings(deadline=None)
 def test_what_holds_of_every_kpod_schedule(setting):
-    stages = setting["ramp_stages"] + 3
+    phases = setting["ramp_phases"] + 3
     difficulty = setting["difficulty"]
-    plan = curricula.plan(kpod.KPOD(**setting), stages, difficulty)
+    plan = curricula.plan(kpod.KPOD(**setting), phases, difficulty)
     start = plan.start_steps
-    assert start.dtype == np.int32 and start.shape == (stages, len(difficulty))
+    assert start.dtype == np.int32 and start.shape == (phases, len(difficulty))
     assert np.all(start >= 0) and np.all(start <= difficulty.lengths)
     # No tolerance: the budget is never overdrawn, and it only grows.
     assert plan.target is not None
     assert np.all(plan.remaining <= plan.target)
     assert np.all(np.diff(plan.target) >= 0)
-    # Steps become output and stay it, at most one a stage until the ramp's end, when all do.
+    # Steps become output and stay it, at most one a phase until the ramp's end, when all do.
     advance = -np.diff(start, axis=0)
     assert np.all(advance >= 0)
-    assert np.all(advance[: max(setting["ramp_stages"] - 1, 0)] <= 1)
-    assert not start[setting["ramp_stages"] :].any()
-    # Nothing that fits is left behind: at stage 0, and at later stages of those that stood still.
+    assert np.all(advance[: max(setting["ramp_phases"] - 1, 0)] <= 1)
+    assert not start[setting["ramp_phases"] :].any()
+    # Nothing that fits is left behind: at phase 0, and at later phases of those that stood still.
     grid = value.on_exact_grid(difficulty)
-    for stage in range(setting["ramp_stages"]):
-        still = start[stage] > 0
-        if stage > 0:
-            still &= start[stage] == start[stage - 1]
+    for phase in range(setting["ramp_phases"]):
+        still = start[phase] > 0
+        if phase > 0:
+            still &= start[phase] == start[phase - 1]
         able = np.flatnonzero(still)
-        cost = value.next_step_difficulty(grid, start[stage], able)
-        assert np.all(cost > plan.target[stage] - plan.remaining[stage])
+        cost = value.next_step_difficulty(grid, start[phase], able)
+        assert np.all(cost > plan.target[phase] - plan.remaining[phase])
 
 
 @given(setting=settings_of_kpod(), random=st.randoms(use_true_random=False))
@@ -74,9 +74,9 @@ def test_the_order_of_the_examples_does_not_matter(setting, random):
         "difficulty": ragged(*(setting["difficulty"][i] for i in order)),
         "clusters": setting["clusters"][order],
     }
-    for stage in range(setting["ramp_stages"] + 1):
-        start = kpod.KPOD(**setting).start_steps(stage)
-        np.testing.assert_array_equal(kpod.KPOD(**permuted).start_steps(stage), start[order])
+    for phase in range(setting["ramp_phases"] + 1):
+        start = kpod.KPOD(**setting).start_steps(phase)
+        np.testing.assert_array_equal(kpod.KPOD(**permuted).start_steps(phase), start[order])
 
 
 @pytest.mark.parametrize("solver", ["greedy", "ftgp"])
@@ -87,9 +87,9 @@ def test_three_examples_worked_through_by_hand(solver):
     curriculum = kpod.KPOD(
         difficulty,
         np.array([0, 0, 1]),
-        ramp_stages=3,
+        ramp_phases=3,
         p=1.0,
-        initial_share=0.25,
+        initial_fraction=0.25,
         beta=12.0,
         solver=solver,
     )
@@ -121,7 +121,7 @@ def test_spread_over_clusters_rises_with_beta():
 
     def reached(beta):
         curriculum = kpod.KPOD(
-            difficulty, clusters, ramp_stages=5, p=0.5, initial_share=6.5 / 267.75, beta=beta
+            difficulty, clusters, ramp_phases=5, p=0.5, initial_fraction=6.5 / 267.75, beta=beta
         )
         advanced = curriculum.start_steps(0) < difficulty.lengths
         return np.bincount(clusters[advanced], minlength=3)
@@ -133,10 +133,10 @@ def test_spread_over_clusters_rises_with_beta():
 def test_stages_may_be_asked_in_any_order_and_are_read_only():
     difficulty = ragged([1.0, 2.0, 3.0], [3.0, 1.5], [0.5])
     clusters = np.array([0, 1, 0])
-    there = kpod.KPOD(difficulty, clusters, ramp_stages=4, **PAPER)
-    back = kpod.KPOD(difficulty, clusters, ramp_stages=4, **PAPER)
-    forward = [there.start_steps(stage).tolist() for stage in range(6)]
-    backward = [back.start_steps(stage).tolist() for stage in reversed(range(6))]
+    there = kpod.KPOD(difficulty, clusters, ramp_phases=4, **PAPER)
+    back = kpod.KPOD(difficulty, clusters, ramp_phases=4, **PAPER)
+    forward = [there.start_steps(phase).tolist() for phase in range(6)]
+    backward = [back.start_steps(phase).tolist() for phase in reversed(range(6))]
     assert forward == backward[::-1]
     with pytest.raises(ValueError, match="read-only"):
         there.start_steps(0)[0] = 7
@@ -148,7 +148,7 @@ def test_single_precision_difficulties_of_a_file_keep_the_budget():
     values = np.random.default_rng(0).gamma(2.0, 1.0, 3000).astype(np.float32)
     difficulty = Ragged(values, np.arange(0, 3001, 3))
     clusters = np.arange(1000) % 5
-    curriculum = kpod.KPOD(difficulty, clusters, ramp_stages=10, **PAPER)
+    curriculum = kpod.KPOD(difficulty, clusters, ramp_phases=10, **PAPER)
     plan = curricula.plan(curriculum, 11, difficulty)
     assert plan.target is not None
     assert np.all(plan.remaining <= plan.target)
@@ -159,20 +159,20 @@ def test_single_precision_difficulties_of_a_file_keep_the_budget():
 
 def test_no_examples_and_examples_without_steps():
     empty = ragged()
-    curriculum = kpod.KPOD(empty, np.zeros(0, int), ramp_stages=2, **PAPER)
+    curriculum = kpod.KPOD(empty, np.zeros(0, int), ramp_phases=2, **PAPER)
     assert curricula.plan(curriculum, 3, empty).start_steps.shape == (3, 0)
     bare = ragged([], [])
-    curriculum = kpod.KPOD(bare, np.zeros(2, int), ramp_stages=2, **PAPER)
+    curriculum = kpod.KPOD(bare, np.zeros(2, int), ramp_phases=2, **PAPER)
     assert not curricula.plan(curriculum, 2, bare).start_steps.any()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ramp_stages": -1}, r"ramp_stages=-1 .* not below 0"),
+        ({"ramp_phases": -1}, r"ramp_phases=-1 .* not below 0"),
         ({"p": -1.0}, r"p=-1.0 .* above -1"),
         ({"p": float("nan")}, "p=nan"),
-        ({"initial_share": 1.01}, r"initial_share=1.01 .* in \[0, 1\]"),
+        ({"initial_fraction": 1.01}, r"initial_fraction=1.01 .* in \[0, 1\]"),
         ({"beta": -0.5}, r"beta=-0\.5 .*Eq\. 12"),
         ({"clusters": np.array([0])}, r"2 examples have clusters of shape \(1,\)"),
         ({"clusters": np.array([0.0, 1.0])}, "float64; expected one integer"),
@@ -184,7 +184,7 @@ def test_a_bad_setting_is_named_with_what_was_expected(change, message):
     setting = {
         "difficulty": ragged([1.0], [2.0]),
         "clusters": np.array([0, 1]),
-        "ramp_stages": 2,
+        "ramp_phases": 2,
         **PAPER,
         **change,
     }

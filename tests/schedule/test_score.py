@@ -1,4 +1,4 @@
-"""How the scoring stage takes its weights."""
+"""How the scoring phase takes its weights."""
 
 import types
 from typing import Any

@@ -31,40 +31,41 @@ def test_next_step_difficulty_is_the_last_input_step():
 def test_target_difficulty_by_hand():
     # B = 100, C0 = 30, T = 4, p = 1: D(t) = 30 + 70 (t / 4)^2.
     targets = [
-        value.target_difficulty(t, 100.0, ramp_stages=4, p=1, initial_share=0.3) for t in range(7)
+        value.target_difficulty(t, 100.0, ramp_phases=4, p=1, initial_fraction=0.3)
+        for t in range(7)
     ]
     assert targets == pytest.approx([30, 34.375, 47.5, 69.375, 100, 100, 100])
     # The paper's p: 30 + 70 * 0.25^1.5.
-    quarter = value.target_difficulty(1, 100.0, ramp_stages=4, p=0.5, initial_share=0.3)
+    quarter = value.target_difficulty(1, 100.0, ramp_phases=4, p=0.5, initial_fraction=0.3)
     assert quarter == pytest.approx(38.75)
 
 
 @given(
     total=st.floats(0, 1e6),
-    stages=st.integers(1, 20),
+    phases=st.integers(1, 20),
     p=st.floats(-0.5, 3),
     share=st.floats(0, 1),
 )
 @settings(deadline=None)
-def test_target_difficulty_is_the_integral_of_the_papers_velocity(total, stages, p, share):
+def test_target_difficulty_is_the_integral_of_the_papers_velocity(total, phases, p, share):
     initial = share * total
-    u = (total - initial) * (p + 1) / stages ** (p + 1)
+    u = (total - initial) * (p + 1) / phases ** (p + 1)
     targets = [
-        value.target_difficulty(t, total, ramp_stages=stages, p=p, initial_share=share)
-        for t in range(stages + 1)
+        value.target_difficulty(t, total, ramp_phases=phases, p=p, initial_fraction=share)
+        for t in range(phases + 1)
     ]
     # Eq. 10 as it is printed: u t^(p+1) / (p + 1) + C0.
     for t, target in enumerate(targets):
         assert target == pytest.approx(u * t ** (p + 1) / (p + 1) + initial)
-    # Its velocity is u t^p: by the midpoint rule; in the first stage t^p may be too steep for it.
-    for t in range(2, stages + 1):
+    # Its velocity is u t^p: by the midpoint rule; in the first phase t^p may be too steep for it.
+    for t in range(2, phases + 1):
         middles = t - 1 + (np.arange(1000) + 0.5) / 1000
         grown = float((u * middles**p).mean())
         assert targets[t] - targets[t - 1] == pytest.approx(grown, rel=1e-4, abs=1e-6 * (1 + total))
 
 
 def test_target_difficulty_without_a_ramp_is_the_whole():
-    assert value.target_difficulty(0, 7.0, ramp_stages=0, p=0.5, initial_share=0.3) == 7.0
+    assert value.target_difficulty(0, 7.0, ramp_phases=0, p=0.5, initial_fraction=0.3) == 7.0
 
 
 def test_selection_value_by_hand():

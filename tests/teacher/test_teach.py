@@ -211,7 +211,7 @@ def test_gsm8k_reads_what_was_written(config, endpoint, tmp_path):
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     config.data.name, config.data.path = "gsm8k", str(folder)
-    config.data.cache = str(tmp_path / "cache")
+    config.data.cache_dir = str(tmp_path / "cache")
     teach(config, tmp_path)
     file = tmp_path / "teacher" / "rationales.jsonl"
     assert [row["id"] for row in rows(tmp_path, "rationales.jsonl")] == [0, 1, 2, 3]
@@ -219,7 +219,7 @@ def test_gsm8k_reads_what_was_written(config, endpoint, tmp_path):
         "gsm8k",
         "train",
         path=str(folder),
-        cache=str(tmp_path / "cache"),
+        cache_dir=str(tmp_path / "cache"),
         rationales=str(file),
     )
     assert [r.rationale for r in records] == [f"{n} + 1 = {n + 1}." for n in range(4)]

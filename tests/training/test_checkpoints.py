@@ -84,7 +84,7 @@ def test_restores_onto_another_mesh(tmp_path):
 
 def test_restores_the_parameters_alone_beside_a_training(tmp_path):
     wanted = abstract(make_state(0, P("data"))["params"])
-    with Checkpoints(tmp_path, keep=1, best_metric="accuracy") as training:
+    with Checkpoints(tmp_path, max_to_keep=1, best_metric="accuracy") as training:
         training.save(1, make_state(1), extra={"seed": 3}, metrics={"accuracy": 0.5})
         training.wait()
         with Checkpoints(tmp_path, best_metric="accuracy", read_only=True) as reader:
@@ -111,13 +111,13 @@ def test_casts_parameters_to_the_dtype_asked_for(tmp_path):
 def test_keeps_the_latest_and_the_best(tmp_path):
     values = {1: 0.5, 2: 0.7, 3: 0.1, 4: float("nan"), 5: 0.6, 6: None, 7: 0.65}
     params = abstract(make_state()["params"])
-    with Checkpoints(tmp_path, keep=2, best_metric="accuracy") as checkpoints:
+    with Checkpoints(tmp_path, max_to_keep=2, best_metric="accuracy") as checkpoints:
         for step, value in values.items():
             metrics = None if value is None else {"accuracy": value, "loss": 1.0}
             checkpoints.save(step, make_state(step), metrics=metrics)
         checkpoints.wait()
         assert checkpoints.steps() == [2, 6, 7]
-    with Checkpoints(tmp_path, keep=2, best_metric="accuracy") as checkpoints:
+    with Checkpoints(tmp_path, max_to_keep=2, best_metric="accuracy") as checkpoints:
         assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 7)
         assert checkpoints.restore(abstract(make_state())).step == 7
         assert checkpoints.restore_params(params, "best").step == 2
@@ -125,7 +125,7 @@ def test_keeps_the_latest_and_the_best(tmp_path):
 
 
 def test_without_metrics_the_best_is_the_latest(tmp_path):
-    save_steps(tmp_path, 1, 2, 3, keep=2)
+    save_steps(tmp_path, 1, 2, 3, max_to_keep=2)
     with Checkpoints(tmp_path, best_metric="accuracy") as checkpoints:
         assert checkpoints.steps() == [2, 3]
         assert checkpoints.best_step() == 3

@@ -20,7 +20,7 @@ from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
 from kpod_jax.schedule import curricula
-from kpod_jax.schedule.following import Following
+from kpod_jax.schedule.online import OnlineSchedule
 from kpod_jax.schedule.protocol import Feedback
 from kpod_jax.training import loop, monitoring, train_step
 from tests.tools import batch_source
@@ -295,8 +295,8 @@ def run(workdir, validate, start_steps=start_steps, begin_phase=None, hang_secon
 
 def followed(workdir, seen, stop_at=None):
     """A run whose every stage is chosen by its first parameters, perhaps killed before a stage."""
-    spl = curricula.EasyFirst(LOSSES, mixing=1.0, initial_share=0.3, ramp_stages=2)
-    following = Following(spl, LOSSES.lengths, workdir / "start_steps.npz", "spl")
+    spl = curricula.EasyFirst(LOSSES, mixing=1.0, initial_fraction=0.3, ramp_phases=2)
+    following = OnlineSchedule(spl, LOSSES.lengths, workdir / "start_steps.npz", "spl")
 
     def begin(stage, params):
         if stage == stop_at:
@@ -336,13 +336,13 @@ def test_the_next_stages_batches_are_made_while_the_last_step_of_a_stage_waits()
     """Otherwise the device would wait for them between two stages."""
     asked, there = [], threading.Event()
 
-    def start_steps_of(stage):
+    def training_schedule(stage):
         asked.append(stage)
         if stage == 1:
             there.set()
         return start_steps(stage)
 
-    batches = source(start_steps=start_steps_of)
+    batches = source(start_steps=training_schedule)
     iterator = batches.iterate(0, 9)
     next(iterator)
     assert there.wait(60)  # Nobody has asked for more than the first batch of stage 0.
@@ -386,7 +386,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path):
     for row in training:
         stage = (row["step"] - 1) // 3
         assert row["stage"] == "distill"
-        assert row["stage_number"] == stage
+        assert row["phase"] == stage
         assert row["mean_start_step"] == pytest.approx(start_steps(stage).mean())
     accuracies = {r["step"]: r["validation_accuracy"] for r in whole if "loss" not in r}
     assert accuracies == {3: 0.25, 6: 0.5, 9: 0.75}

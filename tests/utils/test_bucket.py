@@ -100,7 +100,7 @@ def test_files_are_there_in_whole_or_not_at_all(bucket):
     path = files.as_path(bucket) / "a/b.json"
     files.write_json(path, {"x": 1})
     assert files.read_json(path) == {"x": 1}
-    with pytest.raises(RuntimeError), files.replacing(path) as file:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as file:
         file.write(b"half")
         raise RuntimeError
     assert files.read_json(path) == {"x": 1}

@@ -43,7 +43,7 @@ def test_arrays_keep_their_types_and_shapes(tmp_path):
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_text() == "old"
@@ -64,7 +64,7 @@ def test_a_new_file_has_ordinary_permissions(tmp_path):
 def test_a_block_that_fails_changes_nothing_and_keeps_its_error(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), files.replacing(path) as file:
+    with pytest.raises(type(error)), files.atomic_write(path) as file:
         file.write(b"half")
         raise error
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]

@@ -121,10 +121,10 @@ def test_directories_are_not_taken_over(tmp_path):
 
 def test_the_stage_at_work_is_the_one_begun_last(tmp_path):
     workdir = made(tmp_path, {"alpha": 0.5})
-    assert Workdir.at_work_on(tmp_path) is None and Workdir.note(tmp_path, "score") is None
+    assert Workdir.running_stage(tmp_path) is None and Workdir.note(tmp_path, "score") is None
     for time, stage in enumerate(("score", "schedule")):
         workdir.mark(stage, {}, complete=False)
         os.utime(tmp_path / f".stages/{stage}.json", (time, time))
-    assert Workdir.at_work_on(tmp_path) == "schedule"
+    assert Workdir.running_stage(tmp_path) == "schedule"
     note = Workdir.note(tmp_path, "weigh")
     assert note is not None and note["complete"]

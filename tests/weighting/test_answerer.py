@@ -8,7 +8,7 @@ import pytest
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.weighting.answerer import Answerer
-from kpod_jax.weighting.problems import Problems, problems_of
+from kpod_jax.weighting.answerer_batch import AnswererBatch, make_answerer_batch
 from tests.weighting import tiny
 
 
@@ -22,8 +22,8 @@ def answerer():
     return Answerer(tiny.t5(), tiny.MASK, tiny.PAD, tiny.EOS)
 
 
-def problems(count=3, seed=0) -> Problems:
-    return jax.tree.map(jnp.asarray, problems_of(tiny.random_set(count, seed), tiny.PAD))
+def problems(count=3, seed=0) -> AnswererBatch:
+    return jax.tree.map(jnp.asarray, make_answerer_batch(tiny.random_set(count, seed), tiny.PAD))
 
 
 _losses = jax.jit(lambda answerer, *arguments: answerer.losses(*arguments), static_argnums=0)
@@ -35,7 +35,7 @@ def run(answerer, params, rows, keep, prefix):
 
 def test_the_loss_is_that_of_the_answer_after_question_and_masked_prefix(answerer, params):
     data = tiny.tokenized_set([[5, 6, 7]], [[[20, 21], [22, 23, 24]]], [[30, 31]])
-    rows = problems_of(data, tiny.PAD)
+    rows = make_answerer_batch(data, tiny.PAD)
     keep = np.zeros(rows.rationale.shape, np.float32)
     keep[0, [0, 2, 3]] = 1
     loss = run(answerer, params, rows, keep, [4])
@@ -63,7 +63,7 @@ def test_padding_on_either_side_changes_nothing(answerer, params):
     def pad(array, left, right, value):
         return jnp.pad(array, [(0, 0), (left, right)], constant_values=value)
 
-    wide = Problems(
+    wide = AnswererBatch(
         question=pad(rows.question, 5, 0, 9),
         question_mask=pad(rows.question_mask, 5, 0, False),
         rationale=pad(rows.rationale, 0, 6, 9),
@@ -78,7 +78,7 @@ def test_padding_on_either_side_changes_nothing(answerer, params):
 
 def test_only_the_first_k_tokens_are_seen(answerer, params):
     data = tiny.tokenized_set([[5, 6, 7]], [[[20, 21], [22, 23]]], [[30]])
-    rows = problems_of(data, tiny.PAD)
+    rows = make_answerer_batch(data, tiny.PAD)
     keep = np.ones(rows.rationale.shape, np.float32)
     first = run(answerer, params, rows, keep, [2])
 

@@ -48,7 +48,7 @@ def test_a_logit_at_its_bound_can_only_be_drawn_back():
 
 
 def test_weights_start_near_keeping_and_padding_changes_nothing():
-    generator = Generator(hidden=16, heads=2)
+    generator = Generator(hidden_size=16, num_heads=2)
     embeddings = jax.random.normal(jax.random.key(0), (2, 5, 8))
     mask = jnp.array([[True] * 5, [True] * 3 + [False] * 2])
     params = jax.jit(generator.init)(jax.random.key(1), embeddings, mask)
@@ -65,7 +65,7 @@ def test_weights_start_near_keeping_and_padding_changes_nothing():
 
 
 def test_a_weight_depends_on_what_stands_beside_the_token():
-    generator = Generator(hidden=16, heads=2)
+    generator = Generator(hidden_size=16, num_heads=2)
     embeddings = jax.random.normal(jax.random.key(0), (1, 4, 8))
     mask = jnp.ones((1, 4), bool)
     params = jax.jit(generator.init)(jax.random.key(1), embeddings, mask)
@@ -76,7 +76,7 @@ def test_a_weight_depends_on_what_stands_beside_the_token():
 
 
 def test_heads_begin_at_one_neighbour_each():
-    generator = Generator(hidden=32, heads=4)
+    generator = Generator(hidden_size=32, num_heads=4)
     mask = jnp.ones((1, 40), bool)
     params = generator.init(jax.random.key(0), jnp.zeros((1, 40, 8)), mask)["params"]
     bias = np.asarray(params["relative_bias"])

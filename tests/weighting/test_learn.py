@@ -17,9 +17,9 @@ from kpod_jax.config import defaults
 from kpod_jax.training import costs
 from kpod_jax.weighting import generator, learn, weigh
 from kpod_jax.weighting.answerer import Answerer
+from kpod_jax.weighting.answerer_batch import batches, make_answerer_batch, take
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.objective import MaskLearner, constant_objectives, objective_on
-from kpod_jax.weighting.problems import batches, problems_of, take
 from tests.weighting import tiny
 
 ALPHA = 0.5
@@ -76,19 +76,19 @@ def random_answerer():
 
 @pytest.fixture(scope="module")
 def problems():
-    return jax.tree.map(jnp.asarray, problems_of(tiny.copying(3, 0), tiny.PAD))
+    return jax.tree.map(jnp.asarray, make_answerer_batch(tiny.copying(3, 0), tiny.PAD))
 
 
 @pytest.fixture(scope="module")
 def fitted():
     """An answerer that was fit to read the key token of a rationale."""
-    fit = problems_of(tiny.copying(512, 1), tiny.PAD)
+    fit = make_answerer_batch(tiny.copying(512, 1), tiny.PAD)
     lines = []
     params = learn.fit_answerer(
         learner(),
         tiny.params(tiny.t5(), seed=3),
         fit,
-        settings(reading_steps=100, masking_steps=300, answerer_learning_rate=1e-2),
+        settings(fit_unmasked_steps=100, fit_masked_steps=300, fit_learning_rate=1e-2),
         recorder=learn.Recorder(lambda *line: lines.append(line)),
         seed=0,
     )
@@ -98,14 +98,14 @@ def fitted():
 
 def settings(**changes):
     config = defaults.get_config().weighting
-    config.update({"batch_size": 32, "clip_norm": 1.0, "judge_every": 0, "patience": 1} | changes)
+    config.update({"batch_size": 32, "clip_norm": 1.0, "eval_every": 0, "patience": 1} | changes)
     return config
 
 
 def learned_weights(
     of, answerer_params, data, steps, judge=lambda *_: 0.0, log=lambda *_: None, **changes
 ):
-    rows = problems_of(data, tiny.PAD)
+    rows = make_answerer_batch(data, tiny.PAD)
     temperatures = {"temperature_start": 1.0, "temperature_end": 0.5}
     base = {"alpha_warmup": 0.25, "learning_rate": 1e-2, "steps": steps} | temperatures
     params, _ = learn.learn_masks(
@@ -113,7 +113,7 @@ def learned_weights(
         answerer_params,
         rows,
         settings(**base | changes),
-        joint_problems=rows,
+        joint_examples=rows,
         judge=judge,
         recorder=learn.Recorder(log),
         seed=0,
@@ -122,7 +122,7 @@ def learned_weights(
 
 
 def test_a_fitted_answerer_has_a_gap_and_its_masks_find_the_keypoints(fitted):
-    held_out = problems_of(tiny.copying(64, 2), tiny.PAD)
+    held_out = make_answerer_batch(tiny.copying(64, 2), tiny.PAD)
     gap = learn.measure_gap(learner(), fitted, held_out, 32)
     assert gap["none_masked"] < 0.7
     assert gap["gap"] > 1.0
@@ -131,7 +131,7 @@ def test_a_fitted_answerer_has_a_gap_and_its_masks_find_the_keypoints(fitted):
     data, seen = tiny.copying(128, 4), []
     of = learner(estimator="score_function", exploration=0.1, prefix_samples=4)
     objective = objective_on(of, held_out, 32, 0)
-    options = {"judge": lambda *params: seen.append(objective(*params)) or 0.0, "judge_every": 200}
+    options = {"judge": lambda *params: seen.append(objective(*params)) or 0.0, "eval_every": 200}
     weights = learned_weights(of, fitted, data, 200, alpha_warmup=0.0, **options)
     auc = weigh.keypoint_auc(weights.values, data, len(data))
     assert auc is not None
@@ -159,11 +159,11 @@ def test_the_generator_of_the_lowest_held_out_objective_is_taken_and_training_en
 
     options = {
         "judge": judge,
-        "judge_every": 2,
+        "eval_every": 2,
         "patience": 2,
         "log": lambda *line: lines.append(line),
     }
-    of, rows = learner(), problems_of(data, tiny.PAD)
+    of, rows = learner(), make_answerer_batch(data, tiny.PAD)
     weights = learned_weights(of, random_answerer, data, 20, **options)
     best = learn.compute_weights(of, seen[1], rows, 32)
     np.testing.assert_array_equal(weights.values, best.values)
@@ -408,7 +408,7 @@ def test_batches_of_prefixes_and_masks_for_fitting(problems):
 
 def test_problems_and_rows_of_them():
     data = tiny.tokenized_set([[5, 6], [7]], [[[20, 21], [22]], [[23] * 20]], [[30], [31, 32]])
-    rows = problems_of(data, tiny.PAD)
+    rows = make_answerer_batch(data, tiny.PAD)
     assert rows.question.shape == (2, 8)
     assert rows.rationale.shape == (2, 24)
     # Questions end together, without EOS; the others start together.
@@ -428,7 +428,7 @@ def test_batches_have_few_shapes_and_hold_their_longest_row():
     data = tiny.tokenized_set(
         [[5] * n for n in lengths], [[[20] * (101 - n)] for n in lengths], [[30]] * 100
     )
-    rows = problems_of(data, tiny.PAD)
+    rows = make_answerer_batch(data, tiny.PAD)
     found = {n: take(rows, np.array([n - 1])) for n in lengths}
     shapes = {(row.question.shape[1], row.rationale.shape[1]) for row in found.values()}
     assert shapes == {(56, 56), (80, 80), (104, 104)}
@@ -449,7 +449,7 @@ def test_batches_have_every_example_once_a_pass():
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_joint_training_moves_the_answerer_and_the_objective_falls(random_answerer, estimator):
     of, data = learner(estimator=estimator), tiny.copying(16, 6)
-    rows, before = problems_of(data, tiny.PAD), jax.tree.map(np.array, random_answerer)
+    rows, before = make_answerer_batch(data, tiny.PAD), jax.tree.map(np.array, random_answerer)
     objective, seen = objective_on(of, rows, 16, 0), []
 
     def judge(params, answerer_params):
@@ -457,7 +457,7 @@ def test_joint_training_moves_the_answerer_and_the_objective_falls(random_answer
         seen.append((objective(params, answerer_params), answerer_params))
         return seen[-1][0]
 
-    rate = {"joint_learning_rate": 1e-2, "judge": judge, "judge_every": 10, "patience": 99}
+    rate = {"joint_learning_rate": 1e-2, "judge": judge, "eval_every": 10, "patience": 99}
     weights = learned_weights(of, random_answerer, data, 30, **rate)
     np.testing.assert_array_equal(weights.lengths, data.rationale_lengths)
     jax.tree.map(np.testing.assert_array_equal, before, random_answerer)  # Those given.
@@ -488,7 +488,7 @@ def test_the_temperature_falls_and_alpha_rises(random_answerer, monkeypatch):
 
 def test_weights_do_not_depend_on_the_batch(problems):
     of, data = learner(), tiny.random_set(7, 8)
-    rows = problems_of(data, tiny.PAD)
+    rows = make_answerer_batch(data, tiny.PAD)
     params = generator_params(of, problems)
     whole, single = (learn.compute_weights(of, params, rows, size) for size in (7, 1))
     np.testing.assert_array_equal(whole.lengths, data.rationale_lengths)
@@ -504,7 +504,7 @@ def test_the_objective_on_examples_is_the_mean_over_examples(
     of = dataclasses.replace(learner(), prefixes="all")
     params = generator_params(of, problems, spread=0.0)
     params["mlp_out"]["bias"] += 100.0
-    rows = problems_of(tiny.random_set(3, 9), tiny.PAD)
+    rows = make_answerer_batch(tiny.random_set(3, 9), tiny.PAD)
 
     def on(rows, batch_size):
         return objective_on(of, rows, batch_size, 0)(params, random_answerer)
@@ -544,7 +544,7 @@ def test_late_prefixes_come_the_more_often_the_longer_they_are(problems):
 
 def test_step_ends_are_the_only_prefixes_looked_at_where_asked_for(random_answerer):
     data = tiny.tokenized_set([[5, 6]], [[[20, 21], [22, 23, 24], [25]]], [[30]])
-    rows = jax.tree.map(jnp.asarray, problems_of(data, tiny.PAD))
+    rows = jax.tree.map(jnp.asarray, make_answerer_batch(data, tiny.PAD))
     places = jnp.array([[0.0, 0.3, 0.34, 0.6, 0.67, 0.99]])
     ends = learner(prefixes="step_ends").nth_prefix(rows, places)
     assert ends.tolist() == [[2, 2, 5, 5, 6, 6]]

@@ -12,7 +12,7 @@ from kpod_jax.parallel import sharding
 from kpod_jax.training import checkpoints
 from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting import learn, weigh
-from kpod_jax.weighting.problems import problems_of, take
+from kpod_jax.weighting.answerer_batch import make_answerer_batch, take
 from tests.weighting import tiny
 
 TRAIN, HELD_OUT = tiny.copying(21, 0), tiny.copying(10, 1)
@@ -20,8 +20,14 @@ TRAIN, HELD_OUT = tiny.copying(21, 0), tiny.copying(10, 1)
 
 def settings(**changes):
     config = defaults.get_config().weighting
-    small = {"steps": 2, "reading_steps": 0, "masking_steps": 0, "batch_size": 8, "hidden": 8}
-    config.update(small | {"heads": 2, "min_gap": 0.0, "allow_failed": True} | changes)
+    small = {
+        "steps": 2,
+        "fit_unmasked_steps": 0,
+        "fit_masked_steps": 0,
+        "batch_size": 8,
+        "hidden_size": 8,
+    }
+    config.update(small | {"num_heads": 2, "min_gap": 0.0, "allow_failed": True} | changes)
     return config
 
 
@@ -74,12 +80,12 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
     monkeypatch.setattr(weigh, "constant_objectives", constant_objectives)
     result = run(tmp_path, settings(fit="other_fold"))
     np.testing.assert_array_equal(result.lengths, TRAIN.rationale_lengths)
-    everything = problems_of(TRAIN, tiny.PAD).rationale.tolist()
+    everything = make_answerer_batch(TRAIN, tiny.PAD).rationale.tolist()
     for fit, other in zip(fits, weighed, strict=True):
         assert sorted(fit.rationale.tolist() + other.rationale.tolist()) == sorted(everything)
     np.testing.assert_array_equal(fits[0].rationale, weighed[1].rationale)
     # Every example has the weights of its own tokens: the generator is the same in both folds.
-    whole = run(tmp_path, settings(fit="same", judged_examples=4))
+    whole = run(tmp_path, settings(fit="same", eval_examples=4))
     np.testing.assert_allclose(whole.values, result.values, atol=1e-6)
     assert result.held_out is not None and whole.held_out is not None
     assert (len(result.held_out), len(whole.held_out)) == (10, 4)
@@ -128,7 +134,7 @@ def test_it_refuses_to_go_on_with_an_answerer_that_does_not_read(tmp_path):
     with pytest.raises(UserError) as error:
         run(tmp_path, settings(fit="same", min_gap=0.5))
     message = str(error.value)
-    for part in ("cannot be learned", "min_gap=0.5", "reading_steps", "weights=uniform"):
+    for part in ("cannot be learned", "min_gap=0.5", "fit_unmasked_steps", "weights=uniform"):
         assert part in message
 
 
@@ -149,7 +155,7 @@ def test_losses_that_are_not_finite_stop_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
     with pytest.raises(UserError, match=r"step 50 of the answerer .*nan.* Lower"):
-        run(tmp_path, settings(fit="same", reading_steps=50))
+        run(tmp_path, settings(fit="same", fit_unmasked_steps=50))
 
 
 def summary(mean, objective=0.7):
@@ -228,7 +234,7 @@ def test_rationales_of_one_token_are_weighed(tmp_path):
 @pytest.mark.parametrize("prefixes", ["all", "sampled", "step_ends"])
 @pytest.mark.slow
 def test_prefixes_encoded_at_once_are_weighed_too(tmp_path, prefixes):
-    options = {"encoding": "causal", "prefixes": prefixes, "masking_steps": 2, "min_gap": -10.0}
+    options = {"encoding": "causal", "prefixes": prefixes, "fit_masked_steps": 2, "min_gap": -10.0}
     result = run(tmp_path, settings(fit="same", **options))
     np.testing.assert_array_equal(result.lengths, TRAIN.rationale_lengths)
 
@@ -238,7 +244,12 @@ def test_a_stage_that_is_killed_anywhere_ends_with_the_same_weights(tmp_path, mo
     """After some of the saves in turn, then the same again."""
     monkeypatch.setattr(learn, "_SAVE_EVERY", 2)
     config = settings(
-        fit="other_fold", reading_steps=2, masking_steps=1, steps=3, judge_every=1, min_gap=-9.0
+        fit="other_fold",
+        fit_unmasked_steps=2,
+        fit_masked_steps=1,
+        steps=3,
+        eval_every=1,
+        min_gap=-9.0,
     )
     config.joint_learning_rate = 1e-3
     save, saves, stop_at = checkpoints.Checkpoints.save, [], 0

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 
 from kpod_jax.weighting.answerer import Answerer
+from kpod_jax.weighting.answerer_batch import make_answerer_batch
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.objective import MaskLearner
-from kpod_jax.weighting.problems import problems_of
 from tests.weighting import tiny
 
 WIDTH = 24
@@ -20,7 +20,7 @@ def test_an_answerer_of_another_width_trains_the_generator():
     embeddings = jnp.asarray(rng.normal(size=(tiny.CONFIG.vocab_size, WIDTH)), jnp.float32)
     answerer = Answerer(tiny.t5(), tiny.MASK, tiny.PAD, tiny.EOS)
     learner = MaskLearner(answerer, Generator(8, 2), embeddings, alpha=0.0)
-    problems = jax.tree.map(jnp.asarray, problems_of(tiny.copying(4, 0), tiny.PAD))
+    problems = jax.tree.map(jnp.asarray, make_answerer_batch(tiny.copying(4, 0), tiny.PAD))
     answerer_params = tiny.params(answerer.module)
 
     @jax.jit

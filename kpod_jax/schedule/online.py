@@ -1,4 +1,4 @@
-"""A schedule that follows the student: each stage is chosen before it begins, and kept in a file.
+"""A schedule that follows the student: each phase is chosen before it begins, and kept in a file.
 
 Letters: N examples.
 """
@@ -10,10 +10,10 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 
-class Following:
-    """c_i of the stages so far, of a curriculum that needs feedback.
+class OnlineSchedule:
+    """c_i of the phases so far, of a curriculum that needs feedback.
 
-    A training that goes on in the middle of a stage finds that stage's choice in the file. One that
+    A training that goes on in the middle of a phase finds that phase's choice in the file. One that
     goes on from before it makes the choice again, from the same parameters.
     """
 
@@ -28,9 +28,9 @@ class Following:
         """Reads what is there.
 
         Args:
-          curriculum: is asked before every stage.
+          curriculum: is asked before every phase.
           num_steps: [N] n_i.
-          path: of an npz file with "start_steps" [stages so far, N].
+          path: of an npz file with "start_steps" [phases so far, N].
           name: of the curriculum, for messages.
           phase_steps: training steps of a phase; 0: those of an epoch.
         """
@@ -43,23 +43,23 @@ class Following:
         if files.as_path(path).exists():
             self._rows = list(files.read_npz(path)["start_steps"])
 
-    def __call__(self, stage: int) -> np.ndarray:
-        """[N] int32, c_i of a stage that was begun.
+    def __call__(self, phase: int) -> np.ndarray:
+        """[N] int32, c_i of a phase that was begun.
 
         Raises:
           UserError: its choice is not in the file.
         """
-        if stage >= len(self._rows):
+        if phase >= len(self._rows):
             raise UserError(
-                f"{self._path} has the choices of {len(self._rows)} stages, and the training goes "
-                f"on in stage {stage} (counted from 0). Was it deleted? Delete the checkpoints as "
+                f"{self._path} has the choices of {len(self._rows)} phases, and the training goes "
+                f"on in phase {phase} (counted from 0). Was it deleted? Delete the checkpoints as "
                 "well, to train anew."
             )
-        return self._rows[stage]
+        return self._rows[phase]
 
-    def begin(self, stage: int, feedback: Feedback) -> None:
-        """Chooses what is output at a stage, by the student's losses before it."""
-        row = self._curriculum.start_steps(stage, feedback)
-        row = checked(row, self._num_steps, stage, self._name)
-        self._rows = [*self._rows[:stage], row]
+    def begin(self, phase: int, feedback: Feedback) -> None:
+        """Chooses what is output at a phase, by the student's losses before it."""
+        row = self._curriculum.start_steps(phase, feedback)
+        row = checked(row, self._num_steps, phase, self._name)
+        self._rows = [*self._rows[:phase], row]
         files.write_npz(self._path, start_steps=np.stack(self._rows))

@@ -21,7 +21,7 @@ _SHARES = (0.25, 0.375, 0.5, 0.75, 1.0)
 
 
 @flax.struct.dataclass
-class Problems:
+class AnswererBatch:
     """Rows for the answerer; questions are padded on their left, the others on their right.
 
     T5 knows relative positions alone, so padding must not come between question and rationale.
@@ -44,12 +44,12 @@ class Problems:
     answer: jax.Array
     answer_mask: jax.Array
 
-    def repeat(self, count: int) -> "Problems":
+    def repeat(self, count: int) -> "AnswererBatch":
         """Each row `count` times, one after the other."""
         return jax.tree.map(lambda array: jnp.repeat(array, count, axis=0), self)
 
 
-def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
+def make_answerer_batch(tokenized: TokenizedSet, pad_id: int) -> AnswererBatch:
     """Lays a tokenised set out as NumPy arrays: questions to the right, without their EOS."""
     count, lengths = len(tokenized), tokenized.rationale_lengths.tolist()
 
@@ -67,7 +67,7 @@ def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
     rationale, rationale_mask = _rows(rationales, pad_id)
     # From right to left and back again, questions end together.
     question_ids, question_mask = (array[:, ::-1] for array in _rows(_reversed(questions), pad_id))
-    return Problems(
+    return AnswererBatch(
         question_ids,  # pyright: ignore[reportArgumentType]
         question_mask,  # pyright: ignore[reportArgumentType]
         rationale,  # pyright: ignore[reportArgumentType]
@@ -77,10 +77,10 @@ def problems_of(tokenized: TokenizedSet, pad_id: int) -> Problems:
     )
 
 
-def take(problems: Problems, index: np.ndarray) -> Problems:
+def take(batch: AnswererBatch, index: np.ndarray) -> AnswererBatch:
     """Some rows, cut to the least of `_SHARES` of questions and rationales that holds them."""
-    rows = jax.tree.map(lambda array: array[index], problems)
-    widest = np.array([problems.question.shape[1], problems.rationale.shape[1]])
+    rows = jax.tree.map(lambda array: array[index], batch)
+    widest = np.array([batch.question.shape[1], batch.rationale.shape[1]])
     needed = [
         int(mask.sum(axis=1).max(initial=1)) for mask in (rows.question_mask, rows.rationale_mask)
     ]

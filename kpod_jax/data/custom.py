@@ -19,7 +19,7 @@ FORMATS = ("jsonl", "csv", "huggingface")
 COLUMNS = {"question": "question", "rationale": "rationale", "answer": "answer", "id": "id"}
 
 
-class OwnDataSet(abc.ABC):
+class CustomDataSet(abc.ABC):
     """A data set that a class of the user's reads, named by its import path in `data.name`.
 
     Attributes:
@@ -42,13 +42,15 @@ class OwnDataSet(abc.ABC):
         """
 
 
-def class_of(name: str) -> type[OwnDataSet] | None:
+def class_of(name: str) -> type[CustomDataSet] | None:
     """The user's class of an import path; None of other names.
 
     Raises:
-      UserError: it cannot be imported, or is no `OwnDataSet`.
+      UserError: it cannot be imported, or is no `CustomDataSet`.
     """
-    return plugins.load_subclass(name, "data.name", OwnDataSet) if plugins.is_path(name) else None
+    return (
+        plugins.load_subclass(name, "data.name", CustomDataSet) if plugins.is_path(name) else None
+    )
 
 
 def load(
@@ -160,7 +162,7 @@ def _open(name: str, split: str, path: str) -> tuple[Iterator[tables.Row], bool,
     return read(file), whole, file.stem
 
 
-def _rows_of(data_set: OwnDataSet, name: str, split: str) -> Iterator[tables.Row]:
+def _rows_of(data_set: CustomDataSet, name: str, split: str) -> Iterator[tables.Row]:
     for index, values in enumerate(data_set.rows(split)):
         place = f"{name} {split} row {index}"
         if isinstance(values, Mapping):

@@ -1,0 +1,82 @@
+"""Configuration keys that were renamed in version 0.2.0. The old names work until the next one."""
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+RENAMED = {
+    "data.cache": "data.cache_dir",
+    "data.max_bad_share": "data.max_rejected_fraction",
+    "weighting.judge_every": "weighting.eval_every",
+    "weighting.judged_examples": "weighting.eval_examples",
+    "weighting.hidden": "weighting.hidden_size",
+    "weighting.heads": "weighting.num_heads",
+    "weighting.fresh_examples": "weighting.fit_fresh_examples",
+    "weighting.reading_steps": "weighting.fit_unmasked_steps",
+    "weighting.masking_steps": "weighting.fit_masked_steps",
+    "weighting.clear_share": "weighting.fit_unmasked_fraction",
+    "weighting.answerer_learning_rate": "weighting.fit_learning_rate",
+    "schedule.stage_steps": "schedule.phase_steps",
+    "schedule.initial_share": "schedule.initial_fraction",
+    "schedule.ramp_share": "schedule.ramp_fraction",
+    "distill.pack": "distill.pack_length",
+    "distill.least_weight": "distill.min_weight",
+    "distill.keep": "distill.max_to_keep",
+    "watch": "monitoring",
+    "baseline.format_shares": "baseline.format_weights",
+}
+_LAST = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
+
+
+class ConfigDict(ml_collections.ConfigDict):
+    """A ConfigDict that knows its keys by their old names too, and warns once about each."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(self._current(key))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(self._current(key), value)
+
+    def __contains__(self, key: str) -> bool:
+        return super().__contains__(self._current(key))
+
+    def get_type(self, key: str, *args: Any) -> Any:
+        """The type of a key's value."""
+        return super().get_type(self._current(key), *args)
+
+    def _current(self, key: str) -> str:
+        new = _LAST.get(key)
+        if new is None or key in self._fields or new not in self._fields:
+            return key
+        _warn(key, new)
+        return new
+
+
+def current(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Settings that an earlier version wrote, flat or nested, under their new names.
+
+    Args:
+      settings: names and values.
+      section: of the configuration that they belong to, with a dot at its end; "": all of it.
+    """
+    found = {}
+    for key, value in settings.items():
+        new = RENAMED.get(section + key, section + key).removeprefix(section)
+        if isinstance(value, Mapping):
+            # A fingerprint may hold another one, whose keys are flat.
+            flat = any("." in name for name in value)
+            value = current(value, "" if flat else f"{section}{new}.")
+        found[new] = value
+    return found
+
+
+@functools.cache
+def _warn(old: str, new: str) -> None:
+    print(
+        f"warning: the configuration key {old} is now {new}; the old name works until the next "
+        "release.",
+        file=sys.stderr,
+    )
