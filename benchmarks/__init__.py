@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks.NAME` prints a table. Speeds are ratios of one run."""
+"""Benchmarks: `python -m benchmarks.NAME` prints a table. Speeds are ratios within one run."""

@@ -1,12 +1,13 @@
-r"""Token weights that learned ones are held against, made of a finished run of KPOD.
+r"""Control token weights to compare learned ones with, built from a finished run of KPOD.
 
     python -m benchmarks.controls --run=runs/kpod
     python -m kpod_jax.main --config=configs/quickstart.py --workdir=runs/shuffled \
         --config.weighting.weights=runs/kpod/controls/shuffled.npz
 
-writes into controls/ of the run: the learned weights shuffled within each rationale; 1 for numbers
-and operators and 0.3 for the rest; the true keypoints likewise, where they are known; and the
-student's surprisal, -log P of each token before distillation, as its rank within the rationale.
+The first command writes to controls/ in the run: the learned weights, shuffled within each
+rationale; 1 for numbers and operators, 0.3 for other tokens; the same for the true keypoints, if
+known; and the student's surprisal, -log P of each token before distillation, as its rank within the
+rationale.
 """
 
 import pathlib
@@ -29,12 +30,12 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting.weigh import TokenWeights
 
-_REST = 0.3
+_LOW = 0.3  # Weight of tokens that are not numbers, operators or keypoints.
 _CALCULATION = re.compile(r"[\d+\-*/=]+")
 
 
 def controls(root: pathlib.Path) -> dict[str, np.ndarray]:
-    """Weights of all rationale tokens of a run's training records, end to end, by name."""
+    """Returns control weights, by name, of a run's training rationale tokens, concatenated."""
     config = load_config(root)
     learned, train = TokenWeights.load(root), Data.load(root).train
     rng = np.random.default_rng(0)
@@ -44,13 +45,13 @@ def controls(root: pathlib.Path) -> dict[str, np.ndarray]:
         for i, record in enumerate(train.records)
         for start, end in spans[i]
     ]
-    found = {
+    weights = {
         "shuffled": np.concatenate([rng.permutation(learned[i]) for i in range(len(learned))]),
-        "numbers": np.array([1.0 if _CALCULATION.fullmatch(t) else _REST for t in texts]),
+        "numbers": np.array([1.0 if _CALCULATION.fullmatch(t) else _LOW for t in texts]),
     }
     truth = keypoint_tokens(train.records, spans)
     if truth is not None:
-        found["keypoints"] = np.where(truth, 1.0, _REST)
+        weights["keypoints"] = np.where(truth, 1.0, _LOW)
     student, mesh = load_student(config.student, config.seed), sharding.make_mesh(**config.mesh)
     nll = difficulty.rationale_losses(
         student.module,
@@ -61,13 +62,13 @@ def controls(root: pathlib.Path) -> dict[str, np.ndarray]:
         batch_size=config.difficulty.batch_size,
     )
     ranks = [stats.rankdata(nll[i]) / len(nll[i]) for i in range(len(nll))]
-    return found | {"surprisal": np.concatenate(ranks)}
+    return weights | {"surprisal": np.concatenate(ranks)}
 
 
 def main(argv: list[str]) -> None:
     """Writes the files and prints their paths."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
+        raise app.UsageError(f"Unexpected argument: {argv[1]}")
     try:
         root = files.as_path(str(tables.RUN.value))
         offsets = Data.load(root).train.rationale_char_spans.offsets

@@ -1,12 +1,12 @@
-r"""The published data sets as this package reads them: splits, steps, tokens, answers, overlap.
+r"""Statistics of the published data sets as read by this package.
 
     python -m benchmarks.datasets --folder=FOLDER                  # prints a table
-    python -m benchmarks.datasets --folder=FOLDER --write          # and puts it into docs/data.md
+    python -m benchmarks.datasets --folder=FOLDER --write          # and updates docs/data.md
 
-FOLDER holds the original files: gsm8k/train.jsonl and test.jsonl, perhaps gsm8k/rationales.jsonl,
-a teacher's, and in samples/ (or in a folder of the data set's name) ASDiv.xml, SVAMP.json and
-CommonsenseQA's files. Without --folder they are downloaded. Tokens are those of --tokenizer, else
-of FOLDER/tokenizers/t5_spiece.model, else of google/flan-t5-base.
+FOLDER holds the original files: gsm8k/train.jsonl and test.jsonl, optionally a teacher's
+gsm8k/rationales.jsonl, and in samples/ (or a folder named after the data set) ASDiv.xml, SVAMP.json
+and the files of CommonsenseQA. Without --folder they are downloaded. The tokenizer is --tokenizer,
+else FOLDER/tokenizers/t5_spiece.model, else google/flan-t5-base.
 """
 
 import pathlib
@@ -25,8 +25,10 @@ from kpod_jax.data.records import Record
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.utils.errors import UserError
 
-_FOLDER = flags.DEFINE_string("folder", "", "Folder of the original files.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Directory, hub id or SentencePiece file.")
+_FOLDER = flags.DEFINE_string("folder", "", "Directory of the original files.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "Tokenizer directory, hub id or SentencePiece file."
+)
 # Train, validation and test.
 _PAPER = {
     "gsm8k": (7473, 660, 659),
@@ -42,20 +44,20 @@ HEADER = [
 
 
 def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> str:
-    """A row of the table.
+    """Returns a row of the table.
 
     Args:
-      name: of the data set.
-      path: folder of its files; empty downloads them.
-      cache: for prepared files.
-      tokenizer: of the student.
-      teacher: a file of rationales; empty: the data set's own.
+      name: name of the data set.
+      path: directory of its files; empty: they are downloaded.
+      cache: directory for prepared files.
+      tokenizer: the student's tokenizer.
+      teacher: file of a teacher's rationales; empty: those of the data set.
     """
-    found: dict[str, list[Record]] = {}
+    by_split: dict[str, list[Record]] = {}
     rejected = 0
     for split in SPLITS:
         try:
-            found[split], bad = sources.load_records(
+            by_split[split], bad = sources.load_records(
                 name,
                 split,
                 path=path,
@@ -68,12 +70,12 @@ def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> 
         except UserError as error:
             if "has no records" not in str(error):
                 raise
-            found[split] = []
-    counts = tuple(map(len, found.values()))
+            by_split[split] = []
+    counts = tuple(map(len, by_split.values()))
     sizes = " / ".join(map(str, counts))
     if sum(counts) + rejected < sum(_PAPER[name]):
-        sizes = f"{sizes} ({sum(counts)} at hand of {' / '.join(map(str, _PAPER[name]))})"
-    records = [record for part in found.values() for record in part]
+        sizes = f"{sizes} ({sum(counts)} available of {' / '.join(map(str, _PAPER[name]))})"
+    records = [record for part in by_split.values() for record in part]
     config = defaults.get_config().student
     template = config.answer_template
     target, kept, steps = "–", "–", "–"
@@ -87,7 +89,7 @@ def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> 
             max_question_tokens=config.max_question_tokens,
             max_target_tokens=config.max_target_tokens,
         )
-        free, _ = tokens.tokenize(
+        unlimited, _ = tokens.tokenize(
             reasoned,
             tokenizer,
             prompt=config.prompt,
@@ -95,13 +97,13 @@ def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> 
             max_question_tokens=1 << 20,
             max_target_tokens=1 << 20,
         )
-        target = _spread(free.targets.lengths.tolist())
+        target = _spread(unlimited.targets.lengths.tolist())
         kept = f"{100 * len(tokenized.records) / len(reasoned):.2f}%"
         steps = _spread([len(record.steps) for record in reasoned])
     prompts = tokens.tokenize_questions(records, tokenizer, prompt=config.prompt)
     kind = sources.answer_kind(name)
     read = sum(agrees(record, template, kind) for record in records)
-    shared = overlap.overlaps(found)
+    shared = overlap.overlaps(by_split)
     twice = ", ".join(f"{len(ids)} {a}/{b}" for (a, b), ids in shared.items()) or "none"
     title = sources.PUBLISHED[name].title + (", teacher's" if teacher else "")
     return (
@@ -111,7 +113,7 @@ def row(name: str, path: str, cache: str, tokenizer: Any, teacher: str = "") -> 
 
 
 def agrees(record: Record, template: str, kind: str) -> bool:
-    """Whether rationale and answer sentence give back the gold answer."""
+    """Returns whether the answer extracted from rationale and answer sentence is correct."""
     text = f"{record.rationale} {template.replace('{answer}', record.answer)}"
     return answers.answers_equal(answers.extract_answer(text, kind), record.answer, kind)
 
@@ -121,7 +123,7 @@ def _spread(values: Sequence[int]) -> str:
 
 
 def _folder_of(name: str, root: str) -> str:
-    """Where a data set's files are; empty: nowhere, they are downloaded."""
+    """Returns the directory of a data set's files; empty if they are to be downloaded."""
     if not root:
         return ""
     folder = pathlib.Path(root).expanduser()

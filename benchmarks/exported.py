@@ -1,9 +1,9 @@
-r"""An exported student in torch: whether it answers as the run that it comes from.
+r"""Checks that an exported student gives the same answers in torch as in its run.
 
     python -m benchmarks.exported --run=DIR
 
-`DIR/export` is loaded by transformers and asked the questions of `DIR/predictions/test.jsonl`,
-greedily and in float32; printed is how many generations and answers are the same.
+Loads `DIR/export` with transformers, answers the questions of `DIR/predictions/test.jsonl` greedily
+in float32, and prints how many generations and answers agree.
 """
 
 import pathlib
@@ -21,13 +21,13 @@ from kpod_jax.models.student import load_student
 from kpod_jax.report.run import read_jsonl
 from kpod_jax.utils.progress import Progress
 
-_ROWS = 20  # Questions at a time.
+_ROWS = 20  # Questions per batch.
 
 
 def main(argv: list[str]) -> None:
-    """Compares."""
+    """Prints the comparison."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
+        raise app.UsageError(f"Unexpected argument: {argv[1]}")
     print_comparison(pathlib.Path(str(tables.RUN.value)))
 
 
@@ -40,15 +40,18 @@ def print_comparison(workdir: pathlib.Path) -> None:
     questions = [row["question"] for row in rows]
     length = config.eval.max_new_tokens or config.student.max_target_tokens
     texts = generations(workdir / "export", prompt, questions, length)
-    found = [answers.extract_answer(text, kind) for text in texts]
-    same = [text == row["prediction"] for text, row in zip(texts, rows, strict=True)]
-    alike = [one == row["extracted"] for one, row in zip(found, rows, strict=True)]
-    right = sum(
-        answers.answers_equal(f, row["gold"], kind) for f, row in zip(found, rows, strict=True)
+    extracted = [answers.extract_answer(text, kind) for text in texts]
+    same_text = [text == row["prediction"] for text, row in zip(texts, rows, strict=True)]
+    same_answer = [a == row["extracted"] for a, row in zip(extracted, rows, strict=True)]
+    correct = sum(
+        answers.answers_equal(a, row["gold"], kind) for a, row in zip(extracted, rows, strict=True)
     )
-    print(f"same generation: {sum(same)} of {len(rows)}; same answer: {sum(alike)} of {len(rows)}")
-    print(f"correct: {right} in torch, {sum(row['correct'] for row in rows)} here")
-    for row, text, equal in zip(rows, texts, alike, strict=True):
+    print(
+        f"same generation: {sum(same_text)} of {len(rows)}; "
+        f"same answer: {sum(same_answer)} of {len(rows)}"
+    )
+    print(f"correct: {correct} in torch, {sum(row['correct'] for row in rows)} here")
+    for row, text, equal in zip(rows, texts, same_answer, strict=True):
         if not equal:
             print(f"\n{row['question']}\n  here:  {row['prediction']}\n  torch: {text}")
 
@@ -56,27 +59,30 @@ def print_comparison(workdir: pathlib.Path) -> None:
 def generations(
     directory: pathlib.Path, prompt: str, questions: list[str], max_new_tokens: int
 ) -> list[str]:
-    """What the exported student writes.
+    """Returns the generations of the exported student.
 
     Args:
-      directory: of the export.
-      prompt: in the student's form, with {question}.
-      questions: to put there.
-      max_new_tokens: of each text.
+      directory: directory of the export.
+      prompt: prompt template with {question}.
+      questions: questions to fill in.
+      max_new_tokens: maximum number of tokens per generation.
     """
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
-    loaded: Any = transformers.AutoConfig.from_pretrained(directory)
-    pair = loaded.is_encoder_decoder
-    kind: Any = transformers.AutoModelForSeq2SeqLM if pair else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(directory, dtype=torch.float32).eval()
-    # A chat template brings the beginning token along.
-    begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+    config: Any = transformers.AutoConfig.from_pretrained(directory)
+    seq2seq = config.is_encoder_decoder
+    model_class: Any = (
+        transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    )
+    model = model_class.from_pretrained(directory, dtype=torch.float32).eval()
+    # A chat template already includes BOS.
+    has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
     result = []
-    with torch.inference_mode(), Progress(len(questions), "Asking", unit="questions") as progress:
+    bar = Progress(len(questions), "Generating", unit="questions")
+    with torch.inference_mode(), bar as progress:
         for first in range(0, len(questions), _ROWS):
-            asked = [prompt.replace("{question}", q) for q in questions[first : first + _ROWS]]
+            prompts = [prompt.replace("{question}", q) for q in questions[first : first + _ROWS]]
             inputs = tokenizer(
-                asked, return_tensors="pt", padding=True, add_special_tokens=not begins
+                prompts, return_tensors="pt", padding=True, add_special_tokens=not has_bos
             )
             ids = model.generate(
                 **inputs,
@@ -84,10 +90,10 @@ def generations(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            ids = ids if pair else ids[:, inputs["input_ids"].shape[1] :]
+            ids = ids if seq2seq else ids[:, inputs["input_ids"].shape[1] :]
             texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
             result += [text.strip() for text in texts]
-            progress.update(len(asked))
+            progress.update(len(prompts))
     return result
 
 

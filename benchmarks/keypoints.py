@@ -1,15 +1,16 @@
-r"""Which rationale tokens matter: learned weights against baselines, where the truth is known.
+r"""Learned token weights against baselines, on a task with known keypoints.
 
     python -m benchmarks.keypoints                         # prints the table
-    python -m benchmarks.keypoints --only=baselines        # rows whose group has this name
-    python -m benchmarks.keypoints --write                 # and puts its rows into the document
+    python -m benchmarks.keypoints --only=baselines        # only the rows of this group
+    python -m benchmarks.keypoints --write                 # and updates the rows in the document
 
-Rows that are in the document and are not made anew stay there.
+Rows of the document that are not measured again stay as they are.
 
-The built-in task, the quickstart's data and answerer, held-out rationales, seeds 0 to 2. AUC is the
-probability that a keypoint's weight is above a filler token's. Beside it: the same among numbers
-alone, where "digits only" is blind, the mean weight of each kind of token, and of learned weights
-the held-out objective (Eq. 7), which fails where it is above that of keeping all tokens or none.
+Uses the built-in task, the quickstart's data and answerer, held-out rationales, and seeds 0 to 2.
+AUC is the probability that a keypoint has a higher weight than a filler token. Further columns: AUC
+among numbers only, where "digits only" is blind; the mean weight of each kind of token; and, for
+learned weights, the held-out objective (Eq. 7), which is a failure if it exceeds that of keeping
+all tokens or none.
 """
 
 import dataclasses
@@ -44,12 +45,12 @@ from kpod_jax.weighting import weigh
 from kpod_jax.weighting.answerer_batch import batches, make_answerer_batch, take
 from kpod_jax.weighting.generator import Generator
 
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each row.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds per row.")
 _OBJECTIVES = ("objective", "keep_all", "keep_none")
 _KINDS = ("result", "operand", "operator", "filler number", "filler word")
 _PREFIXES = 16
 _PAGE = "docs/token_weighting.md"
-# Tables of the page, and whose rows they have.
+# Tables of the page, with the groups of their rows.
 _TABLES = {
     "keypoints": ("baselines", "quickstart"),
     "study": ("alpha", "masks", "exploration", "steps", "prefixes", "answerer", "joint"),
@@ -58,9 +59,9 @@ _TABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way of weighing: changes of the quickstart's `weighting`, or a baseline.
+    """One weighting: changes to the quickstart's `weighting`, or a baseline.
 
-    One that is not `seeded` is the same for every seed, and is made once.
+    A row that is not `seeded` is the same for every seed and computed once.
     """
 
     group: str
@@ -71,10 +72,10 @@ class Row:
 
 
 class Task:
-    """The training and the held-out examples, the student and the answerer."""
+    """Training and held-out examples, student and answerer."""
 
     def __init__(self) -> None:
-        """Loads and tokenises."""
+        """Loads the models and tokenizes the examples."""
         self.config = quickstart.get_config()
         self.student = load_student(self.config.student)
         self.answerer = load_student(self.config.weighting.answerer, scan_layers=False)
@@ -90,7 +91,7 @@ class Task:
 
 
 def _kinds(tokenized: TokenizedSet, i: int) -> np.ndarray:
-    """Index into _KINDS of every rationale token of an example."""
+    """Returns the index into _KINDS of every rationale token of an example."""
     record, spans = tokenized.records[i], tokenized.rationale_char_spans[i]
     ends = np.cumsum([len(step) for step in record.steps])
     keys = sorted(record.keypoints or ())
@@ -107,23 +108,23 @@ def _kinds(tokenized: TokenizedSet, i: int) -> np.ndarray:
 
 
 def _rationales(tokenized: TokenizedSet) -> list[np.ndarray]:
-    """The ids of every example's rationale tokens."""
+    """Returns the ids of every example's rationale tokens."""
     return [tokenized.targets[i][:n] for i, n in enumerate(tokenized.rationale_lengths)]
 
 
 def random(task: Task, seed: int) -> np.ndarray:
-    """Noise."""
+    """Returns noise."""
     return np.random.default_rng(seed).random(len(task.kinds))
 
 
 def digits(task: Task, seed: int) -> np.ndarray:
-    """1 for a number, else 0."""
+    """Returns 1 for numbers, else 0."""
     del seed
     return np.isin(task.kinds, (0, 1, 3)).astype(float)
 
 
 def inverse_document_frequency(task: Task, seed: int) -> np.ndarray:
-    """The log of how few training rationales have the token."""
+    """Returns the log inverse document frequency of each token in the training rationales."""
     del seed
     lists = _rationales(task.train)
     counts = np.bincount(np.concatenate([np.unique(ids) for ids in lists]), minlength=100_000)
@@ -131,7 +132,7 @@ def inverse_document_frequency(task: Task, seed: int) -> np.ndarray:
 
 
 def gradient_times_input(task: Task, seed: int) -> np.ndarray:
-    """How much the answer's loss falls, to first order, when a token is unmasked (|-dL/dm|)."""
+    """Returns the first-order effect of unmasking each token on the answer's loss (|-dL/dm|)."""
     problems = make_answerer_batch(task.held_out, task.student.tokenizer.pad_token_id)
     answerer = weigh.make_answerer(task.answerer)
     params, rng = task.answerer.load(task.mesh), np.random.default_rng(seed)
@@ -140,7 +141,7 @@ def gradient_times_input(task: Task, seed: int) -> np.ndarray:
     def gradient(params, rows, keep, prefix):
         return jax.grad(lambda keep: answerer.losses(params, rows, keep, prefix).sum())(keep)
 
-    found = []
+    values = []
     for start in range(0, len(task.held_out), 64):
         rows = take(problems, np.arange(start, min(start + 64, len(task.held_out))))
         lengths = np.asarray(rows.rationale_mask).sum(axis=1)
@@ -149,13 +150,13 @@ def gradient_times_input(task: Task, seed: int) -> np.ndarray:
         for _ in range(_PREFIXES):
             prefix = jnp.asarray(rng.integers(1, lengths + 1), jnp.int32)
             total += np.abs(np.asarray(gradient(params, rows, keep, prefix)))
-        found += [total[i, :n] for i, n in enumerate(lengths)]
-    return np.concatenate(found)
+        values += [total[i, :n] for i, n in enumerate(lengths)]
+    return np.concatenate(values)
 
 
-@functools.cache  # Two rows need it.
+@functools.cache  # Used by two rows.
 def occlusion(task: Task, seed: int) -> np.ndarray:
-    """By how much the answer's loss rises, in nats, when a token alone is masked: what L_p pays."""
+    """Returns the increase of the answer's loss L_p, in nats, from masking each token alone."""
     del seed
     problems = make_answerer_batch(task.held_out, task.student.tokenizer.pad_token_id)
     answerer, params = weigh.make_answerer(task.answerer), task.answerer.load(task.mesh)
@@ -166,18 +167,18 @@ def occlusion(task: Task, seed: int) -> np.ndarray:
         prefix = jnp.ceil((jnp.arange(_PREFIXES) + 0.5) / _PREFIXES * length).astype(jnp.int32)
         return answerer.prefix_losses(params, rows, keep, prefix).mean(axis=1)
 
-    found, width = [], problems.rationale.shape[1]
+    values, width = [], problems.rationale.shape[1]
     # The last row masks nothing.
     keep = jnp.asarray(1 - np.eye(width + 1, width, dtype=np.float32))
     for i in range(len(task.held_out)):
         rows = jax.tree.map(lambda array, i=i: array[i : i + 1].repeat(width + 1, axis=0), problems)
         loss = np.asarray(losses(params, rows, keep))
-        found.append((loss[:-1] - loss[-1])[problems.rationale_mask[i]])
-    return np.concatenate(found)
+        values.append((loss[:-1] - loss[-1])[problems.rationale_mask[i]])
+    return np.concatenate(values)
 
 
 def occlusion_by_word(task: Task, seed: int) -> np.ndarray:
-    """The mean of `occlusion` over all places of a word; all numbers are one word."""
+    """Returns the mean of `occlusion` over all occurrences of a word; all numbers are one word."""
     values, ids = occlusion(task, seed), np.concatenate(_rationales(task.held_out))
     ids = np.where(digits(task, seed) > 0, -1, ids)
     _, word = np.unique(ids, return_inverse=True)
@@ -185,13 +186,13 @@ def occlusion_by_word(task: Task, seed: int) -> np.ndarray:
 
 
 def attention_mass(task: Task, seed: int) -> np.ndarray:
-    """The answerer's attention to a token where it answers, over layers, heads and prefixes."""
+    """Returns the answerer's attention to each token, over layers, heads and prefixes."""
     rng, held_out = np.random.default_rng(seed), task.held_out
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         task.config.weighting.answerer, attn_implementation="eager", dtype=torch.float32
     )
-    # The end token parts the prefix from the answer: what is read there is what is answered from.
-    end, found = model.config.eos_token_id, []
+    # EOS separates the prefix from the answer; the answer is predicted from its attention.
+    end, values = model.config.eos_token_id, []
     for i, size in enumerate(held_out.rationale_lengths):
         question, rationale = held_out.questions[i][:-1], held_out.targets[i][:size]
         mass = np.zeros(size)
@@ -199,15 +200,18 @@ def attention_mass(task: Task, seed: int) -> np.ndarray:
             length = int(rng.integers(1, size + 1))
             ids = torch.tensor([[*question, *rationale[:length], end]])
             with torch.no_grad():
-                seen = model(input_ids=ids, output_attentions=True)
-            layers = torch.stack(seen.attentions)[:, 0, :, -1].mean(dim=(0, 1)).numpy()
+                output = model(input_ids=ids, output_attentions=True)
+            layers = torch.stack(output.attentions)[:, 0, :, -1].mean(dim=(0, 1)).numpy()
             mass[:length] += layers[len(question) : len(question) + length]
-        found.append(mass)
-    return np.concatenate(found)
+        values.append(mass)
+    return np.concatenate(values)
 
 
 def from_labels(task: Task, seed: int) -> np.ndarray:
-    """What the generator can express: trained on the truth itself, in as many steps."""
+    """Returns the weights of a generator trained on the ground truth, in the same number of steps.
+
+    This shows what the generator can express.
+    """
     config = task.config.weighting
     pad_id, table = task.student.tokenizer.pad_token_id, task.student.embeddings(task.params)
     network = Generator(config.hidden_size, config.num_heads, config.initial_weight)
@@ -237,8 +241,8 @@ def from_labels(task: Task, seed: int) -> np.ndarray:
         params, state = step(
             params, state, train.rationale[rows], train.rationale_mask[rows], labels[rows]
         )
-    found = jax.nn.sigmoid(jax.jit(logits)(params, held_out.rationale, held_out.rationale_mask))
-    return np.asarray(found)[np.asarray(held_out.rationale_mask)]
+    weights = jax.nn.sigmoid(jax.jit(logits)(params, held_out.rationale, held_out.rationale_mask))
+    return np.asarray(weights)[np.asarray(held_out.rationale_mask)]
 
 
 ROWS = [
@@ -311,14 +315,14 @@ ROWS = [
 
 
 def learned(task: Task, row: Row, seed: int) -> tuple[np.ndarray, dict[str, Any], float]:
-    """Weights of the held-out tokens, how the training ended, and its seconds."""
+    """Returns the weights of the held-out tokens, the training's summary, and its seconds."""
     config = quickstart.get_config().weighting
     config.update({"allow_failed": True, **row.changes})
-    # Fresh problems are for fitting: an answerer that is fit already needs none.
+    # Only fitting uses fresh problems; a pre-trained answerer needs none.
     fresh = None
     if config.fit == "fresh":
         fresh = task._tokenize(arithmetic.generate("fresh", config.fit_fresh_examples, seed + 1))
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         result = weigh.weigh(
             config,
@@ -331,56 +335,65 @@ def learned(task: Task, row: Row, seed: int) -> tuple[np.ndarray, dict[str, Any]
             workdir=pathlib.Path(directory),
         )
     assert result.held_out is not None
-    return result.held_out.values, result.summary, time.monotonic() - began
+    return result.held_out.values, result.summary, time.monotonic() - start
 
 
-def cells(task: Task, found: Sequence[np.ndarray]) -> list[str]:
-    """AUC over all tokens and over numbers, and the mean of each kind, of several seeds."""
+def cells(task: Task, seeds: Sequence[np.ndarray]) -> list[str]:
+    """Formats AUC over all tokens and over numbers, and the mean weight of each kind.
+
+    Args:
+      task: the task.
+      seeds: weights of the held-out tokens, one array per seed.
+    """
     key, number = task.kinds < 3, np.isin(task.kinds, (0, 1, 3))
 
-    def of(values: Sequence[float]) -> str:
+    def mean_and_spread(values: Sequence[float]) -> str:
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.3f}{spread}"
 
-    everywhere = [float(roc_auc_score(key, weights)) for weights in found]
-    numbers = [float(roc_auc_score(key[number], weights[number])) for weights in found]
+    all_auc = [float(roc_auc_score(key, weights)) for weights in seeds]
+    number_auc = [float(roc_auc_score(key[number], weights[number])) for weights in seeds]
     means = [
-        statistics.fmean(float(weights[task.kinds == kind].mean()) for weights in found)
+        statistics.fmean(float(weights[task.kinds == kind].mean()) for weights in seeds)
         for kind in range(len(_KINDS))
     ]
-    return [of(everywhere), of(numbers), *(f"{mean:.2f}" for mean in means)]
-
-
-def objectives(found: Sequence[Mapping[str, float]]) -> list[str]:
-    """The mean objective of several seeds, beside that of keeping all tokens, and none."""
     return [
-        f"{statistics.fmean(summary[key] for summary in found):.3f}" if found else ""
+        mean_and_spread(all_auc),
+        mean_and_spread(number_auc),
+        *(f"{mean:.2f}" for mean in means),
+    ]
+
+
+def objectives(summaries: Sequence[Mapping[str, float]]) -> list[str]:
+    """Formats the mean over seeds of the objective, and of keeping all tokens and none."""
+    return [
+        f"{statistics.fmean(summary[key] for summary in summaries):.3f}" if summaries else ""
         for key in _OBJECTIVES
     ]
 
 
 def fails(summary: Mapping[str, float]) -> bool:
-    """Whether keeping all tokens, or none, would have been better than what was learned."""
+    """Returns whether keeping all tokens, or none, beats the learned weights."""
     return summary["objective"] > min(summary["keep_all"], summary["keep_none"])
 
 
 def merged(new: Sequence[str], old: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """A table of the rows of some groups, in the order of ROWS: the new ones, else the old ones.
+    """Returns the rows of some groups, in the order of ROWS, preferring new rows over old ones.
 
-    Old ones of other columns are left out.
+    Old rows are dropped if their columns differ.
     """
 
     def by_name(table: Sequence[str]) -> dict[str, str]:
-        # What a row says of refusals follows its name in brackets.
+        # A note on failures follows the name in parentheses.
         return {line.split("|")[1].split(" (")[0].strip(): line for line in table[2:]}
 
-    found = (by_name(old) if old[:1] == new[:1] else {}) | by_name(new)
+    rows = (by_name(old) if old[:1] == new[:1] else {}) | by_name(new)
     names = [row.name for row in ROWS if row.group in groups]
-    return [*new[:2], *(found[name] for name in names if name in found)]
+    return [*new[:2], *(rows[name] for name in names if name in rows)]
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table, a row at a time."""
+    """Prints the table, one row at a time."""
     del argv
     logging.set_verbosity(logging.ERROR)
     groups = [group for groups in _TABLES.values() for group in groups]
@@ -393,26 +406,27 @@ def main(argv: list[str]) -> None:
     for row in ROWS:
         if row.group not in groups:
             continue
-        found, ends, seconds, fault = [], [], [], ""
+        seed_weights, summaries, seconds, refusal = [], [], [], ""
         for seed in range(_SEEDS.value if row.seeded else 1):
             if row.baseline is not None:
-                found.append(row.baseline(task, seed))
+                seed_weights.append(row.baseline(task, seed))
                 continue
             try:
                 weights, summary, took = learned(task, row, seed)
             except UserError as error:
-                fault = str(error).split(".")[0].split(":")[0]
+                refusal = str(error).split(".")[0].split(":")[0]
                 continue
-            found.append(weights)
-            ends.append(summary)
+            seed_weights.append(weights)
+            summaries.append(summary)
             seconds.append(took)
         took = f"{statistics.fmean(seconds):.0f}" if seconds else ""
-        values = cells(task, found) if found else ["–"] * (2 + len(_KINDS))
-        line = [row.name, *values[:2], *objectives(ends), *values[2:], took]
-        if failed := sum(map(fails, ends)):
-            line[0] += f" ({failed} of {len(ends)} worse than keeping all or none)"
-        if fault:
-            line[0] += f" ({_SEEDS.value - len(found)} of {_SEEDS.value} refused: “{fault}”)"
+        values = cells(task, seed_weights) if seed_weights else ["–"] * (2 + len(_KINDS))
+        line = [row.name, *values[:2], *objectives(summaries), *values[2:], took]
+        if failed := sum(map(fails, summaries)):
+            line[0] += f" ({failed} of {len(summaries)} worse than keeping all or none)"
+        if refusal:
+            refused = _SEEDS.value - len(seed_weights)
+            line[0] += f" ({refused} of {_SEEDS.value} refused: “{refusal}”)"
         table.append(f"| {' | '.join(line)} |")
         print(table[-1], flush=True)
     if tables.WRITE.value:

@@ -1,9 +1,9 @@
-r"""Device memory of a train step, from shapes alone: no weights, no accelerator.
+r"""Device memory of a train step, from shapes alone, without weights or an accelerator.
 
     python -m benchmarks.memory [--write]
 
-The step is compiled ahead of time for this machine's CPU, whose compiler counts more than a GPU's
-needs: it multiplies bfloat16 and int8 matrices by way of float32 copies.
+The step is compiled ahead of time for this machine's CPU. That overestimates the memory on a GPU,
+since the CPU multiplies bfloat16 and int8 matrices as float32 copies.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ _GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes.
+    """Memory in bytes.
 
     Attributes:
-      arguments: parameters, optimiser state and batch.
-      temporary: activations, gradients and whatever else the step makes.
+      arguments: parameters, optimizer state and batch.
+      temporary: activations, gradients and other temporaries.
     """
 
     arguments: int
@@ -36,16 +36,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Both; the new state takes the place of the old one."""
+        """Arguments and temporaries; the new state reuses the memory of the old one."""
         return self.arguments + self.temporary
 
 
 def llama_7b(base_dtype: str, remat: str = "full") -> Student:
-    """LLaMA-7B with LoRA of rank 64, as in the paper; without weights."""
+    """Returns LLaMA-7B with LoRA of rank 64, as in the paper, without weights."""
     return load_student(
         "huggyllama/llama-7b",
         init="random",
-        tokenizer="kpod_jax/assets/tiny_t5",  # Any with fewer tokens: none is used.
+        tokenizer="kpod_jax/assets/tiny_t5",  # Unused; any with fewer tokens works.
         dtype="bfloat16",
         remat=remat,
         lora=LoRAConfig(64, 64.0, targets=("q", "v"), base_dtype=base_dtype),
@@ -53,13 +53,13 @@ def llama_7b(base_dtype: str, remat: str = "full") -> Student:
 
 
 def of_train_step(student: Student, rows: int, prompt: int, target: int) -> Memory:
-    """Compiles a step of Adam on one device.
+    """Compiles a train step with Adam on one device.
 
     Args:
-      student: without parameters.
-      rows: of a batch.
-      prompt: tokens.
-      target: tokens.
+      student: student without parameters.
+      rows: rows of a batch.
+      prompt: tokens of a prompt.
+      target: tokens of a target.
     """
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     config = defaults.get_config().distill
@@ -71,20 +71,20 @@ def of_train_step(student: Student, rows: int, prompt: int, target: int) -> Memo
     key = jax.eval_shape(lambda: jax.random.key(0))
     with sharding.use(mesh):
         lowered = step.lower(state, frozen, batch, key)  # pyright: ignore
-        found = lowered.compile().memory_analysis()
-    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes)
+        analysis = lowered.compile().memory_analysis()
+    return Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table of LLaMA-7B with LoRA, and with --write puts it into docs/students.md."""
+    """Prints a table of LLaMA-7B with LoRA, and with --write updates docs/students.md."""
     del argv
     rows = [
         "| base weights | remat | arguments, GB | temporary, GB | total, GB |",
         "| --- " * 5 + "|",
     ]
     for base_dtype, remat in (("bfloat16", "full"), ("bfloat16", "dots"), ("int8", "full")):
-        found = of_train_step(llama_7b(base_dtype, remat), 4, 256, 384)
-        sizes = (found.arguments, found.temporary, found.total)
+        memory = of_train_step(llama_7b(base_dtype, remat), 4, 256, 384)
+        sizes = (memory.arguments, memory.temporary, memory.total)
         columns = " | ".join(f"{size / _GB:.1f}" for size in sizes)
         rows.append(f"| {base_dtype} | {remat} | {columns} |")
     print("\n".join(rows))

@@ -1,8 +1,8 @@
-r"""The picture of the README: token weights, schedule and accuracy, from a sweep.
+r"""Draws the README figure from a sweep: token weights, schedule and accuracy.
 
     python -m benchmarks.picture --sweep=runs/quickstart --output=docs/quickstart.png
 
-A sweep's work directory holds comparison.json; the run is the one that its report shows.
+The sweep's work directory contains comparison.json, which names the run to show.
 """
 
 from absl import app, flags
@@ -13,9 +13,9 @@ from kpod_jax.utils.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """Draws it."""
+    """Draws the figure."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
+        raise app.UsageError(f"Unexpected argument: {argv[1]}")
     root = files.as_path(flags.FLAGS.sweep)
     try:
         comparison = files.read_json(root / "comparison.json")
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     print(path)
 
 
-if __name__ == "__main__":  # `kpod_jax.main` has flags of these names.
+if __name__ == "__main__":  # Defined here because `kpod_jax.main` has flags with these names.
     flags.DEFINE_string("sweep", None, "Work directory of a sweep.", required=True)
-    flags.DEFINE_string("output", None, "The picture: a .png or .svg.", required=True)
+    flags.DEFINE_string("output", None, "Output file, .png or .svg.", required=True)
     app.run(main)

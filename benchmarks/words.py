@@ -1,10 +1,10 @@
-r"""Which kinds of words got the highest weights in a run: the paper's Figure 2, as a table.
+r"""Token weights of a run by kind of word: the paper's Figure 2, as a table.
 
-    python -m benchmarks.words --run=DIR             # prints it
-    python -m benchmarks.words --run=DIR --write     # and puts it into docs/token_weighting.md
+    python -m benchmarks.words --run=DIR             # prints the table
+    python -m benchmarks.words --run=DIR --write     # and updates docs/token_weighting.md
 
-DIR is the work directory of a run whose tokens are weighted. Beside the mean of each kind stands
-the probability that a word of it weighs more than an ordinary word.
+DIR is the work directory of a run with learned token weights. The last column is the probability
+that a word of the kind has a higher weight than an ordinary word.
 """
 
 import collections
@@ -20,7 +20,7 @@ from kpod_jax.report.run import Run, load
 from kpod_jax.utils.errors import UserError
 
 _NOT_NAMES = {"I", "A", "Since", "So", "If", "Each", "Then", "Therefore", "The", "There", "Thus"}
-# In the order that the paper's figure has them in: highest first.
+# In the order of the paper's figure, highest first.
 _KINDS = {
     "number": r"\d.*",
     "operator": r"[-+*/×÷x−]",
@@ -42,23 +42,23 @@ HEADER = [
 
 
 def by_kind(run: Run) -> dict[str, list[float]]:
-    """The weights of the words of each kind.
+    """Groups the weights of a run's words by kind.
 
-    A name is a word with a capital inside a sentence; one that begins a sentence is known by its
-    other occurrences.
+    A name is a word that is capitalized within a sentence; one at the start of a sentence is
+    recognized by its other occurrences.
     """
     if run.weights is None or run.spans is None:
-        raise UserError(f"{run.directory} has no learned token weights: run --mode=weigh first.")
-    found = []
+        raise UserError(f"{run.directory} has no learned token weights. Run --mode=weigh first.")
+    occurrences = []
     for i, record in enumerate(run.records):
         text = record.rationale
         for word in words(text, run.spans[i], run.weights[i]):
-            begins = re.search(r"(^|[.!?\n])\s*$", text[: word.start]) is not None
-            found.append((text[word.start : word.end], word.weight, begins))
-    inside = collections.Counter(text for text, _, begins in found if not begins)
+            starts = re.search(r"(^|[.!?\n])\s*$", text[: word.start]) is not None
+            occurrences.append((text[word.start : word.end], word.weight, starts))
+    inside = collections.Counter(text for text, _, starts in occurrences if not starts)
     names = {text for text in inside if text[0].isupper() and text.isalpha()} - _NOT_NAMES
     kinds: dict[str, list[float]] = {kind: [] for kind in _KINDS}
-    for text, weight, _ in found:
+    for text, weight, _ in occurrences:
         kind = next(
             kind
             for kind, pattern in _KINDS.items()
@@ -69,7 +69,7 @@ def by_kind(run: Run) -> dict[str, list[float]]:
 
 
 def table(run: Run) -> list[str]:
-    """The table's lines."""
+    """Returns the lines of the table."""
     kinds = by_kind(run)
     plain = kinds["ordinary word"]
     rows = []
@@ -87,7 +87,7 @@ def table(run: Run) -> list[str]:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
+        raise app.UsageError(f"Unexpected argument: {argv[1]}")
     try:
         rows = table(load(str(tables.RUN.value)))
     except UserError as error:

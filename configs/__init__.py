@@ -1,1 +1,1 @@
-"""Configurations, one file a job: `python -m kpod_jax.main --config=configs/NAME.py`."""
+"""Configurations, one file per job: `python -m kpod_jax.main --config=configs/NAME.py`."""

@@ -1,14 +1,15 @@
-r"""KPOD on GSM8K with LLaMA-7B and LoRA of rank 64, with the paper's rate, batch and epochs.
+r"""KPOD on GSM8K with LLaMA-7B, LoRA of rank 64, and the paper's hyperparameters.
 
     python -m kpod_jax.main --config=configs/llama_7b.py --workdir=runs/llama_7b
 
-The base weights are bfloat16 and frozen; a step of 4 rows is counted to fit one GPU of 80 GB
-(docs/students.md, docs/scale.md). Token weights are another matter: their answerer is trained in
-full, and LLaMA-7B as such needs 135 GB before activations. Give a smaller one with LLaMA's
-tokenizer (weighting.answerer), or more devices; on 16 TPU chips add --config.mesh.tensor=4.
+Learning rate, batch size and epochs are the paper's. The base weights are frozen, in bfloat16; by
+calculation, a step of 4 rows fits one 80 GB GPU (docs/students.md, docs/scale.md). Token weighting
+does not: its answerer is trained in full, and LLaMA-7B as answerer needs 135 GB before activations.
+Use a smaller answerer with LLaMA's tokenizer (weighting.answerer), or more devices; on 16 TPU chips
+add --config.mesh.tensor=4.
 
 The paper's accuracy on GSM8K (Table 1): 46.74 %; SCoTD 38.54 %, without distillation 11.00 %. Not
-yet measured here.
+measured here yet.
 """
 
 from kpod_jax.config import defaults
@@ -27,7 +28,7 @@ def get_config(method: str = "kpod"):
     config.distill.batch_size = 4  # [paper]
     config.distill.learning_rate = 1e-5  # [paper]
     config.distill.dropout = False
-    # Parameters are split over the devices, of which 4 rows feed 4 at most (docs/scale.md).
+    # Parameters are split over the devices; 4 rows feed at most 4 devices (docs/scale.md).
     config.mesh.data = 1
     config.mesh.fsdp = -1
     return defaults.apply_method(config, method or "kpod")

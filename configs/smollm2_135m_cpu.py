@@ -1,10 +1,10 @@
-r"""KPOD with SmolLM2-135M-Instruct on a laptop: 300 rationales, every stage, in about an hour.
+r"""KPOD with SmolLM2-135M-Instruct on a laptop: all stages on 300 rationales in about an hour.
 
     python -m kpod_jax.main --config=configs/smollm2_135m_cpu.py --workdir=runs/smollm2_135m_cpu \
         --config.student.model=PATH/SmolLM2-135M-Instruct.Q4_1.gguf \
         --config.data.path=DIR_OF_GSM8K --config.data.rationales=rationales.jsonl
 
-The argument after the colon is a method: `configs/smollm2_135m_cpu.py:scotd`.
+A method may follow after a colon: `configs/smollm2_135m_cpu.py:scotd`.
 """
 
 from kpod_jax.config import defaults
@@ -17,13 +17,14 @@ def get_config(method: str = "kpod"):
     config.data.train_examples = 300
     config.data.validation_examples = 100
     config.data.test_examples = 100
-    # Fewer steps than one pass over the data: the answerer cannot learn the answers by heart, so it
-    # may be fit on the examples whose weights are learned.
+    # With less than one epoch of fitting, the answerer cannot memorize the answers, so it can be
+    # fit on the examples whose weights are learned.
     config.weighting.fit = "same"
     config.weighting.fit_unmasked_steps = 15
     config.weighting.fit_masked_steps = 45
     config.weighting.fit_learning_rate = 2e-4
-    # Fit so little it reads answers off, and cannot go on inside a step: elsewhere there is no gap.
+    # After so little fitting, the answerer only copies answers and cannot continue within a step,
+    # so there is a gap only at step ends.
     config.weighting.prefixes = "step_ends"
     config.weighting.mask_samples = 4
     config.weighting.prefix_samples = 4
@@ -32,12 +33,12 @@ def get_config(method: str = "kpod"):
     config.weighting.steps = 60
     config.weighting.eval_every = 0
     config.weighting.eval_examples = 32
-    # So few steps may leave the masks worse than none at all, and the other stages are to be seen.
+    # With so few steps, masks may be worse than no masks; continue to demonstrate all stages.
     config.weighting.allow_failed = True
     config.difficulty.batch_size = 8
-    # Rows of 512 tokens, which hold several examples each; MCC-KD compares rows of one, in pairs.
-    compares = method.startswith("mcc_kd")
-    config.distill.batch_size, config.distill.pack_length = (4, 0) if compares else (3, 512)
+    # Rows of 512 tokens pack several examples; MCC-KD compares pairs of unpacked rows.
+    is_mcc_kd = method.startswith("mcc_kd")
+    config.distill.batch_size, config.distill.pack_length = (4, 0) if is_mcc_kd else (3, 512)
     config.distill.epochs = 2
     config.distill.learning_rate = 2e-4
     config.distill.validate_every = 0

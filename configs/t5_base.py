@@ -2,14 +2,14 @@ r"""KPOD on GSM8K with T5-base (220M): the default job for one TPU or GPU host.
 
     python -m kpod_jax.main --config=configs/t5_base.py --workdir=runs/t5_base
 
-Without a network, give the data, and random weights with a tokenizer file:
+Without a network, pass the data and use random weights with a tokenizer file:
 
     python -m kpod_jax.main --config=configs/t5_base.py --workdir=runs/t5_base \
         --config.data.path=DIR_OF_train.jsonl_AND_test.jsonl \
         --config.student.init=random --config.student.tokenizer=spiece.model
 
-The argument after the colon is a method: `configs/t5_base.py:scotd`. The paper has no T5-base; its
-settings for FlanT5 are used. No result has been measured yet.
+A method may follow after a colon: `configs/t5_base.py:scotd`. The paper has no T5-base; its FlanT5
+settings are used. Not measured yet.
 """
 
 from kpod_jax.config import defaults
@@ -26,8 +26,8 @@ def get_config(method: str = "kpod"):
     config.weighting.fit = "other_fold"
     config.weighting.fit_learning_rate = 1e-4
     config.weighting.learning_rate = 1e-3
-    # A row for each of 16 chips: rows that do not divide among devices go whole to every one. On a
-    # single device 16 GB of activations in float32.
+    # One row per chip on 16 chips: a batch that the devices do not divide is copied to all of them.
+    # On a single device, activations take 16 GB in float32.
     config.weighting.batch_size = 16
     config.distill.epochs = 100  # [paper, for FlanT5]
     config.distill.batch_size = 32  # [paper: 4]

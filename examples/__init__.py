@@ -1,1 +1,1 @@
-"""Methods, losses, data and students of one's own, which a configuration names by import path."""
+"""Custom methods, losses, data sets and students, named by import path in a configuration."""

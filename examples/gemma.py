@@ -1,4 +1,4 @@
-"""A family of students of one's own: Gemma, which is LLaMA with a few changes."""
+"""A custom family of students: Gemma, which is LLaMA with a few changes."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from kpod_jax.models.llama_layers import Layer
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig(LlamaConfig):
-    """Gemma's `config.json`, of the first generation."""
+    """The `config.json` of first-generation Gemma models."""
 
     architectures = {"gemma": "GemmaForCausalLM"}  # noqa: RUF012
     hidden_act = "gelu_pytorch_tanh"
@@ -26,12 +26,12 @@ class GemmaConfig(LlamaConfig):
 
     @classmethod
     def from_json(cls, value):
-        """Published files say "gelu" and mean its approximation by tanh."""
+        """Parses `config.json`; published files say "gelu" for the tanh approximation."""
         return super().from_json({**value, "hidden_act": cls.hidden_act})
 
 
 class GemmaNorm(RMSNorm):
-    """x / rms(x) * (1 + scale): what is stored is how far the factor is from 1."""
+    """RMS norm x / rms(x) * (1 + scale): the stored scale is an offset from 1."""
 
     @nn.compact
     def __call__(self, x):
@@ -45,19 +45,19 @@ class GemmaNorm(RMSNorm):
 
 
 class GemmaLayer(Layer):
-    """LLaMA's layer with another norm and another gate."""
+    """LLaMA layer with a different norm and activation."""
 
     norm_class = GemmaNorm
-    activation = staticmethod(jax.nn.gelu)  # Its default is the approximation by tanh.
+    activation = staticmethod(jax.nn.gelu)  # The tanh approximation by default.
 
 
 class Gemma(Llama):
-    """LLaMA, whose embeddings are scaled up."""
+    """LLaMA with scaled embeddings."""
 
     layer_class = GemmaLayer
 
     def embed(self, ids):
-        """[...] int -> [..., D]; the head, which is the same table, is not scaled."""
+        """Embeds ids, [...] int -> [..., D]; the head shares the table, but is not scaled."""
         x = super().embed(ids)
         return x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
 

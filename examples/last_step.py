@@ -1,4 +1,4 @@
-"""A method of one's own: the student writes the last step of each rationale, then the answer."""
+"""A custom method: the student writes the last step of each rationale, then the answer."""
 
 import dataclasses
 
@@ -6,10 +6,10 @@ from kpod_jax.baselines.protocol import Example, Method
 
 
 class LastStep(Method):
-    """Short rationales; all else is as in plain chain-of-thought distillation."""
+    """Plain chain-of-thought distillation with short rationales."""
 
     def examples(self, records):
-        """One a record; what is known of the tokens of the whole rationale does not hold here."""
+        """Returns one example per record, without the ground truth of the whole rationale."""
         return [
             Example(
                 dataclasses.replace(r, steps=r.steps[-1:], keypoints=None, hardness=None),

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # KPOD, step by step, on the built-in task
 #
-# Run this file as a notebook (VS Code, Jupytext) or as a script. It takes some minutes on a laptop.
+# Run this file as a notebook (VS Code, Jupytext) or a script. It takes a few minutes on a laptop.
 
 # %%
 import numpy as np
@@ -35,15 +35,15 @@ for step, nats in zip(data.train.records[0].steps, difficulty[0], strict=True):
 # %% [markdown]
 # ## Which steps does the student write in each phase? (Eq. 9-13)
 #
-# A phase is an epoch here. In the first ones the leading steps are input, and the student writes
+# Here, a phase is an epoch. In the early phases, the first steps are input, and the student writes
 # the last steps and the answer.
 
 # %%
 schedule = kpod.make_schedule(config.schedule, student, data, difficulty, config.distill.epochs)
-print("input steps, on average, by phase:", schedule.start_steps.mean(axis=1).round(2))
+print("mean number of input steps, by phase:", schedule.start_steps.mean(axis=1).round(2))
 
 # %% [markdown]
-# ## Distillation (Eq. 15), and what the student answers
+# ## Distillation (Eq. 15) and evaluation
 
 # %%
 trained = kpod.distill(config.distill, student, data, weights, schedule)
@@ -53,12 +53,12 @@ print(result)
 print(kpod.generate(student, trained.params, [test[0].question])[0])
 
 # %% [markdown]
-# Weights and schedules of your own are plain arrays: here, all numbers count 1 and all else 0.3.
+# Custom weights and schedules are plain arrays. Here, numbers have weight 1, all other tokens 0.3.
 
 # %%
-mine = [
+custom = [
     np.array([1.0 if r.rationale[a:b].strip().isdigit() else 0.3 for a, b in spans])
     for r, spans in zip(data.train.records, data.train.rationale_char_spans, strict=True)
 ]
-trained = kpod.distill(config.distill, student, data, mine)
+trained = kpod.distill(config.distill, student, data, custom)
 print(kpod.evaluate(config.eval, student, trained.params, test))

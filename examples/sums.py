@@ -1,4 +1,4 @@
-"""A data set of one's own: sums that are made, not read. `data.path` may be a file of names."""
+"""A custom data set of generated sums. `data.path` may be a file of names."""
 
 import pathlib
 import random
@@ -9,18 +9,18 @@ SIZES = {"train": 400, "validation": 40, "test": 80}
 
 
 class Sums(CustomDataSet):
-    """Three purchases, added up one by one."""
+    """Problems that add up three purchases, one by one."""
 
     answer_kind = "number"
 
     def rows(self, split):
-        """Question, rationale and answer of each row; an id is made where there is none."""
+        """Yields question, rationale and answer of each row; missing ids are generated."""
         names = ["Tom", "Ann", "Eva"]
         if self.path:
             names = pathlib.Path(self.path).read_text(encoding="utf-8").split()
-        draw = random.Random(split)
+        rng = random.Random(split)
         for _ in range(SIZES[split]):
-            name, (a, b, c) = draw.choice(names), (draw.randint(1, 20) for _ in range(3))
+            name, (a, b, c) = rng.choice(names), (rng.randint(1, 20) for _ in range(3))
             yield {
                 "question": f"{name} buys {a} pens, {b} books and {c} cards. How many things?",
                 "rationale": f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}.",

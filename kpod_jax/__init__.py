@@ -1,6 +1,6 @@
 """KPOD: keypoint-based progressive chain-of-thought distillation in JAX.
 
-The functions of Algorithm 1, each of which works alone on plain records and arrays:
+The functions of Algorithm 1, each usable on its own with plain records and arrays:
 
     import kpod_jax as kpod
 
@@ -10,7 +10,7 @@ The functions of Algorithm 1, each of which works alone on plain records and arr
     weights = kpod.learn_token_weights(config.weighting, student, data)
     trained = kpod.distill(config.distill, student, data, weights)
 
-Nothing is imported before it is used, and importing the package initialises no device.
+Modules are imported lazily, and importing the package initializes no devices.
 """
 
 import importlib

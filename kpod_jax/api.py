@@ -1,4 +1,4 @@
-"""What the Python API has besides the functions of the rooms."""
+"""Functions of the Python API that span several packages."""
 
 import pathlib
 
@@ -9,11 +9,11 @@ from kpod_jax.utils import files
 
 
 def run(config: Config, workdir: files.PathLike, mode: str = "all") -> pathlib.Path:
-    """All of Algorithm 1, or one of its stages, in a work directory, as the command line runs it.
+    """Runs Algorithm 1, or one of its stages, in a work directory, as the command line does.
 
     Args:
       config: from `load_config`.
-      workdir: made if it is missing; what is up to date in it is not made again.
+      workdir: work directory, created if missing; results that are up to date are not recomputed.
       mode: "all", or "rationales", "weigh", "score", "schedule", "distill", "eval", "report" or
         "export".
 
@@ -21,7 +21,7 @@ def run(config: Config, workdir: files.PathLike, mode: str = "all") -> pathlib.P
       The work directory.
 
     Raises:
-      UserError: the configuration is not sound, or something else that the user can put right.
+      UserError: the configuration is invalid, or another error the user can fix.
     """
     checks.check(config)
     return pipeline.run(config, workdir, mode)

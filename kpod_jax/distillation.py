@@ -1,4 +1,4 @@
-"""The student's training put together: which tokens count, when, and how much (Eq. 15)."""
+"""Distillation: trains the student on token weights and a schedule (Eq. 15)."""
 
 import contextlib
 import dataclasses
@@ -29,19 +29,19 @@ from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting.context import weights_by_context
 
 CHECKPOINTS = "checkpoints/student"
-SUPERVISED = "distill.json"  # The tokens that a training supervised, for the evaluation.
+SUPERVISED = "distill.json"  # Supervised token counts, for the evaluation.
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained student's parameters, and what happened.
+    """The parameters of a trained student, and a summary of its training.
 
     Attributes:
-      params: all of them, on the mesh.
-      step: after which they are.
+      params: all parameters, on the mesh.
+      step: training step of the parameters.
       supervised: "supervised_rationale_tokens" and "supervised_answer_tokens" of the training; None
-        where it has not come to its end.
-      message: what was done, in a few words.
+        if it has not finished.
+      message: one-line summary.
       left_out: {"id", "reason"} of the method's examples that do not fit the student.
     """
 
@@ -54,14 +54,14 @@ class Trained:
     OUTPUTS: ClassVar = (CHECKPOINTS,)
 
     def save(self, root: pathlib.Path) -> None:
-        """Writes how many tokens were supervised; the checkpoints are there already."""
+        """Writes the supervised token counts; the checkpoints are already on disk."""
         if self.left_out:
             files.write_jsonl(root / "records/left_out.jsonl", self.left_out)
         assert self.supervised is not None
         files.write_json(root / SUPERVISED, self.supervised)
 
     def __str__(self) -> str:
-        """What was done."""
+        """One-line summary."""
         return self.message
 
 
@@ -76,23 +76,23 @@ def distill(
     hooks: Hooks | None = None,
     recording: Recording | None = None,
 ) -> Trained:
-    """Trains a student on the rationales, the answer's tokens among them (Eq. 15).
+    """Trains a student on rationales and answers (Eq. 15).
 
     Args:
-      config: `distill` of a configuration.
+      config: the `distill` section of a configuration.
       student: model and tokenizer.
-      data: the training records, or a method's examples of them.
-      weights: w_j of every rationale token, an array a rationale; None: all are 1.
-      schedule: from a phase to c_i of every example, [N] integers, or a table [phases, N] of them,
-        whose last row stays; None: whole rationales. Its attribute `phase_steps`, if it has one, is
-        the number of steps of a phase; else that is an epoch's.
-      mesh: of the devices; None: all of them.
-      hooks: what is called in between.
-      recording: where checkpoints and metrics go, from which a killed training resumes to the same
-        bits; None: none are kept.
+      data: the training records, or a method's training set built from them.
+      weights: w_j of every rationale token, one array per rationale; None: all 1.
+      schedule: maps a phase to c_i of every example, [N] integers; or a table [phases, N] of them,
+        whose last row remains in effect; None: whole rationales. Its attribute `phase_steps`, if it
+        has one, is the number of training steps per phase; otherwise a phase is an epoch.
+      mesh: device mesh; None: all devices.
+      hooks: callbacks during training.
+      recording: where to keep checkpoints and metrics; an interrupted training resumes from them
+        bit-exactly. None: nothing is kept.
 
     Raises:
-      UserError: what the method, the loss or the training cannot do with the configuration.
+      UserError: the configuration does not fit the method, the loss or the training.
     """
     check_layout(config, student)
     mesh, hooks = mesh or sharding.make_mesh(), hooks or Hooks()
@@ -104,8 +104,8 @@ def distill(
         table = np.asarray(schedule, np.int32)
         schedule = lambda phase: table[min(phase, len(table) - 1)]  # noqa: E731
     if training.start_steps is not None:
-        given = training.start_steps
-        schedule = lambda phase: given  # noqa: E731
+        start_steps_N = training.start_steps
+        schedule = lambda phase: start_steps_N  # noqa: E731
     source = batch_source(
         config,
         student,
@@ -160,15 +160,15 @@ def batch_source(
     phase_of_step: Callable[[int], int] | None = None,
     host: tuple[int, int] = (0, 1),
 ) -> BatchSource:
-    """Batches of what a student is trained on: here the schedule meets the loss.
+    """Returns the training batches; here the schedule meets the loss.
 
     Args:
-      config: `distill` of a configuration.
+      config: the `distill` section of a configuration.
       student: model and tokenizer.
       training: the examples.
       weights: from `loss_weights`.
-      schedule: from a phase to c_i.
-      phase_of_step: from a training step to its phase.
+      schedule: maps a phase to c_i.
+      phase_of_step: maps a training step to its phase.
       host: see `Layout`.
     """
     return BatchSource(
@@ -187,7 +187,7 @@ def batch_source(
             weights=weights,
             start_steps=schedule,
             phase_of_step=phase_of_step,
-            # A method that names its tokens itself means these alone.
+            # A method with its own start steps supervises exactly the tokens they select.
             step_starts=config.step_start_weight == "answer" and training.start_steps is None,
             example_weights=training.weights,
             groups=training.groups,
@@ -197,12 +197,12 @@ def batch_source(
 
 
 def loss_weights(config: Config, tokenized: TokenizedSet, weights: Ragged | None) -> Ragged | None:
-    """w_j of Eq. 15, float32, as the loss takes them; None where all are 1.
+    """Returns w_j of Eq. 15 as used in the loss, float32; None if all are 1.
 
-    In this order: each becomes the mean weight in its context, of `distill.weight_context` tokens;
-    none is below `distill.min_weight`; with `distill.step_start_weight="answer"`
-    the first token of each step has weight 1; with `distill.rescale_weights="mean"` all others are
-    divided by their mean within the rationale, so that the mean of all is 1.
+    Applies, in this order: averaging over equal contexts of `distill.weight_context` tokens; the
+    minimum `distill.min_weight`; with `distill.step_start_weight="answer"`, weight 1 for the first
+    token of each step; with `distill.rescale_weights="mean"`, division of all other weights by
+    their mean within the rationale, so that the mean of all is 1.
     """
     if weights is None:
         return None
@@ -221,17 +221,17 @@ def loss_weights(config: Config, tokenized: TokenizedSet, weights: Ragged | None
 
 
 def training_plan(config: Config, source: BatchSource, phase_steps: int = 0) -> Plan:
-    """The length of a training on a source; one phase at least, for a schedule to speak of."""
+    """Returns the length of the training, with at least one phase, as schedules require."""
     length = loop.plan(config, source.steps_per_epoch, phase_steps)
     return length if length.phases else dataclasses.replace(length, total_steps=1)
 
 
 def check_layout(config: Config, student: Student) -> None:
-    """Raises a `UserError` where `distill` asks for rows that the student cannot read."""
+    """Raises a `UserError` if the student does not support the row layout of `distill`."""
     if config.pack_length and not student.decoder_only:
         raise UserError(
-            f"distill.pack_length={config.pack_length}: the student {student.model!r} has an "
-            "encoder, and only decoder-only students' rows are packed; expected 0."
+            f"distill.pack_length={config.pack_length}: packing requires a decoder-only student, "
+            f"but {student.model!r} has an encoder; expected 0."
         )
     if student.decoder_only and config.input_steps == "encoder":
         raise UserError(
@@ -243,14 +243,14 @@ def check_layout(config: Config, student: Student) -> None:
 def read_trained(
     checkpoint: str, student: Student, mesh: Mesh, workdir: pathlib.Path, trains: bool = True
 ) -> Trained:
-    """A student from the checkpoints of a work directory.
+    """Restores a student from the checkpoints in a work directory.
 
     Args:
-      checkpoint: "best" (by validation accuracy), "latest", or a step's number.
+      checkpoint: "best" (by validation accuracy), "latest", or a step number.
       student: model without parameters.
-      mesh: that the parameters are to lie on.
-      workdir: of the run.
-      trains: False: the student as it is before distillation.
+      mesh: mesh to place the parameters on.
+      workdir: work directory of the run.
+      trains: whether the run trains; False: returns the student before distillation.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -266,8 +266,8 @@ def read_trained(
     params = restored.state
     if student.module.lora is not None:
         params = param_layout.combine(params, student.split(student.load(mesh))[1])
-    counted = workdir / SUPERVISED
-    return Trained(params, restored.step, files.read_json(counted) if counted.exists() else None)
+    path = workdir / SUPERVISED
+    return Trained(params, restored.step, files.read_json(path) if path.exists() else None)
 
 
 def _equal_tokens(
@@ -279,20 +279,21 @@ def _equal_tokens(
     mesh: Mesh,
     hooks: Hooks,
 ) -> tuple[BatchSource, Plan]:
-    """Whole rationales, until as many rationale tokens were supervised as under the schedule."""
+    """Returns a training on whole rationales with as many rationale tokens as the schedule has."""
     if hooks.begin_phase is not None:
         raise UserError(
-            "distill.equal_tokens=True: this curriculum follows the student, so that its tokens "
-            "are not known before training; expected a curriculum without feedback, such as kpod."
+            "distill.equal_tokens=True: this curriculum depends on the student's losses, so its "
+            "token count is unknown before training; expected a curriculum without feedback, such "
+            "as kpod."
         )
     scheduled = int(source.supervised_tokens(length.total_steps)[:, 0].sum())
     host, phase_of_step = sharding.host_part(mesh), length.phase_of_step
     plain = batch_source(config, student, training, phase_of_step=phase_of_step, host=host)
-    steps = _cut_to(plain, scheduled, length.total_steps)
+    steps = _steps_for_tokens(plain, scheduled, length.total_steps)
     return plain, dataclasses.replace(length, total_steps=steps)
 
 
-def _cut_to(source: BatchSource, rationale_tokens: int, steps: int) -> int:
-    """The steps, at most so many, after which so many rationale tokens were supervised."""
-    sums = np.cumsum(source.supervised_tokens(steps)[:, 0])
-    return min(steps, 1 + int(np.searchsorted(sums, rationale_tokens)))
+def _steps_for_tokens(source: BatchSource, rationale_tokens: int, max_steps: int) -> int:
+    """Returns the steps, at most `max_steps`, that supervise `rationale_tokens` tokens."""
+    sums = np.cumsum(source.supervised_tokens(max_steps)[:, 0])
+    return min(max_steps, 1 + int(np.searchsorted(sums, rationale_tokens)))

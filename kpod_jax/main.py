@@ -1,6 +1,6 @@
 """The command line: python -m kpod_jax.main --config=FILE --workdir=DIR [--mode=STAGE].
 
-Single keys are changed with --config.KEY=VALUE, as in --config.distill.epochs=5.
+Set single keys with --config.KEY=VALUE, such as --config.distill.epochs=5.
 """
 
 import logging as standard_logging
@@ -21,13 +21,13 @@ from kpod_jax.utils.errors import UserError
 
 
 class _ConfigParser(ConfigFileFlagParser):
-    """Finds the package's own configurations from any directory."""
+    """Parser that finds the package's configurations from any directory."""
 
     def parse(self, path: str) -> Any:
-        found = files.config_file(path)
-        if not pathlib.Path(found.partition(":")[0]).is_file():
+        resolved = files.config_file(path)
+        if not pathlib.Path(resolved.partition(":")[0]).is_file():
             raise UserError(f"--config={path}: no such Python file.")
-        return super().parse(found)
+        return super().parse(resolved)
 
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,64 +35,70 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=True)
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all files of the run.")
 _MODE = flags.DEFINE_enum(
     "mode",
     "all",
     list(usage.MODES),
-    "What to do: a stage, all of them without the export, or one of the other modes above.",
+    "What to run: a stage, all stages except the export, or one of the other modes above.",
 )
 _SWEEP = flags.DEFINE_string(
-    "sweep", None, "Python file whose get_runs() names the runs of --mode=sweep."
+    "sweep", None, "Python file whose get_runs() returns the runs of --mode=sweep."
 )
 _RECORDS = flags.DEFINE_list(
-    "records", [], "Ids of the training records that --mode=heatmap shows; none: some of all."
+    "records", [], "Ids of the training records that --mode=heatmap shows; default: a sample."
 )
 _RUNS = flags.DEFINE_list(
     "runs",
     [],
-    "Work directories that --mode=compare compares; seeds of one are joined by +. Or the names of "
-    "the runs of --mode=sweep that are made in this process, without a comparison; none: all.",
+    "Work directories that --mode=compare compares; join seeds of one method with +. With "
+    "--mode=sweep: names of the runs to run in this process, without a comparison; default: all.",
 )
-_PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs of --mode=sweep at work at the same time.")
-_SPLIT = flags.DEFINE_string("split", "test", "Predictions that --mode=compare reads.")
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "Number of parallel runs of --mode=sweep.")
+_SPLIT = flags.DEFINE_string("split", "test", "Split whose predictions --mode=compare compares.")
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5e:4x4", "TPUs that --mode=compile compiles for: a kind and a slice's sides."
+    "topology", "v5e:4x4", "TPU slice that --mode=compile compiles for: TYPE:SHAPE."
 )
 _STEPS = flags.DEFINE_list(
-    "steps", [], "Steps that --mode=compile compiles: train, fit, learn, fill, decode; none: all."
+    "steps",
+    [],
+    "Steps that --mode=compile compiles: train, fit, learn, fill, decode; default: all.",
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the files of --mode=compare; none: the first run's."
+    "output", None, "Directory for the files of --mode=compare; default: that of the first run."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
-    "HOST:PORT of the first of several processes, where JAX does not find out by itself (it does "
-    "on Cloud TPU, under SLURM and Open MPI); off: this process runs alone.",
+    "HOST:PORT of the first of several processes, if JAX cannot detect it (it can on Cloud TPU, "
+    "under SLURM and Open MPI); off: this process runs alone.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Of all, with --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this one, from 0, with --coordinator.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "Number of processes, with --coordinator."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", -1, "Index of this process, from 0, with --coordinator."
+)
 _FLAGS = (
     *(_CONFIG, _WORKDIR, _MODE, _SWEEP, _PARALLEL, _RUNS, _SPLIT, _OUTPUT, _RECORDS),
     *(_TOPOLOGY, _STEPS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
 )
 _MEMORY_ADVICE = (
-    "A device's memory is full. Lower the batch size of the stage at work (weighting.batch_size, "
-    "difficulty.batch_size, distill.batch_size or eval.batch_size), split the steps "
+    "A device ran out of memory. Reduce the batch size of this stage (weighting.batch_size, "
+    "difficulty.batch_size, distill.batch_size or eval.batch_size), use gradient accumulation "
     "(distill.micro_batches), or recompute activations (student.remat=full)."
 )
 
 
 def main(argv: list[str]) -> None:
-    """Runs what the flags ask for; what a user can put right is said in one message."""
+    """Runs the mode given by the flags; errors the user can fix are printed as one message."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)  # Orbax says much below it; our lines are printed.
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)  # Orbax logs a lot at INFO; progress is printed.
     try:
         _run()
-    except processes.Preempted as told:
-        print(f"\nTold to end: {told}. The same command goes on from there.", file=sys.stderr)
+    except processes.Preempted as preempted:
+        print(f"\nTerminated: {preempted}. Run the same command to resume.", file=sys.stderr)
         sys.exit(processes.EXIT_PREEMPTED)
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
@@ -115,26 +121,26 @@ def _run() -> None:
         from kpod_jax.aot import compile
         from kpod_jax.cli import checks
 
-        jax.config.update("jax_platforms", "cpu")  # The compiler's host; it takes no accelerator.
+        jax.config.update("jax_platforms", "cpu")  # Ahead-of-time compilation needs no accelerator.
         if _CONFIG.value is None:
-            raise UserError("--config is missing, such as --config=configs/t5_base.py.")
+            raise UserError("Missing --config, such as --config=configs/t5_base.py.")
         checks.check(_CONFIG.value)
         steps = _STEPS.value or compile.STEPS
         compile.compile_for(_CONFIG.value, _TOPOLOGY.value, _WORKDIR.value, steps)
         return
     if not _WORKDIR.value:
-        raise UserError("--workdir is missing: the directory for everything that the run writes.")
-    # Compiled steps outlive the process that compiled them.
+        raise UserError("Missing --workdir, the directory for all files of the run.")
+    # Reuse compiled steps across processes.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", _cache_directory())
-    # What a checkpoint that cannot be written leaves behind; its error is told once, by ours.
+    # When a checkpoint cannot be written, asyncio repeats an error that is already reported.
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-    # Models are ours; of transformers only tokenizers are used, and it need not say so each time.
+    # Only tokenizers of transformers are used; silence its warnings about missing frameworks.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Before anything asks for devices. These need none; of a sweep's runs that are made at the same
-    # time each has a process of its own.
+    # Must come before the first use of devices. These modes need no devices, and parallel runs of a
+    # sweep are separate processes.
     if _MODE.value not in ("heatmap", "teach"):
-        # Before SIGTERM raises: libraries of C++ do not survive an import that is cut off.
+        # Import before SIGTERM raises: C++ libraries do not survive an interrupted import.
         import kpod_jax.pipeline
         import kpod_jax.sweep  # noqa: F401
 
@@ -145,12 +151,12 @@ def _run() -> None:
         from kpod_jax import sweep
 
         if not _SWEEP.value:
-            raise UserError("--mode=sweep needs --sweep, such as configs/sweeps/quickstart.py.")
+            raise UserError("Missing --sweep, such as --sweep=configs/sweeps/quickstart.py.")
         if _RUNS.value:
             sweep.make(_SWEEP.value, _WORKDIR.value, _RUNS.value)
         elif failed := sweep.run(_SWEEP.value, _WORKDIR.value, parallel=_PARALLEL.value):
             lines = [f"  {name}: {reason}" for name, reason in failed.items()]
-            print("\nRuns that failed:", *lines, sep="\n", file=sys.stderr)
+            print("\nFailed runs:", *lines, sep="\n", file=sys.stderr)
             sys.exit(1)
         return
     if _MODE.value == "heatmap":
@@ -160,14 +166,14 @@ def _run() -> None:
         print(f"{shown}\n\n{page}\n{picture}")
         return
     if _CONFIG.value is None:
-        raise UserError("--config is missing, such as --config=configs/quickstart.py.")
+        raise UserError("Missing --config, such as --config=configs/quickstart.py.")
     from kpod_jax.cli import checks
 
     checks.check(_CONFIG.value)
     if _MODE.value == "teach":
         from kpod_jax import teacher
 
-        # The GPU is left to a teacher that is served on this machine.
+        # Leave the GPU to a teacher that is served on this machine.
         jax.config.update("jax_platforms", "cpu")
         print(teacher.teach(_CONFIG.value, _WORKDIR.value))
         return
@@ -182,7 +188,7 @@ def _cache_directory() -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a key or a method that does not exist is one line, not a traceback."""
+    """Parses flags; errors, such as unknown keys, are printed without a traceback."""
     if any(argument in _HELP for argument in argv[1:]):
         print(usage.text(holder.name for holder in _FLAGS), end="")
         sys.exit(0)
@@ -195,15 +201,15 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (KeyError, AttributeError, TypeError) as error:
         message = f"no such configuration key: {error.args[0] if error.args else error}"
     print(
-        f"error: {message}\nSee --help; the keys are in docs/configuration.md, which "
-        "python -m kpod_jax.cli.reference prints.",
+        f"error: {message}\nSee --help for the flags, and python -m kpod_jax.cli.reference or "
+        "docs/configuration.md for the configuration keys.",
         file=sys.stderr,
     )
     sys.exit(2)
 
 
 def command() -> None:
-    """The command kpod-jax, which finds modules of one's own as `python -m` does."""
+    """Entry point of the command kpod-jax; finds custom modules as `python -m` does."""
     sys.path.insert(0, os.getcwd())
     app.run(main, flags_parser=parse_flags)
 

@@ -1,7 +1,7 @@
 """Algorithm 1 from top to bottom: rationales → weights → difficulties → schedule → student.
 
-Each line of `run` is a function of the data of the lines above it. `utils/stage_cache.py` runs it
-as a stage: it keeps the result in the work directory, and skips what is up to date.
+Each stage in `run` is a function of the results above it. `utils/stage_cache.py` stores its result
+in the work directory and skips it while that is up to date.
 """
 
 import pathlib
@@ -40,19 +40,19 @@ def run(
     mode: str = "all",
     siblings: Sequence[files.PathLike] = (),
 ) -> pathlib.Path:
-    """Runs a stage, or all of them but the export, in a work directory.
+    """Runs a stage, or all stages except the export, in a work directory.
 
     Args:
-      config: checked (`cli.checks.check`).
-      workdir: made if it is missing.
-      mode: a name of STAGES, or "all".
-      siblings: work directories whose results are reused where they were made from the same.
+      config: validated configuration (`cli.checks.check`).
+      workdir: work directory; created if missing.
+      mode: a name in STAGES, or "all".
+      siblings: work directories whose results are reused if they have the same inputs.
 
     Returns:
       The work directory.
 
     Raises:
-      UserError: something that the user can put right.
+      UserError: an error the user can fix.
     """
     directory = Workdir(workdir, siblings)
     root = directory.path
@@ -94,19 +94,19 @@ def run(
 
 
 def read_student(config: Config) -> Student:
-    """The student, once it is known to read the rows that the training makes."""
+    """Loads the student and checks that it supports the row layout of the training."""
     student = load_student(config.student, config.seed)
     check_layout(config.distill, student)
     return student
 
 
 def method_examples(config: Config, student: Student, data: Data) -> baselines.TrainingSet:
-    """What the student is trained on: the records, or its method's examples of them."""
+    """Returns the method's training set."""
     return baselines.make_training_set(baselines.method_of(config, student), student, data)
 
 
 def num_phases(config: Config, student: Student, examples: baselines.TrainingSet) -> int:
-    """Phases of the training."""
+    """Returns the number of phases of the training."""
     source = batch_source(config.distill, student, examples)
     return training_plan(config.distill, source, config.schedule.phase_steps).phases
 
@@ -114,14 +114,14 @@ def num_phases(config: Config, student: Student, examples: baselines.TrainingSet
 def make_hooks(
     config: Config, student: Student, data: Data, weights: Any, start_steps: Any, mesh: Any
 ) -> Hooks:
-    """Validation, and the losses that a curriculum asks for before each phase."""
+    """Returns hooks for validation and for the losses a curriculum needs before each phase."""
 
     def begin_phase(phase: int, params: Any) -> None:
-        found = score_steps(
+        step_losses = score_steps(
             config.difficulty, student, data, weights, mesh, params=params,
             bucket_rows=config.distill.batch_size, label=f"Losses before phase {phase}",
         )  # fmt: skip
-        start_steps.begin(phase, Feedback(found))
+        start_steps.begin(phase, Feedback(step_losses))
 
     return Hooks(
         validate=make_validation(config, student, data.records("validation"), mesh),
@@ -130,39 +130,39 @@ def make_hooks(
 
 
 class Written(NamedTuple):
-    """A result that is written already; `message` says in a few words what it is."""
+    """A result that is already on disk; `message` is a one-line summary."""
 
     message: str
 
     def save(self, root: pathlib.Path) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
     def __str__(self) -> str:
-        """What was done."""
+        """One-line summary."""
         return self.message
 
 
 def write_report(root: pathlib.Path) -> Written:
     """Writes report.html."""
-    from kpod_jax import report  # Matplotlib takes a second to import.
+    from kpod_jax import report  # Matplotlib is slow to import.
 
     return Written(f"{len(report.write(root).read_bytes()) // 1000} kB")
 
 
 def export_run(config: Config, student: Student, trained: Trained, root: pathlib.Path) -> Written:
-    """Writes the student to export/, with its results in its card."""
+    """Exports the student to export/, with its results in the model card."""
     from kpod_jax.report import exported
 
     return Written(exported.write(config, student, trained.params, trained.step, root))
 
 
 def up_to_date(config: Config, workdir: files.PathLike) -> bool:
-    """Whether a work directory has all that `run` would make, made from this configuration."""
+    """Returns whether a work directory has all results of `run` for this configuration."""
     cache = StageCache(STAGES, config, Workdir(workdir), processes)
     names = [name for name in STAGES if name not in ("report", "export")]
     return all(map(cache.up_to_date, names)) and (cache.root / "report.html").is_file()
 
 
 def recipes(config: Config) -> dict[str, Recipe]:
-    """Recipes of the stages that runs share; where they are equal, so is what two runs make."""
+    """Returns the recipes of stages that runs can share; equal recipes give equal results."""
     return stage_cache.recipes(STAGES, config)

@@ -1,4 +1,4 @@
-"""What each stage of the pipeline depends on, and what it leaves in a work directory."""
+"""The inputs and outputs of each pipeline stage."""
 
 from typing import Any
 
@@ -24,14 +24,14 @@ def _student_files(config: Config) -> list[str]:
 
 def _data_files(config: Config) -> list[str]:
     data = config.data
-    found = map(str, sources.input_files(data.name, data.path, data.splits))
-    return [data.rationales, *found, *plugins.source_files(data.name), *_student_files(config)]
+    inputs = map(str, sources.input_files(data.name, data.path, data.splits))
+    return [data.rationales, *inputs, *plugins.source_files(data.name), *_student_files(config)]
 
 
 def _weighting_files(config: Config) -> list[str]:
     weights = config.weighting.weights
-    own = weights if weights.endswith(".npz") else ""
-    return [config.weighting.answerer, own, *_student_files(config)]
+    custom = weights if weights.endswith(".npz") else ""
+    return [config.weighting.answerer, custom, *_student_files(config)]
 
 
 def _schedule_files(config: Config) -> list[str]:
@@ -40,9 +40,9 @@ def _schedule_files(config: Config) -> list[str]:
 
 
 def _training_files(config: Config) -> list[str]:
-    own = [config.schedule.curriculum, config.distill.loss]
-    found = [file for name in own for file in plugins.source_files(name)]
-    return [*found, *baselines.files(config), *_student_files(config)]
+    names = [config.schedule.curriculum, config.distill.loss]
+    plugin_files = [file for name in names for file in plugins.source_files(name)]
+    return [*plugin_files, *baselines.files(config), *_student_files(config)]
 
 
 def _evaluation_files(config: Config) -> list[str]:
@@ -51,11 +51,11 @@ def _evaluation_files(config: Config) -> list[str]:
 
 
 def _checkpoints(config: Config, workdir: Workdir | None) -> dict[str, Any]:
-    """What the stages behind the training depend on besides keys and files."""
+    """Returns the settings, besides keys and files, of the stages after the training."""
     assert workdir is not None
-    # What was being saved when a run was killed has a longer name.
-    found = (path.name for path in (workdir / "checkpoints/student").glob("[0-9]*"))
-    checkpoints = sorted(int(name) for name in found if name.isdecimal())
+    # An interrupted save leaves a longer name.
+    names = (path.name for path in (workdir / "checkpoints/student").glob("[0-9]*"))
+    checkpoints = sorted(int(name) for name in names if name.isdecimal())
     return {"checkpoints": checkpoints, "training": workdir.stored("distill")}
 
 

@@ -22,9 +22,14 @@ SHORT = {key.replace(".", "__"): value for key, value in KEYS.items()} | {
     "distill__epochs": 2,
     "weighting__weights": "learned",
     "weighting__steps": 2,
-    "weighting__judged_examples": 4,
+    "weighting__eval_examples": 4,
     "weighting__allow_failed": True,
     "weighting__min_gap": -100.0,
+    # The student is its own answerer.
+    "weighting__answerer": "",
+    "weighting__fit": "same",
+    "weighting__fit_unmasked_steps": 1,
+    **{key.replace(".", "__"): value for key, value in TINY_STUDENT.items()},
 }
 
 
@@ -104,10 +109,10 @@ def test_your_records_and_your_model(tmp_path):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: kpod.load_config(distil__epochs=3), "no configuration key 'distil.epochs'"),
-        (lambda: kpod.load_config("nowhere.py"), "no configuration file nowhere.py"),
-        (lambda: kpod.load_student("kpod_jax/assets/tiny_t5", dtyp="x"), "no setting 'dtyp'"),
-        (lambda: kpod.load_records("jsonl", folder="x"), "no setting 'folder'"),
+        (lambda: kpod.load_config(distil__epochs=3), "No such configuration key: 'distil.epochs'"),
+        (lambda: kpod.load_config("nowhere.py"), "No such configuration file: nowhere.py"),
+        (lambda: kpod.load_student("kpod_jax/assets/tiny_t5", dtyp="x"), "setting 'dtyp'"),
+        (lambda: kpod.load_records("jsonl", folder="x"), "setting 'folder'"),
     ],
 )
 def test_what_is_wrong_is_told(call, said):

@@ -89,5 +89,5 @@ def test_a_training_is_cut_after_the_step_that_reaches_the_tokens():
     source: Any = types.SimpleNamespace(
         supervised_tokens=lambda steps: np.array([[10, 1], [0, 1], [10, 1], [10, 1]])[:steps]
     )
-    cuts = [distillation._cut_to(source, tokens, 4) for tokens in (0, 10, 11, 20, 30, 31)]
+    cuts = [distillation._steps_for_tokens(source, tokens, 4) for tokens in (0, 10, 11, 20, 30, 31)]
     assert cuts == [1, 1, 3, 3, 4, 4]

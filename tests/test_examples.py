@@ -193,13 +193,13 @@ HERE = "tests.test_examples"
 @pytest.mark.parametrize(
     ("key", "name", "said"),
     [
-        ("data.name", "Nothing", "is no subclass of kpod_jax.data.custom.CustomDataSet"),
-        ("data.name", "Rowless", "has no rows"),
-        ("eval.ood", "Nothing", "is no subclass of kpod_jax.data.custom.CustomDataSet"),
-        ("distill.loss", "NOTHING", "is no function"),
-        ("distill.loss", "scalar", "expected a loss for each token: shape (2, 3), float32"),
-        ("student.family", "Nothing", "is no kpod_jax.models.families.Family"),
-        ("method", "Nothing", "is no subclass of kpod_jax.baselines.protocol.Method"),
+        ("data.name", "Nothing", "is not a subclass of kpod_jax.data.custom.CustomDataSet"),
+        ("data.name", "Rowless", "does not implement rows"),
+        ("eval.ood", "Nothing", "is not a subclass of kpod_jax.data.custom.CustomDataSet"),
+        ("distill.loss", "NOTHING", "is not a function"),
+        ("distill.loss", "scalar", "expected one loss per token: shape (2, 3), float32"),
+        ("student.family", "Nothing", "is not a kpod_jax.models.families.Family"),
+        ("method", "Nothing", "is not a subclass of kpod_jax.baselines.protocol.Method"),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_told_as_early(gemma_json, key, name, said):
@@ -211,7 +211,9 @@ def test_what_is_of_the_wrong_kind_is_told_as_early(gemma_json, key, name, said)
 
 
 def test_a_family_is_named_for_its_model_types_alone(gemma_json, tmp_path):
-    with pytest.raises(UserError, match=r"'gemma' are not supported.*student\.family"):
+    with pytest.raises(
+        UserError, match=r"'gemma' in config\.json is not supported.*student\.family"
+    ):
         load_student(gemma_json, init="random", tokenizer=TINY)
     # Beside it those of the package are read as ever, such as an answerer's.
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_JSON))
@@ -245,7 +247,7 @@ def test_a_loss_of_ones_own_counts_as_cross_entropy_does():
 
 def test_a_loss_of_ones_own_is_for_methods_that_have_none():
     assert train_step.loss_of("cross_entropy") is train_step.cross_entropy
-    with pytest.raises(UserError, match="the method has a loss of its own"):
+    with pytest.raises(UserError, match="the method already defines a loss"):
         train_step.loss_of(OWN["distill.loss"], MccKd.config_errors)  # pyright: ignore
 
 
@@ -270,7 +272,7 @@ def test_data_of_ones_own_is_judged_as_files_are(tmp_path, monkeypatch):
     assert [record.id for record in found] == ["a"]
     reasons = " ".join(one.reason for one in bad)
     assert "has no 'answer'" in reasons and "is 'text'; expected a mapping" in reasons
-    assert "has the id 'a' of" in reasons
+    assert "repeats the id 'a' of" in reasons
 
 
 def eval_sum(question: str) -> int:

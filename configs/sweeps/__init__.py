@@ -1,1 +1,1 @@
-"""Sweeps, one file a table: `python -m kpod_jax.main --mode=sweep --sweep=FILE`."""
+"""Sweeps, one file per table: `python -m kpod_jax.main --mode=sweep --sweep=FILE`."""

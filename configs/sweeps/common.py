@@ -1,15 +1,14 @@
-"""What the sweeps of the paper's tables share: their argument, and runs made of it.
+"""Parses the argument of the sweeps for the paper's tables and builds their runs.
 
-The argument is the base configuration's file, then options, parted by commas:
+The argument is the file name of the base configuration and options, separated by commas:
 
-    quickstart,seeds=5                 configs/quickstart.py, seeds 0 to 4 (one, if not given)
-    quickstart,steps=400               training steps of every run, however many examples it has
-    quickstart,short                   a form of minutes that shows that everything works
+    quickstart,seeds=5                 configs/quickstart.py, seeds 0 to 4 (default: one seed)
+    quickstart,steps=400               training steps of every run, regardless of its examples
+    quickstart,short                   a version of minutes that shows that everything works
     flan_t5_large,data=gsm8k+svamp     a column for each data set
-    t5_base,data.path=gsm8k,student.dtype=float32      keys of the configuration, for all runs
+    t5_base,data.path=gsm8k,student.dtype=float32      configuration keys, for all runs
 
-In a key's value `{data}` stands for the data set's name; the parts of several values are joined
-by "+".
+In a key's value, `{data}` is replaced by the data set's name, and "+" separates several values.
 """
 
 import dataclasses
@@ -24,16 +23,16 @@ from kpod_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """An argument, read.
+    """A parsed argument.
 
     Attributes:
-      base: the name of a file of configs/.
-      seeds: their number.
-      steps: of every training; 0: those of the configuration's epochs.
-      short: whether runs are cut down to minutes.
+      base: name of a file in configs/.
+      seeds: number of seeds.
+      steps: training steps of every run; 0: as given by the configuration's epochs.
+      short: whether runs are shortened to minutes.
       data: data sets; (): the base configuration's.
-      keys: configuration keys with their values as text.
-      more: options that a sweep has for itself.
+      keys: values of configuration keys, as text.
+      more: sweep-specific options.
     """
 
     base: str
@@ -46,110 +45,110 @@ class Options:
 
 
 def parse(argument: str, base: str = "quickstart", more: Iterable[str] = ()) -> Options:
-    """Reads an argument.
+    """Parses an argument.
 
     Args:
-      argument: such as "quickstart,seeds=5".
-      base: of an argument that names none.
-      more: names of options besides those above.
+      argument: an argument such as "quickstart,seeds=5".
+      base: the base for arguments without one.
+      more: names of sweep-specific options.
 
     Raises:
-      UserError: the base or an option is unknown, or its value is none.
+      UserError: the base or an option is unknown, or an option has an invalid value.
     """
-    found = Options(base)
+    options = Options(base)
     for number, part in enumerate(filter(None, argument.split(","))):
         name, equals, value = part.partition("=")
         if part == "short":
-            found = dataclasses.replace(found, short=True)
+            options = dataclasses.replace(options, short=True)
         elif not equals and number == 0:
-            found = dataclasses.replace(found, base=part)
+            options = dataclasses.replace(options, base=part)
         elif name == "seeds" and value.isdecimal() and int(value):
-            found = dataclasses.replace(found, seeds=int(value))
+            options = dataclasses.replace(options, seeds=int(value))
         elif name == "steps" and value.isdecimal() and int(value):
-            found = dataclasses.replace(found, steps=int(value))
+            options = dataclasses.replace(options, steps=int(value))
         elif name == "data" and value:
-            found = dataclasses.replace(found, data=tuple(value.split("+")))
+            options = dataclasses.replace(options, data=tuple(value.split("+")))
         elif name in more and value:
-            found = dataclasses.replace(found, more={**found.more, name: value})
+            options = dataclasses.replace(options, more={**options.more, name: value})
         elif equals and name in _KEYS:
-            found = dataclasses.replace(found, keys={**found.keys, name: value})
+            options = dataclasses.replace(options, keys={**options.keys, name: value})
         else:
             raise UserError(
-                f"--sweep=…:{argument}: cannot read {part!r}. Expected a file of configs/ first, "
-                f"then {', '.join(f'{name}=…' for name in ('seeds', 'steps', 'data', *more))}, "
-                "short, or a key of the configuration, other than method and seed, with its value, "
-                "parted by commas."
+                f"--sweep=…:{argument}: cannot parse {part!r}. Expected, separated by commas, a "
+                "file of configs/ first, then "
+                f"{', '.join(f'{name}=…' for name in ('seeds', 'steps', 'data', *more))}, short, "
+                "or KEY=VALUE for a configuration key other than method and seed."
             )
-    there = sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
-    if found.base not in there:
+    names = sorted(path.stem for path in _CONFIGS.glob("*.py") if path.stem != "__init__")
+    if options.base not in names:
         raise UserError(
-            f"--sweep=…:{argument}: there is no configs/{found.base}.py; expected one of "
-            f"{', '.join(there)}."
+            f"--sweep=…:{argument}: no such file: configs/{options.base}.py. Expected one of "
+            f"{', '.join(names)}."
         )
-    return found
+    return options
 
 
 def runs(
     options: Options, variants: Mapping[str, tuple[str, Mapping[str, object]]]
 ) -> dict[str, Config]:
-    """Every variant on every data set with every seed.
+    """Returns the runs of every variant on every data set with every seed.
 
     Args:
-      options: of `parse`.
-      variants: by name: the method, and keys that it is tried with.
+      options: options from `parse`.
+      variants: method and changed keys of each variant, by name.
 
     Returns:
-      Configurations by the runs' names, such as "kpod-seed0" or "kpod-svamp-seed0".
+      Configurations by run name, such as "kpod-seed0" or "kpod-svamp-seed0".
     """
-    found = {}
+    configs = {}
     for data in options.data or ("",):
         for name, (method, keys) in variants.items():
             for seed in range(options.seeds):
                 config = _config(options, method, data)
                 config.update_from_flattened_dict(dict(keys))
                 config.seed = seed
-                found["-".join(filter(None, (name, data, f"seed{seed}")))] = config
+                configs["-".join(filter(None, (name, data, f"seed{seed}")))] = config
                 if not config.distill.epochs:
-                    break  # Without distillation there is nothing random.
-    return found
+                    break  # Without distillation nothing is random.
+    return configs
 
 
 def methods(names: Iterable[str]) -> dict[str, tuple[str, Mapping[str, object]]]:
-    """Methods as variants, under their own names and with their own keys alone."""
+    """Returns methods as variants with the same names and no changed keys."""
     return {name: (name, {}) for name in names}
 
 
-# A sweep chooses methods and seeds itself.
+# Sweeps set method and seed themselves.
 _KEYS = defaults.flatten(defaults.get_config()).keys() - {"method", "seed"}
 _CONFIGS = pathlib.Path(__file__).parents[1]
 
 
 def _config(options: Options, method: str, data: str) -> Config:
-    """The base configuration under a method, with the argument's keys where it leaves them free."""
+    """Returns the base configuration with a method and those options the method does not set."""
     config = importlib.import_module(f"kpod_jax.configs.{options.base}").get_config(method)
-    own = METHODS[method][1]
+    method_keys = METHODS[method][1]
     if data and data != config.data.name:
-        ours, theirs = (
+        base_epochs, data_epochs = (
             paper.settings(config.student.model, name).get("distill.epochs")
             for name in (config.data.name, data)
         )
-        if theirs is not None and config.distill.epochs == ours:
-            config.distill.epochs = theirs
+        if data_epochs is not None and config.distill.epochs == base_epochs:
+            config.distill.epochs = data_epochs
         config.data.name = data
     if options.short:
         shorten(config)
     if options.steps and config.distill.epochs:
         config.distill.max_steps = options.steps
-        config.distill.epochs = options.steps  # Enough: an epoch has a step at least.
+        config.distill.epochs = options.steps  # Enough: an epoch has at least one step.
     for key, text in options.keys.items():
-        if key not in own:
+        if key not in method_keys:
             value = _value(key, text.replace("{data}", config.data.name))
             config.update_from_flattened_dict({key: value})
     return config
 
 
 def shorten(config: Config) -> None:
-    """Cuts a run down to a minute or two, where the student is tiny; its figures mean nothing."""
+    """Shortens a run to a minute or two for a tiny student; its results mean nothing."""
     config.data.train_examples = 96
     config.data.validation_examples = 32
     config.data.test_examples = 48
@@ -160,7 +159,7 @@ def shorten(config: Config) -> None:
 
 
 def _value(key: str, text: str) -> object:
-    """A key's value, of the type that its default has."""
+    """Converts a key's value to the type of its default."""
     default = defaults.flatten(defaults.get_config())[key]
     try:
         if isinstance(default, bool):
@@ -172,5 +171,5 @@ def _value(key: str, text: str) -> object:
         return float(text) if isinstance(default, float) else text
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"--sweep=…: {key}={text!r}: expected a value of the type of its default, {default!r}."
+            f"--sweep=…: {key}={text!r}: expected the type of the default, {default!r}."
         ) from error

@@ -1,13 +1,13 @@
-r"""Which half of KPOD does what: weights, progression and length of training, crossed.
+r"""Factorial study of KPOD's parts: token weights × progression × training length.
 
     python -m benchmarks.controls --run=runs/table1/kpod-seed0
     python -m kpod_jax.main --mode=sweep --workdir=runs/factorial \
         --sweep=configs/sweeps/factorial.py:quickstart,seeds=3,controls=runs/table1/kpod-seed0/controls
 
-Weights are uniform, learned, and the files of `controls`, which benchmarks/controls.py makes of a
-finished run: true keypoints, numbers and operators, the student's surprisal, learned weights
-shuffled. `lengths=base+long` also trains three times as long. What else may follow the colon is
-explained in configs/sweeps/common.py.
+Weights are uniform, learned, or the files in `controls`, which benchmarks/controls.py computes from
+a finished run: true keypoints, numbers and operators, the student's surprisal, shuffled learned
+weights. `lengths=base+long` also trains three times as long. See configs/sweeps/common.py for the
+other options after the colon.
 """
 
 import pathlib
@@ -23,13 +23,14 @@ def get_runs(argument: str = ""):
     options = common.parse(argument, more=["controls", "lengths"])
     lengths = options.more.get("lengths", "base").split("+")
     if unknown := [name for name in lengths if name not in LENGTHS]:
-        raise UserError(f"lengths={unknown[0]}: expected some of {', '.join(LENGTHS)}.")
+        raise UserError(f"lengths={unknown[0]}: expected one or more of {', '.join(LENGTHS)}.")
     weights = {"learned": "learned", "uniform": "uniform"}
     if folder := options.more.get("controls"):
         files = sorted(pathlib.Path(folder).glob("*.npz"))
         if not files:
             raise UserError(
-                f"controls={folder}: expected the folder that benchmarks.controls made."
+                f"controls={folder}: no .npz files; expected a folder written by "
+                "benchmarks.controls."
             )
         weights |= {file.stem: str(file) for file in files}
     base = next(iter(common.runs(options, common.methods(["kpod"])).values()))

@@ -2,8 +2,8 @@ r"""KPOD, SCoTD and no distillation: the same student, steps and questions.
 
     python -m kpod_jax.main --mode=sweep --sweep=configs/sweeps/quickstart.py --workdir=runs/qs
 
-`:short` after the file's name makes a form of a minute or two that shows that everything works; its
-figures mean nothing.
+With `:short` after the file name, it takes a minute or two and shows that everything works; the
+results mean nothing.
 """
 
 from kpod_jax.configs.sweeps import common

@@ -3,8 +3,8 @@ r"""Table 2: KPOD and its seven ablations.
     python -m kpod_jax.main --mode=sweep --workdir=runs/table2 \
         --sweep=configs/sweeps/table2.py:quickstart,seeds=5
 
-The paper's are of LLaMA-7B on GSM8K (`table2.py:llama_7b`). What may follow the colon is explained
-in configs/sweeps/common.py.
+The paper's results are for LLaMA-7B on GSM8K (`table2.py:llama_7b`). See configs/sweeps/common.py
+for the options after the colon.
 """
 
 from kpod_jax.config import paper

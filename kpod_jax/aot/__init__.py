@@ -1,1 +1,1 @@
-"""Compiles steps for devices that are not there: their memory and costs."""
+"""Ahead-of-time compilation for absent devices: memory and cost of each step."""

@@ -1,10 +1,10 @@
-"""A job's steps, compiled for TPUs that are not there: whether they fit, and what they send.
+"""Compiles a job's steps ahead of time for TPUs: whether they fit in memory, and what they send.
 
     python -m kpod_jax.main --mode=compile --config=configs/t5_base.py --topology=v5e:4x4
 
-The steps are those that train, weigh and generate, in their longest shapes; their arguments are
-shapes, dtypes and shardings alone. So neither weights nor tokenizer, data or device are needed, but
-the TPU's compiler is.
+Covers the steps of training, weighting and generation at their maximum shapes. Arguments are
+abstract (shapes, dtypes and shardings), so this needs the TPU compiler but no weights, tokenizer,
+data or device.
 """
 
 import dataclasses
@@ -29,33 +29,34 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 _EXAMPLES = "v3:4x4, v4:2x2x4, v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v6e:4x4"
-_USABLE = 0.98  # Of a device's memory; the rest is the runtime's.
+_USABLE = 0.98  # Usable fraction of a device's memory; the runtime takes the rest.
 _NO_COMPILER = (
-    "--mode=compile needs the TPU's compiler, libtpu, which is not installed. It is a wheel that "
-    "works on any x86 Linux machine: python -m pip install 'jax[tpu]>=0.10,<0.13'"
+    "--mode=compile needs the TPU compiler, libtpu, which is not installed. Its wheel runs on any "
+    "x86 Linux machine: python -m pip install 'jax[tpu]>=0.10,<0.13'"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What compiling a step told; bytes are those of one device.
+    """Memory and cost of a compiled step. Bytes are per device.
 
     Attributes:
-      name: of the step.
-      fits: whether `peak_bytes` and `beside_bytes` are within the device's memory.
-      argument_bytes: what the step is given.
-      output_bytes: what it makes and does not put in the place of arguments.
-      temporary_bytes: what it holds while it runs.
-      peak_bytes: all of these and the program.
-      beside_bytes: what the stage holds besides.
-      hbm_bytes: of the device.
-      where: bytes by use, of arguments and temporaries.
-      flops: of all matrix products, over all devices.
-      counted: the compiler's count of operations over ours of its kind, every loop once; with
-        element-wise operations, so above 1. None where it did not compile.
-      collectives: by kind.
-      sent_bytes: that a device sends for them.
-      seconds: that compiling took.
+      name: name of the step.
+      fits: whether `peak_bytes + beside_bytes` fits in the device's memory.
+      argument_bytes: size of the arguments.
+      output_bytes: size of the outputs that do not reuse the arguments' buffers.
+      temporary_bytes: size of the temporaries.
+      peak_bytes: arguments, outputs, temporaries and the program.
+      beside_bytes: what the stage holds in addition while the step runs.
+      hbm_bytes: the device's memory.
+      where: bytes of arguments and temporaries by use.
+      flops: FLOPs of all matrix products, summed over devices.
+      counted: the compiler's FLOP count over `costs.flops`, both counting each loop body once.
+        Above 1, because the compiler also counts element-wise operations; None if compilation
+        failed.
+      collectives: collectives by kind.
+      sent_bytes: bytes that a device sends for collectives.
+      seconds: compilation time.
     """
 
     name: str
@@ -77,19 +78,25 @@ class Report:
 def compile_for(
     config: Config, topology: str, workdir: str | None = None, names: Sequence[str] = STEPS
 ) -> list[Report]:
-    """Compiles a job's steps, prints what they need, and writes `compile.json` to a directory.
+    """Compiles a job's steps, prints their memory and cost, and writes `compile.json`.
 
     Args:
-      config: checked (`configuration_checks.check`).
-      topology: such as "v5e:4x4".
-      workdir: None: nothing is written.
-      names: of the steps, some of STEPS.
+      config: a configuration that `configuration_checks.check` accepts.
+      topology: TPU topology, such as "v5e:4x4".
+      workdir: directory of `compile.json`; None: write nothing.
+      names: steps to compile, from STEPS.
+
+    Returns:
+      The report of each step.
 
     Raises:
-      UserError: no compiler, no such topology or step, or a mesh or batch that does not suit it.
+      UserError: the compiler is missing, a step or the topology is unknown, or the mesh or batch
+        size does not suit the topology.
     """
     if unknown := set(names) - set(STEPS):
-        raise UserError(f"--steps={min(unknown)}: expected some of {', '.join(STEPS)}.")
+        raise UserError(
+            f"--steps: unknown step {min(unknown)!r}. Expected one of {', '.join(STEPS)}."
+        )
     job = make_job(config, topology_devices(topology))
     kind = job.mesh.devices.flat[0].device_kind
     mesh = ", ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
@@ -111,36 +118,36 @@ def compile_for(
         log(describe(reports[-1], job.mesh.size))
         if not reports[-1].fits:
             log(advice(reports[-1], config, job.mesh.size))
-        if workdir:  # After each step: some take minutes.
+        if workdir:  # After each step, because some take minutes.
             steps = [dataclasses.asdict(report) for report in reports]
             files.write_json(f"{workdir}/compile.json", facts | {"steps": steps})
     return reports
 
 
 def topology_devices(name: str) -> Sequence[Any]:
-    """The devices of a TPU topology, to be compiled for.
+    """Returns the devices of a TPU topology, as compilation targets.
 
     Raises:
-      UserError: the compiler is not installed, or does not know the topology.
+      UserError: the compiler is not installed, or the topology is unknown.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(_NO_COMPILER)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Asks no cloud what machine this is.
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")  # That it is none is no error here.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # No chip is taken.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Skip the cloud metadata server.
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")  # Errors about a missing TPU are expected.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # No chip is used.
     options: dict[str, Any] = {}
     if match := re.fullmatch(r"\w+:(\d+)x(\d+)(x\d+)?", name):
-        # Hosts of four chips where these divide the slice.
+        # Use four-chip hosts if they divide the slice.
         options["chips_per_host_bounds"] = [2 - int(size) % 2 for size in match.groups()[:2]] + [1]
     if name.startswith("v4:"):
-        options["chip_config_name"] = "megacore"  # A chip is one device, as Cloud TPU has it.
+        options["chip_config_name"] = "megacore"  # One device per chip, as on Cloud TPU.
     try:
         return topologies.get_topology_desc(name, "tpu", **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"--topology={name}: the compiler does not know it ({reason}). Expected a kind of TPU "
-            f"and the sides of its slice in chips, such as {_EXAMPLES}."
+            f"--topology={name}: not a topology that the compiler knows ({reason}). Expected a TPU "
+            f"type and the dimensions of its slice in chips, such as {_EXAMPLES}."
         ) from error
 
 
@@ -148,13 +155,13 @@ def compile_step(step: Step, mesh: Mesh) -> Report:
     """Compiles a step for the devices of a mesh.
 
     Raises:
-      UserError: nothing is known of such devices.
+      UserError: the device kind is unknown.
     """
     kind = mesh.devices.flat[0].device_kind
     device = devices.lookup(kind)
     if device is None:
-        raise UserError(f"Devices of kind {kind!r} are not in kpod_jax/parallel/devices.py.")
-    began = time.monotonic()
+        raise UserError(f"Unknown device kind {kind!r}. Add it to kpod_jax/parallel/devices.py.")
+    start = time.monotonic()
     with sharding.use(mesh):
         traced = step.function.trace(*step.arguments)
         lowered = traced.lower()
@@ -185,36 +192,36 @@ def compile_step(step: Step, mesh: Mesh) -> Report:
             counted=None,
             collectives={},
             sent_bytes=0,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - start,
         )
     memory = compiled.memory_analysis()
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    output = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes
-    peak = memory.argument_size_in_bytes + made + temporary + memory.generated_code_size_in_bytes
-    found = costs.collectives(compiled.as_text() or "")
+    peak = memory.argument_size_in_bytes + output + temporary + memory.generated_code_size_in_bytes
+    collectives = costs.collectives(compiled.as_text() or "")
     counted = compiled.cost_analysis()["flops"] * mesh.size
     return Report(
         **result,
         fits=fits(peak + beside, device.hbm_bytes),
         argument_bytes=memory.argument_size_in_bytes,
-        output_bytes=made,
+        output_bytes=output,
         temporary_bytes=temporary,
         peak_bytes=peak,
         where=where | split_temporaries(temporary, known),
         counted=counted / max(1.0, costs.flops(traced.jaxpr, once=True)),
-        collectives=found,
-        sent_bytes=costs.sent_bytes(found),
-        seconds=time.monotonic() - began,
+        collectives=collectives,
+        sent_bytes=costs.sent_bytes(collectives),
+        seconds=time.monotonic() - start,
     )
 
 
 def fits(needed: int, hbm_bytes: int) -> bool:
-    """Whether a device has room for so many bytes, and for what its runtime takes."""
+    """Returns whether a device has room for `needed` bytes besides its runtime."""
     return needed <= _USABLE * hbm_bytes
 
 
 def exhausted_bytes(message: str) -> int:
-    """What a program needs, as the compiler says that there is too little; 0 if it does not."""
+    """Parses the bytes needed from a compiler's out-of-memory message; 0 if it gives none."""
     match = re.search(r"Used ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", message)
     if match is None:
         return 0
@@ -223,9 +230,9 @@ def exhausted_bytes(message: str) -> int:
 
 
 def split_temporaries(temporary: int, known: dict[str, int]) -> dict[str, int]:
-    """What is known to be among temporaries, and the rest, which is activations for the most part.
+    """Splits temporaries into known uses and the remainder, which is mostly activations.
 
-    Gradients may never be there all at once, so what is known is cut to what there is.
+    Known sizes are capped at what is left, since gradients may never all exist at once.
     """
     result = {}
     for name, size in known.items():
@@ -235,7 +242,10 @@ def split_temporaries(temporary: int, known: dict[str, int]) -> dict[str, int]:
 
 
 def bytes_on_a_device(tree: Any) -> int:
-    """Of a tree of jax.ShapeDtypeStruct; a leaf without a sharding is whole."""
+    """Returns the bytes per device of a tree of jax.ShapeDtypeStruct.
+
+    A leaf without a sharding counts in full.
+    """
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
@@ -244,12 +254,12 @@ def bytes_on_a_device(tree: Any) -> int:
 
 
 def describe(report: Report, count: int) -> str:
-    """Some lines for the user."""
+    """Formats a report for the user, in three lines."""
     gigabytes = {
         "arguments": report.argument_bytes,
         "outputs": report.output_bytes,
         "temporaries": report.temporary_bytes,
-        "beside": report.beside_bytes,
+        "held besides": report.beside_bytes,
     }
     sizes = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in gigabytes.items())
     need = (report.peak_bytes + report.beside_bytes) / 1e9
@@ -259,9 +269,9 @@ def describe(report: Report, count: int) -> str:
     )
     verdict = "fits" if report.fits else "does NOT fit"
     return (
-        f"{report.name}: {verdict}: {need:.2f} of {report.hbm_bytes / 1e9:.1f} GB on each device "
+        f"{report.name}: {verdict}: {need:.2f} of {report.hbm_bytes / 1e9:.1f} GB per device "
         f"({sizes}); compiled in {report.seconds:.0f} s\n"
-        f"  where: {', '.join(f'{name} {size / 1e9:.2f} GB' for name, size in where if size)}\n"
+        f"  by use: {', '.join(f'{name} {size / 1e9:.2f} GB' for name, size in where if size)}\n"
         f"  {report.flops:.3g} FLOPs on {count} devices; {sent or 'no collectives'}"
     )
 
@@ -270,23 +280,24 @@ _BATCH = {"train": "distill", "fit": "weighting", "learn": "weighting"}
 
 
 def advice(report: Report, config: Config, count: int) -> str:
-    """What to change, by what takes most."""
+    """Suggests settings to change, based on what takes the most memory."""
     where = report.where
-    kept = where.get("parameters", 0) + where.get("optimiser state", 0) + report.beside_bytes
-    kept += where.get("gradients", 0)
+    persistent = where.get("parameters", 0) + where.get("optimiser state", 0) + report.beside_bytes
+    persistent += where.get("gradients", 0)
+    is_large = persistent > report.hbm_bytes / 2
     tips = []
-    if kept > report.hbm_bytes / 2 and config.mesh.fsdp * config.mesh.tensor not in (count, -count):
-        tips.append(f"split parameters and optimiser state (mesh.fsdp={count} at most)")
-    if kept > report.hbm_bytes / 2 and report.name in ("fit", "learn"):
-        tips.append("choose a smaller weighting.answerer")
-    elif kept > report.hbm_bytes / 2 and not config.student.lora.rank:
-        tips.append("train adapters alone (student.lora.rank)")
+    if is_large and config.mesh.fsdp * config.mesh.tensor not in (count, -count):
+        tips.append(f"shard parameters and optimizer state (mesh.fsdp up to {count})")
+    if is_large and report.name in ("fit", "learn"):
+        tips.append("use a smaller answerer (weighting.answerer)")
+    elif is_large and not config.student.lora.rank:
+        tips.append("train only adapters (student.lora.rank)")
     if where["activations"] + where["logits"] > report.hbm_bytes / 4:
         if report.name in _BATCH and config.student.remat != "full":
-            tips.append("recompute activations (student.remat=full)")
+            tips.append("rematerialize activations (student.remat=full)")
         key = f"{_BATCH.get(report.name, 'eval')}.batch_size"
-        tips.append(f"fewer rows (a lower {key})")
+        tips.append(f"lower the batch size ({key})")
         if report.name == "train":
-            tips.append("split the step (distill.micro_batches)")
-    tips = tips or ["take more devices"]
+            tips.append("accumulate gradients (distill.micro_batches)")
+    tips = tips or ["use more devices"]
     return "  To make it fit: " + "; ".join(tips) + "."

@@ -1,6 +1,6 @@
-"""The jitted steps of a job and what they are called with: shapes, dtypes and shardings alone.
+"""The jitted steps of a job and their abstract arguments: shapes, dtypes and shardings.
 
-Shapes are the longest that the configuration allows. Nothing is loaded or computed.
+Shapes are the maximum that the configuration allows. Nothing is loaded or computed.
 """
 
 import dataclasses
@@ -30,21 +30,21 @@ from kpod_jax.weighting import learn, weigh
 from kpod_jax.weighting.answerer_batch import AnswererBatch
 
 STEPS = ("train", "fit", "learn", "fill", "decode")
-_ANSWER_TOKENS = 16  # More than those of the data sets' answers, of which weighting makes batches.
+_ANSWER_TOKENS = 16  # Longer than any answer in the batches of weighting.
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A jitted function and what it is called with.
+    """A jitted function and its arguments.
 
     Attributes:
-      name: of STEPS.
-      function: jitted.
+      name: one of STEPS.
+      function: jitted function.
       arguments: trees of jax.ShapeDtypeStruct with shardings, and numbers.
-      parts: what is in the arguments, by name.
-      gradients: those parameters that have some.
-      logits: bytes of the largest array of logits on a device.
-      beside: what the stage holds besides the arguments while the step runs.
+      parts: the arguments' contents by use.
+      gradients: the parameters that have gradients.
+      logits: bytes per device of the largest logits array.
+      beside: what the stage holds in addition to the arguments while the step runs.
     """
 
     name: str
@@ -57,13 +57,13 @@ class Step:
 
 
 class Job(NamedTuple):
-    """What steps are made for.
+    """Configuration, models and mesh of a run.
 
     Attributes:
-      config: of the run.
-      student: model without parameters and tokenizer.
-      answerer: likewise.
-      mesh: of devices that need not be there.
+      config: the run's configuration.
+      student: student without parameters or tokenizer.
+      answerer: answerer without parameters or tokenizer.
+      mesh: mesh of devices, which need not be present.
     """
 
     config: Config
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 
 def make_job(config: Config, devices: Sequence[Any]) -> Job:
-    """A configuration's models, whose weights and tokenizers are not read."""
+    """Creates a configuration's job without reading weights or tokenizers."""
     settings = student_settings(config.student, init="random")
     student = load_student(settings, config.seed, with_tokenizer=False)
     distillation.check_layout(config.distill, student)
@@ -82,7 +82,7 @@ def make_job(config: Config, devices: Sequence[Any]) -> Job:
 
 
 def job_steps(job: Job, names: Sequence[str]) -> Iterator[Step]:
-    """The steps of a job, in their longest shapes."""
+    """Yields the named steps of a job, at their maximum shapes."""
     if "train" in names:
         yield train_step(job)
     if job.config.weighting.weights == "learned":
@@ -93,7 +93,7 @@ def job_steps(job: Job, names: Sequence[str]) -> Iterator[Step]:
 
 
 def train_step(job: Job) -> Step:
-    """The student's step."""
+    """Returns the student's training step."""
     config, student, mesh = job.config.distill, job.student, job.mesh
     optimizer = make_optimizer(config, 1000)
     step = make_train_step(
@@ -106,13 +106,13 @@ def train_step(job: Job) -> Step:
     )
     trained, frozen = student.split(student.abstract(mesh))
     state = abstract_state(trained, optimizer)
-    source, target = _lengths(job)
+    source, target = _max_lengths(job)
     if config.input_steps == "encoder":
         source += target
     if config.pack_length:
         source, target = 0, config.pack_length
     batch = batch_of(config.batch_size, source, target, mesh, packed=config.pack_length > 0)
-    rows = _rows(config.batch_size // config.micro_batches, mesh)
+    rows = _rows_per_device(config.batch_size // config.micro_batches, mesh)
     return Step(
         "train",
         step,
@@ -123,17 +123,17 @@ def train_step(job: Job) -> Step:
             "batch": batch,
         },
         gradients=trained,
-        logits=_logits(rows, target, job),
+        logits=_logits_bytes(rows, target, job),
     )
 
 
 def batch_of(
     rows: int, source: int, target: int, mesh: Mesh, *, packed: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `data.batches.BatchSource`, without its numbers of examples.
+    """Returns an abstract batch of `data.batches.BatchSource`, without its example indices.
 
     Raises:
-      UserError: the devices do not divide the rows.
+      UserError: `rows` is not divisible by the number of devices.
     """
     sharding.check_rows(rows, mesh)
     arrays = {
@@ -144,15 +144,15 @@ def batch_of(
         "loss_weights": (target, jnp.float32),
         "supervised": (target, jnp.bool_),
     } | ({"segments": (target, jnp.int32)} if packed else {})
-    where = sharding.batch_sharding(mesh)
+    by_rows = sharding.batch_sharding(mesh)
     return {
-        name: jax.ShapeDtypeStruct((rows, size), dtype, sharding=where)
+        name: jax.ShapeDtypeStruct((rows, size), dtype, sharding=by_rows)
         for name, (size, dtype) in arrays.items()
-    } | {"divisor": jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=where)}
+    } | {"divisor": jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=by_rows)}
 
 
 def fit_step(job: Job) -> Step:
-    """The answerer's step."""
+    """Returns the step that fits the answerer."""
     config, answerer = job.config.weighting, job.answerer
     params = answerer.abstract(job.mesh)
     optimizer = learn.answerer_optimizer(config.fit_learning_rate, 1000)
@@ -166,20 +166,21 @@ def fit_step(job: Job) -> Step:
         (params, state, batch, _key(), masked),
         {"parameters": params, "optimiser state": state, "batch": batch},
         gradients=params,
-        beside=(params, _embeddings(job)),  # As they were before.
+        beside=(params, _embeddings(job)),  # The initial parameters are kept.
     )
 
 
 def learn_step(job: Job) -> Step:
-    """The generator's step."""
+    """Returns the step that trains the mask generator."""
     config, answerer = job.config.weighting, job.answerer
     embeddings, batch = _embeddings(job), _answerer_batch(job)
     learner = weigh.make_learner(answerer, embeddings, config)
     optimizer = learn.generator_optimizer(config.learning_rate, config.clip_norm, config.steps)
     hidden = jax.ShapeDtypeStruct((*batch.rationale.shape, embeddings.shape[1]), jnp.float32)
-    made = jax.eval_shape(learner.generator.init, _key(), hidden, batch.rationale_mask)
-    whole = sharding.replicated(job.mesh)
-    params = _placed(made["params"], jax.tree.map(lambda _: whole, made["params"]))
+    variables = jax.eval_shape(learner.generator.init, _key(), hidden, batch.rationale_mask)
+    replicated = sharding.replicated(job.mesh)
+    shardings = jax.tree.map(lambda _: replicated, variables["params"])
+    params = _with_shardings(variables["params"], shardings)
     state = abstract_state(params, optimizer)["opt_state"]
     answerer_params = answerer.abstract(job.mesh)
     return Step(
@@ -192,58 +193,73 @@ def learn_step(job: Job) -> Step:
             "batch": batch,
         },
         gradients=params,
-        beside=answerer_params,  # As they were before the answerer was fit.
+        beside=answerer_params,  # The parameters from before fitting are kept.
     )
 
 
 def generation_steps(job: Job, names: Sequence[str]) -> Iterator[Step]:
-    """Those of `generate.Generator`, as they run at the end of training, with its state at hand."""
+    """Yields the steps of `generation.Generator`.
+
+    They run at the end of training, so the training state also takes memory.
+    """
     config, student, mesh = job.config, job.student, job.mesh
-    batch_size, (source, _) = config.eval.batch_size, _lengths(job)
+    batch_size, (source, _) = config.eval.batch_size, _max_lengths(job)
     new_tokens = config.eval.max_new_tokens or config.student.max_target_tokens
-    filled = generation.refill_rows(batch_size, mesh)
-    sharding.check_rows(filled, mesh)
+    refilled = generation.refill_rows(batch_size, mesh)
+    sharding.check_rows(refilled, mesh)
     sampling = generation.Sampling(config.eval.temperature, config.eval.top_p, config.seed)
     steps = generation.make_steps(student, mesh, 0, batch_size, new_tokens, sampling)
     params = student.abstract(mesh)
     trained, _ = student.split(params)
     optimizer = make_optimizer(config.distill, 1000)
     beside = (params, abstract_state(trained, optimizer)["opt_state"])
-    # What these two make lies where the compiler puts it.
-    prepared = _made(mesh, steps.prepare, params)
-    rows = _made(mesh, functools.partial(steps.start, size=source), prepared, steps.start, source)
+    # The compiler chooses the shardings of these two outputs.
+    prepared = _abstract_output(mesh, steps.prepare, params)
+    start = functools.partial(steps.start, size=source)
+    rows = _abstract_output(mesh, start, prepared, steps.start, source)
     parts = {"parameters": prepared, "KV cache": rows.cache, "batch": rows._replace(cache=())}
-    where = sharding.batch_sharding(mesh)
-    ids = jax.ShapeDtypeStruct((filled, source), jnp.int32, sharding=where)
-    mask = jax.ShapeDtypeStruct((filled, source), jnp.bool_, sharding=where)
-    slots = jax.ShapeDtypeStruct((filled,), jnp.int32)
+    by_rows = sharding.batch_sharding(mesh)
+    ids = jax.ShapeDtypeStruct((refilled, source), jnp.int32, sharding=by_rows)
+    mask = jax.ShapeDtypeStruct((refilled, source), jnp.bool_, sharding=by_rows)
+    slots = jax.ShapeDtypeStruct((refilled,), jnp.int32)
     if "fill" in names:
         arguments = (prepared, rows, ids, mask, slots, slots, None)
         yield Step("fill", steps.fill, arguments, parts, beside=beside)
     if "decode" in names:
-        logits = _rows(batch_size, mesh) * student.config.vocab_size * 4 // mesh.shape["tensor"]
+        device_rows = _rows_per_device(batch_size, mesh)
+        logits = device_rows * student.config.vocab_size * 4 // mesh.shape["tensor"]
         arguments = (prepared, rows, _key(), jax.ShapeDtypeStruct((), jnp.int32))
         yield Step("decode", steps.decode, arguments, parts, logits=logits, beside=beside)
 
 
-def _made(mesh: Mesh, shapes: Any, argument: Any, function: Any = None, *static: Any) -> Any:
-    """What a jitted function makes of an abstract argument: shapes, and where they lie."""
+def _abstract_output(
+    mesh: Mesh, shapes: Any, argument: Any, function: Any = None, *static: Any
+) -> Any:
+    """Returns the shapes and shardings of a jitted function's output for an abstract argument.
+
+    Args:
+      mesh: the mesh to compile for.
+      shapes: `function` with static arguments bound.
+      argument: tree of jax.ShapeDtypeStruct with shardings.
+      function: jitted function; None: `shapes`.
+      *static: static arguments of `function`.
+    """
     function = function or shapes
     with sharding.use(mesh):
-        made = jax.eval_shape(shapes, argument)
+        output = jax.eval_shape(shapes, argument)
         compiled = function.lower(argument, *static).compile()
-    return _placed(made, compiled.output_shardings)
+    return _with_shardings(output, compiled.output_shardings)
 
 
-def _placed(shapes: Any, shardings: Any) -> Any:
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
     def place(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree.map(place, shapes, shardings)
 
 
-def _lengths(job: Job) -> tuple[int, int]:
-    """Of the longest prompt and the longest target."""
+def _max_lengths(job: Job) -> tuple[int, int]:
+    """Returns the maximum prompt and target lengths, rounded up to buckets."""
     config = job.config.student
     return round_up(config.max_question_tokens), round_up(config.max_target_tokens)
 
@@ -252,14 +268,14 @@ def _key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _rows(rows: int, mesh: Mesh) -> int:
-    """Rows of a batch on a device."""
+def _rows_per_device(rows: int, mesh: Mesh) -> int:
+    """Returns the number of a batch's rows per device."""
     with sharding.use(mesh):
         return sharding.rows_of_a_device(rows)
 
 
-def _logits(rows: int, target: int, job: Job) -> int:
-    """Bytes of the logits of a chunk, of so many rows on a device."""
+def _logits_bytes(rows: int, target: int, job: Job) -> int:
+    """Returns the bytes per device of one chunk's logits, for `rows` rows on a device."""
     positions = rows * losses.chunk_of(rows, target)
     return positions * job.student.config.vocab_size * 4 // job.mesh.shape["tensor"]
 
@@ -271,8 +287,8 @@ def _embeddings(job: Job) -> Any:
 
 
 def _answerer_batch(job: Job) -> AnswererBatch:
-    """A batch for the answerer, as `MaskLearner.place` puts it on the mesh."""
-    rows, (source, target) = job.config.weighting.batch_size, _lengths(job)
+    """Returns an abstract batch for the answerer, placed as by `MaskLearner.place`."""
+    rows, (source, target) = job.config.weighting.batch_size, _max_lengths(job)
     where = sharding.whole_sharding((rows,), job.mesh)
 
     def pair(size: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Methods that KPOD is compared with, each in a file of its own, and one's own by import path."""
+"""Methods to compare KPOD with, one per module, and custom methods by import path."""
 
 import functools
 from collections.abc import Sequence
@@ -29,30 +29,30 @@ METHODS: dict[str, type[Method]] = {
     "mcc_kd_control": MccKd,  # The same batches; METHODS of the configuration sets λ = 0.
     "distilling_step_by_step": DistillingStepByStep,
 }
-# Of the data, what methods may look at besides the records.
-_DATA = ("name", "answer_kind", "step_separator")
+# Keys of `data` that methods may use besides the records.
+_DATA_KEYS = ("name", "answer_kind", "step_separator")
 
 
 def class_of(name: str) -> type[Method] | None:
-    """The class of a method; None where records are trained on as they are.
+    """Returns the class of a method; None for methods that train on the records themselves.
 
     Raises:
-      UserError: a class of one's own cannot be imported, or is no `protocol.Method`.
+      UserError: if a custom class cannot be imported, or is not a `protocol.Method`.
     """
-    return _own(name) if plugins.is_path(name) else METHODS.get(name)
+    return _load_class(name) if plugins.is_path(name) else METHODS.get(name)
 
 
 def method_of(config: Config, student: Student) -> Method | None:
-    """The method of a configuration, if it trains on examples of its own making."""
-    kind, tokenizer = class_of(config.method), student.tokenizer
-    if kind is None:
+    """Creates the method of a configuration; None if it trains on the records themselves."""
+    method_class, tokenizer = class_of(config.method), student.tokenizer
+    if method_class is None:
         return None
 
     def token_lengths(texts: Sequence[str]) -> np.ndarray:
         ids = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         return np.array([len(row) for row in ids], np.int64)
 
-    return kind(
+    return method_class(
         Setting(
             options=config.baseline.to_dict(),
             data=config.data.name,
@@ -69,41 +69,41 @@ def method_of(config: Config, student: Student) -> Method | None:
 
 
 def prompt_of(config: Config, student: Student) -> str:
-    """The template of prompts that a configuration's trained student is asked by, in its form."""
+    """Returns the prompt template for evaluating the trained student, in the student's form."""
     method = method_of(config, student)
     return student.prompt if method is None else student.resolve_prompt(method.prompt)
 
 
 def config_errors(config: Config) -> list[str]:
-    """What is wrong with a configuration for its method, a line each."""
+    """Returns what is wrong with a configuration for its method, one line per error."""
     method = class_of(config.method)
     if method is None:
         return []
-    # What the method trains on has neither token weights nor a schedule.
-    found = [
-        f"{key}={value!r}: expected {wanted} with method={config.method!r}; choose methods with "
-        f"--config=FILE:{config.method}"
-        for key, value, wanted in (
+    # The examples of a method have neither token weights nor a schedule.
+    errors = [
+        f"{key}={value!r}: expected {expected} with method={config.method!r}; select the method "
+        f"with --config=FILE:{config.method}"
+        for key, value, expected in (
             ("weighting.weights", config.weighting.weights, "uniform"),
             ("schedule.curriculum", config.schedule.curriculum, "full"),
         )
-        if value != wanted
+        if value != expected
     ]
-    return found + method.config_errors(config)
+    return errors + method.config_errors(config)
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Keys and values that a method's students depend on, besides those of the training itself."""
+    """Returns the settings, other than those of training, that a method's students depend on."""
     method = class_of(config.method)
     if method is None:
         return {}
-    keys = [f"baseline.{key}" for key in method.keys] + [f"data.{key}" for key in _DATA]
+    keys = [f"baseline.{key}" for key in method.keys] + [f"data.{key}" for key in _DATA_KEYS]
     flat = defaults.flatten(config)
     return {"method": config.method} | {key: flat[key] for key in keys}
 
 
 def files(config: Config) -> list[str]:
-    """Files that a method reads, its own among them if it is one of yours."""
+    """Returns the files that a method reads, including the source file of a custom method."""
     method = class_of(config.method)
     if method is None:
         return []
@@ -111,5 +111,5 @@ def files(config: Config) -> list[str]:
 
 
 @functools.cache
-def _own(name: str) -> type[Method]:
+def _load_class(name: str) -> type[Method]:
     return plugins.load_subclass(name, "method", Method)

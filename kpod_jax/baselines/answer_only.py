@@ -1,4 +1,4 @@
-"""Fine-tuning on answers: the student never sees a rationale."""
+"""Fine-tuning on answers alone: the student never sees a rationale."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ class AnswerOnly(Method):
 
     @property
     def prompt(self) -> str:
-        """It asks for no steps."""
+        """The answer prompt, which asks for no steps."""
         return self.setting.options["answer_prompt"]
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """One a question: other rationales of it make no difference."""
+        """Returns one example per question; it does not depend on the rationales."""
         return [Example(without_steps(record), self.prompt) for record in one_each(records)]
 
 
 def one_each(records: Sequence[Record]) -> list[Record]:
-    """The first record of each question."""
+    """Returns the first record of each question."""
     first = {(record.question, record.answer): record for record in reversed(records)}
     return list(reversed(first.values()))
 
 
 def without_steps(record: Record, mark: str = "") -> Record:
-    """The record with its answer alone, and a mark at its id."""
+    """Returns the record without its rationale, with `mark` appended to its id."""
     return dataclasses.replace(record, id=record.id + mark, steps=(), keypoints=None, hardness=None)

@@ -1,8 +1,8 @@
 """Distilling Step-by-Step (Hsieh et al., ACL 2023): answer and rationale as two tasks.
 
-The student learns to answer at once where the prompt begins with [label], and to explain where it
-begins with [rationale]: L = L_label + λ L_rationale. It is asked for labels, and writes no
-rationale then.
+The student learns to answer directly if the prompt begins with [label], and to explain if it begins
+with [rationale]: L = L_label + λ L_rationale. At evaluation it is prompted with [label] and writes
+no rationale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,23 @@ LABEL, RATIONALE = "[label] ", "[rationale] "
 
 
 class DistillingStepByStep(Method):
-    """Two examples a record, one a task."""
+    """Two tasks: one label example per question, one rationale example per record."""
 
     keys = ("answer_prompt", "rationale_weight")
 
     @property
     def prompt(self) -> str:
-        """That of the label task."""
+        """The prompt of the label task."""
         return LABEL + self.setting.options["answer_prompt"]
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """1 : λ."""
+        """Loss fractions of label and rationale, 1 : λ."""
         weight = self.setting.options["rationale_weight"]
         return {"label": 1 / (1 + weight), "rationale": weight / (1 + weight)}
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """Labels of questions, and rationales of records."""
+        """Returns the label examples, then the rationale examples."""
         labels = [example.record for example in AnswerOnly(self.setting).examples(records)]
         return [
             *(Example(without_steps(r, "#label"), self.prompt, task="label") for r in labels),

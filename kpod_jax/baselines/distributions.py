@@ -1,14 +1,14 @@
-"""A teacher's distributions over the tokens of its rationales, aligned with the student's tokens.
+"""Token distributions of a teacher for its rationales, aligned with the student's tokens.
 
-A line of the file is a rationale:
+Each line of the file is a rationale:
 
     {"question": …, "rationale": …, "tokens": ["Tom", " has", …], "top_logprobs": [{…}, {…}, …]}
 
-`tokens` spell the rationale, and may go on behind it; `top_logprobs` has an object for each of them
-from some tokens that could have stood there to their log probabilities, as APIs return them.
+`tokens` spell the rationale and may continue after it. `top_logprobs` has one object per token that
+maps alternatives for it to their log probabilities, as APIs return them.
 
-Letters: N examples, B rows, U target positions, K tokens of a distribution, M target tokens of all
-examples together.
+Letters: N examples, B rows, U target positions, K tokens of a distribution, M target tokens in
+total.
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ from kpod_jax.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_SPACE = "▁"  # SentencePiece's.
+_SPACE = "▁"  # SentencePiece's marker for a space.
 
 
 @dataclasses.dataclass(frozen=True)
 class Distributions:
-    """Distributions of the targets' tokens; one-hot where the teacher gave none.
+    """Distributions for the target tokens; one-hot where the teacher provides none.
 
     Attributes:
-      tokens: N slices [*, K] int32, of the student's vocabulary.
-      probabilities: N slices [*, K] float32, which sum to 1 over K.
-      rationales: of the N examples' rationales, how many the file has.
-      matched: rationale tokens that have a distribution.
+      tokens: N slices [*, K] int32, ids in the student's vocabulary.
+      probabilities: N slices [*, K] float32 that sum to 1 over K.
+      rationales: number of the N examples whose rationales are in the file.
+      matched: number of rationale tokens with a distribution.
     """
 
     tokens: Ragged
@@ -48,7 +48,7 @@ class Distributions:
     matched: int
 
     def arrays(self, rows_B: np.ndarray, size_U: int) -> Batch:
-        """A batch's "teacher_tokens" and "teacher_probabilities", [B, U, K]; 0 in padding."""
+        """Returns "teacher_tokens" and "teacher_probabilities" of a batch, [B, U, K], 0-padded."""
         return {
             "teacher_tokens": padded(self.tokens, rows_B, size_U, 0)[0],
             "teacher_probabilities": padded(self.probabilities, rows_B, size_U, 0)[0],
@@ -56,25 +56,26 @@ class Distributions:
 
 
 def read(path: str, tokenized: TokenizedSet, tokenizer: "PreTrainedTokenizerFast") -> Distributions:
-    """Reads a file and aligns it.
+    """Reads distributions from a file and aligns them with the student's tokens.
 
-    Teacher and student may cut the same text differently. A student's token that spells the very
-    characters of a teacher's, white space before them aside, gets its distribution: those
-    alternatives that are single tokens of the student, scaled to sum to 1. All other tokens are
-    one-hot.
+    Teacher and student may tokenize the same text differently. If a student token covers the same
+    characters as a teacher token, leading whitespace aside, it gets that token's distribution,
+    restricted to alternatives that are single tokens of the student and rescaled to sum to 1. All
+    other tokens are one-hot.
 
     Args:
-      path: see above.
+      path: a JSONL file in the format above.
       tokenized: the examples.
-      tokenizer: the student's.
+      tokenizer: the student's tokenizer.
 
     Raises:
-      UserError: the file cannot be read, a line is no such row, or it has none of the rationales.
+      UserError: if the file cannot be read, a line is malformed, or no rationale or no token
+        matches.
     """
-    rows = _read(path)
+    rows = _read_rows(path)
     vocabulary, texts = _vocabulary(tokenizer)
     targets = tokenized.targets
-    found: dict[int, list[tuple[int, float]]] = {}
+    matches: dict[int, list[tuple[int, float]]] = {}  # By position in `targets.values`.
     rationales = 0
     for i, record in enumerate(tokenized.records):
         row = rows.get((normalised(record.question), record.rationale.strip()))
@@ -85,35 +86,38 @@ def read(path: str, tokenized: TokenizedSet, tokenizer: "PreTrainedTokenizerFast
         by_span = _by_span(*row, lead)
         for j, span in enumerate(map(tuple, tokenized.rationale_char_spans[i].tolist())):
             if span[0] < span[1] and span in by_span:
-                own = int(targets[i][j])
+                target = int(targets[i][j])
                 token, top = by_span[span]
-                mapped = _mapped(token, top, texts.get(own, ""), vocabulary)
+                mapped = _map_to_student(token, top, texts.get(target, ""), vocabulary)
                 if mapped:
-                    found[int(targets.offsets[i]) + j] = mapped
+                    matches[int(targets.offsets[i]) + j] = mapped
     if not rationales:
         raise UserError(
-            f"{path} has distributions for none of the rationales that are trained on. Expected "
-            "rows whose question and rationale are those of the training records."
+            f"{path} has no distributions for any training rationale. Expected rows with the "
+            "question and rationale of a training record."
         )
-    if not found:
+    if not matches:
         raise UserError(
-            f"The student's tokens and those of {path} have no token in common, so that no "
+            f"The student's tokens have no token in common with those in {path}, so no "
             "distribution can be matched. Leave baseline.distributions empty."
         )
-    size_K = max(len(top) for top in found.values())
+    size_K = max(len(top) for top in matches.values())
     tokens_MxK = np.zeros((len(targets.values), size_K), np.int32)
     p_MxK = np.zeros(tokens_MxK.shape, np.float32)
     tokens_MxK[:, 0], p_MxK[:, 0] = targets.values, 1
-    for place, top in found.items():
-        tokens_MxK[place, : len(top)] = [token for token, _ in top]
-        p_MxK[place, : len(top)] = [p for _, p in top]
+    for position, top in matches.items():
+        tokens_MxK[position, : len(top)] = [token for token, _ in top]
+        p_MxK[position, : len(top)] = [p for _, p in top]
     return Distributions(
-        Ragged(tokens_MxK, targets.offsets), Ragged(p_MxK, targets.offsets), rationales, len(found)
+        tokens=Ragged(tokens_MxK, targets.offsets),
+        probabilities=Ragged(p_MxK, targets.offsets),
+        rationales=rationales,
+        matched=len(matches),
     )
 
 
-def _read(path: str) -> dict[tuple[str, str], tuple[list[str], list[dict[str, float]]]]:
-    """Tokens and distributions by question and rationale."""
+def _read_rows(path: str) -> dict[tuple[str, str], tuple[list[str], list[dict[str, float]]]]:
+    """Returns the tokens and distributions by question and rationale."""
     rows = {}
     for number, row, problem in jsonl.read_rows(path):
         try:
@@ -121,15 +125,19 @@ def _read(path: str) -> dict[tuple[str, str], tuple[list[str], list[dict[str, fl
                 raise ValueError(problem)
             question, rationale = (jsonl.text_column(row, c) for c in ("question", "rationale"))
             tokens, tops = row.get("tokens", []), row.get("top_logprobs", [])
-            if not _all(tokens, str) or not _all(tops, dict) or len(tokens) != len(tops):
+            if (
+                not _is_list_of(tokens, str)
+                or not _is_list_of(tops, dict)
+                or len(tokens) != len(tops)
+            ):
                 raise ValueError("has no lists 'tokens' and 'top_logprobs' of the same length")
             if not all(_is_logprob(value) for top in tops for value in top.values()):
-                raise ValueError("has a 'top_logprobs' with a value that is no log probability")
+                raise ValueError("has a value in 'top_logprobs' that is not a log probability")
             if not "".join(tokens).lstrip().startswith(rationale):
                 raise ValueError("has 'tokens' that do not spell its 'rationale'")
         except ValueError as error:
             raise UserError(
-                f"{path}:{number} {error}. Expected a rationale a line: "
+                f"{path}:{number} {error}. Expected one rationale per line: "
                 '{"question": …, "rationale": …, "tokens": […], "top_logprobs": [{token: log '
                 "probability, …}, …]}."
             ) from error
@@ -140,27 +148,28 @@ def _read(path: str) -> dict[tuple[str, str], tuple[list[str], list[dict[str, fl
 def _by_span(
     tokens: list[str], tops: list[dict[str, float]], lead: int
 ) -> dict[tuple[int, ...], tuple[str, dict[str, float]]]:
-    """Each token and its distribution by its characters, without white space at its start."""
+    """Maps character spans, without leading whitespace, to tokens and their distributions."""
     text = "".join(tokens)
     end = lead - (len(text) - len(text.lstrip()))
-    found = {}
+    by_span = {}
     for token, top in zip(tokens, tops, strict=True):
         start, end = end, end + len(token)
-        found[start + len(token) - len(token.lstrip()), end] = token, top
-    return found
+        by_span[start + len(token) - len(token.lstrip()), end] = token, top
+    return by_span
 
 
-def _mapped(
-    token: str, top: dict[str, float], own: str, vocabulary: dict[str, int]
+def _map_to_student(
+    token: str, top: dict[str, float], student_token: str, vocabulary: dict[str, int]
 ) -> list[tuple[int, float]]:
-    """The alternatives that the student has a token for, and probabilities that sum to 1."""
-    # At a text's start one tokenizer may write a space that the other does not.
-    lacks, has = not token[:1].isspace(), own[:1].isspace()
+    """Returns the alternatives in the student's vocabulary, with probabilities that sum to 1."""
+    # At the start of a text, one tokenizer may add a space that the other does not.
+    teacher_has_space = token[:1].isspace()
+    student_has_space = student_token[:1].isspace()
     probabilities: dict[int, float] = {}
     for text, logprob in top.items():
-        if lacks and has:
+        if student_has_space and not teacher_has_space:
             text = " " + text
-        elif not lacks and not has:
+        elif teacher_has_space and not student_has_space:
             text = text.lstrip(" ")
         if (id_ := vocabulary.get(text)) is not None:
             probabilities[id_] = probabilities.get(id_, 0.0) + math.exp(logprob)
@@ -169,7 +178,7 @@ def _mapped(
 
 
 def _vocabulary(tokenizer: "PreTrainedTokenizerFast") -> tuple[dict[str, int], dict[int, str]]:
-    """Ids by the text that a token stands for inside of a text, and the other way round."""
+    """Returns the map from text, as it appears inside a sentence, to token id, and its inverse."""
     pieces: dict[str, int] = tokenizer.get_vocab()
     special = set(tokenizer.all_special_ids)
     is_sentencepiece = any(piece.startswith(_SPACE) for piece in pieces)
@@ -181,12 +190,12 @@ def _vocabulary(tokenizer: "PreTrainedTokenizerFast") -> tuple[dict[str, int], d
             texts[id_] = piece.replace(_SPACE, " ")
         else:
             text = tokenizer.convert_tokens_to_string([piece])
-            if "\ufffd" not in text:  # Part of a character.
+            if "\ufffd" not in text:  # Otherwise part of a character.
                 texts[id_] = text
     return {text: id_ for id_, text in texts.items()}, texts
 
 
-def _all(values: Any, kind: type) -> bool:
+def _is_list_of(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 

@@ -1,9 +1,9 @@
-"""MCC-KD (Chen et al., Findings of EMNLP 2023): rationales of one question agree on its answer.
+"""MCC-KD (Chen et al., Findings of EMNLP 2023): consistent answers across diverse rationales.
 
-Of a question's rationales the most diverse are kept, by the Jaccard similarity of their N-grams.
-Each step shows two of them side by side. Besides the cross entropy of both, the distributions of
-the answer's tokens after either are pulled together by the Kullback-Leibler divergence in both
-directions: L = L_CE + λ (KL(P ‖ Q) + KL(Q ‖ P)) / 2.
+The most diverse rationales of each question are kept, by Jaccard similarity of their N-grams. Each
+step trains on two of them side by side. In addition to the cross entropy of both, a symmetric
+Kullback-Leibler divergence pulls together the distributions over the answer tokens after either
+rationale: L = L_CE + λ (KL(P ‖ Q) + KL(Q ‖ P)) / 2.
 
 Letters: N examples, B rows, U target positions, A positions of the answer sentence, D, V.
 """
@@ -27,53 +27,53 @@ from kpod_jax.training.forward import hidden_states
 
 
 class MccKd(Method):
-    """Diverse rationales of each question, in pairs."""
+    """Pairs of diverse rationales of the same question."""
 
     keys = ("consistency_weight", "diverse_rationales", "ngram")
 
     @classmethod
     def config_errors(cls, config: Any) -> list[str]:
-        """Pairs take two rationales of a question, and two rows of a part of a batch."""
-        data, distill, found = config.data, config.distill, row_layout_errors(config)
-        several = f"several rationales of a question for {config.method}, which compares them"
+        """Checks for several rationales per question and micro-batches of whole pairs."""
+        data, distill, errors = config.data, config.distill, row_layout_errors(config)
+        expected = f"several rationales per question, which {config.method} compares"
         if data.name in sources.PUBLISHED and not data.rationales:
-            found.append(
-                f"data.rationales='': expected a teacher's file with {several}, such as "
-                "--mode=teach writes with teacher.samples above 1"
+            errors.append(
+                f"data.rationales='': expected a teacher's file with {expected}, as written by "
+                "--mode=teach with teacher.samples above 1"
             )
         elif data.rationales_per_question == 1 and (data.rationales or data.name == "arithmetic"):
-            found.append(f"data.rationales_per_question=1: expected {several}")
+            errors.append(f"data.rationales_per_question=1: expected {expected}")
         if distill.batch_size % (2 * distill.micro_batches):
-            found.append(
+            errors.append(
                 f"distill.batch_size={distill.batch_size}: expected a multiple of 2 times "
-                f"distill.micro_batches={distill.micro_batches}, as rows are compared in pairs"
+                f"distill.micro_batches={distill.micro_batches}, because rows are compared in pairs"
             )
-        return found
+        return errors
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """The kept rationales, grouped by question."""
+        """Returns the diverse rationales, grouped by question."""
         options = self.setting.options
         by_question: dict[str, list[Record]] = {}
         for record in records:
             by_question.setdefault(f"{record.question}\n{record.answer}", []).append(record)
         return [
-            Example(own[i], self.prompt, group=own[0].id)
-            for own in by_question.values()
+            Example(members[i], self.prompt, group=members[0].id)
+            for members in by_question.values()
             for i in diverse(
-                [record.rationale for record in own],
+                [record.rationale for record in members],
                 options["diverse_rationales"],
                 options["ngram"],
             )
         ]
 
     def objective(self, tokenized: TokenizedSet, examples: Sequence[Example]) -> Objective:
-        """Cross entropy and consistency."""
+        """Returns cross entropy plus consistency."""
         answers = _answer_tokens(tokenized)
         groups = pairs.groups_of([example.group for example in examples])
-        # Both terms are means over tokens: those of all targets, and those of the answers.
+        # Both terms are means over tokens: cross entropy of all targets, consistency of answers.
         tokens = pairs.expected(tokenized.targets.lengths, groups)
-        share = tokens / (pairs.expected(answers.lengths, groups) / 2)
-        weight = self.setting.options["consistency_weight"] * share
+        ratio = tokens / (pairs.expected(answers.lengths, groups) / 2)
+        weight = self.setting.options["consistency_weight"] * ratio
         return Objective(
             functools.partial(consistency_loss, weight=weight),
             functools.partial(_answer_arrays, tokenized, answers),
@@ -82,32 +82,33 @@ class MccKd(Method):
 
 
 def jaccard(one: str, other: str, n: int) -> float:
-    """Shared N-grams of words as a part of all of both, in [0, 1]; short texts are one N-gram."""
+    """Computes the Jaccard similarity of word N-grams, in [0, 1]; a short text is one N-gram."""
     a, b = _ngrams(one, n), _ngrams(other, n)
     return len(a & b) / len(a | b)
 
 
 def diverse(texts: Sequence[str], count: int, n: int) -> list[int]:
-    """Chooses texts that are little alike: the first, then ever the one least like the chosen.
+    """Greedily selects diverse texts: the first, then always the one least similar to those chosen.
+
+    The similarity to the chosen texts is the maximum over them; ties go to the first text.
 
     Args:
       texts: at least one.
-      count: most that are chosen.
-      n: of the N-grams.
+      count: maximum number to select.
+      n: N of the N-grams.
 
     Returns:
-      Their numbers, rising. A text is as like the chosen as it is like the most alike of them; of
-      equals the first is chosen.
+      Their indices, in increasing order.
     """
-    chosen, rest = [0], list(range(1, len(texts)))
-    likeness = [jaccard(texts[0], text, n) for text in texts]
-    while rest and len(chosen) < count:
-        best = min(rest, key=lambda i: likeness[i])
+    chosen, remaining = [0], list(range(1, len(texts)))
+    similarity = [jaccard(texts[0], text, n) for text in texts]
+    while remaining and len(chosen) < count:
+        best = min(remaining, key=lambda i: similarity[i])
         chosen.append(best)
-        rest.remove(best)
-        likeness = [
+        remaining.remove(best)
+        similarity = [
             max(old, jaccard(texts[best], text, n))
-            for old, text in zip(likeness, texts, strict=True)
+            for old, text in zip(similarity, texts, strict=True)
         ]
     return sorted(chosen)
 
@@ -115,16 +116,16 @@ def diverse(texts: Sequence[str], count: int, n: int) -> list[int]:
 def consistency_loss(
     module: Any, params: Any, batch: Any, dropout_key: jax.Array | None = None, *, weight: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ weight · nll + `weight` · Σ divergence over the answers' positions, and Σ nll.
+    """Computes Σ loss_weights · nll + `weight` · Σ divergence over answer positions, and Σ nll.
 
     Args:
       module: the student.
       params: its parameters.
-      batch: rows 2 k and 2 k + 1 are of one question; "answer_places" [B, A] int32 are positions
-        of the answer sentence, and "compared" [B, A] bool says which of them count, alike for both
-        rows of a pair.
-      dropout_key: or None.
-      weight: λ times the tokens of a pair's targets for each of its compared positions.
+      batch: rows 2 k and 2 k + 1 belong to one question; "answer_places" [B, A] int32 are the
+        positions of the answer sentence, and "compared" [B, A] bool masks those that count, equal
+        for both rows of a pair.
+      dropout_key: key for dropout; None for no dropout.
+      weight: λ times the number of target tokens per compared position of a pair.
     """
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
     total, nll = losses.weighted_token_losses(
@@ -139,7 +140,7 @@ def consistency_loss(
 
 
 def symmetric_kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """(KL(P ‖ Q) + KL(Q ‖ P)) / 2 over the last axis, nats."""
+    """Computes (KL(P ‖ Q) + KL(Q ‖ P)) / 2 over the last axis, in nats."""
     return 0.5 * jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q), -1)
 
 
@@ -149,7 +150,7 @@ def _ngrams(text: str, n: int) -> set[tuple[str, ...]]:
 
 
 def _answer_tokens(tokenized: TokenizedSet) -> Ragged:
-    """The tokens of the answer sentences, EOS with them."""
+    """Returns the tokens of the answer sentences, including EOS."""
     lengths = tokenized.rationale_lengths
     return Ragged.from_list(
         [tokenized.targets[i][n:] for i, n in enumerate(lengths.tolist())], np.int32
@@ -159,10 +160,10 @@ def _answer_tokens(tokenized: TokenizedSet) -> Ragged:
 def _answer_arrays(
     tokenized: TokenizedSet, answers: Ragged, rows_B: np.ndarray, size_U: int
 ) -> Batch:
-    """A batch's "answer_places" and "compared", [B, A]; rows of a pair have the same mask.
+    """Returns a batch's "answer_places" and "compared", [B, A]; a pair shares its mask.
 
-    Tokenizers may join an answer to what is before it: where the sentences' tokens differ, nothing
-    is compared.
+    A tokenizer may merge the start of an answer sentence with the text before it. If the sentences
+    of a pair differ in tokens, the pair is not compared.
     """
     size_A = round_up(int(answers.lengths.max()))
     tokens_BxA, mask_BxA = padded(answers, rows_B, size_A, -1)

@@ -1,8 +1,8 @@
-"""What a method is that trains on examples of its own making.
+"""The interface of methods that create their own training examples.
 
-A method maps records to examples: what the student reads, what it writes, and of which task that
-is. All else (tokens, batches, the train step, evaluation) is the same for all methods. A method
-whose loss is more than cross entropy has an `Objective` besides.
+A method maps records to examples: what the student reads, what it writes, and for which task.
+Everything else (tokens, batches, the train step, evaluation) is the same for all methods. A method
+whose loss is not plain cross entropy also provides an `Objective`.
 """
 
 import abc
@@ -20,19 +20,19 @@ from kpod_jax.training.train_step import Loss, cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a method is made with.
+    """The arguments that a method is created from.
 
     Attributes:
-      options: `baseline` of the configuration, by key.
-      data: the data set's name.
-      answer_kind: of its answers, of `answers.KINDS`.
-      step_separator: that ends a step, for `split_steps`.
-      prompt: the template of the configuration, `student.prompt`.
-      answer_template: the answer sentence of the configuration.
-      seed: of the run; all randomness of a method comes from it.
-      token_lengths: from texts to the number of the student's tokens in each, [N] int64.
-      max_question_tokens: longer prompts are left out.
-      tokenizer: the student's.
+      options: the `baseline` section of the configuration, by key.
+      data: name of the data set.
+      answer_kind: kind of its answers, from `answers.KINDS`.
+      step_separator: text that ends a step, for `split_steps`.
+      prompt: prompt template of the configuration, `student.prompt`.
+      answer_template: template of the answer sentence.
+      seed: seed of the run, the only source of randomness in a method.
+      token_lengths: maps texts to their numbers of student tokens, [N] int64.
+      max_question_tokens: examples with longer prompts are left out.
+      tokenizer: the student's tokenizer.
     """
 
     options: Mapping[str, Any]
@@ -49,18 +49,19 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One thing that the student is trained to write.
+    """A training example.
 
-    The target is the rationale, if there is one, and the answer sentence, if it is wanted.
+    The target is the rationale, if there is one, followed by the answer sentence, if enabled.
 
     Attributes:
-      record: its question, steps (perhaps none) and answer; the id is this example's alone.
-      prompt: the template of what is read, with `{question}` in it.
-      answer_sentence: whether the target ends with it; without it the target is the rationale.
-      task: examples of one task share a share of the loss.
-      rationale_given: whether the rationale, and the answer sentence up to the answer, are context:
-        the answer and what follows it are learned.
-      group: examples of one group are compared by a loss that looks at pairs; "" is none.
+      record: question, steps (possibly none) and answer, with an id unique to this example.
+      prompt: prompt template that contains `{question}`.
+      answer_sentence: whether the target ends with the answer sentence; otherwise it is the
+        rationale alone.
+      task: name of the task; `Method.shares` divides the loss among tasks.
+      rationale_given: whether the rationale, and the answer sentence up to the answer, are context,
+        so that the student learns only the answer and what follows it.
+      group: examples of the same group can be paired by the loss; "" for no group.
     """
 
     record: Record
@@ -73,13 +74,13 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is minimised.
+    """The training objective.
 
     Attributes:
-      loss: of a batch, see `train_step.Loss`.
-      arrays: further arrays for a batch, see `BatchSource`; None: none.
+      loss: loss of a batch, see `train_step.Loss`.
+      arrays: creates additional arrays for a batch, see `BatchSource`; None for none.
       pairs: whether rows 2 k and 2 k + 1 of a batch are two examples of one group.
-      note: what is said of it with the number of examples.
+      note: text reported along with the number of examples.
     """
 
     loss: Loss = cross_entropy
@@ -89,11 +90,11 @@ class Objective:
 
 
 def row_layout_errors(config: Any) -> list[str]:
-    """What is wrong with a configuration for a loss that looks at places of a batch's rows."""
+    """Returns what is wrong with a configuration for a loss that uses positions within a row."""
     distill = config.distill
     return [
-        f"distill.{key}={value!r}: expected {expected!r} for {config.method}, whose loss looks at "
-        "places of a row, which this moves"
+        f"distill.{key}={value!r}: expected {expected!r} for {config.method}, whose loss depends "
+        "on positions within a row, which this setting shifts"
         for key, value, expected in (
             ("pack_length", distill.pack_length, 0),
             ("input_steps", distill.input_steps, "decoder"),
@@ -103,51 +104,51 @@ def row_layout_errors(config: Any) -> list[str]:
 
 
 class Method(abc.ABC):
-    """A method, made anew from its setting wherever it is needed.
+    """Base class of methods, created from a `Setting` wherever one is needed.
 
     Attributes:
-      keys: of `baseline`, that it reads: with others a student of it stays the same.
-      file_keys: those of them that name files.
+      keys: keys of `baseline` that the method reads; other keys do not affect its students.
+      file_keys: those of `keys` that name files.
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
     file_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setting: Setting) -> None:
-        """Keeps the setting."""
+        """Stores the setting."""
         self.setting = setting
 
     @classmethod
     def config_errors(cls, config: Any) -> list[str]:
-        """What is wrong with a whole configuration for this method, a line each."""
+        """Returns what is wrong with a configuration for this method, one line per error."""
         del config
         return []
 
     @property
     def notes(self) -> Sequence[str]:
-        """What is said when training starts, such as what a black-box teacher does not give."""
+        """Lines to log when training starts, such as the limits of a black-box teacher."""
         return ()
 
     @property
     def prompt(self) -> str:
-        """The template that a trained student is asked by: that of examples that end in answers."""
+        """Prompt template for evaluation: that of the training examples that end in answers."""
         return self.setting.prompt
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """Each task's share of the loss, as a mean over its tokens; {}: tokens are all alike."""
+        """Fraction of the loss per task, as a mean over its tokens; {} for equal token weights."""
         return {}
 
     @abc.abstractmethod
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """The examples of the training records, which have several where questions have."""
+        """Returns the examples for the training records; a question may have several records."""
 
     def objective(self, tokenized: TokenizedSet, examples: Sequence[Example]) -> Objective:
-        """What is minimised.
+        """Returns the training objective.
 
         Args:
-          tokenized: the examples that fit the student, as tokens.
-          examples: the same, in the same order.
+          tokenized: the examples that fit the student's limits, as tokens.
+          examples: the same examples, in the same order.
         """
         del tokenized, examples
         return Objective()

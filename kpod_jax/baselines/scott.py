@@ -1,12 +1,12 @@
-"""SCOTT (Wang et al., ACL 2023): the student's answer is to follow from its rationale.
+"""SCOTT (Wang et al., ACL 2023): trains the student's answers to follow from its rationales.
 
-Besides the teacher's rationales the student reads counterfactual ones, which support another
-answer. Of these it learns the answer alone: the rationale and "Therefore, the answer is" are
-context. A prefix tells the two apart: L = (1 - α) L_factual + α L_counterfactual. The trained
-student is asked with the factual prefix.
+In addition to the teacher's rationales, the student reads counterfactual ones that support another
+answer. From these it learns only the answer: the rationale and "Therefore, the answer is" are
+context. A prefix distinguishes the two: L = (1 - α) L_factual + α L_counterfactual. At evaluation,
+the student is prompted with the factual prefix.
 
-The paper's teacher decodes contrastively, which takes its logits. A black box gives none, so its
-rationales are used as they are.
+The paper's teacher decodes contrastively, which requires its logits. A black-box teacher provides
+none, so its rationales are used as they are.
 """
 
 import dataclasses
@@ -25,61 +25,62 @@ _COLUMNS = ("question", "rationale", "answer")
 
 
 class Scott(Method):
-    """Records, and counterfactual ones whose rationale is context."""
+    """The records, and counterfactual records whose rationale is context."""
 
     keys = ("counterfactuals", "counterfactual_weight")
     file_keys = ("counterfactuals",)
 
     @classmethod
     def config_errors(cls, config: Any) -> list[str]:
-        """Counterfactual rationales must come from somewhere."""
+        """Checks that there is a source of counterfactual rationales."""
         if config.data.name == "arithmetic" or config.baseline.counterfactuals:
             return []
         return [
-            f"baseline.counterfactuals='': expected a teacher's counterfactual rationales for "
-            f"{config.data.name}, a JSONL file of {', '.join(_COLUMNS)} (docs/baselines.md)"
+            f"baseline.counterfactuals='': expected a JSONL file with a teacher's counterfactual "
+            f"rationales for {config.data.name}, with columns {', '.join(_COLUMNS)} "
+            "(docs/baselines.md)"
         ]
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a black box does not give."""
+        """A note on the missing contrastive decoding."""
         return (
             "SCOTT's contrastive decoding needs the teacher's logits, which a black-box teacher "
-            "does not give: its rationales are used as they are, and counterfactual training is as "
-            "published.",
+            "does not provide: its rationales are used as they are, and counterfactual training "
+            "is as published.",
         )
 
     @property
     def prompt(self) -> str:
-        """With the factual prefix."""
+        """The prompt with the factual prefix."""
         return FACTUAL + self.setting.prompt
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """1 - α and α."""
+        """Loss fractions, 1 - α and α."""
         weight = self.setting.options["counterfactual_weight"]
         return {"factual": 1 - weight, "counterfactual": weight}
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """Factual ones, then the counterfactual ones that there are."""
+        """Returns the factual examples, then the available counterfactual ones."""
         path = self.setting.options["counterfactuals"]
         if path:
-            others = read_counterfactuals(
+            counterfactuals = read_counterfactuals(
                 path, records, self.setting.answer_kind, self.setting.step_separator
             )
         else:
-            own = (arithmetic.counterfactual(record) for record in records)
-            others = [other for other in own if other is not None]
+            generated = (arithmetic.counterfactual(record) for record in records)
+            counterfactuals = [record for record in generated if record is not None]
         return [
             *(Example(record, self.prompt, task="factual") for record in records),
             *(
                 Example(
-                    dataclasses.replace(other, id=f"{other.id}-{number}"),
+                    dataclasses.replace(record, id=f"{record.id}-{number}"),
                     COUNTERFACTUAL + self.setting.prompt,
                     task="counterfactual",
                     rationale_given=True,
                 )
-                for number, other in enumerate(others)
+                for number, record in enumerate(counterfactuals)
             ),
         ]
 
@@ -87,40 +88,40 @@ class Scott(Method):
 def read_counterfactuals(
     path: str, records: Sequence[Record], kind: str, separator: str = ""
 ) -> list[Record]:
-    """A teacher's rationales for other answers than the gold ones.
+    """Reads a teacher's rationales for answers other than the gold answers.
 
     Args:
-      path: a JSONL file of question, rationale and answer, the one that the rationale supports.
-        Rows of other questions than the records' are passed over, and so are those whose answer
-        is the gold one.
-      records: of the training split.
-      kind: of the answers.
-      separator: that ends a step.
+      path: a JSONL file with columns question, rationale and answer, where the answer is the one
+        that the rationale supports. Rows are skipped if their question is not in `records` or
+        their answer is the gold answer.
+      records: the training split.
+      kind: kind of answer, from `answers.KINDS`.
+      separator: text that ends a step.
 
     Returns:
-      A record for each usable row, in the file's order.
+      One record per usable row, in file order.
 
     Raises:
-      UserError: the file cannot be read, a line is no such row, or no row is usable.
+      UserError: if the file cannot be read, a line is malformed, or no row is usable.
     """
     gold = {normalised(record.question): record for record in reversed(records)}
-    found = []
+    counterfactuals = []
     for number, row, problem in jsonl.read_rows(path):
         try:
             if row is None:
                 raise ValueError(problem)
             question, rationale, answer = (jsonl.text_column(row, name) for name in _COLUMNS)
             if answers.extract_answer(answer, kind) is None:
-                raise ValueError(f"has the answer {answer!r:.80}, which is no {kind}")
+                raise ValueError(f"has the answer {answer!r:.80}, which is not a {kind}")
         except ValueError as error:
             raise UserError(
-                f"{path}:{number} {error}. Expected a counterfactual a line: "
+                f"{path}:{number} {error}. Expected one counterfactual per line: "
                 '{"question": …, "rationale": …, "answer": …}.'
             ) from error
         record = gold.get(normalised(question))
         if record is None or answers.answers_equal(answer, record.answer, kind):
             continue
-        found.append(
+        counterfactuals.append(
             dataclasses.replace(
                 record,
                 id=f"{record.id}#counterfactual",
@@ -130,10 +131,10 @@ def read_counterfactuals(
                 hardness=None,
             )
         )
-    if not found:
+    if not counterfactuals:
         raise UserError(
-            f"{path} has no rationale that supports another answer than the gold one for any of "
-            f"the {len(records)} training records. Expected the questions of the training split, "
-            "each with a wrong answer and a rationale for it."
+            f"{path} has no rationale for a non-gold answer to any question in the {len(records)} "
+            "training records. Expected questions of the training split, each with a wrong answer "
+            "and a rationale for it."
         )
-    return found
+    return counterfactuals

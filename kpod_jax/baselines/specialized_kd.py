@@ -1,9 +1,9 @@
-"""Specialized KD (Fu et al., ICML 2023): one narrow ability, learned in four formats of data.
+"""Specialized KD (Fu et al., ICML 2023): trains one narrow ability in four data formats.
 
-Each rationale is a chain of thought, each question's answer an answer alone, both with and without
-solved examples in the prompt. Where the teacher's distributions are given, the student matches them
-token by token, KL(teacher ‖ student); where only its text is, this is cross entropy ("sample
-matching").
+The formats are chain of thought (one example per rationale) and answer only (one per question),
+each with and without solved examples in the prompt. If the teacher's token distributions are
+available, the student matches them, KL(teacher ‖ student); otherwise the loss is cross entropy on
+the teacher's text ("sample matching").
 """
 
 import dataclasses
@@ -29,115 +29,116 @@ FORMATS = (
     "in_context_answer_only",
     "in_context_chain_of_thought",
 )
-_CHUNK = 32  # Positions whose logits are held at a time.
+_CHUNK = 32  # Positions whose logits are in memory at a time.
 
 
 class SpecializedKd(Method):
-    """Two examples a rationale, and two a question."""
+    """Two examples per rationale and two per question."""
 
     keys = ("answer_prompt", "formats", "format_weights", "demonstrations", "distributions")
     file_keys = ("distributions",)
 
     @classmethod
     def config_errors(cls, config: Any) -> list[str]:
-        """Formats have names, and the student is asked in one that it knows."""
+        """Checks the formats and their weights."""
         formats = tuple(config.baseline.formats)
         if not set(formats) <= set(FORMATS) or len(set(formats)) < len(formats):
-            return [f"baseline.formats={formats!r}: expected different ones of {FORMATS}"]
+            return [f"baseline.formats={formats!r}: expected distinct formats from {FORMATS}"]
         if FORMATS[1] not in formats:
             return [
-                f"baseline.formats={formats!r}: expected {FORMATS[1]}, which students are asked in"
+                f"baseline.formats={formats!r}: expected {FORMATS[1]} to be included, because "
+                "evaluation uses it"
             ]
-        shares = tuple(config.baseline.format_weights)
-        if len(shares) != len(FORMATS) or not all(_is_positive(share) for share in shares):
+        weights = tuple(config.baseline.format_weights)
+        if len(weights) != len(FORMATS) or not all(_is_positive(weight) for weight in weights):
             return [
-                f"baseline.format_weights={shares!r}: expected numbers above 0, one for each of "
+                f"baseline.format_weights={weights!r}: expected positive numbers, one for each of "
                 f"{FORMATS}"
             ]
         return row_layout_errors(config) if config.baseline.distributions else []
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a black box does not give."""
+        """A note on the missing token distributions; empty if they are given."""
         if self.setting.options["distributions"]:
             return ()
         return (
             "Specialized KD matches the teacher's token distributions, which a black-box teacher "
-            "does not give (baseline.distributions=FILE takes them): the student matches its "
-            "samples by cross entropy.",
+            "does not provide (to use a file of them, set baseline.distributions=FILE): the "
+            "student is trained on the teacher's samples with cross entropy.",
         )
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """Those of the formats that there are, which `task_weights` scales to sum to 1."""
+        """Weights of all formats; `task_weights` normalizes over those in use."""
         return dict(zip(FORMATS, self.setting.options["format_weights"], strict=True))
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
-        """Each rationale, and each question's answer, alone and with as many others as fit."""
-        options, found = self.setting.options, []
+        """Returns the examples of all formats; in-context ones have as many demos as fit."""
+        options, examples = self.setting.options, []
         for name in options["formats"]:
-            answer_only = name.endswith("answer_only")
+            answer_only, in_context = name.endswith("answer_only"), "in_context" in name
             prompt = options["answer_prompt"] if answer_only else self.setting.prompt
             mark = f"#{name}"
             if answer_only:
-                own = [without_steps(record, mark) for record in one_each(records)]
+                targets = [without_steps(record, mark) for record in one_each(records)]
             else:
-                own = [_marked(record, mark) for record in records]
-            before = self._demonstrations(own, prompt) if "in_context" in name else [""] * len(own)
-            found += [
-                Example(record, shown + prompt, task=name)
-                for record, shown in zip(own, before, strict=True)
-                if shown or "in_context" not in name
+                targets = [_marked(record, mark) for record in records]
+            contexts = self._demonstrations(targets, prompt) if in_context else [""] * len(targets)
+            examples += [
+                Example(record, context + prompt, task=name)
+                for record, context in zip(targets, contexts, strict=True)
+                if context or not in_context
             ]
-        return found
+        return examples
 
     def _demonstrations(self, records: Sequence[Record], prompt: str) -> list[str]:
-        """Other records, solved, to stand before each one; "" where not even one fits."""
+        """Returns solved examples to prepend to each record's prompt; "" if not even one fits."""
         setting, count = self.setting, self.setting.options["demonstrations"]
-        asked = [prompt.replace("{question}", record.question) for record in records]
-        solved = [f"{q} {_target(r, setting)}\n\n" for q, r in zip(asked, records, strict=True)]
-        # Tokens of texts that are joined are about those of each; one more makes up for EOS.
-        room_N = setting.max_question_tokens - 2 - setting.token_lengths(asked)
+        prompts = [prompt.replace("{question}", record.question) for record in records]
+        solved = [f"{p} {_target(r, setting)}\n\n" for p, r in zip(prompts, records, strict=True)]
+        # Token counts of joined texts are about additive; the margins allow for EOS and merges.
+        room_N = setting.max_question_tokens - 2 - setting.token_lengths(prompts)
         cost_N = setting.token_lengths(solved) + 1
         questions = [record.question for record in records]
         result = []
         for i, room in enumerate(room_N.tolist()):
             rng = np.random.default_rng([setting.seed, i])
-            shown: list[int] = []
+            chosen: list[int] = []
             for j in rng.permutation(len(records))[: 4 * count + 4].tolist():
-                fits = len(shown) < count and cost_N[j] <= room
-                if fits and questions[j] not in {questions[k] for k in (i, *shown)}:
-                    shown.append(j)
+                fits = len(chosen) < count and cost_N[j] <= room
+                if fits and questions[j] not in {questions[k] for k in (i, *chosen)}:
+                    chosen.append(j)
                     room -= int(cost_N[j])
-            result.append("".join(solved[j] for j in shown))
+            result.append("".join(solved[j] for j in chosen))
         return result
 
     def objective(self, tokenized: TokenizedSet, examples: Sequence[Example]) -> Objective:
-        """Distribution matching where distributions are given, else cross entropy."""
+        """Returns distribution matching if there are distributions, else cross entropy."""
         path = self.setting.options["distributions"]
         if not path:
             return Objective()
-        given = distributions.read(path, tokenized, self.setting.tokenizer)
-        thinking = [example.record for example in examples if example.record.steps]
+        teacher = distributions.read(path, tokenized, self.setting.tokenizer)
+        rationales = sum(1 for example in examples if example.record.steps)
         tokens = int(tokenized.rationale_lengths.sum())
         note = (
-            f"distributions for {given.rationales} of {len(thinking)} rationales and "
-            f"{given.matched / max(1, tokens):.0%} of their tokens"
+            f"distributions for {teacher.rationales} of {rationales} rationales and "
+            f"{teacher.matched / max(1, tokens):.0%} of their tokens"
         )
-        return Objective(distribution_loss, given.arrays, note=note)
+        return Objective(distribution_loss, teacher.arrays, note=note)
 
 
 def distribution_loss(
     module: Any, params: Any, batch: Any, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ weight · KL(teacher ‖ student) and Σ KL: cross entropy where the teacher is one-hot.
+    """Computes Σ weight · KL(teacher ‖ student) and Σ KL; with a one-hot teacher, cross entropy.
 
     Args:
       module: the student.
       params: its parameters.
-      batch: with "teacher_tokens" [B, U, K] int32 and "teacher_probabilities" [B, U, K] float32,
-        which sum to 1 over K.
-      dropout_key: or None.
+      batch: includes "teacher_tokens" [B, U, K] int32 and "teacher_probabilities" [B, U, K]
+        float32, which sum to 1 over K.
+      dropout_key: key for dropout; None for no dropout.
     """
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
     divergence = divergences(hidden, batch["teacher_tokens"], batch["teacher_probabilities"], head)
@@ -149,23 +150,25 @@ def distribution_loss(
 def divergences(
     hidden_BxUxD: jax.Array, tokens_BxUxK: jax.Array, p_BxUxK: jax.Array, head: Any
 ) -> jax.Array:
-    """[B, U] KL(p ‖ P), where p is 0 outside of its K tokens and P is the student's; nats."""
+    """Computes KL(p ‖ P) in nats, [B, U]; p is 0 outside its K tokens, P is the student's."""
     length = hidden_BxUxD.shape[1]
 
     def chunks(array: jax.Array) -> jax.Array:
-        """[B, U, X] -> [U / chunk, B, chunk, X]."""
+        """Reshapes [B, U, X] to [U / chunk, B, chunk, X]."""
         array = jnp.pad(array, [(0, 0), (0, -length % _CHUNK), (0, 0)])
         return jnp.moveaxis(array.reshape(array.shape[0], -1, _CHUNK, array.shape[2]), 1, 0)
 
     @jax.checkpoint
-    def one(hidden_BxCxD: jax.Array, tokens_BxCxK: jax.Array, p_BxCxK: jax.Array) -> jax.Array:
+    def chunk_divergence(
+        hidden_BxCxD: jax.Array, tokens_BxCxK: jax.Array, p_BxCxK: jax.Array
+    ) -> jax.Array:
         logits_BxCxV = head(hidden_BxCxD).astype(jnp.float32)
-        log_normaliser = jax.nn.logsumexp(logits_BxCxV, -1, keepdims=True)
-        log_q_BxCxK = jnp.take_along_axis(logits_BxCxV, tokens_BxCxK, -1) - log_normaliser
+        log_normalizer = jax.nn.logsumexp(logits_BxCxV, -1, keepdims=True)
+        log_q_BxCxK = jnp.take_along_axis(logits_BxCxV, tokens_BxCxK, -1) - log_normalizer
         return jnp.sum(xlogy(p_BxCxK, p_BxCxK) - p_BxCxK * log_q_BxCxK, -1)
 
     parts = (chunks(hidden_BxUxD), chunks(tokens_BxUxK), chunks(p_BxUxK))
-    _, result = jax.lax.scan(lambda _, part: (None, one(*part)), None, parts)
+    _, result = jax.lax.scan(lambda _, part: (None, chunk_divergence(*part)), None, parts)
     return jnp.moveaxis(result, 0, 1).reshape(hidden_BxUxD.shape[0], -1)[:, :length]
 
 

@@ -1,4 +1,4 @@
-"""The examples that a student is trained on, as tokens, with what each counts.
+"""The tokenized training examples of a student, with their weights.
 
 Letters: N examples.
 """
@@ -18,7 +18,7 @@ from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import Student
 from kpod_jax.utils.errors import UserError
 
-# (records, each one's prompt, each one's answer sentence or "") -> tokens, those left out
+# (records, a prompt per record, an answer sentence or "" per record) -> tokens, examples left out
 Tokenize = Callable[
     [Sequence[Record], Sequence[str], Sequence[str]], tuple[TokenizedSet, list[Rejected]]
 ]
@@ -26,18 +26,19 @@ Tokenize = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """N examples as tokens.
+    """N tokenized examples.
 
     Attributes:
       tokenized: the examples.
-      objective: what is minimised.
-      weights: [N] float32 that all of an example's loss is multiplied by; None is 1.
-      start_steps: [N] int32, c_i: leading steps that are context; None where a curriculum says it.
-      groups: that pairs are drawn from; None where rows stand alone.
-      prompt: that the trained student is asked by, in its form; "" is the student's own.
-      notes: what is said when training starts.
-      tasks: number of examples of each task.
-      left_out: examples that do not fit the student.
+      objective: the training objective.
+      weights: [N] float32 loss weight per example; None for 1.
+      start_steps: [N] int32, c_i, number of leading steps that are context; None if a curriculum
+        chooses it.
+      groups: groups that pairs are drawn from; None if rows are not paired.
+      prompt: prompt template for evaluation, in the student's form; "" for the student's own.
+      notes: lines to log when training starts.
+      tasks: number of examples per task.
+      left_out: examples that exceed the student's limits.
     """
 
     tokenized: TokenizedSet
@@ -51,84 +52,87 @@ class TrainingSet:
     left_out: tuple[Rejected, ...] = ()
 
     def __str__(self) -> str:
-        """How many examples a method made, by task, and how many do not fit; "" of records."""
+        """Returns the example counts by task and of those left out; "" without a method."""
         if not self.tasks:
             return ""
-        found = [f"{count} {task}".rstrip() for task, count in self.tasks.items()]
+        parts = [f"{count} {task}".rstrip() for task, count in self.tasks.items()]
         if self.left_out:
-            found.append(f"{len(self.left_out)} left out (records/left_out.jsonl)")
+            parts.append(f"{len(self.left_out)} left out (records/left_out.jsonl)")
         if self.objective.note:
-            found.append(self.objective.note)
-        return f"examples: {', '.join(found)}; "
+            parts.append(self.objective.note)
+        return f"examples: {', '.join(parts)}; "
 
 
 def make_training_set(method: Method | None, student: Student, data: Data) -> TrainingSet:
-    """What a student is trained on: the records, or a method's examples of them.
+    """Creates the training set: the records themselves, or the examples that a method creates.
 
     Args:
-      method: that makes examples of its own; None: the records are the examples.
+      method: creates the examples; None to train on the records themselves.
       student: model and tokenizer.
       data: the training records.
 
     Raises:
-      UserError: see `make`; or prompts that end in another token than the one it is asked by.
+      UserError: as for `make`, or if the training prompts and the evaluation prompt end in
+        different tokens.
     """
     if method is None:
         return TrainingSet(data.train)
     resolved, start_of = functools.cache(student.resolve_prompt), student.decoder_start
-    asked = resolved(method.prompt)
+    eval_prompt = resolved(method.prompt)
 
     def tokenize(
         records: Sequence[Record], prompts: Sequence[str], sentences: Sequence[str]
     ) -> tuple[TokenizedSet, list[Rejected]]:
-        if prompts and start_of(resolved(prompts[0])) != start_of(asked):
+        if prompts and start_of(resolved(prompts[0])) != start_of(eval_prompt):
             raise UserError(
-                f"The prompt that the student is asked by, {asked!r}, ends in another token than "
-                f"those that it is trained on, {prompts[0][-80:]!r}; expected prompts that end "
-                "alike."
+                f"The evaluation prompt {eval_prompt!r} ends in a different token than the "
+                f"training prompts, {prompts[0][-80:]!r}; expected prompts that end in the same "
+                "token."
             )
         return student.tokenize(records, [*map(resolved, prompts)], sentences, need_rationale=False)
 
-    found = make(method, data.records("train"), tokenize)
-    return dataclasses.replace(found, prompt=asked, notes=tuple(method.notes))
+    training_set = make(method, data.records("train"), tokenize)
+    return dataclasses.replace(training_set, prompt=eval_prompt, notes=tuple(method.notes))
 
 
 def make(method: Method, records: Sequence[Record], tokenize: Tokenize) -> TrainingSet:
-    """A method's examples of some records.
+    """Creates a method's examples for the given records.
 
     Args:
-      method: makes the examples.
-      records: of the training split.
-      tokenize: under the student's limits.
+      method: creates the examples.
+      records: the training split.
+      tokenize: tokenizes the examples within the student's limits.
 
     Raises:
-      UserError: no example is left, an example is none, or two have the same id.
+      UserError: if no example fits, an example has an empty target, or two have the same id.
     """
-    all_made = method.examples(records)
-    made = {example.record.id: example for example in all_made}
+    all_examples = method.examples(records)
+    by_id = {example.record.id: example for example in all_examples}
     name = type(method).__name__
-    if len(made) < len(all_made):
-        twice = Counter(example.record.id for example in all_made).most_common(1)[0][0]
-        raise UserError(f"{name} makes two examples with the id {twice!r}; expected different ids.")
-    for example in all_made:
+    if len(by_id) < len(all_examples):
+        duplicate = Counter(example.record.id for example in all_examples).most_common(1)[0][0]
+        raise UserError(
+            f"{name} creates two examples with the id {duplicate!r}; expected unique ids."
+        )
+    for example in all_examples:
         if not example.answer_sentence and not example.record.steps:
             raise UserError(
-                f"{name} makes the example {example.record.id!r} with neither a rationale nor an "
-                "answer sentence; expected something to learn."
+                f"{name} creates the example {example.record.id!r} with neither a rationale nor an "
+                "answer sentence; expected at least one of them."
             )
-    targets = [_target(example, method.setting.answer_template) for example in all_made]
+    targets = [_target(example, method.setting.answer_template) for example in all_examples]
     tokenized, left_out = tokenize(
         [record for record, _ in targets],
-        [example.prompt for example in all_made],
+        [example.prompt for example in all_examples],
         [sentence for _, sentence in targets],
     )
     if not len(tokenized):
-        why = "; ".join(f"{bad.id}: {bad.reason}" for bad in left_out[:3]) or "it made none"
+        reasons = "; ".join(f"{bad.id}: {bad.reason}" for bad in left_out[:3])
         raise UserError(
-            f"{name} has no example that fits the student: {why}. Raise "
-            "student.max_question_tokens and max_target_tokens, or mend the data."
+            f"{name} has no example that fits the student: {reasons or 'it creates none'}. Raise "
+            "student.max_question_tokens and student.max_target_tokens, or fix the data."
         )
-    examples = [made[record.id] for record in tokenized.records]
+    examples = [by_id[record.id] for record in tokenized.records]
     given_N = np.array([example.rationale_given for example in examples])
     objective = method.objective(tokenized, examples)
     return TrainingSet(
@@ -143,9 +147,9 @@ def make(method: Method, records: Sequence[Record], tokenize: Tokenize) -> Train
 
 
 def _target(example: Example, template: str) -> tuple[Record, str]:
-    """The record whose rationale begins the target, and the answer sentence that ends it.
+    """Returns the record whose rationale starts the target, and the answer sentence that ends it.
 
-    Where the rationale is given, so is the sentence up to its answer: it becomes a last step.
+    If the rationale is given, the answer sentence up to the answer becomes its last step.
     """
     record = example.record
     if not example.answer_sentence:
@@ -163,14 +167,17 @@ def _target(example: Example, template: str) -> tuple[Record, str]:
 def task_weights(
     tokenized: TokenizedSet, examples: Sequence[Example], method: Method
 ) -> np.ndarray | None:
-    """[N] float32 that give each task its share of the loss; None where there are no shares.
+    """Computes example weights that give each task its fraction of the loss, [N] float32.
 
-    A loss is a mean over supervised tokens. A task with the share s and T_s of all T supervised
-    tokens has the weight s T / T_s, so that over an epoch its mean token loss counts by s, however
-    long its targets are.
+    The loss is a mean over supervised tokens. A task with fraction s and T_s of the T supervised
+    tokens gets weight s T / T_s, so over an epoch its mean token loss counts with weight s,
+    regardless of the length of its targets.
+
+    Returns:
+      The weights, or None if the method defines no fractions.
 
     Raises:
-      UserError: a task has no share.
+      UserError: if a task has no fraction.
     """
     shares = method.shares
     if not shares:
@@ -178,12 +185,11 @@ def task_weights(
     tasks = [example.task for example in examples]
     if unknown := set(tasks) - shares.keys():
         raise UserError(
-            f"{type(method).__name__} has no share for the task {min(unknown)!r}; its shares are "
-            f"of {', '.join(map(repr, shares))}."
+            f"{type(method).__name__}.shares has no entry for the task {min(unknown)!r}; it has "
+            f"entries for {', '.join(map(repr, shares))}."
         )
     given_N = np.array([example.rationale_given for example in examples])
     counts_N = tokenized.targets.lengths - np.where(given_N, tokenized.rationale_lengths, 0)
     totals = {task: counts_N[np.array([t == task for t in tasks])].sum() for task in set(tasks)}
-    whole = sum(shares[task] for task in totals)
-    scale = counts_N.sum() / whole
+    scale = counts_N.sum() / sum(shares[task] for task in totals)
     return np.array([shares[task] * scale / totals[task] for task in tasks], np.float32)

@@ -1,1 +1,1 @@
-"""What the command line adds: checks of a configuration, its help and its reference."""
+"""Command-line support: configuration checks, help and reference."""

@@ -1,4 +1,4 @@
-"""What the keys of a configuration may be, and the checks made before any work starts."""
+"""The allowed values of configuration keys, checked before any work starts."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from kpod_jax.training import losses
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
 
-# Keys whose value may be an import path besides, and what it then names.
+# Keys that also accept an import path, and its form.
 OWN = {
     "method": "package.module:Class",
     "data.name": "package.module:Class",
@@ -21,7 +21,7 @@ OWN = {
     "schedule.curriculum": "package.module:Class",
     "distill.loss": "package.module:function",
 }
-# Keys whose value may be a file besides, and how its name ends.
+# Keys that also accept a file, and its suffix.
 FILES = {"weighting.weights": ".npz"}
 CHOICES = {
     "method": tuple(METHODS),
@@ -57,7 +57,7 @@ CHOICES = {
     "eval.split": SPLITS,
 }
 _INFINITY = float("inf")
-# Lowest and highest value, both allowed.
+# Minimum and maximum values, inclusive. Other numbers must be at least 0.
 RANGES = {
     "data.arithmetic.verbosity": (0, 1),
     "data.max_rejected_fraction": (0, 1),
@@ -120,13 +120,13 @@ def check(config: Config) -> None:
     """Checks every value, before any work starts.
 
     Raises:
-      UserError: one message that names each key at fault, its value and what was expected.
+      UserError: the message lists each invalid key, its value and what was expected.
     """
     errors = []
     for key, value in flatten(config).items():
         if key in CHOICES:
             if value not in CHOICES[key]:
-                errors += _choice_faults(key, value)
+                errors += _choice_errors(key, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             low, high = RANGES.get(key, (0, _INFINITY))
             if not low <= value <= high:
@@ -138,8 +138,8 @@ def check(config: Config) -> None:
         ("baseline", "answer_prompt", "{question}"),
     ):
         if config[block][key].count(field) != 1:
-            errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} once in it")
-    errors += _teacher_faults(config.teacher)
+            errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} exactly once")
+    errors += _teacher_errors(config.teacher)
     if config.distill.batch_size % config.distill.micro_batches:
         errors.append(
             f"distill.micro_batches={config.distill.micro_batches}: expected a divisor of "
@@ -147,52 +147,54 @@ def check(config: Config) -> None:
         )
     if config.distill.equal_tokens and config.schedule.curriculum in ("full", "spl", "acl"):
         errors.append(
-            f"distill.equal_tokens=True: schedule.curriculum={config.schedule.curriculum!r} is not "
-            "one whose tokens are fewer and known before training; expected kpod or icl"
+            "distill.equal_tokens=True: expected schedule.curriculum kpod or icl, whose tokens are "
+            f"fewer and known before training, got {config.schedule.curriculum!r}"
         )
     if config.eval.samples > 1 and not config.eval.temperature:
         errors.append(
-            f"eval.samples={config.eval.samples}: expected eval.temperature above 0, as greedy "
-            "generations are all the same"
+            f"eval.samples={config.eval.samples}: expected eval.temperature above 0, because "
+            "greedy generations are identical"
         )
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         errors.append("mesh: expected at most one axis of -1")
     learned = config.weighting.weights == "learned"
     if learned and config.weighting.fit == "fresh" and config.data.name != "arithmetic":
         errors.append(
-            f"weighting.fit='fresh': data set {config.data.name} has no fresh problems; "
-            "expected other_fold"
+            f"weighting.fit='fresh': only the built-in task generates fresh problems, not "
+            f"{config.data.name}; expected other_fold"
         )
     low, high = config.data.arithmetic.operations
     if not 1 <= low <= high <= 8:
         errors.append(
-            f"data.arithmetic.operations={(low, high)}: expected the least and the most, of 1 to 8"
+            f"data.arithmetic.operations={(low, high)}: expected a minimum and a maximum in 1 to 8"
         )
     if config.data.name in ("jsonl", "csv") and not config.data.path:
-        end = config.data.name
-        errors.append(f"data.path='': expected the folder of train.{end}, validation.{end}, …")
+        suffix = config.data.name
+        errors.append(
+            f"data.path='': expected the folder with train.{suffix}, validation.{suffix}, …"
+        )
     if config.data.name == "huggingface" and not config.data.path:
-        errors.append("data.path='': expected a directory, or a data set's id on the hub")
+        errors.append("data.path='': expected a directory or the id of a data set on the hub")
     if config.data.name == "asdiv" and config.data.splits == "official":
-        errors.append("data.splits='official': ASDiv has no splits of its own; expected paper")
-    errors += _ood_faults(config.eval)
+        errors.append("data.splits='official': ASDiv has no official splits; expected paper")
+    errors += _ood_errors(config.eval)
     checkpoint = str(config.eval.checkpoint)
     if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
-        errors.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step's number")
+        errors.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step number")
     errors += baselines.config_errors(config)
     if errors:
-        raise UserError("The configuration cannot be used:\n  " + "\n  ".join(errors))
+        raise UserError("Invalid configuration:\n  " + "\n  ".join(errors))
 
 
-def _choice_faults(key: str, value: object) -> list[str]:
-    """What is wrong with a value that is none of its key's choices. What it names is imported."""
+def _choice_errors(key: str, value: object) -> list[str]:
+    """Checks a value that is none of its key's choices; imports what an import path names."""
     if key in FILES and str(value).endswith(FILES[key]):
         return []
     if key not in OWN or not plugins.is_path(str(value)):
-        known = ", ".join(choice or "''" for choice in CHOICES[key])
-        instead = f", or {OWN[key]}" if key in OWN else ""
-        instead += f", or a {FILES[key]} file" if key in FILES else ""
-        return [f"{key}={value!r}: expected one of {known}{instead}"]
+        choices = ", ".join(choice or "''" for choice in CHOICES[key])
+        others = f", or {OWN[key]}" if key in OWN else ""
+        others += f", or a {FILES[key]} file" if key in FILES else ""
+        return [f"{key}={value!r}: expected one of {choices}{others}"]
     load: Callable[[str], object] = {
         "data.name": custom.class_of,
         "distill.loss": losses.token_loss_of,
@@ -205,14 +207,14 @@ def _choice_faults(key: str, value: object) -> list[str]:
     return []
 
 
-def _ood_faults(options: Config) -> list[str]:
-    """What is wrong with `eval.ood` and `eval.ood_paths`."""
+def _ood_errors(options: Config) -> list[str]:
+    """Checks `eval.ood` and `eval.ood_paths`."""
     names, paths = tuple(options.ood), tuple(options.ood_paths)
-    known = CHOICES["data.name"]
-    if not all(plugins.is_path(n) or n in known for n in names) or len(set(names)) < len(names):
-        return [f"eval.ood={names!r}: expected different names of {', '.join(known)}"]
+    choices = CHOICES["data.name"]
+    if not all(plugins.is_path(n) or n in choices for n in names) or len(set(names)) < len(names):
+        return [f"eval.ood={names!r}: expected distinct names out of {', '.join(choices)}"]
     for name in names:
-        if name not in known and (errors := _choice_faults("data.name", name)):
+        if name not in choices and (errors := _choice_errors("data.name", name)):
             return errors
     if paths and len(paths) != len(names):
         return [
@@ -220,29 +222,31 @@ def _ood_faults(options: Config) -> list[str]:
         ]
     for name, path in zip(names, paths or [""] * len(names), strict=True):
         if name in ("jsonl", "csv", "huggingface") and not path:
-            return [f"eval.ood={name}: expected where its test split is, in eval.ood_paths"]
+            return [f"eval.ood={name}: expected the path of its test split in eval.ood_paths"]
     return []
 
 
-def _teacher_faults(teacher: Config) -> list[str]:
+def _teacher_errors(teacher: Config) -> list[str]:
     errors = []
     if teacher.prompt.count("{question}") != 1:
-        errors.append(f"teacher.prompt={teacher.prompt!r}: expected {{question}} once in it")
+        errors.append(f"teacher.prompt={teacher.prompt!r}: expected {{question}} exactly once")
     if teacher.samples > 1 and not teacher.temperature:
         errors.append(
-            f"teacher.samples={teacher.samples}: expected teacher.temperature above 0, as answers "
-            "are all the same without it"
+            f"teacher.samples={teacher.samples}: expected teacher.temperature above 0, because "
+            "greedy answers are identical"
         )
-    if "@" in teacher.base_url or "?" in teacher.base_url:  # It is not shown: it may hold a secret.
+    if "@" in teacher.base_url or "?" in teacher.base_url:  # May hold a secret, so not shown.
         errors.append(
-            "teacher.base_url: expected an address without user, password or query; the key "
-            "comes from the environment variable OPENAI_API_KEY"
+            "teacher.base_url: expected a URL without user, password or query; the key is read "
+            "from the environment variable OPENAI_API_KEY"
         )
     elif teacher.base_url and not re.match(r"https?://[^/\s]", teacher.base_url):
         errors.append(
-            f"teacher.base_url={teacher.base_url!r}: expected an address such as "
+            f"teacher.base_url={teacher.base_url!r}: expected a URL such as "
             "http://localhost:8000/v1"
         )
     if teacher.batch == "read" and not teacher.batch_results:
-        errors.append("teacher.batch_results='': expected the file that teacher.batch='read' reads")
+        errors.append(
+            "teacher.batch_results='': expected the results file for teacher.batch='read'"
+        )
     return errors

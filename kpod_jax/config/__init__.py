@@ -1,1 +1,1 @@
-"""The default configuration, methods by name, and the paper's settings."""
+"""The default configuration, the methods and the paper's settings."""

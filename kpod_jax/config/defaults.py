@@ -1,9 +1,9 @@
-"""The default configuration, with every key's meaning, and the methods that change it.
+"""The default configuration, the meaning of every key, and the methods.
 
-A configuration file makes the default tree, which is locked, changes what it needs and returns it.
-Sources in brackets: "paper" is the value of the KPOD paper, "ours" a choice that it leaves open.
-All of the paper's values and ranges are data in kpod_jax/config/paper.py; the values that a key may
-have are checked in kpod_jax/cli/checks.py.
+A configuration file starts from the locked default tree, changes what it needs and returns it.
+Brackets name the source of a value: "paper" is the KPOD paper, "ours" a choice it leaves open. The
+paper's values and ranges are in kpod_jax/config/paper.py; allowed values are checked in
+kpod_jax/cli/checks.py.
 """
 
 from typing import Any, TypeAlias
@@ -14,13 +14,13 @@ from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.renamed import ConfigDict
 
-# A ConfigDict, whose values type checkers cannot know.
+# A ConfigDict; type checkers cannot know its values.
 Config: TypeAlias = Any
 
 _PLAIN = {"weighting.weights": "uniform", "schedule.curriculum": "full"}
 _SEVERAL = _PLAIN | {"data.rationales_per_question": 5}
 METHODS = {
-    # name: (what it is called in tables, the keys that make it)
+    # name: (display name, keys that define the method)
     "kpod": ("KPOD", {}),
     "scotd": ("SCoTD", _PLAIN),
     "none": ("no distillation", _PLAIN | {"distill.epochs": 0}),
@@ -32,7 +32,7 @@ METHODS = {
     "acl": ("KPOD-ACL", {"schedule.curriculum": "acl"}),
     "spl": ("KPOD-SPL", {"schedule.curriculum": "spl"}),
     "icl": ("KPOD-ICL", {"schedule.curriculum": "icl"}),
-    # These train on examples of their own making: kpod_jax/baselines/, docs/baselines.md.
+    # These build their own training examples: kpod_jax/baselines/, docs/baselines.md.
     "answer_only": ("answer only", _PLAIN),
     "specialized_kd": ("Specialized KD", _PLAIN),
     "scott": ("SCOTT", _PLAIN),
@@ -46,278 +46,312 @@ METHODS = {
 
 
 def method_name(method: str) -> str:
-    """What a method is called; its import path, where it is one of your own."""
+    """Returns a method's display name; for a custom method, its import path."""
     return METHODS[method][0] if method in METHODS else method
 
 
 def get_config() -> Config:
-    """The whole tree, locked: a key that is not here does not exist."""
+    """Returns the default configuration, locked: no key can be added."""
     config = ConfigDict()
-    config.method = "kpod"  # A name of METHODS, or package.module:Class, your own
-    # (docs/extending.md); set it with `apply_method`.
-    config.seed = 0  # Of everything random: shuffling, masks, dropout, clusters.
+    config.method = "kpod"  # Method: a key of METHODS or package.module:Class (docs/extending.md).
+    # `apply_method` sets it together with the keys that define it.
+    config.seed = 0  # Seed of all randomness: shuffling, masks, dropout, clusters.
 
     data = config.data = ConfigDict()
     data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,
-    # commonsense_qa; jsonl, csv, huggingface (your own; docs/data.md), or package.module:Class, a
-    # reader of yours (docs/extending.md).
-    data.path = ""  # Folder with the data set's own files; empty: download or generate.
-    data.splits = "paper"  # paper: KPOD's train/validation/test; official: the data set's own.
-    data.rationales = ""  # A teacher's JSONL, CSV or TSV file, or a data set on the Hugging Face
-    # hub; empty: the data set's own solutions.
-    data.rationales_per_question = 1  # Most of a training question; each is an example. 0: all that
-    # the teacher's file has. The built-in task makes as many as are asked for.
-    columns = data.columns = ConfigDict()  # What your data, or else the teacher's
-    # file, call their columns.
-    columns.question = "question"  # The question's.
-    columns.rationale = "rationale"  # The rationale's.
-    columns.answer = "answer"  # The gold answer's.
-    columns.id = "id"  # The id's; records without one are called by file and line.
-    data.cache_dir = (
-        ""  # Where prepared TFDS files go; empty: TFDS_DATA_DIR or ~/tensorflow_datasets.
-    )
-    data.train_examples = 0  # First so many questions of the training split; 0: all.
-    data.validation_examples = 0  # Likewise, of the validation split.
-    data.test_examples = 0  # Likewise, of the test split.
-    data.answer_kind = ""  # What is looked for in a generation: number, choice, yes_no; empty: the
-    # data set's own kind, number for your own data.
+    # commonsense_qa; jsonl, csv, huggingface (custom data; docs/data.md); package.module:Class, a
+    # custom reader (docs/extending.md).
+    data.path = ""  # Folder with the data set's original files. Empty: download or generate them.
+    data.splits = "paper"  # Splits: paper: KPOD's train/validation/test; official: the data set's
+    # own.
+    data.rationales = ""  # Teacher's rationales: a JSONL, CSV or TSV file, or a data set on the
+    # Hugging Face hub. Empty: the data set's own solutions.
+    data.rationales_per_question = 1  # Maximum number of rationales per training question, each a
+    # separate example. 0: all in the teacher's file. The built-in task generates this many.
+    columns = data.columns = ConfigDict()  # Column names of custom data, otherwise of the teacher's
+    # file.
+    columns.question = "question"  # Column of the question.
+    columns.rationale = "rationale"  # Column of the rationale.
+    columns.answer = "answer"  # Column of the gold answer.
+    columns.id = "id"  # Column of the id. Records without one are identified by file and line.
+    data.cache_dir = ""  # Folder for prepared TFDS files. Empty: TFDS_DATA_DIR or
+    # ~/tensorflow_datasets.
+    data.train_examples = 0  # Number of training questions to use, from the start of the split. 0:
+    # all.
+    data.validation_examples = 0  # Number of validation questions to use, from the start. 0: all.
+    data.test_examples = 0  # Number of test questions to use, from the start. 0: all.
+    data.answer_kind = ""  # Kind of answer to extract from generations: number, choice, yes_no.
+    # Empty: the data set's kind; number for custom data.
     arithmetic = data.arithmetic = ConfigDict()  # The built-in task.
-    arithmetic.verbosity = 0.6  # How much filler its rationales have. [0, 1]
-    arithmetic.operations = (2, 4)  # Least and most operations of a problem.
-    data.max_rejected_fraction = (
-        0.01  # Share of unusable records from which on the run stops. [0, 1]
-    )
-    data.step_separator = ""  # Ends a step; empty: our splitter [ours]; ".": the paper's.
+    arithmetic.verbosity = 0.6  # Amount of filler in the rationales. [0, 1]
+    arithmetic.operations = (2, 4)  # Minimum and maximum number of operations per problem.
+    data.max_rejected_fraction = 0.01  # Maximum fraction of unusable records per split; above it
+    # the run stops. [0, 1]
+    data.step_separator = ""  # End of a step. Empty: our splitter [ours]; ".": the paper's.
 
-    teacher = config.teacher = ConfigDict()  # --mode=teach, see docs/teacher.md.
-    teacher.model = ""  # Its name at the endpoint.
-    teacher.base_url = ""  # Of an OpenAI-compatible endpoint; empty: OPENAI_BASE_URL, else OpenAI.
-    # The key comes from OPENAI_API_KEY alone.
-    teacher.style = "zero_shot"  # zero_shot [paper], or few_shot: worked examples come first.
-    teacher.prompt = "Q: {question} A: Let's think step by step."  # What it is asked. [paper]
-    teacher.instruction = (  # Comes before it; the answer is read from the end. [ours]
+    teacher = config.teacher = ConfigDict()  # Settings of --mode=teach; see docs/teacher.md.
+    teacher.model = ""  # Name of the model at the endpoint.
+    teacher.base_url = ""  # URL of an OpenAI-compatible endpoint. Empty: OPENAI_BASE_URL, else
+    # OpenAI. The API key is read from OPENAI_API_KEY only.
+    teacher.style = "zero_shot"  # Prompt style: zero_shot [paper], or few_shot, with worked
+    # examples first.
+    teacher.prompt = "Q: {question} A: Let's think step by step."  # Prompt for each question.
+    # [paper]
+    teacher.instruction = (  # Text before the prompt; the answer is read from the end. [ours]
         "Reason in short, plain sentences, without headings, lists or LaTeX. End with the sentence "
         '"Therefore, the answer is ANSWER.", with the answer alone for ANSWER.'
     )
-    teacher.examples = ""  # few_shot: JSONL of question, rationale, answer; empty: three of ours.
-    teacher.samples = 1  # Rationales asked for each question.
-    teacher.temperature = 0.0  # Above 0 where samples are several; below 0: the endpoint's default.
-    teacher.top_p = 1.0  # Probability of the likeliest tokens that are drawn from; 0: the
+    teacher.examples = ""  # few_shot: JSONL file with question, rationale, answer. Empty: three
+    # built-in examples.
+    teacher.samples = 1  # Number of rationales requested per question.
+    teacher.temperature = 0.0  # Sampling temperature; above 0 if samples > 1. Below 0: the
     # endpoint's default.
-    teacher.max_tokens = 512  # Longest answer; one that is cut off there is rejected.
-    teacher.max_tokens_name = "max_tokens"  # max_completion_tokens for OpenAI's reasoning models.
-    teacher.logprobs = 0  # Likeliest tokens whose log probabilities are asked for at each place,
-    # for baseline.distributions; 0: none. OpenAI gives at most 20, and reasoning models none.
-    teacher.keep = "right"  # right: rationales whose answer is the data set's; all: every one.
-    teacher.concurrency = 8  # Requests under way at a time.
-    teacher.requests_per_minute = 0.0  # Most that are sent, evenly spaced; 0: no limit.
-    teacher.timeout = 300.0  # Seconds that the endpoint may be silent.
-    teacher.retries = 8  # Of a request that meets 408, 409, 429, 5xx, silence or a lost connection.
-    teacher.input_price = 0.0  # Dollars for a million prompt tokens, for the cost that is shown.
-    teacher.output_price = 0.0  # Likewise, for completion tokens.
-    teacher.batch = "none"  # write: files for OpenAI's batch API instead; read: its results.
-    teacher.batch_results = ""  # The file of results that batch=read takes in.
+    teacher.top_p = 1.0  # Nucleus sampling: total probability of the tokens to sample from. 0: the
+    # endpoint's default.
+    teacher.max_tokens = 512  # Maximum response length; a response cut off before its answer is
+    # rejected.
+    teacher.max_tokens_name = "max_tokens"  # Parameter name: max_tokens, or max_completion_tokens
+    # for OpenAI's reasoning models.
+    teacher.logprobs = 0  # Number of top log probabilities requested per token, for
+    # baseline.distributions. 0: none. OpenAI allows at most 20, and none for reasoning models.
+    teacher.keep = "right"  # Rationales to keep: right: those whose answer matches the data set's;
+    # all: every one.
+    teacher.concurrency = 8  # Maximum number of concurrent requests.
+    teacher.requests_per_minute = 0.0  # Maximum request rate, evenly spaced. 0: no limit.
+    teacher.timeout = 300.0  # Maximum time in seconds that the endpoint may stay silent.
+    teacher.retries = 8  # Maximum number of retries after 408, 409, 429, 5xx, a timeout or a lost
+    # connection.
+    teacher.input_price = 0.0  # Price in dollars per million prompt tokens, for the cost estimate.
+    teacher.output_price = 0.0  # Price in dollars per million completion tokens.
+    teacher.batch = "none"  # OpenAI's batch API: none: not used; write: write its request files;
+    # read: read its results.
+    teacher.batch_results = ""  # Results file to read with batch=read.
 
     # See docs/students.md.
     student = config.student = ConfigDict()
-    student.model = "kpod_jax/assets/tiny_t5"  # Directory, id on the Hugging Face hub, GGUF file;
-    # with init=random a config.json will do.
-    student.family = ""  # package.module:FAMILY: an architecture of yours (docs/extending.md).
-    student.init = "pretrained"  # pretrained, or random: the architecture alone is loaded.
-    student.tokenizer = ""  # Directory, hub id or SentencePiece .model file; empty: the model's.
-    student.dtype = "float32"  # Of activations and matrix products: float32 or bfloat16.
-    student.scan_layers = True  # One compiled layer; False unrolls, faster for few layers on CPU.
-    student.remat = "none"  # What is computed anew in the backward pass: none, dots, full.
-    student.attention = "auto"  # auto: flash attention (cudnn) on an NVIDIA GPU, in bfloat16; on
-    # one CPU device blocks of scores, which never holds them all; else xla; or one of these. Sums
-    # of cudnn's gradients come in no fixed order.
-    student.prompt = "Q: {question} A: Let's think step by step."  # What it reads. [paper]
-    student.chat = False  # The prompt is a user's turn in the tokenizer's chat template (Instruct).
-    student.answer_template = "Therefore, the answer is {answer}."  # Ends a rationale. [paper]
-    student.max_question_tokens = 256  # Longest prompt; a longer record is rejected by name.
-    student.max_target_tokens = 384  # Longest rationale and answer; likewise rejected.
+    student.model = "kpod_jax/assets/tiny_t5"  # Model: directory, Hugging Face hub id or GGUF file;
+    # with init=random a config.json is enough.
+    student.family = ""  # Custom architecture: package.module:FAMILY (docs/extending.md).
+    student.init = "pretrained"  # Initial weights: pretrained, or random, which loads only the
+    # architecture.
+    student.tokenizer = ""  # Tokenizer: directory, hub id or SentencePiece .model file. Empty: the
+    # model's.
+    student.dtype = "float32"  # Dtype of activations and matrix products: float32 or bfloat16.
+    student.scan_layers = True  # Whether to scan over one compiled layer. False: unroll, faster for
+    # few layers on CPU.
+    student.remat = "none"  # Activations to recompute in the backward pass: none, dots (all but the
+    # results of matrix products), full.
+    student.attention = "auto"  # Attention implementation: xla, cudnn (flash attention), blocks
+    # (never holds all scores at once), or auto: cudnn on an NVIDIA GPU in bfloat16, blocks on a
+    # single CPU device, else xla. cudnn sums gradients in no fixed order.
+    student.prompt = "Q: {question} A: Let's think step by step."  # Prompt template. [paper]
+    student.chat = False  # Whether to wrap the prompt as a user turn in the tokenizer's chat
+    # template (Instruct models).
+    student.answer_template = "Therefore, the answer is {answer}."  # Answer sentence at the end of
+    # a rationale. [paper]
+    student.max_question_tokens = 256  # Maximum prompt length; longer records are rejected and
+    # listed.
+    student.max_target_tokens = 384  # Maximum length of rationale and answer; longer records are
+    # rejected and listed.
     lora = student.lora = ConfigDict()
-    lora.rank = 0  # 0 trains all parameters.
-    lora.alpha = 16.0  # Scale of the adapters is alpha / rank. [ours]
-    lora.dropout = 0.0  # On the adapters' input. [0, 1)
-    lora.targets = ("q", "v")  # Projections with an adapter (T5: q k v o wi wi_0 wi_1 wo; LLaMA:
-    # q k v o gate up down), or ("all-linear",).
-    lora.base_dtype = "float32"  # Of the frozen weights: float32, bfloat16 or int8.
+    lora.rank = 0  # Rank of the adapters. 0: train all parameters.
+    lora.alpha = 16.0  # Scale of the adapters, divided by the rank (alpha / rank). [ours]
+    lora.dropout = 0.0  # Dropout rate on the adapters' input. [0, 1)
+    lora.targets = ("q", "v")  # Projections with adapters (T5: q k v o wi wi_0 wi_1 wo; LLaMA: q k
+    # v o gate up down), or ("all-linear",).
+    lora.base_dtype = "float32"  # Dtype of the frozen weights: float32, bfloat16 or int8.
 
     # See docs/token_weighting.md.
     weighting = config.weighting = ConfigDict()
-    weighting.weights = "learned"  # learned (Eq. 2-7); uniform: every w_j = 1; or a .npz file with
-    # weights of your own, of the form of token_weights.npz.
-    weighting.answerer = ""  # Directory or hub id; empty: the student.
-    weighting.alpha = 0.5  # Price of a kept token (Eq. 7). [paper]
-    weighting.alpha_warmup = 0.0  # Share of the steps over which alpha rises from 0, 0.25 for the
+    weighting.weights = "learned"  # Token weights: learned (Eq. 2-7); uniform: every w_j = 1; or a
+    # .npz file in the format of token_weights.npz.
+    weighting.answerer = ""  # Answerer model: directory or hub id. Empty: the student.
+    weighting.alpha = 0.5  # Cost of a kept token (Eq. 7). [paper]
+    weighting.alpha_warmup = 0.0  # Fraction of the steps over which alpha rises from 0; 0.25 suits
     # estimators other than score_function. [ours]
-    weighting.prefixes = "sampled"  # sampled of each rationale, or all (Eq. 5); no estimates of
-    # Eq. 5 are step_ends: sampled of those that end with a step, which suits answerers too weak to
-    # go on inside one; and late: sampled, the more often the longer they are. [ours]
-    weighting.encoding = "bidirectional"  # How T5 reads prefixes: each by itself, as it was
-    # pre-trained, so that it reads from the start; or causal: all of a rationale's at once, for
-    # which it has to be fit anew. [ours]
-    weighting.prefix_samples = 2  # Prefixes per example and step, each with its own mask where the
-    # answerer reads them one by one. [ours]
-    weighting.steps = 300  # Steps of mask learning. [ours]
-    weighting.batch_size = 32  # Examples a step. [ours]
-    weighting.learning_rate = 3e-3  # Of the generator, Adam. [ours]
-    weighting.clip_norm = 1.0  # Of its gradient. [ours]
-    weighting.eval_every = 25  # Steps between looks at the held-out objective; the generator with
-    # the lowest is taken. 0: none, and the last one is taken. [ours]
-    weighting.eval_examples = 256  # Held-out examples at most, for that and for the gap. [ours]
-    weighting.patience = 4  # Looks in a row without a lower one that end mask learning early.
-    weighting.temperature_start = 1.0  # Of the Gumbel-Softmax (Eq. 4). [ours]
-    weighting.temperature_end = 0.5  # Approached until the last step. [ours]
-    weighting.estimator = "score_function"  # Of the gradient by the masks. score_function: the
-    # losses of hard masks are compared, without bias where exploration is 0 [ours];
-    # straight_through [paper]: hard masks with the gradient of soft ones (Eq. 4); soft: soft masks.
-    weighting.mask_samples = 8  # Masks of an example and step for score_function. [ours]
-    weighting.exploration = 0.1  # Least probability with which score_function masks, and keeps, a
-    # token, whatever its weight: what is never masked is never found to be needless. Above 0 the
-    # gradient is that of the masks drawn, hence biased. [ours]
-    weighting.initial_weight = 0.88  # w_j before training: a mask of less may let nothing through.
+    weighting.prefixes = "sampled"  # Prefixes of each rationale: all (Eq. 5), or sampled uniformly.
+    # Not estimates of Eq. 5: step_ends: sampled at step ends, for answerers too weak to continue
+    # within a step; late: sampled, longer ones more often. [ours]
+    weighting.encoding = "bidirectional"  # How T5 encodes prefixes: bidirectional: each one
+    # separately, as in pretraining; causal: all prefixes of a rationale at once, for which the
+    # answerer must be fit anew. [ours]
+    weighting.prefix_samples = 2  # Sampled prefixes per example and step, each with its own mask if
+    # the answerer reads them separately. [ours]
+    weighting.steps = 300  # Number of mask-learning steps. [ours]
+    weighting.batch_size = 32  # Examples per step. [ours]
+    weighting.learning_rate = 3e-3  # Learning rate of the generator (Adam). [ours]
+    weighting.clip_norm = 1.0  # Maximum norm of the generator's gradient. [ours]
+    weighting.eval_every = 25  # Steps between evaluations of the held-out objective; the generator
+    # with the lowest is used. 0: none; the last one is used. [ours]
+    weighting.eval_examples = 256  # Maximum number of held-out examples for the objective and the
+    # gap. [ours]
+    weighting.patience = 4  # Evaluations in a row without improvement that end mask learning early.
+    weighting.temperature_start = 1.0  # Initial temperature of the Gumbel-Softmax (Eq. 4). [ours]
+    weighting.temperature_end = 0.5  # Temperature that the last steps approach. [ours]
+    weighting.estimator = "score_function"  # Gradient estimator for the masks. score_function:
+    # compares the losses of hard masks, unbiased if exploration is 0 [ours]; straight_through
+    # [paper]: hard masks with the gradient of soft ones (Eq. 4); soft: soft masks.
+    weighting.mask_samples = 8  # Masks per example and step for score_function. [ours]
+    weighting.exploration = 0.1  # Minimum probability of masking, and of keeping, any token with
+    # score_function: a token that is never masked is never found to be unnecessary. Above 0 the
+    # gradient is that of the drawn masks, hence biased. [ours]
+    weighting.initial_weight = 0.88  # Initial w_j; with lower weights, masks may let nothing
+    # through.
     weighting.hidden_size = 64  # Width of the generator's MLP (Eq. 3). [ours]
-    weighting.num_heads = 4  # Of the generator's attention (Eq. 2). [ours]
-    weighting.allow_failed = False  # Goes on, with a warning, where held-out examples say that
-    # keeping every token, or none, serves Eq. 7 better than the weights. For trials. [ours]
-    weighting.fit = "other_fold"  # What the answerer is fit on: examples whose weights are not
-    # being learned. other_fold: the other half of the training set; fresh: new problems of the
-    # built-in task; same: the very examples, as in the paper, at the risk of memorisation.
-    weighting.fit_fresh_examples = 4000  # New problems made for fit=fresh.
-    weighting.fit_unmasked_steps = 300  # Steps on whole, unmasked rationales. [ours]
-    weighting.fit_masked_steps = 600  # Then steps on masked prefixes. [ours]
-    weighting.fit_unmasked_fraction = (
-        0.5  # Of their rows, see the whole rationale, and likewise no mask.
-    )
-    weighting.fit_learning_rate = 1e-3  # For both of these.
-    weighting.joint_learning_rate = 0.0  # Of the answerer while masks are learned; 0: frozen.
-    weighting.min_gap = 0.5  # Least held-out gap of L_p, nats, between all and nothing masked.
+    weighting.num_heads = 4  # Number of attention heads of the generator (Eq. 2). [ours]
+    weighting.allow_failed = False  # Whether to continue, with a warning, if keeping every token,
+    # or none, has a lower held-out Eq. 7 than the learned weights. For experiments. [ours]
+    weighting.fit = "other_fold"  # Examples the answerer is fit on. other_fold: the half of the
+    # training set whose weights are not being learned; fresh: new problems of the built-in task;
+    # same: the same examples, as in the paper, at the risk of memorization.
+    weighting.fit_fresh_examples = 4000  # Number of new problems generated for fit=fresh.
+    weighting.fit_unmasked_steps = 300  # Number of fitting steps on whole, unmasked rationales.
+    # [ours]
+    weighting.fit_masked_steps = 600  # Number of subsequent fitting steps on masked prefixes.
+    # [ours]
+    weighting.fit_unmasked_fraction = 0.5  # Fraction of the rows of fit_masked_steps with the whole
+    # rationale and, independently, of those without a mask.
+    weighting.fit_learning_rate = 1e-3  # Learning rate of all fitting steps.
+    weighting.joint_learning_rate = 0.0  # Learning rate of the answerer during mask learning. 0:
+    # frozen.
+    weighting.min_gap = 0.5  # Minimum held-out gap of L_p, in nats, between everything and nothing
+    # masked.
 
     difficulty = config.difficulty = ConfigDict()
-    difficulty.weights = "learned"  # ŵ of Eq. 8: from the token weights, or uniform.
-    difficulty.batch_size = 64  # Examples a scoring pass.
+    difficulty.weights = "learned"  # Weights ŵ of Eq. 8: learned (the token weights) or uniform.
+    difficulty.batch_size = 64  # Examples per scoring batch.
 
     # See docs/schedule.md.
     schedule = config.schedule = ConfigDict()
-    schedule.curriculum = "kpod"  # kpod (Eq. 9-13); full: whole rationales from the start; icl:
-    # suffixes that grow by as much for all; spl, acl: the easiest examples first, by the current
-    # loss or a mixture; package.module:Class: your own (kpod_jax/schedule/protocol.py).
-    schedule.phase_steps = 0  # Steps of a phase; 0: an epoch. [paper]
+    schedule.curriculum = "kpod"  # Curriculum: kpod (Eq. 9-13); full: whole rationales from the
+    # start; icl: suffixes that grow equally for all examples; spl, acl: the easiest examples first,
+    # by the current loss or a mixture; package.module:Class: a custom one
+    # (kpod_jax/schedule/protocol.py).
+    schedule.phase_steps = 0  # Number of steps per phase. 0: one epoch. [paper]
     schedule.p = 0.5  # Exponent of the velocity (Eq. 10). [paper]
-    schedule.initial_fraction = 0.3  # C0 / B (Eq. 10). [paper]
+    schedule.initial_fraction = 0.3  # Initial fraction of the total difficulty, C0 / B (Eq. 10).
+    # [paper] spl, acl: initial fraction of the examples.
     schedule.beta = 12.0  # Weight of diversity (Eq. 12). [paper]
-    schedule.clusters = 5  # K question clusters. [paper]
-    schedule.ramp_fraction = 0.5  # T as a fraction of the phases. [paper]
-    schedule.solver = "greedy"  # greedy [ours] or ftgp [paper] (Eq. 13).
-    schedule.vectors = ""  # What questions are clustered by: a GloVe or word2vec text file [paper:
-    # GloVe], or a .npy file of a vector for each training record; empty: student embeddings.
-    schedule.growth = 1  # icl: steps by which suffixes grow at each phase. [ours]
-    schedule.mixing = 0.5  # acl: share of the current loss, the rest being the initial one. [ours]
+    schedule.clusters = 5  # Number of question clusters, K. [paper]
+    schedule.ramp_fraction = 0.5  # End of the ramp, T, as a fraction of the phases. [paper]
+    schedule.solver = "greedy"  # Solver of Eq. 13: greedy [ours] or ftgp [paper].
+    schedule.vectors = ""  # Vectors for clustering questions: a GloVe or word2vec text file [paper:
+    # GloVe], or a .npy file with a vector per training record. Empty: student embeddings.
+    schedule.growth = 1  # icl: number of steps added to each suffix per phase. [ours]
+    schedule.mixing = 0.5  # acl: weight of the current loss; the initial loss has 1 - mixing.
+    # [ours]
 
     distill = config.distill = ConfigDict()
-    distill.epochs = 20  # An epoch is a phase, unless schedule.phase_steps is set.
-    distill.batch_size = 32  # Examples a step, over all devices.
-    distill.buckets = 4  # Shapes of batches at most; each is compiled once.
-    distill.pack_length = (
-        0  # Decoder-only: tokens of a row that holds several examples; batch_size then
-    )
-    # counts rows. 0: an example a row.
-    distill.loss = "cross_entropy"  # Of a token, or package.module:function, your own
-    # (docs/extending.md).
-    distill.min_weight = 0.0  # Token weights below it count as much as it says, for students
-    # that have yet to learn to write what learned weights leave out. 0: none does. [ours]
-    distill.weight_context = 2  # A token's weight is the mean of those that follow the same tokens,
-    # so many, and favours no continuation [ours]; 0, as in the paper: w_j itself.
-    distill.step_start_weight = "answer"  # Of the first token of each step, at which the student
-    # goes on or answers. answer [ours]: 1, as the answer's tokens have, in input steps, too;
+    distill.epochs = 20  # Number of epochs. An epoch is a phase, unless schedule.phase_steps is
+    # set.
+    distill.batch_size = 32  # Examples per step, over all devices.
+    distill.buckets = 4  # Maximum number of batch shapes; each is compiled once.
+    distill.pack_length = 0  # Decoder-only: length of rows that pack several examples; batch_size
+    # then counts rows. 0: one example per row.
+    distill.loss = "cross_entropy"  # Loss per token: cross_entropy, or package.module:function, a
+    # custom one (docs/extending.md).
+    distill.min_weight = 0.0  # Minimum token weight, for students that cannot yet write what
+    # learned weights leave out. 0: none. [ours]
+    distill.weight_context = 2  # Context length for averaging: a token gets the mean weight of all
+    # tokens that follow the same context of this many tokens, so that no continuation is favored
+    # [ours]. 0: w_j itself, as in the paper.
+    distill.step_start_weight = "answer"  # Weight of each step's first token, where the student
+    # continues or answers. answer [ours]: 1, as for the answer's tokens, in input steps as well;
     # learned [paper]: w_j.
-    distill.rescale_weights = "none"  # none [paper], or mean: a rationale's weights (but those of
-    # step_start_weight=answer) are divided by their mean, after min_weight. [ours]
-    distill.equal_tokens = False  # True: whole rationales, every weight 1, as SCoTD learns them,
-    # until as many rationale tokens were supervised as would be under the schedule. [ours]
-    distill.optimizer = "adam"  # adam [paper], adamw or adafactor.
-    distill.learning_rate = 1e-3  # Peak.
-    distill.warmup_steps = 20  # Linear, from 0.
-    distill.decay = "constant"  # After the warm-up: constant [paper], linear or cosine to 0.
-    distill.weight_decay = 0.0  # adamw and adafactor.
-    distill.clip_norm = 1.0  # Of the global gradient; 0: none.
-    distill.dropout = False  # The model's own dropout rates, in training.
-    distill.micro_batches = 1  # A batch is worked off in so many parts; the result is the same.
-    distill.input_steps = "decoder"  # Where input steps are: decoder [ours], encoder [paper; T5].
+    distill.rescale_weights = "none"  # Rescaling of a rationale's weights after min_weight: none
+    # [paper]; mean: divide them by their mean, except those set by step_start_weight=answer. [ours]
+    distill.equal_tokens = False  # Whether to train on whole rationales with all weights 1, like
+    # SCoTD, until as many rationale tokens are supervised as under the schedule. [ours]
+    distill.optimizer = "adam"  # Optimizer: adam [paper], adamw or adafactor.
+    distill.learning_rate = 1e-3  # Peak learning rate.
+    distill.warmup_steps = 20  # Number of steps of linear warmup from 0.
+    distill.decay = "constant"  # Learning rate after the warmup: constant [paper], linear or cosine
+    # to 0.
+    distill.weight_decay = 0.0  # Weight decay of adamw and adafactor.
+    distill.clip_norm = 1.0  # Maximum norm of the global gradient. 0: no clipping.
+    distill.dropout = False  # Whether to train with the model's own dropout rates.
+    distill.micro_batches = 1  # Number of parts in which a batch is processed; the result is the
+    # same.
+    distill.input_steps = "decoder"  # Where input steps go: decoder [ours], encoder [paper; T5].
     distill.log_every = 10  # Steps between lines of metrics.jsonl.
     distill.checkpoint_every = 200  # Steps between checkpoints; the last step is always saved.
-    distill.max_to_keep = 2  # Latest checkpoints kept, besides the best.
-    distill.validate_every = 0  # Epochs between validations by accuracy; 0: only at the end.
-    distill.max_steps = 0  # Stops after so many steps; 0: after the epochs.
+    distill.max_to_keep = 2  # Number of latest checkpoints to keep, in addition to the best.
+    distill.validate_every = 0  # Epochs between evaluations of the validation accuracy. 0: only at
+    # the end.
+    distill.max_steps = 0  # Maximum number of training steps. 0: train for all epochs.
 
-    monitoring = config.monitoring = ConfigDict()  # Of the training; changes nothing in it.
-    monitoring.hang_seconds = (
-        3600.0  # A process in which no step ends for so long stops with exit code
-    )
-    # 134, as when another host hangs; a compilation or a validation must fit in. 0: never.
-    monitoring.profile_steps = (
-        0  # Steps that the profiler traces, into profile/, soon after the start.
-    )
+    monitoring = config.monitoring = ConfigDict()  # Monitoring of the training; does not affect its
+    # result.
+    monitoring.hang_seconds = 3600.0  # Seconds without a finished step after which a process exits
+    # with code 134, for example because another host hangs. Must exceed compilation and validation.
+    # 0: never.
+    monitoring.profile_steps = 0  # Number of steps to profile, soon after the start, into profile/.
 
-    # Methods' own keys, see docs/baselines.md. In brackets the source of the value: a method's
-    # paper, its authors' code, or ours.
+    # Keys of individual methods, see docs/baselines.md. Brackets name the source of the value: a
+    # method's paper, its authors' code, or ours.
     baseline = config.baseline = ConfigDict()
     baseline.answer_prompt = "Q: {question} A: Let's answer directly."  # answer_only,
-    # specialized_kd, distilling_step_by_step: asks for an answer without a rationale. [ours]
+    # specialized_kd, distilling_step_by_step: prompt for an answer without a rationale. [ours]
     baseline.rationale_weight = 1.0  # distilling_step_by_step: λ of the rationale task. [code: its
-    # recommended alpha = 0.5 is the same]
-    baseline.counterfactuals = ""  # scott: a teacher's JSONL file of question, rationale and the
-    # other answer that it supports; empty: made by the built-in task.
-    baseline.counterfactual_weight = 0.5  # scott: α, share of the counterfactual loss. [code: 0.5]
+    # recommended alpha = 0.5 is equivalent]
+    baseline.counterfactuals = ""  # scott: teacher's JSONL file with question, rationale and the
+    # other answer that it supports. Empty: generated by the built-in task.
+    baseline.counterfactual_weight = 0.5  # scott: α, fraction of the counterfactual loss. [code:
+    # 0.5]
     baseline.consistency_weight = 0.01  # mcc_kd: λ of the divergence. [code: 0.01 for GSM8K]
-    baseline.diverse_rationales = 2  # mcc_kd: rationales of a question that are kept. [code: 2]
-    baseline.ngram = 3  # mcc_kd: N of the N-grams that similarity is measured by. [ours]
-    baseline.formats = (  # specialized_kd: of the data. [paper: these four]
+    baseline.diverse_rationales = 2  # mcc_kd: number of rationales to keep per question. [code: 2]
+    baseline.ngram = 3  # mcc_kd: N of the N-grams in the similarity measure. [ours]
+    baseline.formats = (  # specialized_kd: formats of the data. [paper: these four]
         "zero_shot_answer_only",
         "zero_shot_chain_of_thought",
         "in_context_answer_only",
         "in_context_chain_of_thought",
     )
-    baseline.format_weights = (2.0, 5.0, 4.0, 20.0)  # specialized_kd: of the loss, in proportion:
-    # zero-shot answers and rationales, in-context answers and rationales. [code: of its 3B batches]
-    baseline.demonstrations = 4  # specialized_kd: examples in an in-context prompt. [code: 4]
-    baseline.distributions = ""  # specialized_kd: the teacher's token distributions, a JSONL file
-    # (docs/baselines.md); empty: its text alone is matched.
+    baseline.format_weights = (2.0, 5.0, 4.0, 20.0)  # specialized_kd: relative weights of the
+    # formats in the loss: zero-shot answers and rationales, in-context answers and rationales.
+    # [code: of its 3B batches]
+    baseline.demonstrations = 4  # specialized_kd: number of examples in an in-context prompt.
+    # [code: 4]
+    baseline.distributions = ""  # specialized_kd: JSONL file of the teacher's token distributions
+    # (docs/baselines.md). Empty: only its text is matched.
 
-    # Devices along each axis, whose product they are; -1 takes what is left. See docs/scale.md.
+    # Number of devices along each axis; their product is the number of devices. -1: all that
+    # remain. See docs/scale.md.
     mesh = config.mesh = ConfigDict()
-    mesh.data = -1  # Each has a copy of the parameters and rows of its own.
-    mesh.fsdp = 1  # Parameters and optimiser state are split, and so are rows.
-    mesh.tensor = 1  # Heads and hidden units are split.
+    mesh.data = -1  # Axis of data parallelism: parameters are copied, rows are split.
+    mesh.fsdp = 1  # Axis along which parameters, optimizer state and rows are split.
+    mesh.tensor = 1  # Axis along which heads and hidden units are split.
 
     # See docs/evaluation.md.
     evaluation = config.eval = ConfigDict()
-    evaluation.split = "test"  # That is asked: train, validation or test.
-    evaluation.checkpoint = "best"  # best (by validation accuracy), latest, or a step's number.
-    evaluation.batch_size = 64  # Prompts that are answered at a time.
-    evaluation.max_new_tokens = 0  # Longest generation. 0: student.max_target_tokens.
-    evaluation.temperature = 0.0  # 0: greedy [ours]; else tokens are drawn.
-    evaluation.top_p = 1.0  # Drawn from the likeliest tokens with this probability. (0, 1]
-    evaluation.samples = 1  # Generations a question; the answer that most of them give counts.
-    evaluation.ood = ()  # Other data sets, by name, whose test splits are asked as well: a student
-    # of gsm8k is tried on ("asdiv", "svamp"). They are read after training alone.
-    evaluation.ood_paths = ()  # The folder of each, "" where it needs none; (): none needs one.
-    evaluation.ood_examples = 0  # First so many questions of each; 0: all.
+    evaluation.split = "test"  # Split to evaluate: train, validation or test.
+    evaluation.checkpoint = "best"  # Checkpoint: best (by validation accuracy), latest, or a step's
+    # number.
+    evaluation.batch_size = 64  # Prompts per batch.
+    evaluation.max_new_tokens = 0  # Maximum number of generated tokens. 0:
+    # student.max_target_tokens.
+    evaluation.temperature = 0.0  # Sampling temperature. 0: greedy [ours].
+    evaluation.top_p = 1.0  # Nucleus sampling: total probability of the tokens to sample from. (0,
+    # 1]
+    evaluation.samples = 1  # Generations per question; the most frequent answer counts.
+    evaluation.ood = ()  # Names of other data sets whose test splits are also evaluated, such as
+    # ("asdiv", "svamp") for a student of gsm8k. They are read only after training.
+    evaluation.ood_paths = ()  # Folder of each, "" for one that needs none. (): none needs one.
+    evaluation.ood_examples = 0  # Number of questions to use from the start of each. 0: all.
 
     # See docs/students.md.
     export = config.export = ConfigDict()
-    export.lora = "merged"  # merged into the weights, or adapter: a directory that PEFT loads.
-    export.dtype = "float32"  # Of the exported weights: float32 or bfloat16.
+    export.lora = "merged"  # Form of LoRA: merged into the weights, or adapter: a directory that
+    # PEFT loads.
+    export.dtype = "float32"  # Dtype of the exported weights: float32 or bfloat16.
     return config.lock()
 
 
 def apply_method(config: Config, method: str) -> Config:
-    """Sets the keys that make a method of METHODS or of your own, in place.
+    """Sets, in place, the keys that define a method of METHODS or a custom method.
 
     Raises:
-      UserError: the method is unknown; the message names those that exist.
+      UserError: the method is unknown; the message lists the existing ones.
     """
     if method not in METHODS and not plugins.is_path(method):
         raise UserError(
@@ -330,7 +364,7 @@ def apply_method(config: Config, method: str) -> Config:
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Dotted keys and their values, in order."""
+    """Returns the values by dotted key, in order."""
     result: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):

@@ -1,4 +1,4 @@
-"""Configurations from files: of Python, as `--config` takes them, or of a run."""
+"""Loads configurations from Python files, as `--config` does, or from runs."""
 
 import importlib.util
 import pathlib
@@ -11,21 +11,20 @@ from kpod_jax.utils.errors import UserError
 
 
 def load_config(source: files.PathLike = "", **changes: Any) -> Config:
-    """The whole configuration, locked.
+    """Returns the complete configuration, locked.
 
     Args:
-      source: a Python file with `get_config(method)`, perhaps with ":method" behind it, such as
+      source: a Python file with `get_config(method)`, optionally followed by ":method", such as
         "configs/quickstart.py:scotd"; a run's work directory or config.json; "" for the defaults.
-      **changes: keys with `__` for dots, such as `distill__epochs=3`, and their values.
+      **changes: values by key, with `__` for dots, such as `distill__epochs=3`.
 
     Raises:
-      UserError: there is no such file, method or key.
+      UserError: the file, method or key does not exist.
     """
     config = _read(str(source))
     flat = renamed.current({key.replace("__", "."): value for key, value in changes.items()})
-    known = defaults.flatten(config)
-    if unknown := flat.keys() - known.keys():
-        raise UserError(f"There is no configuration key {min(unknown)!r}; see --help.")
+    if unknown := flat.keys() - defaults.flatten(config).keys():
+        raise UserError(f"No such configuration key: {min(unknown)!r}. See --help.")
     config.update_from_flattened_dict(flat)
     return config
 
@@ -38,12 +37,12 @@ def _read(source: str) -> Config:
         file = pathlib.Path(files.config_file(path))
         specification = importlib.util.spec_from_file_location("kpod_config", file)
         if specification is None or specification.loader is None or not file.is_file():
-            raise UserError(f"There is no configuration file {path}.")
+            raise UserError(f"No such configuration file: {path}")
         module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(module)
         return module.get_config(argument) if argument else module.get_config()
-    place = pathlib.Path(path)
-    place = place / "config.json" if place.is_dir() else files.as_path(path)
+    json_path = pathlib.Path(path)
+    json_path = json_path / "config.json" if json_path.is_dir() else files.as_path(path)
     config = defaults.get_config()
-    config.update(environment.read_config(place)["config"])
+    config.update(environment.read_config(json_path)["config"])
     return config

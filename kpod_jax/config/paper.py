@@ -1,7 +1,7 @@
-"""What the KPOD paper says, as data: its settings, the ranges that it shows and its results.
+"""The KPOD paper as data: its settings, sensitivity ranges and results.
 
 Source: Feng et al., ICML 2024 (arXiv 2405.16064), section 4 and Tables 1 to 3. Accuracies are in
-percent; methods are named as in `configuration.METHODS`, data sets as in `data.name`.
+percent; methods are named as in `defaults.METHODS`, data sets as in `data.name`.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-# Of every student, by key of the configuration. What the paper leaves open is not here.
+# Settings shared by all students, by configuration key. Those the paper leaves open are absent.
 SETTINGS: dict[str, Any] = {
     "data.splits": "paper",
     "data.step_separator": ".",
@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "weighting.answerer": "google/flan-t5-large",
     "weighting.alpha": 0.5,
     "weighting.prefixes": "all",
-    "weighting.estimator": "straight_through",  # Or soft: it says "Gumbel-Softmax" alone.
+    "weighting.estimator": "straight_through",  # Or soft: it only says "Gumbel-Softmax".
     "weighting.fit": "same",
     "schedule.phase_steps": 0,
     "schedule.p": 0.5,
@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 }
 _T5 = {"distill.learning_rate": 5e-5, "distill.input_steps": "encoder"}
 
-# The values between which accuracy on GSM8K moves by no more than a few points.
+# Ranges within which accuracy on GSM8K changes by at most a few points.
 SENSITIVITY: dict[str, tuple[float, float]] = {
     "weighting.alpha": (0.3, 0.9),
     "schedule.beta": (10.0, 16.0),
@@ -55,10 +55,10 @@ class Student:
     """A student of the paper.
 
     Attributes:
-      name: as the paper's tables call it.
-      settings: its own, by key of the configuration.
-      epochs: by data set.
-      table_1: accuracy by method, then by data set.
+      name: name in the paper's tables.
+      settings: student-specific settings, by configuration key.
+      epochs: epochs by data set.
+      table_1: accuracies of Table 1 by method, then by data set.
     """
 
     name: str
@@ -71,7 +71,7 @@ DATA = {"gsm8k": "GSM8K", "asdiv": "ASDiv", "svamp": "SVAMP", "commonsense_qa": 
 
 
 def _table(text: str) -> dict[str, dict[str, float]]:
-    """Lines of a method and its accuracies on DATA."""
+    """Parses lines of a method and its accuracies on DATA."""
     rows = (line.split() for line in text.strip().splitlines())
     return {name: dict(zip(DATA, map(float, values), strict=True)) for name, *values in rows}
 
@@ -131,7 +131,7 @@ TABLE_2 = {
     "icl": 43.85,
 }
 
-# Table 3: LLaMA-7B, trained on GSM8K and tested on other data sets.
+# Table 3: LLaMA-7B trained on GSM8K, tested on other data sets.
 TABLE_3 = {
     "scotd": {"asdiv": 55.09, "svamp": 45.33},
     "kpod": {"asdiv": 57.96, "svamp": 47.33},
@@ -139,43 +139,43 @@ TABLE_3 = {
 
 
 def student(model: str) -> Student | None:
-    """The paper's student that a `student.model` is, by the last part of its name."""
+    """Returns the paper's student with this `student.model`, matched by the name's last part."""
     return STUDENTS.get(pathlib.PurePosixPath(model.lower()).name)
 
 
 def settings(model: str, data: str) -> dict[str, Any]:
-    """The paper's settings, with those of the student where it is one of the paper's."""
-    found = student(model)
-    if found is None:
+    """Returns the paper's settings, including the student's if the paper has this student."""
+    match = student(model)
+    if match is None:
         return dict(SETTINGS)
-    epochs = {"distill.epochs": found.epochs[data]} if data in found.epochs else {}
-    return SETTINGS | dict(found.settings) | epochs
+    epochs = {"distill.epochs": match.epochs[data]} if data in match.epochs else {}
+    return SETTINGS | dict(match.settings) | epochs
 
 
 def accuracy(model: str, data: str, method: str, tested: str) -> float | None:
-    """The paper's accuracy in percent; None where it has no such cell.
+    """Returns the paper's accuracy in percent, or None if it reports none.
 
     Args:
       model: `student.model`.
-      data: the data set of the training.
-      method: a name of METHODS.
-      tested: the data set of the questions.
+      data: data set of the training.
+      method: a key of METHODS.
+      tested: data set of the questions.
     """
-    found = student(model)
-    if found is None:
+    match = student(model)
+    if match is None:
         return None
     if data == tested:
-        value = found.table_1.get(method, {}).get(data)
-        if value is None and (found.name, data) == ("LLaMA-7B", "gsm8k"):
+        value = match.table_1.get(method, {}).get(data)
+        if value is None and (match.name, data) == ("LLaMA-7B", "gsm8k"):
             return TABLE_2.get(method)
         return value
-    if (found.name, data) == ("LLaMA-7B", "gsm8k"):
+    if (match.name, data) == ("LLaMA-7B", "gsm8k"):
         return TABLE_3.get(method, {}).get(tested)
     return None
 
 
 def differs(ours: object, theirs: object) -> bool:
-    """Whether a value is not the paper's; of names, such as a model's, the last part counts."""
+    """Returns whether a value differs from the paper's; names are compared by their last part."""
     if isinstance(theirs, str):
         return theirs.lower().rpartition("/")[2] not in str(ours).lower()
     return ours != theirs

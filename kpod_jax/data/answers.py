@@ -1,7 +1,7 @@
-"""From a generation to its final answer.
+"""Extracts the final answer from generated text.
 
-Text is read with regular expressions and `fractions.Fraction` alone: nothing is evaluated, and
-the number of digits is bounded, so that no generation can cost more than a pass over it.
+Parsing uses only regular expressions and `fractions.Fraction`: nothing is evaluated, and numbers
+are limited in length, so parsing takes time linear in the length of the text.
 """
 
 import re
@@ -12,21 +12,21 @@ from kpod_jax.utils.errors import UserError
 
 KINDS = ("number", "choice", "yes_no")
 
-# A longer number is no answer to a word problem; the bound keeps Fraction's arithmetic small.
+# Longer numbers do not answer word problems; the limit keeps Fraction arithmetic cheap.
 _MAX_DIGITS = 40
 _MAX_EXPONENT = 30
-# An answer that is text, such as a choice, is shorter than this.
+# Maximum length in characters of a text answer, such as a choice.
 _MAX_TEXT = 200
 
-_ANNOUNCED = re.compile(
+_ANSWER_IS = re.compile(
     r"\bthe\s{1,3}(?:(?:final|correct|right|best)\s{1,3})?answer\s{1,3}is\b", re.IGNORECASE
 )
 _LABELLED = re.compile(r"\banswer[ *_]{0,3}:", re.IGNORECASE)
 
-# The groups of thousands are bounded, as a failed match would otherwise be tried from each of them.
+# The number of thousands groups is limited: otherwise a failed match is retried from each group.
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,14}+(?![0-9])|[0-9]++)"
 DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]++)?|(?<![\w])\.[0-9]++)"
-# A sign belongs to the number where nothing stands before it: "5-3" holds 5 and 3.
+# A minus is a sign only if no operand precedes it: "5-3" contains 5 and 3.
 _SIGN = r"(?:(?<![\w.)\]}])(?P<sign>-)(?:\\?[$£€¥])?|(?:\\?[$£€¥])?(?P<inner>(?<=[$£€¥])-)?)"
 _NUMBER = re.compile(
     rf"{_SIGN}(?:"
@@ -36,13 +36,14 @@ _NUMBER = re.compile(
     rf"(?:[eE](?P<exponent>[+-]?[0-9]++)| ?/ ?(?P<bottom>{DECIMAL})(?! ?/))?"
     r")"
 )
-# What LaTeX and typography write for the plain characters.
-_PLAIN = {"\u2212": "-", "\u2044": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " "}
-_UNWANTED = str.maketrans(_PLAIN)
+# Typographic characters and their plain equivalents.
+_TO_PLAIN = str.maketrans(
+    {"\u2212": "-", "\u2044": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " "}
+)
 
-# What may stand around an answer without being part of it.
+# Characters that may surround an answer without being part of it.
 _MARKS = " \t\n:*_\"'`$"
-# "(B)", "B)", "B.", "B:", "option B", or B alone; "a bank" is not the letter A.
+# "(B)", "B)", "B.", "B:", "option B", or B alone; "a bank" is not choice A.
 _LETTER_FIRST = re.compile(
     r"(?:(?i:option|choice|letter)\s{1,3})?(?:\\(?:boxed|text|textbf|mathrm)\{){0,2}"
     r"(?:[(\[]\s?(?P<bracketed>[A-Ea-e])\s?[)\]]"
@@ -56,57 +57,58 @@ _YES_NO = re.compile(r"\b(?:(?P<yes>yes|true)|(?P<no>no|false))\b", re.IGNORECAS
 
 
 def extract_answer(text: str, kind: str = "number") -> str | None:
-    r"""Finds the final answer in a generation and writes it canonically.
+    r"""Returns the final answer in a generation, in canonical form.
 
-    It is looked for after the LAST "the answer is" (any case; also "the final answer is"); where
-    that is missing, after the last `####`, then inside the last `\boxed{}`, then after the last
-    "answer:", then anywhere, from the end. A text that announces an answer and gives none has
-    none: nothing before "the answer is" is looked at.
+    The search starts after the LAST "the answer is" (any case; also "the final answer is"). If
+    that phrase is missing, the answer is taken from after the last `####`, else from inside the
+    last `\boxed{}`, else from after the last "answer:", else from anywhere, last match first. A
+    text that announces an answer but gives none has no answer: text before the last "the answer
+    is" is never searched.
 
     Args:
-      text: any text, however hostile.
-      kind: what is looked for.
+      text: any text, including adversarial text.
+      kind: the kind of answer.
         "number": `1234.5` for "$1,234.50", `-3`, `1/2` for "2/4" and "\frac{1}{2}", `5/2` for
-          "2 1/2", `3` for "3.0". Units, "%" and full stops are dropped: "50%" is `50`. In
-          "the answer is 3 + 4 = 7" it is the number after the last "=" of the first sentence.
-        "choice": the letter `A` ... `E` where there is one, else the text in lower case without
-          its punctuation.
-        "yes_no": `yes` or `no`; "true" and "false" count as these.
+          "2 1/2", `3` for "3.0". Units, "%" and periods are dropped: "50%" is `50`. For
+          "the answer is 3 + 4 = 7", the number after the last "=" of the first sentence.
+        "choice": the letter `A` ... `E` if there is one, else the lowercase text without
+          surrounding punctuation.
+        "yes_no": `yes` or `no`; "true" and "false" count as yes and no.
 
     Returns:
-      The canonical text, or None where there is no answer. Given a canonical number, letter, "yes"
-      or "no", it returns the same again.
+      The canonical text, or None if there is no answer. Canonical numbers, letters, "yes" and
+      "no" are returned unchanged.
 
     Raises:
       UserError: the kind is unknown.
     """
     if kind not in KINDS:
         raise UserError(
-            f"Unknown kind of answer {kind!r}; expected one of {', '.join(KINDS)}. "
+            f"Unknown answer kind {kind!r}; expected one of {', '.join(KINDS)}. "
             "Set the data set's answer kind to one of these."
         )
-    text = text.translate(_UNWANTED)
-    region = _announced(text)
+    text = text.translate(_TO_PLAIN)
+    region = _answer_region(text)
     if kind == "number":
         return _canonical_number(text, region)
     if kind == "choice":
         return _canonical_choice(text, region)
-    match = _last(_YES_NO, text) if region is None else _YES_NO.search(region)
+    match = _last_match(_YES_NO, text) if region is None else _YES_NO.search(region)
     return None if match is None else "yes" if match["yes"] else "no"
 
 
 def answers_equal(a: str | None, b: str | None, kind: str = "number") -> bool:
-    """Whether two answers, canonical or as they were written, are the same.
+    """Returns whether two answers, canonical or not, are equal.
 
     Numbers are compared exactly, as fractions: "0.5", "1/2" and "2/4" are equal, "0.33" and "1/3"
-    are not. Choices are compared by their letters where both have one, else by their texts.
-    An answer that is None or cannot be read is equal to nothing.
+    are not. Choices are compared by letter if both have one, else by text. An answer that is None
+    or cannot be parsed equals nothing.
 
     Raises:
       UserError: the kind is unknown.
     """
     if a is None or b is None:
-        extract_answer("", kind)  # The kind is checked all the same.
+        extract_answer("", kind)  # Checks the kind.
         return False
     left, right = extract_answer(a, kind), extract_answer(b, kind)
     if left is None or right is None:
@@ -114,34 +116,34 @@ def answers_equal(a: str | None, b: str | None, kind: str = "number") -> bool:
     if kind == "number":
         return Fraction(left) == Fraction(right)
     if kind == "choice" and left.isupper() != right.isupper():
-        # A letter, the only canonical text in upper case, on one side: "(B) bank" against "bank".
+        # Only letters are canonically uppercase, so one side has a letter: "(B) bank" and "bank".
         left, right = _choice_text(a), _choice_text(b)
         return left == right and left != ""
     return left == right
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last match in `text`."""
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Returns the last match in `text`."""
     match = None
-    for match in pattern.finditer(text):  # noqa: B007 (only the last is wanted)
+    for match in pattern.finditer(text):  # noqa: B007 (only the last match is used)
         pass
     return match
 
 
-def _announced(text: str) -> str | None:
-    """The part of `text` that an announcement of the answer points to, if there is one."""
-    if last := _last(_ANNOUNCED, text):
+def _answer_region(text: str) -> str | None:
+    """Returns the part of `text` in which the answer is announced, or None."""
+    if last := _last_match(_ANSWER_IS, text):
         return text[last.end() :]
     if "####" in text:
         return text.rpartition("####")[2].partition("\n")[0]
     if "\\boxed{" in text:
-        return _braced(text.rpartition("\\boxed{")[2])
-    last = _last(_LABELLED, text)
+        return _until_closing_brace(text.rpartition("\\boxed{")[2])
+    last = _last_match(_LABELLED, text)
     return None if last is None else text[last.end() :]
 
 
-def _braced(text: str) -> str:
-    """`text` up to the brace that closes an already opened one."""
+def _until_closing_brace(text: str) -> str:
+    """Returns `text` up to the brace that closes one opened before it."""
     depth = 1
     for match in re.finditer(r"[{}]", text):
         depth += 1 if match[0] == "{" else -1
@@ -152,20 +154,20 @@ def _braced(text: str) -> str:
 
 def _canonical_number(text: str, region: str | None) -> str | None:
     if region is None:
-        match = _last(_NUMBER, _latex_free(text))
+        match = _last_match(_NUMBER, _strip_latex(text))
     else:
-        region = _latex_free(region)
+        region = _strip_latex(region)
         sentence = re.split(r"[.!?]\s|\n", region.lstrip(), maxsplit=1)[0]
         match = _NUMBER.search(sentence.rpartition("=")[2]) or _NUMBER.search(region)
     return None if match is None else _canonical(match)
 
 
-def _latex_free(text: str) -> str:
+def _strip_latex(text: str) -> str:
     return text.replace("{,}", ",").replace("\\!", "").replace("\\,", "")
 
 
 def _canonical(match: re.Match[str]) -> str | None:
-    """One number as canonical text; None where it is too long or divides by zero."""
+    """Returns a number as canonical text, or None if it is too long or divides by zero."""
     if sum(character.isdigit() for character in match[0]) > _MAX_DIGITS:
         return None
     groups = match.groupdict()
@@ -198,7 +200,7 @@ def _fraction(text: str) -> Fraction:
 
 
 def _decimal_text(value: Fraction) -> str:
-    """A fraction that a decimal was read as, without trailing zeros."""
+    """Returns a fraction parsed from a decimal as a decimal again, without trailing zeros."""
     places = 0
     while value.denominator != 1:
         value, places = value * 10, places + 1
@@ -210,27 +212,27 @@ def _canonical_choice(text: str, region: str | None) -> str | None:
     line = _first_line(text if region is None else region)
     match = _LETTER_FIRST.match(line)
     if match is None and region is None:
-        match = _last(_LETTER_NAMED, text)
+        match = _last_match(_LETTER_NAMED, text)
     if match is not None:
         return next(letter for letter in match.groups() if letter).upper()
     if region is None and "\n" in text.strip():
-        return None  # A rationale that names no letter and announces no answer.
-    return _plain(line) or None
+        return None  # A rationale that neither names a letter nor announces an answer.
+    return _normalize(line) or None
 
 
 def _choice_text(text: str) -> str:
-    """The text of a choice without its letter."""
-    region = _announced(text)
+    """Returns the text of a choice without its letter."""
+    region = _answer_region(text)
     line = _first_line(text if region is None else region)
     letter = _LETTER_FIRST.match(line)
-    return _plain(line if letter is None else line[letter.end() :])
+    return _normalize(line if letter is None else line[letter.end() :])
 
 
 def _first_line(text: str) -> str:
     return text.lstrip(_MARKS).partition("\n")[0][:_MAX_TEXT]
 
 
-def _plain(text: str) -> str:
-    """Lower case, single spaces, no punctuation around it."""
+def _normalize(text: str) -> str:
+    """Returns `text` lowercased, with single spaces and no surrounding punctuation."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return re.sub(r"^[\W_]+|[\W_]+$", "", text)

@@ -1,18 +1,19 @@
-"""The built-in task: multi-step word problems whose keypoints and hard steps are known.
+"""The built-in task: multi-step word problems with known keypoints and known step hardness.
 
 A problem is a story about one quantity that a few operations change. The rationale explains one
-operation a step, in running text, and every step opens with its number: "Step 2: Then, as line 3
-says, we find that 12 - 5 = 7 pens." So the choice between another step and the answer is one token
-against one, "Step" or "Therefore". The numbers and the operators decide the answer; the rest is
-filler, and so are the numbers that only say where something is written ("as line 3 says"). All
-quantities are whole numbers from 1 to 24.
+operation per step in prose, and every step opens with its number: "Step 2: Then, as line 3 says, we
+find that 12 - 5 = 7 pens." A single token, "Step" or "Therefore", thus decides between another step
+and the answer. Only the numbers and operators of the equations determine the answer; everything
+else is filler, including numbers that merely cite a place ("as line 3 says"). All quantities are
+integers from 1 to 24.
 
-How hard a step is, is how much it puts together: filler 0; the first operation 1, a sentence of the
-story; others 2, the last result and the next sentence; 3 where two earlier results meet.
+The hardness of a step measures how much it combines: 0 for filler; 1 for the first operation (one
+sentence of the story); 2 for later operations (the last result and the next sentence); 3 for an
+operation on two earlier results.
 
-Everything is a function of (split, seed, task). A question belongs to the split that its hash
-names, so splits share no question whatever the seeds, the sizes and the tasks; and questions do not
-depend on how verbose their rationales are.
+Everything is a function of (split, seed, task). The hash of a question determines its split, so
+splits never share a question, whatever the seeds, sizes and tasks. Questions do not depend on the
+verbosity of their rationales.
 """
 
 import dataclasses
@@ -30,19 +31,19 @@ from kpod_jax.data.records import Record
 from kpod_jax.data.stories import LARGEST, Operation
 
 _T = TypeVar("_T")
-# Sixteenths of all questions. "fresh" is for what must not know the training answers, such as the
-# pre-training of a student and the answerer of the token weighting.
+# Sixteenths of all questions. "fresh" is for models that must not have seen the training answers:
+# the pre-trained student and the answerer of the token weighting.
 _SPLITS = {"train": range(6), "validation": range(6, 8), "test": range(8, 10)}
 _SPLITS["fresh"] = range(10, 16)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The two knobs of the task.
+    """The two settings of the task.
 
     Attributes:
-      verbosity: how much filler there is, from 0, equations in a clause each, to 1.
-      operations: least and most operations of a problem.
+      verbosity: amount of filler, from 0 (one clause per equation) to 1.
+      operations: minimum and maximum number of operations per problem.
     """
 
     verbosity: float = 0.6
@@ -51,13 +52,13 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class _Story:
-    """What a question tells.
+    """The content of a question.
 
     Attributes:
-      words: that its sentences are formatted with.
-      operations: in order.
-      start: the quantity before the first one.
-      operands: b of each; 0 where it is an earlier result.
+      words: the words that fill the sentence templates.
+      operations: the operations, in order.
+      start: the quantity before the first operation.
+      operands: b of each operation; 0 if b is an earlier result.
     """
 
     words: dict[str, str]
@@ -66,19 +67,19 @@ class _Story:
     operands: tuple[int, ...]
 
     @classmethod
-    def of(cls, question: str) -> "_Story":
-        """Reads a question of this task.
+    def parse(cls, question: str) -> "_Story":
+        """Parses a question of this task.
 
         Raises:
-          ValueError: it is none.
+          ValueError: the question does not belong to this task.
         """
         words = {"box": ""}
         operations, operands, start = [], [], None
         for sentence in question.split(". ")[:-1]:
-            known = stories.ALL[len(stories.STARTS) :] if operations else stories.STARTS
-            for operation in known:
-                if found := _pattern(operation.event).fullmatch(sentence + "."):
-                    words |= found.groupdict()
+            candidates = stories.ALL[len(stories.STARTS) :] if operations else stories.STARTS
+            for operation in candidates:
+                if match := _pattern(operation.event).fullmatch(sentence + "."):
+                    words |= match.groupdict()
                     operations.append(operation)
                     operands.append(int(words.pop("b", operation.operand[0])))
                     start = int(words.pop("a")) if start is None else start
@@ -91,7 +92,7 @@ class _Story:
 
     @property
     def equations(self) -> list[tuple[int, int, int]] | None:
-        """(a, b, c) of each operation, or None where a quantity is impossible."""
+        """(a, b, c) of each operation, or None if any quantity is impossible."""
         result, quantities = [], [self.start]
         for operation, operand in zip(self.operations, self.operands, strict=True):
             a, b = quantities[-1], quantities[-2] if operation.earlier else operand
@@ -104,24 +105,24 @@ class _Story:
 
     @property
     def answer(self) -> int | None:
-        """The last quantity, or None."""
-        return None if (found := self.equations) is None else found[-1][2]
+        """The final quantity, or None if any quantity is impossible."""
+        return None if (equations := self.equations) is None else equations[-1][2]
 
-    def with_another_number(self) -> "list[_Story]":
-        """Every possible story in which the start or one operand is another."""
+    def variants(self) -> "list[_Story]":
+        """Returns every possible story that differs in the start or in one operand."""
         low, high = self.operations[0].start
-        found = [dataclasses.replace(self, start=a) for a in range(low, high + 1)]
+        variants = [dataclasses.replace(self, start=a) for a in range(low, high + 1)]
         for i, operation in enumerate(self.operations):
             low, high = operation.operand
             before, after = self.operands[:i], self.operands[i + 1 :]
-            found += [
+            variants += [
                 dataclasses.replace(self, operands=(*before, b, *after))
                 for b in range(low, high + 1)
             ]
-        return [story for story in found if story != self and story.answer is not None]
+        return [story for story in variants if story != self and story.answer is not None]
 
     def question(self, rng: np.random.Generator) -> str:
-        """The story, as often as not with a number that does not matter, and what is asked."""
+        """Writes the story and its question, half of the time with a distracting number."""
         events, quantity = [], self.start
         for operation, b in zip(self.operations, self.operands, strict=True):
             event = operation.event.format(**self.words, a=quantity, b=b)
@@ -130,41 +131,41 @@ class _Story:
             place = int(rng.integers(len(events) + 1))
             text, number = _pick(rng, stories.DISTRACTORS), int(rng.integers(2, LARGEST + 1))
             events.insert(place, text.format(number, Name=self.words["name"]))
-        asked = self.operations[-1].question or "How many {items} does {name} have?"
-        return " ".join([*events, asked.format(**self.words)])
+        final = self.operations[-1].question or "How many {items} does {name} have?"
+        return " ".join([*events, final.format(**self.words)])
 
-    def explained(
+    def explain(
         self, rng: np.random.Generator, question: str, id_: str, verbosity: float
     ) -> Record:
-        """The record of a question with a rationale, whose answer its operations lead to."""
-        found, rationale = self.equations, _Rationale(rng, verbosity)
-        assert found is not None
-        for i, (operation, equation) in enumerate(zip(self.operations, found, strict=True)):
+        """Returns a record of the question, with a rationale and answer from this story."""
+        equations, rationale = self.equations, _Rationale(rng, verbosity)
+        assert equations is not None
+        for i, (operation, equation) in enumerate(zip(self.operations, equations, strict=True)):
             hardness = 1.0 if i == 0 else 3.0 if operation.earlier else 2.0
             rationale.add(operation.sign, operation.unit or self.words["items"], equation, hardness)
-        return rationale.record(question, found[-1][2], id_)
+        return rationale.record(question, equations[-1][2], id_)
 
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """Matches what a template of an event can be formatted to."""
-    kinds, words = {"a": r"\d+", "b": r"\d+"}, r"\w+"
+    """Returns a pattern that matches every sentence an event template can produce."""
+    numbers, word = {"a": r"\d+", "b": r"\d+"}, r"\w+"
     return re.compile(
         "".join(
-            re.escape(text) + (f"(?P<{name}>{kinds.get(name, words)})" if name else "")
+            re.escape(text) + (f"(?P<{name}>{numbers.get(name, word)})" if name else "")
             for text, name, _, _ in string.Formatter().parse(template[0].upper() + template[1:])
         )
     )
 
 
 def _rng_of(question: str, purpose: str = "") -> np.random.Generator:
-    """Randomness that question and purpose decide, whatever the data set's size and order."""
+    """Returns a generator seeded by question and purpose, not by data set size or order."""
     digest = hashlib.sha256(f"{purpose} {question}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8]))
 
 
 class _Rationale:
-    """Steps as they are made, with what is known of them."""
+    """A rationale under construction, with its step ends, keypoints and hardness."""
 
     def __init__(self, rng: np.random.Generator, verbosity: float) -> None:
         self._rng, self._verbosity = rng, verbosity
@@ -174,7 +175,7 @@ class _Rationale:
         self._hardness: list[float] = []
 
     def add(self, sign: str, unit: str, equation: tuple[int, int, int], hardness: float) -> None:
-        """Explains one operation, perhaps after a step of filler."""
+        """Adds a step that explains one operation, sometimes after a filler step."""
         a, b, c = equation
         if self._chance(0.4):
             self._begin_step()
@@ -198,12 +199,12 @@ class _Rationale:
         self._text += "."
         self._end_step(hardness)
 
-    def _chance(self, share: float = 1.0) -> bool:
-        """Whether there is filler at a place."""
-        return self._rng.random() < share * self._verbosity
+    def _chance(self, scale: float = 1.0) -> bool:
+        """Draws whether to insert filler."""
+        return self._rng.random() < scale * self._verbosity
 
     def _numbered(self, options: Sequence[str]) -> str:
-        """One of them; some have a number in them."""
+        """Picks an option and fills in a random number where it has a slot for one."""
         return _pick(self._rng, options).format(int(self._rng.integers(1, LARGEST + 1)))
 
     def _begin_step(self) -> None:
@@ -215,7 +216,7 @@ class _Rationale:
         self._hardness.append(hardness)
 
     def record(self, question: str, answer: int, id_: str = "") -> Record:
-        """The example."""
+        """Returns the finished rationale as a record."""
         text, starts = self._text.rstrip(), [0, *self._ends[:-1]]
         return Record(
             id=id_,
@@ -228,13 +229,13 @@ class _Rationale:
 
 
 def generate(split: str, count: int, seed: int = 0, task: Task | None = None) -> list[Record]:
-    """Makes the first `count` different problems of a split.
+    """Generates the first `count` distinct problems of a split.
 
     Args:
-      split: "train", "validation", "test" or "fresh"; no two share a question.
-      count: how many, not below 0.
-      seed: of the sequence of problems; a longer list starts with the shorter one.
-      task: its knobs; None is the default task.
+      split: "train", "validation", "test" or "fresh"; no two splits share a question.
+      count: number of problems, at least 0.
+      seed: seed of the sequence of problems; a longer list starts with the shorter one.
+      task: settings of the task; None: the defaults.
 
     Raises:
       ValueError: the split is unknown.
@@ -252,67 +253,68 @@ def generate(split: str, count: int, seed: int = 0, task: Task | None = None) ->
         if bucket in _SPLITS[split] and question not in questions:
             questions.add(question)
             id_ = f"arithmetic-{split}-{len(records)}"
-            records.append(story.explained(_rng_of(question), question, id_, task.verbosity))
+            records.append(story.explain(_rng_of(question), question, id_, task.verbosity))
     return records
 
 
 def rationales_per_question(
     record: Record, count: int, verbosity: float = Task.verbosity
 ) -> list[Record]:
-    """A problem with `count` different explanations: other filler.
+    """Returns `count` different rationales of a problem, which differ in their filler.
 
     Args:
-      record: of this task.
-      count: at least 1; a task without filler has few explanations, and then fewer are returned.
-      verbosity: of the others.
+      record: a record of this task.
+      count: number of rationales, at least 1; fewer are returned where the task has too little
+        filler for so many.
+      verbosity: verbosity of the additional rationales.
 
     Returns:
-      The record itself, then others of the same question and answer, whose ids end in #2, #3, …;
+      The record itself, then others with the same question and answer, whose ids end in #2, #3, …;
       a longer list starts with the shorter one.
     """
-    story, known, result = _Story.of(record.question), {record.rationale}, [record]
+    story, seen, result = _Story.parse(record.question), {record.rationale}, [record]
     rng = _rng_of(record.question, "others")
     for _ in range(50 * count):
         if len(result) == count:
             break
-        other = story.explained(rng, record.question, f"{record.id}#{len(result) + 1}", verbosity)
-        if other.rationale not in known:
-            known.add(other.rationale)
+        other = story.explain(rng, record.question, f"{record.id}#{len(result) + 1}", verbosity)
+        if other.rationale not in seen:
+            seen.add(other.rationale)
             result.append(other)
     return result
 
 
 def counterfactual(record: Record, verbosity: float = Task.verbosity) -> Record | None:
-    """The same question with a rationale that gets one number of the story wrong.
+    """Returns the same question with a rationale that misreads one number of the story.
 
-    All that follows is calculated rightly from that number, so the rationale supports its answer,
-    which is another one than the record's.
+    All later calculations are correct given that number, so the rationale supports its answer,
+    which differs from the record's.
 
     Args:
-      record: of this task.
-      verbosity: of the rationale.
+      record: a record of this task.
+      verbosity: verbosity of the rationale.
 
     Returns:
-      A record whose id ends in #counterfactual, or None where no number can be changed.
+      A record whose id ends in #counterfactual, or None if no number can be changed.
     """
-    story = _Story.of(record.question)
-    options = [other for other in story.with_another_number() if other.answer != story.answer]
+    story = _Story.parse(record.question)
+    options = [other for other in story.variants() if other.answer != story.answer]
     if not options:
         return None
     rng = _rng_of(record.question, f"counterfactual {record.id}")
     other = _pick(rng, options)
-    return other.explained(rng, record.question, f"{record.id}#counterfactual", verbosity)
+    return other.explain(rng, record.question, f"{record.id}#counterfactual", verbosity)
 
 
 class Equation(NamedTuple):
-    """A single operation, as the rationales write it, cut before its result."""
+    """An operation as rationales write it, split before its result."""
 
     before: str
     result: str
 
 
 def equations() -> list[Equation]:
-    """Every operation that rationales can hold."""
+    """Returns every operation that can occur in a rationale."""
     result = []
     for operation in {operation.sign: operation for operation in stories.ALL}.values():
         for a in range(1, LARGEST + 1):
@@ -323,7 +325,7 @@ def equations() -> list[Equation]:
 
 
 def _stories(rng: np.random.Generator, operations: tuple[int, int]) -> Iterator[tuple[_Story, str]]:
-    """Possible stories and their questions, without end."""
+    """Yields possible stories and their questions, endlessly."""
     while True:
         story = _story(rng, int(rng.integers(operations[0], operations[1] + 1)))
         if story.answer is not None:
@@ -335,7 +337,7 @@ def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
 
 
 def _story(rng: np.random.Generator, count: int) -> _Story:
-    """A story, possible or not."""
+    """Draws a story, which may be impossible."""
     he = _pick(rng, ["he", "she"])
     words = {
         "he": he,

@@ -1,8 +1,7 @@
-"""ASDiv's original file and the paper's splits of it.
+"""ASDiv's original file and the paper's splits.
 
-Its validation and test split are the paper's to the problem. Of the train split only the number
-of problems is known to be the paper's: it is every other problem whose answer is one number,
-without repeats of a question.
+The validation and test splits match the paper's exactly. The train split matches only in size: it
+is every other problem whose answer is a single number, without duplicate questions.
 """
 
 import pathlib
@@ -16,7 +15,7 @@ from kpod_jax.data.published import DataSet, File, Splits, coded_split, id_in
 from kpod_jax.utils.errors import UserError
 
 _SOURCE = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml"
-# An answer's number, then its unit: "9 (apples)".
+# A number, then its unit: "9 (apples)".
 _ANSWER = re.compile(
     r"(?P<number>[-+]?\$?\d[\d,]*(?:\.\d+)?(?:\s?\d*/\d+)?\s?%?)\s*(?:\([^()]*\))?"
 )
@@ -24,15 +23,15 @@ _ANSWER = re.compile(
 
 class _Builder(ET.TreeBuilder):
     def doctype(self, *declared: str | None) -> None:
-        """Refuses declarations, which can make a small file a huge one."""
+        """Rejects document type declarations, which can expand a small file enormously."""
         raise ValueError(f"it declares a document type, {declared[0]!r}")
 
 
 def read(path: pathlib.Path) -> Iterator[tables.Row]:
-    """Problems of an XML file.
+    """Yields the problems in an XML file.
 
     Raises:
-      UserError: it is not well formed; the message has line and column.
+      UserError: the file cannot be read or is not well-formed; the message gives line and column.
     """
     try:
         with path.open("rb") as file:
@@ -50,10 +49,10 @@ def read(path: pathlib.Path) -> Iterator[tables.Row]:
 
 
 def parse(row: Mapping[str, Any]) -> dict[str, str]:
-    """Body and question as one text; a rationale made of the formula; the answer without its unit.
+    """Joins body and question, turns the formula into a rationale, and strips the answer's unit.
 
     Raises:
-      ValueError: an element is missing, or the answer is not one number.
+      ValueError: an element is missing, or the answer is not a single number.
     """
     body = jsonl.text_column(row, "Body", required=False)
     question = f"{body} {jsonl.text_column(row, 'Question')}".strip()
@@ -61,7 +60,7 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
     match = _ANSWER.fullmatch(text)
     number = answers.extract_answer(match["number"]) if match else None
     if number is None:
-        raise ValueError(f"has an 'Answer' that is not one number: {text!r:.80}")
+        raise ValueError(f"has an 'Answer' that is not a single number: {text!r:.80}")
     example = {"question": question, "rationale": "", "answer": number}
     try:
         formula = jsonl.text_column(row, "Formula")
@@ -71,7 +70,7 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def split_of(splits: Splits, stem: str, id_: str) -> str | None:
-    """The split of a problem in the paper; None for those that it leaves out."""
+    """Returns the paper's split of a problem, or None if the paper leaves it out."""
     del splits, stem
     return coded_split("asdiv", "nluds-", id_)
 
@@ -87,7 +86,7 @@ DATA_SET = DataSet(
     parse=parse,
     split_of=split_of,
     notes={
-        "paper": "ASDiv's validation and test split are the paper's; its train split is of the "
-        "paper's size, but not known to be of the same problems"
+        "paper": "ASDiv's validation and test splits are the paper's; its train split has the "
+        "paper's size, but may contain different problems"
     },
 )

@@ -1,10 +1,10 @@
 """Batches for teacher forcing: every batch is a pure function of (seed, step).
 
-Here the schedule meets the loss: w_j, the step mask (step >= c_i) and the answer's 1 become one
-array, `loss_weights`, so that the train step is a plain weighted cross entropy whose shapes do not
-change while c_i moves.
+Here the schedule meets the loss: w_j, the step mask (step >= c_i) and the answer's weight of 1 are
+combined into one array, `loss_weights`. The train step is then a plain weighted cross entropy whose
+shapes stay the same as c_i changes.
 
-Letters: N examples, B rows of a batch, S tokens of a prompt, U of a target.
+Letters: N examples, B rows of a batch, S tokens of a prompt, U tokens of a target.
 """
 
 import dataclasses
@@ -25,22 +25,22 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How examples become rows, and rows batches.
+    """How examples are arranged in rows, and rows in batches.
 
     Attributes:
       batch_size: B, rows of a batch over all hosts.
-      seed: of the order of an epoch; not negative.
-      pad_id: token that fills `input_ids`, `decoder_input_ids` and `targets`.
-      decoder_start_id: first of `decoder_input_ids`.
-      buckets: at most so many shapes of batches.
-      pack_length: tokens of a row that packs several examples, for decoder-only students; batches
-        then have one shape and an array "segments". 0: one example per row. The examples that
-        share a row do so in every epoch.
-      input_steps: where the steps before c_i stand: in the decoder, as context that is not
-        supervised, or at the end of the encoder's input, before its EOS, as the paper draws it. The
-        latter makes inputs U tokens longer, whatever c_i, so that shapes stay the same.
-      host: (number, count): of every batch's rows only this host's part is made, all parts together
-        being the batch. What a batch holds does not depend on the count.
+      seed: seed of the epochs' order; at least 0.
+      pad_id: token that pads `input_ids`, `decoder_input_ids` and `targets`.
+      decoder_start_id: first token of `decoder_input_ids`.
+      buckets: maximum number of batch shapes.
+      pack_length: length of a row that packs several examples, for decoder-only students; batches
+        then have a single shape and an array "segments". Examples that share a row do so in every
+        epoch. 0: one example per row.
+      input_steps: where the steps before c_i go: "decoder", as unsupervised context of the decoder;
+        or "encoder", at the end of the encoder's input, before its EOS, as drawn in the paper. The
+        latter makes inputs U tokens longer, whatever c_i is, so shapes stay the same.
+      host: (index, count): this host builds only its part of each batch's rows; all parts together
+        are the batch. The content of a batch does not depend on the count.
     """
 
     batch_size: int
@@ -55,20 +55,20 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Supervision:
-    """What is learned of the examples, and how much it counts (Eq. 15). By default all, by 1.
+    """Which tokens are supervised and with what weight (Eq. 15). Default: all, with weight 1.
 
     Attributes:
-      weights: w_j of every rationale token, N slices of `rationale_lengths`; None is 1.
-      start_steps: from a phase to c_i of every example, [N] integers; None is 0.
-      phase_of_step: from a training step to its phase; None is the step's epoch.
-      step_starts: whether the first token of a step before c_i is supervised, too, where it stands
-        in the decoder: there the student goes on or answers.
-      example_weights: [N] float32 that all of an example's loss weights are multiplied by; None: 1.
-      groups: numbers of examples, two at least in each slice: rows 2 k and 2 k + 1 of a batch are
-        then two examples of one slice, drawn anew in each epoch, and a slice occurs once an epoch.
-        None: a row is an example by itself.
-      arrays: from a batch's examples, [B] with -1 for padding rows, and U to further arrays of B
-        rows for the batch, for a loss of one's own.
+      weights: w_j of every rationale token, N slices of `rationale_lengths`; None: 1.
+      start_steps: maps a phase to c_i of every example, [N] integers; None: 0.
+      phase_of_step: maps a training step to its phase; None: the step's epoch.
+      step_starts: whether to also supervise the first token of each step before c_i in the decoder,
+        where the student chooses between another step and the answer.
+      example_weights: [N] float32 factors on all loss weights of an example; None: 1.
+      groups: slices of at least two example indices. Rows 2 k and 2 k + 1 of a batch are then two
+        examples of one slice, redrawn in each epoch; every slice occurs once per epoch. None: every
+        row is an independent example.
+      arrays: maps a batch's example indices, [B] with -1 for padding rows, and U to additional
+        arrays of B rows, for a custom loss.
     """
 
     weights: Ragged | None = None
@@ -81,51 +81,51 @@ class Supervision:
 
 
 class BatchSource:
-    """Batches of a `TokenizedSet`, by number of the training step.
+    """Batches of a `TokenizedSet`, indexed by training step.
 
-    Examples of like lengths share batches: they are put into a few buckets, each of one shape
-    [S, U], so that a train step is compiled once a bucket. An epoch has every example exactly once;
-    its order comes from (seed, epoch) alone. The last batch of a bucket is filled up with padding
-    rows; its tokens count as much as all others, by the batch's "divisor". Where a phase leaves
-    examples out (c_i > n_i), its steps are filled with the others, each about equally often, and
-    without padding rows.
+    Examples of similar length share batches: they are sorted into a few buckets, each with one
+    shape [S, U], so the train step is compiled once per bucket. An epoch visits every example
+    exactly once, in an order that depends only on (seed, epoch). Padding rows fill the last batch
+    of a bucket; the batch's "divisor" keeps the weight of its tokens the same as elsewhere. If a
+    phase leaves examples out (c_i > n_i), its steps are filled with the remaining ones, each about
+    equally often, without padding rows.
 
     Attributes:
-      start_steps: from a phase to c_i of every example, [N] integers.
+      start_steps: maps a phase to c_i of every example, [N] integers.
     """
 
     def __init__(
         self, tokenized: TokenizedSet, layout: Layout, supervision: Supervision | None = None
     ) -> None:
-        """Lays out the N examples; batches are made when they are asked for.
+        """Assigns the N examples to buckets or packed rows; batches are built on request.
 
         Raises:
-          UserError: no examples, a setting out of range, weights of other examples, or a batch that
-            cannot be divided between the hosts.
+          UserError: there are no examples, a setting is out of range, the weights belong to other
+            examples, or the hosts cannot divide a batch evenly.
         """
-        learned = supervision or Supervision()
+        supervision = supervision or Supervision()
         batch_size, pack_length, buckets = layout.batch_size, layout.pack_length, layout.buckets
-        groups, input_steps = learned.groups, layout.input_steps
+        groups, input_steps = supervision.groups, layout.input_steps
         if len(tokenized) == 0:
             raise UserError(
-                "There are no examples to make batches of. See records/rejected.jsonl for records "
-                "that were turned down, and why."
+                "There are no examples to train on. See records/rejected.jsonl for the rejected "
+                "records and the reasons."
             )
-        for name, setting, least in (
+        for name, setting, minimum in (
             ("batch_size", batch_size, 1),
             ("buckets", buckets, 1),
             ("seed", layout.seed, 0),
         ):
-            if setting < least:
-                raise UserError(f"{name}={setting} is not possible; expected at least {least}.")
+            if setting < minimum:
+                raise UserError(f"Invalid {name}={setting}; expected at least {minimum}.")
         if (pack_length or input_steps == "encoder") and (
-            groups is not None or learned.arrays is not None
+            groups is not None or supervision.arrays is not None
         ):
             raise UserError(
-                "This method's loss looks at places of a row, which distill.pack_length and "
-                "distill.input_steps='encoder' move; expected 0 and decoder."
+                "This method's loss depends on token positions, which distill.pack_length and "
+                "distill.input_steps='encoder' change; expected 0 and decoder."
             )
-        number, count = layout.host
+        host, count = layout.host
         if groups is not None and batch_size % (2 * count):
             raise UserError(
                 f"distill.batch_size={batch_size}: this method puts pairs of rows into a batch; "
@@ -133,34 +133,36 @@ class BatchSource:
             )
         if batch_size % count:
             raise UserError(
-                f"A batch of {batch_size} rows cannot be divided between {count} hosts. Make "
+                f"Cannot divide a batch of {batch_size} rows evenly among {count} hosts. Make "
                 f"distill.batch_size a multiple of {count}."
             )
         self._pack_length = pack_length
-        self._host_rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
+        self._host_rows = slice(host * batch_size // count, (host + 1) * batch_size // count)
         self._tokenized = tokenized
         self._batch_size = batch_size
-        self._groups, self._arrays = groups, learned.arrays
+        self._groups, self._arrays = groups, supervision.arrays
         self._items_of_batch = batch_size // (1 if groups is None else 2)
         self._seed = layout.seed
         self._pad_id = layout.pad_id
         self._decoder_start_id = layout.decoder_start_id
-        self._weights = _target_weights(tokenized, learned.weights, learned.example_weights)
+        self._weights = _target_weights(tokenized, supervision.weights, supervision.example_weights)
         self._input_steps = input_steps
-        # A token is supervised while c_i is not above this.
+        # A token is supervised as long as c_i does not exceed this.
         self._latest_start = tokenized.steps
-        if learned.step_starts and input_steps == "decoder":
+        if supervision.step_starts and input_steps == "decoder":
             self._latest_start = _with_step_starts(tokenized)
-        none = np.zeros(len(tokenized), np.int32)
-        self.start_steps = learned.start_steps or (lambda phase: none)
-        self._phase_of_step = learned.phase_of_step or (lambda step: step // self.steps_per_epoch)
+        zeros_N = np.zeros(len(tokenized), np.int32)
+        self.start_steps = supervision.start_steps or (lambda phase: zeros_N)
+        self._phase_of_step = supervision.phase_of_step or (
+            lambda step: step // self.steps_per_epoch
+        )
         if pack_length:
             lengths_N = packing.sequence_lengths(tokenized)
             if lengths_N.max() > pack_length:
                 longest = int(lengths_N.argmax())
                 raise UserError(
                     f"Record {tokenized.records[longest].id} has {lengths_N[longest]} tokens, more "
-                    f"than a row of distill.pack_length={pack_length}. Raise it, or lower "
+                    f"than distill.pack_length={pack_length}. Increase it, or reduce "
                     "student.max_question_tokens and student.max_target_tokens."
                 )
             self._bins = packing.bins(lengths_N, pack_length)
@@ -170,28 +172,29 @@ class BatchSource:
             if groups is not None:
                 lengths_Nx2 = pairs.longest(lengths_Nx2, groups)
             self._buckets = length_buckets(lengths_Nx2, buckets, self._items_of_batch)
-        # An item is what a row holds: an example, or a bin of them; of groups, what two rows hold.
+        # An item is the content of one row (an example, or a bin of packed examples), or of two
+        # rows (a pair from a group).
         self._shape_of_item = np.zeros((sum(len(m) for m, _ in self._buckets), 2), np.int64)
         for members, shape in self._buckets:
             self._shape_of_item[members] = shape
         self._epochs: dict[tuple[int, bytes], np.ndarray] = {}
-        # Start steps that were asked for last, and the counts under them.
+        # The last start steps requested, and their token counts.
         self._counted = np.zeros(0), np.zeros((0, 2), np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return sum(-(-len(members) // self._items_of_batch) for members, _ in self._buckets)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(S, U) of every bucket: the shapes that a train step is compiled for."""
+        """(S, U) of every bucket: the shapes the train step is compiled for."""
         longer = self._input_steps == "encoder"
         return [(int(s + longer * u), int(u)) for _, (s, u) in self._buckets]
 
     @property
     def padding_share(self) -> float:
-        """Share of the tokens of an epoch's batches that are padding, in [0, 1)."""
+        """Fraction of padding among the tokens of an epoch's batches, in [0, 1)."""
         data = self._tokenized
         used_N = data.questions.lengths + data.targets.lengths
         used = used_N.sum() if self._groups is None else pairs.expected(used_N, self._groups)
@@ -200,19 +203,19 @@ class BatchSource:
         return 1 - float(used) / (self._batch_size * int(np.dot(batches, sizes)))
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a training step, or this host's rows of it.
+        """Returns the batch of a training step, or this host's rows of it.
 
         Returns:
           input_ids [B, S] int32 and input_mask [B, S] bool;
           decoder_input_ids [B, U] int32 (targets shifted right) and targets [B, U] int32;
           loss_weights [B, U] float32: w_j for rationale tokens of steps from c_i on, 1 for the
             answer sentence and EOS, else 0;
-          supervised [B, U] bool: tokens that the loss is about;
-          divisor [B] float32, of the loss, the same in all rows, and in all batches of an epoch and
-            phase: the mean number of supervised tokens of the epoch's batches under the stage's
-            c_i. So a token counts the same in whatever batch it is, be that full or mostly padding
-            rows. Of groups it is the mean over all draws of pairs;
-          index [B] int32: the example's number, -1 in padding rows, where nothing is supervised.
+          supervised [B, U] bool: the tokens in the loss;
+          divisor [B] float32: divisor of the loss, the same in all rows and in all batches of an
+            epoch and phase: the mean number of supervised tokens per batch of the epoch under the
+            phase's c_i. A token thus has the same weight in a full batch as in one that is mostly
+            padding rows. With groups it is the mean over all draws of pairs;
+          index [B] int32: example index, -1 in padding rows, where nothing is supervised.
         """
         if step < 0:
             raise IndexError(f"step {step} is negative")
@@ -224,40 +227,40 @@ class BatchSource:
         return batch | {"divisor": np.full(len(batch["index"]), divisor)}
 
     def supervised_tokens(self, steps: int) -> np.ndarray:
-        """Tokens of rationales, and of answers with EOS, that the first steps supervise.
+        """Counts the supervised rationale tokens and answer tokens (EOS included) of each step.
 
         Args:
-          steps: their number.
+          steps: number of steps, from the first one on.
 
         Returns:
-          [steps, 2] int64, of all hosts and whatever the tokens' weights.
+          [steps, 2] int64, over all hosts and regardless of the token weights.
         """
-        found = np.zeros((steps, 2), np.int64)
+        counts = np.zeros((steps, 2), np.int64)
         for step in range(steps):
             start_steps_N = self._start_steps_at(step)
             rows_B, _ = self._rows(step, self._rows_at(step, start_steps_N))
             rows = rows_B[rows_B >= 0]
             examples = np.concatenate([self._bins[i] for i in rows]) if self._pack_length else rows
-            found[step] = self._counts(start_steps_N)[examples].sum(axis=0)
-        return found
+            counts[step] = self._counts(start_steps_N)[examples].sum(axis=0)
+        return counts
 
     def iterate(
         self, start_step: int, total_steps: int, *, threads: int = 2, prefetch: int = 8
     ) -> grain.DatasetIterator:
-        """Iterates over steps `start_step` ... `total_steps` - 1, made ahead by threads.
+        """Iterates over steps `start_step` ... `total_steps` - 1, prefetching in threads.
 
-        Up to `prefetch` batches are made before they are asked for. So where `start_steps` follows
-        the student's losses, iterate over one phase at a time.
+        Up to `prefetch` batches are built in advance. If `start_steps` depends on the student's
+        losses, iterate over one phase at a time.
 
         Args:
-          start_step: the first step.
-          total_steps: the step that is not made any more.
-          threads: that make batches.
-          prefetch: batches that may be waiting.
+          start_step: first step.
+          total_steps: end of the range, exclusive.
+          threads: number of threads that build batches.
+          prefetch: maximum number of batches waiting.
 
         Returns:
-          An iterator with `get_state()` and `set_state(state)`; a state is one of an iterator with
-          the same `start_step`.
+          An iterator with `get_state()` and `set_state(state)`; states are only interchangeable
+          between iterators with the same `start_step`.
         """
         return iter(
             grain.MapDataset.range(start_step, total_steps)
@@ -266,33 +269,35 @@ class BatchSource:
         )
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, whole (c_i = 0), by bucket: for scoring, unpacked, ungrouped.
+        """Yields every example exactly once, whole (c_i = 0), bucket by bucket, for scoring.
+
+        Requires a source without packing and groups.
 
         Args:
-          batch_size: B; None is that of training.
+          batch_size: B; None: that of training.
         """
-        whole_N = np.zeros(len(self._tokenized), np.int32)
+        zeros_N = np.zeros(len(self._tokenized), np.int32)
         for members, shape in self._buckets:
             for rows_B in batch_rows(members, batch_size or self._batch_size):
-                yield self._batch(rows_B, shape, whole_N)
+                yield self._batch(rows_B, shape, zeros_N)
 
     def _start_steps_at(self, step: int) -> np.ndarray:
-        """[N] c_i at a training step."""
+        """Returns c_i, [N], at a training step."""
         start_steps_N = np.asarray(self.start_steps(self._phase_of_step(step)))
         if start_steps_N.shape != (len(self._tokenized),):
             raise UserError(
-                f"The schedule has start steps of shape {start_steps_N.shape} for "
-                f"{len(self._tokenized)} examples; it was made for other records. Run "
+                f"The schedule has start steps of shape {start_steps_N.shape}, expected "
+                f"({len(self._tokenized)},); it was built from other records. Run "
                 "--mode=schedule again."
             )
         return start_steps_N
 
     def _rows_at(self, step: int, start_steps_N: np.ndarray) -> np.ndarray:
-        """`_epoch_rows` of a step's epoch, with those that take part at its start steps."""
-        return self._epoch_rows(step // self.steps_per_epoch, self._taking_part(start_steps_N))
+        """Returns `_epoch_rows` of the step's epoch under its start steps."""
+        return self._epoch_rows(step // self.steps_per_epoch, self._active_items(start_steps_N))
 
     def _rows(self, step: int, epoch_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[B] what the rows of a step's batch hold, examples or bins, -1 for padding; its shape."""
+        """Returns the examples or bins in a step's batch, [B] with -1 for padding; its shape."""
         epoch, place = divmod(step, self.steps_per_epoch)
         rows_B = epoch_rows[place]
         shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
@@ -301,48 +306,48 @@ class BatchSource:
         return rows_B, shape
 
     def _counts(self, start_steps_N: np.ndarray) -> np.ndarray:
-        """[N, 2] int64 supervised tokens of each example: its rationale's, its answer's and EOS."""
-        last, counts_Nx2 = self._counted
-        if not np.array_equal(last, start_steps_N):
+        """Returns `_supervised_counts`, cached for the last start steps."""
+        cached_N, counts_Nx2 = self._counted
+        if not np.array_equal(cached_N, start_steps_N):
             counts_Nx2 = _supervised_counts(self._tokenized, self._latest_start, start_steps_N)
             self._counted = start_steps_N.copy(), counts_Nx2
         return counts_Nx2
 
     def _mean_count(self, rows: np.ndarray, start_steps_N: np.ndarray) -> float:
-        """Mean number of supervised tokens of the batches of an epoch's rows, 1 at least."""
+        """Returns the mean number of supervised tokens per batch of an epoch, at least 1."""
         counts = self._counts(start_steps_N).sum(axis=1)
-        if (held := self._bins if self._pack_length else self._groups) is not None:
-            counts = np.add.reduceat(counts[held.values], held.offsets[:-1])
-            counts = counts if self._pack_length else 2 * counts / held.lengths
+        if (members := self._bins if self._pack_length else self._groups) is not None:
+            counts = np.add.reduceat(counts[members.values], members.offsets[:-1])
+            counts = counts if self._pack_length else 2 * counts / members.lengths
         times = np.bincount(rows[rows >= 0], minlength=len(counts))
         return max(1.0, float(times @ counts) / self.steps_per_epoch)
 
-    def _taking_part(self, start_steps_N: np.ndarray) -> np.ndarray:
-        """Which items have something to learn, bool; all, where none has."""
-        part = start_steps_N <= self._tokenized.num_steps
-        examples = self._bins if self._pack_length else self._groups
-        if examples is not None:
-            part = np.logical_or.reduceat(part[examples.values], examples.offsets[:-1])
-        return part if part.any() else ~part
+    def _active_items(self, start_steps_N: np.ndarray) -> np.ndarray:
+        """Returns a bool mask of the items with supervised tokens; all True if none has any."""
+        active = start_steps_N <= self._tokenized.num_steps
+        members = self._bins if self._pack_length else self._groups
+        if members is not None:
+            active = np.logical_or.reduceat(active[members.values], members.offsets[:-1])
+        return active if active.any() else ~active
 
-    def _epoch_rows(self, epoch: int, part: np.ndarray) -> np.ndarray:
-        """[steps per epoch, B] items of an epoch's batches, -1 for padding; of groups B / 2."""
-        key = epoch, b"" if part.all() else part.tobytes()
+    def _epoch_rows(self, epoch: int, active: np.ndarray) -> np.ndarray:
+        """Returns an epoch's items, [steps per epoch, B] (B / 2 with groups), -1 for padding."""
+        key = epoch, b"" if active.all() else active.tobytes()
         rows = self._epochs.get(key)
         if rows is not None:
             return rows
         generator, steps = np.random.default_rng([self._seed, epoch]), self.steps_per_epoch
         rows = []
         for members, _ in self._buckets:
-            if part.all():
+            if active.all():
                 rows.append(batch_rows(generator.permutation(members), self._items_of_batch))
-            elif part[members].any():
-                members = members[part[members]]
-                size = -(-steps * len(members) // part.sum()) * self._items_of_batch
+            elif active[members].any():
+                members = members[active[members]]
+                size = -(-steps * len(members) // active.sum()) * self._items_of_batch
                 rounds = [generator.permutation(members) for _ in range(-(-size // len(members)))]
                 rows.append(np.concatenate(rounds)[:size].reshape(-1, self._items_of_batch))
         rows = generator.permutation(np.concatenate(rows))[:steps]
-        # Batches are made ahead: at its end an epoch and the next one are asked for in turn.
+        # Prefetching alternates between an epoch and the next around their boundary.
         self._epochs = dict([*self._epochs.items()][-1:]) | {key: rows}
         return rows
 
@@ -367,16 +372,17 @@ class BatchSource:
         weights, _ = padded(self._weights, rows_B, size_U, 0)
         supervised = target_mask & (latest_start >= start_steps_N[rows_B][:, None])
         if self._input_steps == "encoder":
-            moved_B = (target_mask & ~supervised).sum(axis=1)
-            input_ids, input_mask = _with_steps(
-                input_ids, input_mask, targets, moved_B, self._pad_id
+            count_B = (target_mask & ~supervised).sum(axis=1)
+            input_ids, input_mask = _append_steps(
+                input_ids, input_mask, targets, count_B, self._pad_id
             )
-            targets = _from(targets, moved_B, self._pad_id)
-            weights, supervised = _from(weights, moved_B, 0), _from(supervised, moved_B, False)
+            targets = _shift_left(targets, count_B, self._pad_id)
+            weights = _shift_left(weights, count_B, 0)
+            supervised = _shift_left(supervised, count_B, False)
         decoder_input_ids = np.full_like(targets, self._decoder_start_id)
         decoder_input_ids[:, 1:] = targets[:, :-1]
-        further = {} if self._arrays is None else self._arrays(rows_B, int(size_U))
-        return further | {
+        extra = {} if self._arrays is None else self._arrays(rows_B, int(size_U))
+        return extra | {
             "input_ids": input_ids,
             "input_mask": input_mask,
             "decoder_input_ids": decoder_input_ids,
@@ -387,18 +393,22 @@ class BatchSource:
         }
 
 
-def _with_steps(
+def _append_steps(
     input_ids: np.ndarray,
     input_mask: np.ndarray,
     targets: np.ndarray,
-    moved_B: np.ndarray,
+    count_B: np.ndarray,
     pad_id: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[B, S + U] prompts with the first `moved_B` target tokens before their EOS, and the mask."""
+    """Inserts the first `count_B` target tokens before the EOS of each prompt.
+
+    Returns:
+      Prompts [B, S + U] and their mask.
+    """
     size_S = input_ids.shape[1]
     eos_B1 = np.maximum(input_mask.sum(axis=1) - 1, 0)[:, None]
     place = np.arange(size_S + targets.shape[1])[None]
-    end_B1 = eos_B1 + moved_B[:, None]
+    end_B1 = eos_B1 + count_B[:, None]
     source = np.where(place < eos_B1, place, size_S + place - eos_B1)
     source = np.where(place == end_B1, eos_B1, source)
     mask = (place <= end_B1) & input_mask.any(axis=1, keepdims=True)
@@ -408,9 +418,9 @@ def _with_steps(
     return np.where(mask, values, pad_id).astype(input_ids.dtype), mask
 
 
-def _from(array_BxU: np.ndarray, start_B: np.ndarray, fill: float) -> np.ndarray:
-    """Each row from its start on, filled up at its end."""
-    place = np.arange(array_BxU.shape[1])[None] + start_B[:, None]
+def _shift_left(array_BxU: np.ndarray, count_B: np.ndarray, fill: float) -> np.ndarray:
+    """Shifts each row left by `count_B`, filling its end."""
+    place = np.arange(array_BxU.shape[1])[None] + count_B[:, None]
     inside = place < array_BxU.shape[1]
     values = np.take_along_axis(array_BxU, np.where(inside, place, 0), axis=1)
     return np.where(inside, values, np.asarray(fill, array_BxU.dtype))
@@ -419,19 +429,19 @@ def _from(array_BxU: np.ndarray, start_B: np.ndarray, fill: float) -> np.ndarray
 def _target_weights(
     tokenized: TokenizedSet, weights: Ragged | None, example_weights: np.ndarray | None
 ) -> Ragged:
-    """float32 weights parallel to the targets: w_j, then 1 for the answer sentence and EOS.
+    """Returns float32 weights parallel to the targets: w_j, then 1 for answer sentence and EOS.
 
-    All of an example's are multiplied by its own weight.
+    All weights of an example are multiplied by its example weight.
     """
     targets = tokenized.targets
     values = np.ones(len(targets.values), np.float32)
     if weights is not None:
         if not np.array_equal(weights.lengths, tokenized.rationale_lengths):
             raise UserError(
-                f"Token weights of {len(weights)} examples with {len(weights.values)} rationale "
-                f"tokens do not fit the records' {len(tokenized)} with "
-                f"{int(tokenized.rationale_lengths.sum())}; they were made for other records or "
-                "another tokenizer. Run --mode=weigh again."
+                f"The token weights cover {len(weights)} examples with {len(weights.values)} "
+                f"rationale tokens, but the records have {len(tokenized)} with "
+                f"{int(tokenized.rationale_lengths.sum())}; the weights were learned from other "
+                "records or with another tokenizer. Run --mode=weigh again."
             )
         values[in_rationale(tokenized)] = weights.values
     if example_weights is not None:
@@ -440,7 +450,7 @@ def _target_weights(
 
 
 def _with_step_starts(tokenized: TokenizedSet) -> Ragged:
-    """The steps of the targets' tokens, but n_i at the first token of each."""
+    """Returns the step of each target token, with n_i at the first token of each step."""
     steps = tokenized.steps
     last = np.repeat(tokenized.num_steps, steps.lengths).astype(steps.values.dtype)
     return Ragged(np.where(step_starts(tokenized), last, steps.values), steps.offsets)
@@ -449,8 +459,8 @@ def _with_step_starts(tokenized: TokenizedSet) -> Ragged:
 def _supervised_counts(
     tokenized: TokenizedSet, latest_start: Ragged, start_steps_N: np.ndarray
 ) -> np.ndarray:
-    """[N, 2] int64 supervised tokens of each example, in its rationale and after it."""
-    targets, thought = tokenized.targets, in_rationale(tokenized)
+    """Returns each example's supervised tokens in and after its rationale, [N, 2] int64."""
+    targets, rationale = tokenized.targets, in_rationale(tokenized)
     supervised = latest_start.values >= np.repeat(start_steps_N, targets.lengths)
-    kinds = np.stack([supervised & thought, supervised & ~thought], axis=1).astype(np.int64)
-    return np.add.reduceat(kinds, targets.offsets[:-1])
+    flags = np.stack([supervised & rationale, supervised & ~rationale], axis=1).astype(np.int64)
+    return np.add.reduceat(flags, targets.offsets[:-1])

@@ -1,6 +1,7 @@
-"""TFDS builders of the data sets that we prepare: ArrayRecord files, read without TensorFlow.
+"""TFDS builders of the built-in and published data sets.
 
-Bad records of a source are kept, with their reasons, in the metadata of the prepared data set.
+They write ArrayRecord files, which are read without TensorFlow. Rejected records are stored, with
+their reasons, in the metadata of the prepared data set.
 """
 
 import contextlib
@@ -32,17 +33,17 @@ from kpod_jax.utils.errors import UserError
 
 _AnyBuilder = TypeVar("_AnyBuilder", bound=tfds.core.GeneratorBasedBuilder)
 
-# What is prepared of the built-in task unless more is asked for.
+# Minimum sizes of the splits prepared for the built-in task.
 ARITHMETIC_SIZES = {"train": 2000, "validation": 500, "test": 1000}
 
 
 @dataclasses.dataclass
 class ArithmeticConfig(tfds.core.BuilderConfig):
-    """The built-in task in some sizes.
+    """Configuration of the built-in task.
 
     Attributes:
-      sizes: examples of each split.
-      task: its knobs.
+      sizes: number of examples in each split.
+      task: its settings.
     """
 
     sizes: dict[str, int] = dataclasses.field(default_factory=lambda: dict(ARITHMETIC_SIZES))
@@ -50,7 +51,7 @@ class ArithmeticConfig(tfds.core.BuilderConfig):
 
     @classmethod
     def of(cls, sizes: dict[str, int], task: arithmetic.Task) -> "ArithmeticConfig":
-        """A configuration whose name tells it from any other, older versions of the task too."""
+        """Returns a configuration whose name is unique to sizes, settings and source code."""
         texts = (pathlib.Path(str(part.__file__)).read_bytes() for part in (arithmetic, stories))
         code = hashlib.sha256(b"".join(texts) + str(task).encode()).hexdigest()[:8]
         counts = "-".join(str(sizes[split]) for split in ARITHMETIC_SIZES)
@@ -58,12 +59,12 @@ class ArithmeticConfig(tfds.core.BuilderConfig):
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    # TFDS would look for this file with a package that it uses but does not install.
+    # Otherwise TFDS locates this file with a package that it does not install.
     code_path = epath.Path(__file__)  # pyright: ignore[reportAssignmentType]
 
 
 class KpodArithmetic(_Builder):
-    """The built-in task, whose keypoints and hard steps are known."""
+    """The built-in task, with known keypoints and hard steps."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [ArithmeticConfig(name="default")]  # noqa: RUF012 (TFDS's own convention)
@@ -103,11 +104,11 @@ class KpodArithmetic(_Builder):
 
 @dataclasses.dataclass
 class PublishedConfig(tfds.core.BuilderConfig):
-    """A published data set, downloaded or from a folder.
+    """Configuration of a published data set.
 
     Attributes:
       splits: "paper" or "official".
-      folder: holds the original files; empty downloads them.
+      folder: folder with the original files; "" downloads them.
     """
 
     splits: published.Splits = "paper"
@@ -115,7 +116,7 @@ class PublishedConfig(tfds.core.BuilderConfig):
 
 
 class Published(_Builder, skip_registration=True):
-    """A published data set; of DATA_SET, in the paper's splits or the official ones."""
+    """Builds DATA_SET, a published data set, in the paper's or the official splits."""
 
     VERSION = tfds.core.Version("2.0.0")
     DATA_SET: published.DataSet
@@ -123,7 +124,7 @@ class Published(_Builder, skip_registration=True):
 
     @classmethod
     def config_of(cls, splits: published.Splits, folder: str = "") -> PublishedConfig:
-        """A configuration whose name tells the contents of a folder from any other's.
+        """Returns a configuration whose name is unique to the folder and its contents.
 
         Raises:
           UserError: the data set has no such splits, or the folder lacks a file.
@@ -151,8 +152,9 @@ class Published(_Builder, skip_registration=True):
         )
 
     def rejected(self, split: str) -> list[tuple[Rejected, bool]]:
-        """Records of a prepared split that cannot be used, and whether they are broken."""
-        return [(Rejected(id_, why), bad) for id_, why, bad in self._metadata()["rejected"][split]]
+        """Returns the rejected records of a prepared split, and whether each is broken."""
+        rows = self._metadata()["rejected"][split]
+        return [(Rejected(id_, reason), broken) for id_, reason, broken in rows]
 
     def _metadata(self) -> dict[str, Any]:
         return cast(dict[str, Any], self.info.metadata)
@@ -165,14 +167,15 @@ class Published(_Builder, skip_registration=True):
             paths = download.download(data_set, config.splits, dl_manager)
         parts = published.read_parts(data_set, config.splits, paths)
         if not any(part.examples for part in parts.values()):
-            reasons = [why for part in parts.values() for _, why, _ in part.rejected]
-            said = "".join(f"\n  {why}" for why in reasons[:3]) or " there is none at all."
+            reasons = [reason for part in parts.values() for _, reason, _ in part.rejected]
+            details = "".join(f"\n  {reason}" for reason in reasons[:3])
             raise UserError(
-                f"{', '.join(map(str, paths))} holds no usable record of {data_set.title}:{said}\n"
+                f"Found no usable {data_set.title} records in {', '.join(map(str, paths))}:"
+                f"{details or ' the files hold no records.'}\n"
                 "Expected the data set's original files."
             )
         self._metadata()["rejected"] = {split: part.rejected for split, part in parts.items()}
-        # TFDS has no empty splits.
+        # TFDS does not support empty splits.
         return {
             split: self._generate_examples(part.examples)
             for split, part in parts.items()
@@ -192,19 +195,19 @@ class KpodGsm8k(Published):
 
 
 class KpodAsdiv(Published):
-    """Diverse word problems of elementary school, with formulas."""
+    """Diverse elementary school word problems, with formulas."""
 
     DATA_SET = asdiv.DATA_SET
 
 
 class KpodSvamp(Published):
-    """Varied word problems of one or two operations, with equations."""
+    """Word problems with one or two operations, with equations."""
 
     DATA_SET = svamp.DATA_SET
 
 
 class KpodCommonsenseQa(Published):
-    """Multiple choice questions of common sense, without rationales."""
+    """Multiple-choice commonsense questions, without rationales."""
 
     DATA_SET = commonsense_qa.DATA_SET
 
@@ -218,12 +221,13 @@ PUBLISHED: dict[str, type[Published]] = {
 def prepared(
     builder_type: type[_AnyBuilder], config: tfds.core.BuilderConfig, cache_dir: str = ""
 ) -> _AnyBuilder:
-    """A builder whose files are there, made now where they were not.
+    """Returns a builder whose files exist, preparing them if needed.
 
     Args:
-      builder_type: which data set.
-      config: which of its configurations.
-      cache_dir: where files go; empty is TFDS's own choice: TFDS_DATA_DIR or ~/tensorflow_datasets.
+      builder_type: builder class of the data set.
+      config: configuration of the builder.
+      cache_dir: directory of the files; "" is TFDS's default, TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
 
     Raises:
       UserError: the files cannot be written.
@@ -237,14 +241,14 @@ def prepared(
     except OSError as error:
         raise UserError(
             f"Cannot prepare the data set {builder_type.name} in {cache_dir or 'the TFDS folder'}: "
-            f"{error}. Free some space there, or set another folder with --config.data.cache_dir."
+            f"{error}. Free some space there, or set --config.data.cache_dir to another folder."
         ) from error
     return builder
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's bars and banners: the stage that asked says what was made."""
+    """Silences TFDS's progress bars and banners; the calling stage logs the result."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
@@ -268,5 +272,5 @@ def _info(
         features=tfds.features.FeaturesDict(features),
         homepage=homepage,
         metadata=tfds.core.MetadataDict(),
-        disable_shuffling=True,  # Records stay in the order of their source.
+        disable_shuffling=True,  # Keeps records in source order.
     )

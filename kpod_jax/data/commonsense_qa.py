@@ -1,4 +1,4 @@
-"""CommonsenseQA's original files, and the paper's splits of them. It has no rationales."""
+"""CommonsenseQA's original files and the paper's splits. The data set has no rationales."""
 
 import functools
 import hashlib
@@ -16,13 +16,14 @@ _LETTERS = "ABCDE"
 
 
 def parse(row: Mapping[str, Any]) -> dict[str, str]:
-    """Question with its choices, "Where? (A) bank (B) library ...", and the right one's letter.
+    """Appends the choices to the question, "Where? (A) bank (B) library ...".
 
-    Two layouts are known: the original one, {"question": {"stem", "choices": [{"label", "text"}]}},
-    and that of Hugging Face, {"question", "choices": {"label": [], "text": []}}.
+    The answer is the letter of the correct choice. Two layouts are supported: the original one,
+    {"question": {"stem", "choices": [{"label", "text"}]}}, and Hugging Face's, {"question",
+    "choices": {"label": [], "text": []}}.
 
     Raises:
-      ValueError: a part is missing, or the answer is none of the choices.
+      ValueError: a part is missing, or the answer is not one of the choices.
     """
     inner = row.get("question")
     if isinstance(inner, Mapping):
@@ -32,7 +33,7 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(choices, Mapping):
         labels, texts = choices.get("label"), choices.get("text")
         if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
-            raise ValueError("has 'choices' whose 'label' and 'text' are not lists of one length")
+            raise ValueError("has 'choices' whose 'label' and 'text' are not lists of equal length")
         choices = [{"label": a, "text": b} for a, b in zip(labels, texts, strict=True)]
     if not isinstance(choices, list) or not all(isinstance(c, Mapping) for c in choices):
         raise ValueError("has no list of 'choices', each with 'label' and 'text'")
@@ -46,15 +47,15 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
             f"has the 'answerKey' {answer!r}; expected one of {', '.join(labels)} (the official "
             "test file has no answers: dev is the test split)"
         )
-    shown = " ".join(f"({label}) {text}" for label, text in pairs)
-    return {"question": f"{stem} {shown}", "rationale": "", "answer": answer}
+    listed = " ".join(f"({label}) {text}" for label, text in pairs)
+    return {"question": f"{stem} {listed}", "rationale": "", "answer": answer}
 
 
 def split_of(splits: Splits, stem: str, id_: str) -> str | None:
-    """The split of a record: the paper's test split is dev, its validation split a part of train.
+    """Returns the split of a record.
 
-    Ids are told by their hashes, of which the first 32 bits are kept; what is neither of
-    validation nor of test is of train.
+    The paper's test split is dev; its validation split is part of train. Records are identified by
+    the first 32 bits of the hash of their id; those in neither validation nor test are in train.
     """
     del stem
     code = hashlib.sha256(id_.encode()).hexdigest()[:8]
@@ -87,7 +88,7 @@ DATA_SET = DataSet(
     notes={
         "paper": "",
         "official": "CommonsenseQA's official test split has no answers: dev is the test split, "
-        "and a tenth of train, by the hash of the question, is taken out of that for validation",
+        "and a tenth of train, chosen by the hash of the question, is held out for validation",
     },
     has_rationales=False,
 )

@@ -1,6 +1,6 @@
-"""A user's own data: JSONL, CSV or a Hugging Face data set, or what a class of the user's reads.
+"""Custom data: JSONL, CSV, a Hugging Face data set, or a user's `CustomDataSet` class.
 
-Columns of files may have any names; a class gives its rows those of COLUMNS.
+Columns of files may have any names; a class yields rows with the names in COLUMNS.
 """
 
 import abc
@@ -20,33 +20,37 @@ COLUMNS = {"question": "question", "rationale": "rationale", "answer": "answer",
 
 
 class CustomDataSet(abc.ABC):
-    """A data set that a class of the user's reads, named by its import path in `data.name`.
+    """A custom data set, selected by its import path in `data.name`.
 
     Attributes:
-      answer_kind: of `answers.KINDS`, where `data.answer_kind` names none.
+      answer_kind: one of `answers.KINDS`, used if `data.answer_kind` is empty.
     """
 
     answer_kind: ClassVar[str] = "number"
 
     def __init__(self, path: str) -> None:
-        """Takes `data.path`, a file or a folder, or "". Its change makes the records stale."""
+        """Initializes the data set.
+
+        Args:
+          path: `data.path`, a file, a folder or "". A change to it makes the records stale.
+        """
         self.path = path
 
     @abc.abstractmethod
     def rows(self, split: str) -> Iterable[Mapping[str, Any]]:
-        """Rows of the train, validation or test split: question, rationale, answer, perhaps id.
+        """Returns the rows of the train, validation or test split, in a deterministic order.
 
-        Values are texts. What has no question or answer, or an id twice, is listed as rejected, as
-        is a training row without a rationale unless a teacher's are given. The order must be the
-        same each time.
+        A row has the keys question, rationale, answer and optionally id; its values are strings.
+        Rows without a question or answer, or with a duplicate id, are rejected, as are training
+        rows without a rationale, unless a teacher's rationales are used.
         """
 
 
 def class_of(name: str) -> type[CustomDataSet] | None:
-    """The user's class of an import path; None of other names.
+    """Returns the class that an import path names, or None if `name` is not an import path.
 
     Raises:
-      UserError: it cannot be imported, or is no `CustomDataSet`.
+      UserError: it cannot be imported, or is not a `CustomDataSet`.
     """
     return (
         plugins.load_subclass(name, "data.name", CustomDataSet) if plugins.is_path(name) else None
@@ -62,16 +66,16 @@ def load(
     separator: str,
     need_rationale: bool,
 ) -> Loaded:
-    """One split of a user's own data.
+    """Loads one split of a custom data set.
 
     Args:
-      name: of FORMATS, or of a class.
+      name: one of FORMATS, or the import path of a class.
       split: "train", "validation" or "test".
-      path: jsonl and csv: a folder with a file of each split, or one file, whose questions are
-        divided 8 : 1 : 1 by their hashes; huggingface: see `tables.hub_rows`; one split alone is
-        divided likewise; of a class: what that takes.
-      columns: the names of the user's columns, by those of COLUMNS.
-      separator: that ends a step.
+      path: for jsonl and csv, a folder with one file per split, or one file, whose questions are
+        divided 8 : 1 : 1 by hash. For huggingface, see `tables.hub_rows`; a data set with one
+        split is divided the same way. For a class, passed to its constructor.
+      columns: maps the names in COLUMNS to the data's column names.
+      separator: text that ends a step.
       need_rationale: whether a training record without a rationale is broken.
 
     Raises:
@@ -81,7 +85,7 @@ def load(
     loaded = Loaded()
     place_of: dict[str, str] = {}
     for row in rows:
-        # Broken rows of a whole file are the train split's.
+        # Broken rows of an undivided file count as train.
         part = "train" if whole else split
         id_ = default_id = f"{stem}-{row.index}"
         try:
@@ -90,12 +94,12 @@ def load(
             question = column(row.values, "question", columns)
             part = _part_of(question) if whole else split
             answer = column(row.values, "answer", columns)
-            # A test set needs no rationales.
-            needed = need_rationale and part == "train"
-            rationale = column(row.values, "rationale", columns, required=needed)
+            # Only training records need rationales.
+            required = need_rationale and part == "train"
+            rationale = column(row.values, "rationale", columns, required=required)
             id_ = column(row.values, "id", columns, required=False) or default_id
             if id_ in place_of:
-                raise ValueError(f"has the id {id_!r} of {place_of[id_]}")
+                raise ValueError(f"repeats the id {id_!r} of {place_of[id_]}")
             place_of[id_] = row.place
             if part == split:
                 steps = split_steps(rationale, separator)
@@ -111,23 +115,23 @@ def load(
 def column(
     row: Mapping[str, Any], name: str, columns: Mapping[str, str], *, required: bool = True
 ) -> str:
-    """The text of one of COLUMNS, whatever the user calls it; "" where it may be missing and is.
+    """Returns the text of a column in COLUMNS, or "" if it is missing and not required.
 
     Raises:
-      ValueError: it is missing, empty or no text; the message has the columns that there are, and
-        how to name the right one.
+      ValueError: it is missing, empty or not text; the message lists the existing columns and how
+        to select one.
     """
-    theirs = columns.get(name, name)
-    if theirs not in row and required:
+    actual = columns.get(name, name)
+    if actual not in row and required:
         raise ValueError(
-            f"has no {theirs!r}; its columns are {', '.join(map(repr, row)) or 'none'} (name the "
-            f"right one with --config.data.columns.{name})"
+            f"has no {actual!r}; its columns are {', '.join(map(repr, row)) or 'none'} (set "
+            f"--config.data.columns.{name} to the right one)"
         )
-    return jsonl.text_column(row, theirs, required=required)
+    return jsonl.text_column(row, actual, required=required)
 
 
 def files_of(name: str, path: str) -> list[pathlib.Path]:
-    """What holds a user's data, of what there is; nothing for a Hugging Face one."""
+    """Returns the existing files of a custom data set; none for a Hugging Face data set."""
     source = pathlib.Path(path).expanduser()
     if name == "huggingface":
         return []
@@ -138,7 +142,7 @@ def files_of(name: str, path: str) -> list[pathlib.Path]:
 
 
 def _open(name: str, split: str, path: str) -> tuple[Iterator[tables.Row], bool, str]:
-    """Rows, whether they are of all splits, and what ids begin with where there are none."""
+    """Returns the rows, whether they cover all splits, and the prefix of default ids."""
     if name == "huggingface":
         rows, whole = tables.hub_rows(path, split)
         return rows, whole, "all" if whole else split
@@ -149,14 +153,14 @@ def _open(name: str, split: str, path: str) -> tuple[Iterator[tables.Row], bool,
     file = source if whole else source / f"{split}.{name}"
     if not path or not file.is_file():
         line = (
-            'a line is {"question", "rationale", "answer"[, "id"]}'
+            'each line is {"question", "rationale", "answer"[, "id"]}'
             if name == "jsonl"
             else "the first line names the columns question, rationale, answer[, id]"
         )
+        reason = f"{file} does not exist" if path else "data.path is not set"
         raise UserError(
-            f"There is no {file if path else 'data.path'} to read the {split} split from. Set "
-            f"--config.data.path to a folder with train.{name}, validation.{name} and test.{name}, "
-            f"or to one .{name} file; {line}."
+            f"Cannot read the {split} split: {reason}. Set --config.data.path to a folder with "
+            f"train.{name}, validation.{name} and test.{name}, or to one .{name} file; {line}."
         )
     read = tables.json_lines if name == "jsonl" else tables.csv_rows
     return read(file), whole, file.stem
@@ -172,6 +176,6 @@ def _rows_of(data_set: CustomDataSet, name: str, split: str) -> Iterator[tables.
 
 
 def _part_of(question: str) -> str:
-    """The split that a question of an undivided file belongs to."""
+    """Returns the split of a question in an undivided file."""
     tenth = tenth_of(question)
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"

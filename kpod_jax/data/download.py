@@ -1,4 +1,4 @@
-"""Finding a published data set's files: in a folder, or at its own source."""
+"""Finds a published data set's files in a folder, or downloads them from their source."""
 
 import pathlib
 from typing import cast
@@ -12,10 +12,10 @@ from kpod_jax.utils.errors import UserError
 
 
 def files_in(data_set: DataSet, splits: Splits, folder: str) -> list[pathlib.Path]:
-    """The files that are needed, in a folder.
+    """Returns the paths of the required files in a folder.
 
     Raises:
-      UserError: one is not there.
+      UserError: a file is missing.
     """
     root = pathlib.Path(folder).expanduser()
     names = list(data_set.files[splits])
@@ -27,42 +27,42 @@ def files_in(data_set: DataSet, splits: Splits, folder: str) -> list[pathlib.Pat
         return [root / data_set.instead]
     instead = f", or {data_set.instead} for all of them" if data_set.instead else ""
     raise UserError(
-        f"There is no {missing}. Expected a folder with {data_set.title}'s original "
-        f"{' and '.join(names)}{instead}; set --config.data.path to it, or to nothing to download "
-        "them."
+        f"No such file: {missing}. Expected a folder with {data_set.title}'s original "
+        f"{' and '.join(names)}{instead}; set --config.data.path to it, or leave it empty to "
+        "download them."
     )
 
 
 def download(
     data_set: DataSet, splits: Splits, dl_manager: tfds.download.DownloadManager
 ) -> list[pathlib.Path]:
-    """Downloads the files that are needed, under their own names.
+    """Downloads the required files and stores them under their original names.
 
     Raises:
-      UserError: there is no network, or a file is not the known one.
+      UserError: a download fails, or a file's checksum differs.
     """
-    needed = data_set.files[splits]
-    names = list(needed)
+    required = data_set.files[splits]
+    names = list(required)
     try:
-        # TFDS tries again for minutes; where there is no network, this says so at once.
-        requests.head(needed[names[0]].url, timeout=30, allow_redirects=True).raise_for_status()
-        got = dl_manager.download({name: file.url for name, file in needed.items()})
-    except Exception as error:  # requests, urllib3, TFDS and the file system have their own each.
+        # TFDS retries for minutes; this request fails at once if there is no network.
+        requests.head(required[names[0]].url, timeout=30, allow_redirects=True).raise_for_status()
+        downloaded = dl_manager.download({name: file.url for name, file in required.items()})
+    except Exception as error:  # From requests, urllib3, TFDS or the file system.
         raise UserError(
-            f"Cannot download {data_set.title} from {needed[names[0]].url}: {error}. Download "
+            f"Cannot download {data_set.title} from {required[names[0]].url}: {error}. Download "
             f"{' and '.join(names)} elsewhere and set --config.data.path to their folder."
         ) from error
     paths = []
-    for name, path in cast(dict[str, pathlib.Path], got).items():
+    for name, path in cast(dict[str, pathlib.Path], downloaded).items():
         path = pathlib.Path(path)
-        file = needed[name]
+        file = required[name]
         if file.sha256 and files.digest(path) != file.sha256:
             raise UserError(
-                f"What was downloaded from {file.url} to {path} is not the known file (its SHA-256 "
-                "differs). Delete it and try again, or set --config.data.path to a folder with "
+                f"{path}, downloaded from {file.url}, is not the expected file: its SHA-256 "
+                "differs. Delete it and try again, or set --config.data.path to a folder with "
                 "your own copy."
             )
-        # TFDS has a name of its own for it; a split is known by the original one.
+        # TFDS renames the file, but splits are identified by the original name.
         named = path.parent / f"kpod_{data_set.name}_{splits}" / name
         named.parent.mkdir(exist_ok=True)
         with files.atomic_write(named) as copy:

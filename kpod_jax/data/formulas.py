@@ -1,6 +1,7 @@
-"""Rationales made of a formula: one step for each operation, with its value.
+"""Turns formulas into rationales, one step per operation.
 
-Formulas are parsed, never evaluated: numbers, + - * /, signs and parentheses are all there is.
+Formulas may contain only numbers, + - * /, signs and parentheses. They are parsed, never passed to
+eval.
 """
 
 import ast
@@ -15,18 +16,18 @@ _PLACES = 6
 
 
 def rationale(formula: str, answer: str) -> str:
-    """A rationale of a formula such as "( 76.0 - 25.0 )" or "(9-6)*2=6".
+    """Returns the rationale for a formula such as "( 76.0 - 25.0 )" or "(9-6)*2=6".
 
     Args:
-      formula: what stands before its first "=" counts. "20%" is 20 / 100.
+      formula: only the part before the first "=" is used. "20%" is 20 / 100.
       answer: a canonical number.
 
     Returns:
-      Such as "9 - 6 = 3. 3 * 2 = 6.": operations in the order in which they are worked off. Values
-      are exact: 10 / 3 is "10/3". Where the answer is the value rounded, a last sentence says so.
+      The operations in evaluation order, such as "9 - 6 = 3. 3 * 2 = 6.". Values are exact: 10 / 3
+      is "10/3". If the answer is the value rounded, a last sentence says so.
 
     Raises:
-      ValueError: it is no formula of numbers alone, or has another value than the answer.
+      ValueError: the formula contains more than numbers, or its value is not the answer.
     """
     steps: list[str] = []
     value = _value(_parse(formula), steps, formula)
@@ -34,7 +35,9 @@ def rationale(formula: str, answer: str) -> str:
         steps.append(f"It is {_text(value)}.")
     if value != Fraction(answer):
         if not _rounds(value, answer):
-            raise ValueError(f"has a formula, {formula!r}, of {_text(value)}; its answer: {answer}")
+            raise ValueError(
+                f"has a formula, {formula!r}, equal to {_text(value)}; its answer is {answer}"
+            )
         steps.append(f"{_text(value)} is about {answer}.")
     return " ".join(steps)
 
@@ -45,18 +48,18 @@ def _parse(formula: str) -> ast.expr:
     text = re.sub(r"(\d+(?:\.\d+)?)\s?%", r"(\1/100)", text)
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)
     if not re.fullmatch(rf"[\d.+\-*/() ]{{1,{_LONGEST}}}", text):
-        raise ValueError(f"has no formula of numbers alone but {formula!r:.80}")
+        raise ValueError(f"has a formula that is not purely numeric: {formula!r:.80}")
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"has a formula that cannot be read: {formula!r:.80}") from error
+        raise ValueError(f"has a formula that cannot be parsed: {formula!r:.80}") from error
 
 
 def _value(node: ast.expr, steps: list[str], formula: str) -> Fraction:
-    """The value; a sentence for each operation is added to the steps."""
+    """Returns the value of a node, and appends a sentence per operation to `steps`."""
     match node:
         case ast.Constant(value=int() | float() as number):
-            return Fraction(str(number))  # What was written, 0.1 and not the nearest double.
+            return Fraction(str(number))  # Exactly 0.1, not the nearest double.
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
             sign = -1 if isinstance(node.op, ast.USub) else 1
             return sign * _value(operand, steps, formula)
@@ -75,11 +78,11 @@ def _value(node: ast.expr, steps: list[str], formula: str) -> Fraction:
             value = values[sign]
             steps.append(f"{_operand(left)} {sign} {_operand(right)} = {_text(value)}.")
             return value
-    raise ValueError(f"has a formula that cannot be read: {formula!r:.80}")
+    raise ValueError(f"has a formula that cannot be parsed: {formula!r:.80}")
 
 
 def _rounds(value: Fraction, answer: str) -> bool:
-    """Whether an answer is a value up to half a unit of the answer's last digit."""
+    """Returns whether `answer` is `value`, rounded to the last digit of `answer`."""
     unit = Fraction(1, 10 ** len(answer.partition(".")[2]))
     return "/" not in answer and abs(value - Fraction(answer)) <= unit / 2
 

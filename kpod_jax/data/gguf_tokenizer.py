@@ -1,8 +1,8 @@
-"""Tokenizers out of the metadata of GGUF files.
+"""Tokenizers built from the metadata of GGUF files.
 
-A GGUF file says of its tokenizer the algorithm (`tokenizer.ggml.model`), the tokens with their
-types and scores, the merges, and of byte-level BPE the name of the way in which text is split into
-words (`tokenizer.ggml.pre`). The rest is what the original tokenizers of that name do.
+A GGUF file gives the algorithm (`tokenizer.ggml.model`), the tokens with their types and scores,
+the merges, and, for byte-level BPE, the name of the pre-tokenizer (`tokenizer.ggml.pre`).
+Everything else follows the original tokenizer of that name.
 """
 
 import pathlib
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# Values of tokenizer.ggml.token_type; 5 is a token that is not used.
+# Values of tokenizer.ggml.token_type; 5 is an unused token.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-# The ids that hold where a file does not say otherwise.
+# Ids of special tokens that a file does not give.
 _DEFAULT_IDS = {
     "gpt2": {},
     "llama": {"unknown": 0, "bos": 1, "eos": 2},
     "t5": {"padding": 0, "eos": 1, "unknown": 2},
 }
-# Names of the ways to split text into words, and the one that each of them means.
+# Names of pre-tokenizers, with the implementation each refers to.
 _PRE_TOKENIZERS = {
     "default": "gpt-2",
     "gpt-2": "gpt-2",
@@ -34,7 +34,7 @@ _PRE_TOKENIZERS = {
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
 }
-# Words of Qwen2 and LLaMA 3; these differ in how many digits are together.
+# Word pattern of Qwen2 and LLaMA 3, which differ in how many digits form a word.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,42 +43,42 @@ _SPACE = "▁"
 
 
 def gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a GGUF file, with its special tokens and its chat template.
+    """Returns the tokenizer of a GGUF file, with its special tokens and chat template.
 
     Raises:
-      UserError: the file is damaged, or its tokenizer is of a kind that is not supported.
+      UserError: the file is damaged, or its kind of tokenizer is not supported.
     """
-    # Imported here: it takes a second, and most of the package does without it.
+    # Imported here because it takes a second and most of the package does not need it.
     import transformers
 
     file = read_gguf(path)
     kind, tokens = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.tokens")
     if kind not in _DEFAULT_IDS:
         raise UserError(
-            f"{path} has a tokenizer of the kind {kind!r} (tokenizer.ggml.model). Supported are "
-            f"{', '.join(_DEFAULT_IDS)}; for another, give the model's Hugging Face directory as "
-            "student.tokenizer."
+            f"{path} has an unsupported tokenizer {kind!r} (tokenizer.ggml.model); expected one of "
+            f"{', '.join(_DEFAULT_IDS)}. Set student.tokenizer to the model's Hugging Face "
+            "directory instead."
         )
     named = {}
     for name in ("bos", "eos", "unknown", "padding"):
         key = f"tokenizer.ggml.{name}_token_id"
         place = file.fields.get(key, _DEFAULT_IDS[kind].get(name))
-        # Some files have the largest integer where there is no such token.
+        # Some files store the largest integer for a missing token.
         named[name] = None if place is None or place >= len(tokens) else tokens[place]
     if kind == "gpt2":
         tokenizer = _byte_level(file, tokens)
     else:
         tokenizer = _sentencepiece(file, tokens, named["unknown"])
     _add_special(tokenizer, tokens, _types(file, tokens))
-    # What holds where a file does not say otherwise.
-    begins = kind == "llama" or _PRE_TOKENIZERS.get(_pre_tokenizer(file)) == "llama-bpe"
+    # The default, for files that do not say.
+    adds_bos = kind == "llama" or _PRE_TOKENIZERS.get(_pre_tokenizer(file)) == "llama-bpe"
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=named["bos"],
         eos_token=named["eos"],
         unk_token=named["unknown"],
         pad_token=named["padding"],
-        add_bos_token=file.fields.get("tokenizer.ggml.add_bos_token", begins),
+        add_bos_token=file.fields.get("tokenizer.ggml.add_bos_token", adds_bos),
         add_eos_token=file.fields.get("tokenizer.ggml.add_eos_token", kind == "t5"),
         chat_template=file.fields.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
@@ -99,33 +99,33 @@ def _merges(file: GGUFContents) -> list[tuple[str, str]]:
 
 
 def _byte_level(file: GGUFContents, tokens: list[str]) -> "Tokenizer":
-    """BPE over bytes, each written as a visible character."""
+    """Builds byte-level BPE, in which each byte is written as a visible character."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     name = _pre_tokenizer(file)
     if name not in _PRE_TOKENIZERS:
         raise UserError(
-            f"{file.path} splits text in the way {name!r} (tokenizer.ggml.pre). Supported are "
-            f"{', '.join(_PRE_TOKENIZERS)}; for another, give the model's Hugging Face directory "
-            "as student.tokenizer."
+            f"{file.path} has an unsupported pre-tokenizer {name!r} (tokenizer.ggml.pre); expected "
+            f"one of {', '.join(_PRE_TOKENIZERS)}. Set student.tokenizer to the model's Hugging "
+            "Face directory instead."
         )
-    meant = _PRE_TOKENIZERS[name]
+    split = _PRE_TOKENIZERS[name]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    # LLaMA 3 takes a word that is a token as it is, even where no merges lead to it.
-    model = models.BPE(vocabulary, _merges(file), ignore_merges=meant == "llama-bpe")
+    # LLaMA 3 keeps a word that is a token whole, even if no merges produce it.
+    model = models.BPE(vocabulary, _merges(file), ignore_merges=split == "llama-bpe")
     result = tokenizers.Tokenizer(model)
-    if meant == "qwen2":
+    if split == "qwen2":
         result.normalizer = normalizers.NFC()
-    if meant in ("qwen2", "llama-bpe"):
-        words = tokenizers.Regex(_WORDS % (r"\p{N}" if meant == "qwen2" else r"\p{N}{1,3}"))
+    if split in ("qwen2", "llama-bpe"):
+        words = tokenizers.Regex(_WORDS % (r"\p{N}" if split == "qwen2" else r"\p{N}{1,3}"))
         steps: list[Any] = [
             pre_tokenizers.Split(words, "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     else:
         steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        if meant == "smollm":
+        if split == "smollm":
             steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
     result.pre_tokenizer = pre_tokenizers.Sequence(steps)
     result.decoder = decoders.ByteLevel()
@@ -133,7 +133,7 @@ def _byte_level(file: GGUFContents, tokens: list[str]) -> "Tokenizer":
 
 
 def _sentencepiece(file: GGUFContents, tokens: list[str], unknown: str | None) -> "Tokenizer":
-    """A unigram model ("t5"), or BPE whose merges follow from the scores ("llama")."""
+    """Builds a unigram model ("t5"), or BPE with merges derived from the scores ("llama")."""
     import tokenizers
     from tokenizers import decoders, models, normalizers
 
@@ -179,21 +179,21 @@ def _sentencepiece(file: GGUFContents, tokens: list[str], unknown: str | None) -
 def _derived_merges(
     tokens: list[str], types: list[int], scores: list[float]
 ) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, that of the highest score first."""
+    """Returns every pair of tokens that form a token, highest score first."""
     normal = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
-    found = []
+    pairs = []
     for token, score in zip(tokens, scores, strict=True):
         if token in normal:
             for cut in range(len(token) - 1, 0, -1):
                 left, right = token[:cut], token[cut:]
                 if left in normal and right in normal:
-                    found.append((-score, left, right))
-    found.sort(key=lambda pair: pair[0])
-    return [(left, right) for _, left, right in found]
+                    pairs.append((-score, left, right))
+    pairs.sort(key=lambda pair: pair[0])
+    return [(left, right) for _, left, right in pairs]
 
 
 def _add_special(tokenizer: "Tokenizer", tokens: list[str], types: list[int]) -> None:
-    """Makes tokens that stand whole in a text be found there; their ids stay."""
+    """Registers special and user-defined tokens, so that they match whole; ids stay the same."""
     from tokenizers import AddedToken
 
     tokenizer.add_tokens(

@@ -1,4 +1,4 @@
-"""GSM8K's original files, and the paper's splits of them."""
+"""GSM8K's original files and the paper's splits."""
 
 import functools
 import re
@@ -22,12 +22,12 @@ _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 
 
 def parse(row: Mapping[str, Any]) -> dict[str, str]:
-    """Question, rationale without calculator annotations, and answer of a line.
+    """Returns the question, the rationale without calculator annotations, and the answer.
 
-    The rationale may be empty. The answer is the number after "####" without its commas.
+    The rationale may be empty. The answer is the number after "####", without commas.
 
     Raises:
-      ValueError: a column is missing or there is no such number.
+      ValueError: a column or the number is missing.
     """
     question = jsonl.text_column(row, "question")
     solution, mark, answer = jsonl.text_column(row, "answer").rpartition("####")
@@ -35,7 +35,7 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
         raise ValueError("has an 'answer' that does not end with '#### NUMBER'")
     number = answers.extract_answer(f"#### {answer}")
     if number is None:
-        raise ValueError(f"has no number after '####' in its 'answer' but {answer.strip()!r}")
+        raise ValueError(f"has an 'answer' without a number after '####': {answer.strip()!r}")
     return {
         "question": question,
         "rationale": _ANNOTATION.sub("", solution).strip(),
@@ -44,13 +44,13 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def id_of(row: Mapping[str, Any], stem: str, index: int) -> str:
-    """File and line, from 0, as the lines have no ids."""
+    """Returns an id made of file and line number, from 0; the lines themselves have no ids."""
     del row
     return f"gsm8k-{stem}-{index}"
 
 
 def split_of(splits: Splits, stem: str, id_: str) -> str | None:
-    """The split of a record; the paper's validation split is of lines of test.jsonl."""
+    """Returns the split of a record; the paper's validation split is part of test.jsonl."""
     if stem == "train" or splits == "official":
         return stem
     validation = _validation_lines()
@@ -61,13 +61,13 @@ def split_of(splits: Splits, stem: str, id_: str) -> str | None:
 
 
 def own_id(id_: str) -> str:
-    """A line of train.jsonl is named by its number alone."""
+    """Returns the line number of a line of train.jsonl; other ids are returned unchanged."""
     return id_.removeprefix("gsm8k-train-")
 
 
 @functools.cache
 def _validation_lines() -> str:
-    """A 0 or a 1 for each line of test.jsonl."""
+    """Returns a "1" for each line of test.jsonl in the paper's validation split, else "0"."""
     value = read_asset("gsm8k")
     digits = value["validation"]
     return bin(int(digits, 16))[2:].zfill(4 * len(digits))[: value["lines"]]
@@ -85,8 +85,8 @@ DATA_SET = DataSet(
     split_of=split_of,
     notes={
         "paper": "",
-        "official": "GSM8K has no validation split of its own: a tenth of its train split, by the "
-        "hash of the question, is taken out of that",
+        "official": "GSM8K has no official validation split: a tenth of train, chosen by the hash "
+        "of the question, is held out for validation",
     },
     own_id=own_id,
 )

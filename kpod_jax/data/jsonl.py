@@ -1,4 +1,4 @@
-"""Reading files of one JSON object a line, whoever wrote them."""
+"""Reads JSONL files from any source: one JSON object per line."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,15 @@ from kpod_jax.utils.files import PathLike, as_path
 
 
 def read_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
-    """Reads a file line by line; a broken line does not end it.
+    """Reads a file line by line, reporting invalid lines and continuing.
 
-    A byte order mark, Windows line ends and blank lines are accepted.
+    Accepts a byte order mark, Windows line endings and blank lines.
 
     Yields:
-      (line, counted from 1; its object, or None; what is wrong with the line, or "").
+      (line number from 1, object or None, reason why the line is invalid or "").
 
     Raises:
-      UserError: the file cannot be read at all.
+      UserError: the file cannot be read.
     """
     try:
         with as_path(path).open("rb") as file:
@@ -41,19 +41,19 @@ def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
     except ValueError as error:
         return None, f"is not valid JSON: {error}"
     except RecursionError:
-        return None, "is JSON that is nested too deeply"
+        return None, "is JSON nested too deeply to parse"
     if not isinstance(row, dict):
-        return None, f"is not a JSON object but {type(row).__name__}"
+        return None, f"is not a JSON object (got {type(row).__name__})"
     return row, ""
 
 
 def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -> str:
-    """A column's text, stripped; a number counts as text.
+    """Returns the stripped text of a column; numbers are converted to text.
 
     Args:
-      row: a line's object.
-      column: its name.
-      required: whether it must be there and not empty; else "" stands for it.
+      row: the columns of a row, by name.
+      column: name of the column.
+      required: whether the column must exist and not be empty; if False, "" is returned instead.
 
     Raises:
       ValueError: the column is missing, empty or of another type.
@@ -68,10 +68,10 @@ def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -
     if value is None and not required:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"has a {column!r} of type {type(value).__name__}; expected a text")
+        raise ValueError(f"has a {column!r} of type {type(value).__name__}; expected text")
     text = str(value).strip()
     if not text and required:
         raise ValueError(f"has an empty {column!r}")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"has half a character (a lone surrogate) in {column!r}")
+        raise ValueError(f"has a lone surrogate (half a character) in {column!r}")
     return text

@@ -1,4 +1,4 @@
-"""Questions that stand in more than one split: what a student would only have to remember."""
+"""Finds questions that occur in more than one split, which a student could simply memorize."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,18 @@ from kpod_jax.data.records import Record
 
 
 def normalised(question: str) -> str:
-    """A question without its case and its white space."""
+    """Returns a question in lower case with single spaces."""
     return " ".join(question.casefold().split())
 
 
 def overlaps(
     splits: Mapping[str, Sequence[Record]],
 ) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """Records of two splits with the same question, up to white space and case.
+    """Finds records of different splits with the same question, up to whitespace and case.
 
     Returns:
-      For each two splits that share questions, the ids of each record of the first one whose
-      question is in the other, and of the first record with it there.
+      For each pair of splits that share questions, a pair of ids for each record of the first split
+      whose question is in the second: that record's id, and the id of the first match.
     """
     first_of: dict[str, dict[str, str]] = {}
     for split, records in splits.items():
@@ -38,9 +38,9 @@ def overlaps(
 
 
 def describe(splits: Mapping[str, Sequence[Record]]) -> str:
-    """One line for each two splits that share questions, with counts and examples; "" for none."""
+    """Returns a line per pair of splits that share questions, with count and examples, or ""."""
     lines = []
     for (one, other), pairs in overlaps(splits).items():
-        some = ", ".join(f"{a} = {b}" for a, b in pairs[:3]) + (", …" if len(pairs) > 3 else "")
-        lines.append(f"{len(pairs)} questions of {one} are also in {other}: {some}")
+        examples = ", ".join(f"{a} = {b}" for a, b in pairs[:3]) + (", …" if len(pairs) > 3 else "")
+        lines.append(f"{len(pairs)} questions of {one} are also in {other}: {examples}")
     return "\n".join(lines)

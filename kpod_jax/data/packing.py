@@ -1,4 +1,4 @@
-"""Several examples in one row, for decoder-only students: less padding than buckets leave.
+"""Packing of several examples into one row, for decoder-only students: less padding than buckets.
 
 Letters: N examples, B rows, L tokens of a row.
 """
@@ -12,17 +12,17 @@ from kpod_jax.data.tokens import TokenizedSet
 
 
 def bins(lengths_N: np.ndarray, capacity: int) -> Ragged:
-    """Puts examples into rows, the longest first, each where it leaves least room (best fit).
+    """Packs examples into rows by best-fit decreasing.
 
     Args:
-      lengths_N: tokens of each example, none above the capacity.
+      lengths_N: tokens of each example, at most the capacity.
       capacity: L.
 
     Returns:
-      A slice of example numbers for each row, together each example once.
+      A slice of example indices for each row; every example occurs once.
     """
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (tokens left, row), rising.
+    free: list[tuple[int, int]] = []  # (tokens left, row), ascending.
     for i in np.argsort(-lengths_N, kind="stable").tolist():
         length = int(lengths_N[i])
         place = bisect.bisect_left(free, (length, -1))
@@ -37,7 +37,7 @@ def bins(lengths_N: np.ndarray, capacity: int) -> Ragged:
 
 
 def sequence_lengths(tokenized: TokenizedSet) -> np.ndarray:
-    """[N] tokens that an example takes in a row: its prompt without the end, and its target."""
+    """Returns the tokens each example takes in a row, [N]: prompt without its end, and target."""
     return tokenized.questions.lengths + tokenized.targets.lengths
 
 
@@ -52,21 +52,21 @@ def packed_batch(
     decoder_start_id: int,
     pad_id: int,
 ) -> dict[str, np.ndarray]:
-    """Rows of examples, as `BatchSource` describes a batch; all of it is the decoder's.
+    """Returns a batch of packed rows, all of it for the decoder.
 
     Args:
-      tokenized: of a decoder-only student.
-      weights: of target tokens.
-      rows: example numbers of each row.
+      tokenized: examples of a decoder-only student.
+      weights: loss weight of each target token.
+      rows: example indices of each row.
       capacity: L.
-      latest_start: of target tokens: the largest c_i with which each is supervised.
+      latest_start: for each target token, the largest c_i at which it is supervised.
       start_steps_N: c_i.
-      decoder_start_id: the last token of every prompt.
-      pad_id: what fills the rows.
+      decoder_start_id: last token of every prompt.
+      pad_id: padding token.
 
     Returns:
-      As `BatchSource.__getitem__`, with S = 0 and U = L, and segments [B, L] int32: which example
-      of its row a token is of, from 1; 0 is padding.
+      As `BatchSource.__getitem__`, with S = 0 and U = L, and segments [B, L] int32: the number of
+      each token's example within its row, from 1; 0 is padding.
     """
     shape = len(rows), capacity
     inputs, targets = np.full(shape, pad_id, np.int32), np.full(shape, pad_id, np.int32)

@@ -1,4 +1,4 @@
-"""Two examples of one group side by side in a batch, for losses that compare them.
+"""Pairs of examples from one group, side by side in a batch, for losses that compare them.
 
 Letters: N examples, G groups, K lengths of an example, B rows.
 """
@@ -11,26 +11,26 @@ from kpod_jax.data.records import Ragged
 
 
 def longest(lengths_NxK: np.ndarray, groups: Ragged) -> np.ndarray:
-    """[G, K] the longest of each group's examples."""
+    """Returns the maximum of each of the K lengths within each group, [G, K]."""
     return np.maximum.reduceat(lengths_NxK[groups.values], groups.offsets[:-1], axis=0)
 
 
 def expected(lengths_N: np.ndarray, groups: Ragged) -> float:
-    """Mean over all draws of the lengths of a pair, summed over the groups."""
+    """Returns the expected total length of a pair, summed over the groups."""
     sums_G = np.add.reduceat(lengths_N[groups.values], groups.offsets[:-1])
     return float((2 * sums_G / groups.lengths).sum())
 
 
 def drawn(rows: np.ndarray, groups: Ragged, seed: Sequence[int]) -> np.ndarray:
-    """Two different examples of each group, side by side.
+    """Draws two different examples of each group, side by side.
 
     Args:
-      rows: [B / 2] numbers of groups, -1 for padding.
-      groups: numbers of examples, two at least in each slice.
-      seed: not negative; with it a group's number decides its pair, whatever the row.
+      rows: [B / 2] group indices, -1 for padding.
+      groups: example indices, at least two in each slice.
+      seed: at least 0; seed and group index determine a pair, whatever its row.
 
     Returns:
-      [B] numbers of examples; two of -1 for padding.
+      [B] example indices; padding is a pair of -1.
     """
     result_Bx2 = np.full((len(rows), 2), -1, np.int64)
     for place, group in enumerate(rows.tolist()):
@@ -41,14 +41,14 @@ def drawn(rows: np.ndarray, groups: Ragged, seed: Sequence[int]) -> np.ndarray:
 
 
 def groups_of(names: Sequence[str]) -> Ragged:
-    """The examples of each name; one that is alone is a pair with itself.
+    """Groups examples by name; a single example forms a pair with itself.
 
     Args:
-      names: of the group of each example, [N]; "" is a group by itself.
+      names: [N] group name of each example; "" makes the example a group of one.
     """
     members: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         members.setdefault(name or f"\0{i}", []).append(i)
     return Ragged.from_list(
-        [own * 2 if len(own) == 1 else own for own in members.values()], np.int64
+        [group * 2 if len(group) == 1 else group for group in members.values()], np.int64
     )

@@ -1,4 +1,4 @@
-"""From a data set to what Algorithm 1 works on: records, and the train split's tokens."""
+"""Prepares a data set for Algorithm 1: records, and the train split's tokens."""
 
 import functools
 import pathlib
@@ -14,7 +14,7 @@ from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
-TOKENS = "records/train_tokens"  # Of `token_store`, without a suffix.
+TOKENS = "records/train_tokens"  # Path for `token_store`, without suffix.
 OUTPUTS = (
     *(f"records/{split}.jsonl" for split in SPLITS),
     "records/rejected.jsonl",
@@ -24,19 +24,19 @@ OUTPUTS = (
 
 
 class Tokenizes(Protocol):
-    """What is asked of a student here."""
+    """Interface of a student that tokenizes records."""
 
     def tokenize(self, records: Sequence[Record]) -> tuple[TokenizedSet, list[Rejected]]:
-        """Records as tokens, and those that do not fit."""
+        """Returns the records as tokens, and the records that are too long."""
         ...
 
 
 class Data:
-    """Records of all splits; the train split's as tokens, too.
+    """Records of all splits, and the tokens of the train split.
 
     Attributes:
-      rejected: {"id", "split", "reason"} of each record that cannot be used.
-      notes: what a user should know of the data.
+      rejected: {"id", "split", "reason"} of each rejected record.
+      notes: notes for the user about the data.
     """
 
     def __init__(
@@ -47,29 +47,37 @@ class Data:
         rejected: Sequence[Mapping[str, str]] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        """Takes the tokens of the train split, and the records of the others."""
+        """Initializes the data.
+
+        Args:
+          train: tokens and records of the train split.
+          validation: records of the validation split.
+          test: records of the test split.
+          rejected: {"id", "split", "reason"} of each rejected record.
+          notes: notes for the user about the data.
+        """
         self._splits = {"train": train.records, "validation": validation, "test": test}
         self._train = train
         self.rejected, self.notes = list(rejected), list(notes)
 
     @property
     def train(self) -> TokenizedSet:
-        """The training examples as tokens."""
+        """Tokenized training examples."""
         return self._train
 
     def records(self, split: str) -> Sequence[Record]:
-        """Of "train", "validation" or "test"."""
+        """Returns the records of the "train", "validation" or "test" split."""
         return self._splits[split]
 
     def __str__(self) -> str:
-        """The numbers of records, in a few words."""
-        found = [f"{len(self.records(split))} {split}" for split in SPLITS]
+        """Returns a short summary of the record counts."""
+        parts = [f"{len(self.records(split))} {split}" for split in SPLITS]
         if not any("overlap" in note for note in self.notes):
-            found.append("no question in two splits")
-        return ", ".join([*found, f"{len(self.rejected)} rejected"])
+            parts.append("no question in two splits")
+        return ", ".join([*parts, f"{len(self.rejected)} rejected"])
 
     def save(self, root: pathlib.Path) -> None:
-        """Writes `OUTPUTS` under a work directory."""
+        """Writes `OUTPUTS` to a work directory."""
         token_store.save(root / TOKENS, self.train)
         for split in SPLITS:
             records_io.write_records(root / f"records/{split}.jsonl", self.records(split))
@@ -77,7 +85,7 @@ class Data:
 
     @classmethod
     def load(cls, root: pathlib.Path) -> "Data":
-        """What `save` wrote; each file is read when it is first asked for."""
+        """Returns the data that `save` wrote; files are read on first use."""
         return _Stored(root)
 
 
@@ -90,26 +98,26 @@ class _Stored(Data):
     def train(self) -> TokenizedSet:  # pyright: ignore[reportIncompatibleMethodOverride]
         return token_store.load(self._root / TOKENS, self.records("train"))
 
-    @functools.cache  # noqa: B019 - a run has one.
+    @functools.cache  # noqa: B019 - one instance per run.
     def records(self, split: str) -> Sequence[Record]:
         return records_io.read_records(self._root / f"records/{split}.jsonl")
 
 
 def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Tokenizes) -> Data:
-    """Loads and checks a data set, and tokenises its training examples.
+    """Loads and checks a data set, and tokenizes its training examples.
 
     Args:
-      source: `data` of a configuration; or records of your own, by split: "train", and perhaps
+      source: `data` of a configuration; or custom records by split: "train" and optionally
         "validation" and "test".
-      student: whose tokens and limits the training examples have.
+      student: tokenizes the training examples within its length limits.
 
     Raises:
-      UserError: data that cannot be read, too many bad records, or a split without any.
+      UserError: the data cannot be read, too many records are rejected, or a split is empty.
     """
     if isinstance(source, Mapping):
         train, too_long = student.tokenize(source["train"])
         rejected = _rows(too_long, "train")
-        _check_some("train", "your data", train.records, too_long)
+        _check_not_empty("train", "your data", train.records, too_long)
         validation, test = source.get("validation", ()), source.get("test", ())
         notes = _overlaps({**source, "train": train.records})
         return Data(train, validation, test, rejected, notes)
@@ -117,15 +125,15 @@ def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Token
     rejected, usable = [], {}
     train, too_long = None, []
     for split in SPLITS:
-        found, bad = sources.load_records(source, split)
+        records, bad = sources.load_records(source, split)
         if split == "train":
-            train, too_long = student.tokenize(found)
-            found, bad = train.records, [*bad, *too_long]
-        _check_some(split, source.name, found, bad)
+            train, too_long = student.tokenize(records)
+            records, bad = train.records, [*bad, *too_long]
+        _check_not_empty(split, source.name, records, bad)
         rejected += _rows(bad, split)
-        usable[split] = found
+        usable[split] = records
     assert train is not None
-    # `load_records` has judged the data set's own errors; these are the student's limits.
+    # `load_records` has already checked the data set's broken records.
     records_io.check_rejected_fraction(
         too_long, len(train) + len(too_long), source.max_rejected_fraction
     )
@@ -137,15 +145,17 @@ def _rows(rejected: Sequence[Rejected], split: str) -> list[dict[str, str]]:
     return [{"id": bad.id, "split": split, "reason": bad.reason} for bad in rejected]
 
 
-def _check_some(split: str, name: str, found: Sequence[Any], bad: Sequence[Rejected]) -> None:
-    if not found:
+def _check_not_empty(
+    split: str, name: str, records: Sequence[Any], bad: Sequence[Rejected]
+) -> None:
+    if not records:
         raise UserError(
             f"The {split} split of {name} has no usable record: "
             + "; ".join(f"{r.id}: {r.reason}" for r in bad[:3])
-            + ". Mend the data, or raise student.max_question_tokens and max_target_tokens."
+            + ". Fix the data, or raise student.max_question_tokens and max_target_tokens."
         )
 
 
 def _overlaps(splits: Mapping[str, Sequence[Record]]) -> list[str]:
     shared = overlap.describe(splits)
-    return [f"the splits overlap, so that accuracies may be too high:\n{shared}"] if shared else []
+    return [f"the splits overlap, so accuracies may be too high:\n{shared}"] if shared else []

@@ -1,4 +1,4 @@
-"""What a published data set is to us: its files, how a row of them is read, and its splits."""
+"""Describes published data sets: their files, row parsers and splits."""
 
 import dataclasses
 import functools
@@ -14,17 +14,17 @@ from kpod_jax.data.tables import Row
 
 Splits = Literal["paper", "official"]
 SPLITS = ("train", "validation", "test")
-# Letters of the assets that have one for each record.
+# Split codes in the assets, one letter per record.
 _SPLIT_OF_CODE = {"t": "train", "v": "validation", "e": "test"}
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file at the data set's own source.
+    """A file at the data set's source.
 
     Attributes:
-      url: of the file.
-      sha256: of its bytes; "" where it is not known to us: then it is not checked.
+      url: URL of the file.
+      sha256: hash of its bytes; "" skips the check.
     """
 
     url: str
@@ -33,26 +33,26 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A published data set; each has a module of its own with one of these, DATA_SET.
+    """A published data set; each one's module defines it as DATA_SET.
 
     Attributes:
-      name: of data.name.
-      title: as it calls itself.
-      homepage: for people.
-      answer_kind: of `answers.KINDS`.
-      files: for each kind of splits that it has, the files that it needs, by their names.
-      read: the rows of a file.
-      id_of: a row's id, unique in the data set; raises ValueError where it has none. It is given
-        the row, the stem of its file's name and its index.
-      parse: question, rationale, answer and, where the rationale is empty, the reason, of a row's
-        values; raises ValueError where they cannot be used.
-      split_of: "train", "validation" or "test" for the stem of a file's name and an id, or None
-        where the record is in none. Official splits know no validation: it is made of a tenth of
-        their train split.
-      notes: what a user should know of its splits.
-      instead: the name of one file that may stand in a folder for all of `files`.
-      own_id: the id that the data set's source has for a record of ours.
-      has_rationales: whether `parse` finds or makes any.
+      name: value of data.name that selects it.
+      title: name for display.
+      homepage: URL of its homepage.
+      answer_kind: one of `answers.KINDS`.
+      files: required files by name, for each kind of splits that it supports.
+      read: yields the rows of a file.
+      id_of: returns the id of a row, unique in the data set, from the row, the stem of its file's
+        name and its index; raises ValueError if there is none.
+      parse: returns question, rationale and answer of a row's values and, if there is no
+        rationale, the reason as `problem`; raises ValueError if the row is unusable.
+      split_of: returns "train", "validation", "test" or, for a record in no split, None, from the
+        kind of splits, the stem of the file's name and the id. Official splits have no validation
+        split: a tenth of train is held out for it.
+      notes: notes for the user, for each kind of splits.
+      instead: name of a single file that may replace all of `files` in a folder.
+      own_id: returns the id that the data set's source uses for a record, from the record's id.
+      has_rationales: whether `parse` returns rationales.
     """
 
     name: str
@@ -71,20 +71,20 @@ class DataSet:
 
 
 def id_in(column: str) -> Callable[[Mapping[str, Any], str, int], str]:
-    """`DataSet.id_of` of a data set whose rows have ids of their own, in a column."""
+    """Returns a `DataSet.id_of` that reads ids from a column."""
     return lambda row, stem, index: jsonl.text_column(row, column)
 
 
 def coded_split(name: str, prefix: str, id_: str) -> str | None:
-    """The paper's split of a numbered record, by its letter in the asset of a data set.
+    """Returns the paper's split of a numbered record, from the data set's asset.
 
     Args:
-      name: of the data set.
-      prefix: of its ids, before a number from 1.
-      id_: of the record.
+      name: name of the data set.
+      prefix: prefix of its ids, before a number from 1.
+      id_: id of the record.
 
     Returns:
-      None for a record that the asset does not have or that is in no split.
+      The split, or None if the record is not in the asset or in no split.
     """
     number, codes = id_.removeprefix(prefix), _codes(name)
     if not number.isdecimal() or not 1 <= int(number) <= len(codes):
@@ -99,11 +99,11 @@ def _codes(name: str) -> str:
 
 @dataclasses.dataclass
 class Part:
-    """What a data set's files hold of one split.
+    """One split of a data set, as parsed from its files.
 
     Attributes:
-      examples: id, question, rationale, answer and problem, all texts.
-      rejected: id, reason, and whether it is broken rather than left out by the data set's splits.
+      examples: {id, question, rationale, answer, problem}, all strings.
+      rejected: (id, reason, whether the record is broken, not just outside the splits).
     """
 
     examples: list[dict[str, str]] = dataclasses.field(default_factory=list)
@@ -111,29 +111,29 @@ class Part:
 
 
 def read_parts(data_set: DataSet, splits: Splits, paths: Sequence[pathlib.Path]) -> dict[str, Part]:
-    """Reads a data set's files into its splits, in the order of the files.
+    """Reads a data set's files into splits, in file order.
 
-    What is broken and of no known split counts as train's.
+    Broken records of unknown split count as train.
 
     Raises:
-      UserError: a file cannot be read at all.
+      UserError: a file cannot be read.
     """
     parts = {split: Part() for split in SPLITS}
     places: dict[str, str] = {}
     for path in paths:
         for row in data_set.read(path):
-            id_, split, known = f"{data_set.name}-{path.stem}-{row.index}", None, False
+            id_, split, has_split = f"{data_set.name}-{path.stem}-{row.index}", None, False
             try:
                 id_ = _id_of(data_set, row, path.stem)
-                split, known = data_set.split_of(splits, path.stem, id_), True
+                split, has_split = data_set.split_of(splits, path.stem, id_), True
                 if row.values is None:
                     raise ValueError(row.problem)
                 if id_ in places:
-                    raise ValueError(f"has the id {id_!r} of {places[id_]}")
+                    raise ValueError(f"repeats the id {id_!r} of {places[id_]}")
                 places[id_] = row.place
                 example = {"id": id_, "problem": ""} | data_set.parse(row.values)
             except ValueError as error:
-                bad = (id_, f"{row.place} {error}", split is not None or not known)
+                bad = (id_, f"{row.place} {error}", split is not None or not has_split)
                 parts[split or "train"].rejected.append(bad)
                 continue
             if split is None:
@@ -154,11 +154,11 @@ def _id_of(data_set: DataSet, row: Row, stem: str) -> str:
 
 
 def tenth_of(question: str) -> int:
-    """Which of ten equal parts a question belongs to, by its hash, wherever it stands: 0 to 9."""
+    """Returns the tenth, 0 to 9, that a question falls into by its hash."""
     return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 10
 
 
 def read_asset(name: str) -> dict[str, Any]:
-    """A JSON file of this package's that says which record is in which split."""
+    """Reads the packaged JSON file that assigns a data set's records to splits."""
     asset = importlib.resources.files("kpod_jax") / "assets" / f"{name}_splits.json"
     return json.loads(asset.read_text(encoding="utf-8"))

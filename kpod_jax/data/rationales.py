@@ -1,4 +1,4 @@
-"""A teacher's rationales for the records of a data set, from a file of its own."""
+"""Replaces the rationales of a data set's records with a teacher's, read from a separate file."""
 
 import dataclasses
 import pathlib
@@ -22,40 +22,41 @@ def apply(
     own_id: Callable[[str], str] = str,
     per_question: int = 1,
 ) -> Loaded:
-    """Gives records the teacher's rationales in place of their own.
+    """Replaces the records' rationales with the teacher's.
 
-    A row has `id` (a record's, or the one that its source has for it), `question` (the record's, up
-    to white space and case), `rationale`, and `answer`, the one that the rationale leads to. Of
-    several good rows for a record the first `per_question` that differ count.
+    A row has `id` (the record's id, or the id that the data set's source uses), `question` (equal
+    to the record's up to whitespace and case), `rationale`, and `answer`, the answer that the
+    rationale leads to. If a record has several usable rows, the first `per_question` distinct
+    rationales are used.
 
     Args:
-      loaded: a split.
-      source: a JSONL or CSV file, or a Hugging Face data set, whose train split, or only one, has
+      loaded: one split.
+      source: a JSONL or CSV file, or a Hugging Face data set, whose train split, or only split, has
         the rationales for all splits.
-      split: its name. Training records that the teacher has no good rationale for are left out;
-        those of other splits, of which none is needed, stay as they are.
-      kind: of the answers.
+      split: name of the split. Training records without a usable rationale are left out; records
+        of other splits, which need none, are kept unchanged.
+      kind: kind of the answers.
       columns: names of the source's columns.
-      separator: that ends a step.
-      own_id: the id that the data set's source has for a record.
-      per_question: most rationales of a training record; 0: all. The second and later ones are
-        `Loaded.further`, as records whose ids end in #2, #3, …. Other splits get one.
+      separator: text that ends a step.
+      own_id: returns the id that the data set's source uses for a record.
+      per_question: maximum rationales per training record; 0: all. The second and later ones go
+        to `Loaded.further`, as records whose ids end in #2, #3, …. Other splits use one.
 
     Returns:
-      The split with them. Of the source's rows, those that cannot be read, fit no record or have
-      another question are broken; those with another answer than the gold one, and all further
-      rows for a record, are rejected without being broken. The train split reports for all.
+      The split with the teacher's rationales. Unreadable rows, and rows whose id or question
+      matches no record, are broken; rows with a wrong answer, and surplus rows for a record, are
+      rejected without being broken. Only the train split reports them.
 
     Raises:
-      UserError: the source cannot be read at all.
+      UserError: the source cannot be read.
     """
     names: dict[str, Record] = {own_id(record.id): record for record in loaded.records}
     names |= {record.id: record for record in loaded.records}
     unused = {name for id_ in loaded.elsewhere for name in (id_, own_id(id_))} - names.keys()
     unused |= {bad.id for bad in [*loaded.broken, *loaded.absent]} - names.keys()
-    most = per_question if split == "train" else 1
-    found: dict[str, list[str]] = {}
-    broken, absent, more, others = [], [], [], []
+    maximum = per_question if split == "train" else 1
+    usable: dict[str, list[str]] = {}
+    broken, absent, surplus, others = [], [], [], []
     for row in _rows(source):
         try:
             if row.values is None:
@@ -70,44 +71,47 @@ def apply(
             if normalised(custom.column(row.values, "question", columns)) != normalised(
                 record.question
             ):
-                raise ValueError(f"has another question than {record.id}, its id")
+                raise ValueError(f"has the id of {record.id}, but another question")
             rationale = custom.column(row.values, "rationale", columns)
             stated = custom.column(row.values, "answer", columns)
         except ValueError as error:
             broken.append(Rejected(row.place, f"{row.place} {error}"))
             continue
         if not answers.answers_equal(stated, record.answer, kind):
-            reason = f"has the answer {stated!r} where the data set's is {record.answer!r}"
+            reason = f"has the answer {stated!r}; the data set's answer is {record.answer!r}"
             absent.append(Rejected(row.place, f"{row.place} {reason}"))
-        elif rationale in (kept := found.setdefault(record.id, [])) or 0 < most <= len(kept):
-            more.append(record.id)
+        elif rationale in (kept := usable.setdefault(record.id, [])) or 0 < maximum <= len(kept):
+            surplus.append(record.id)
         else:
             kept.append(rationale)
-    if more:
-        counts = {0: "they repeat others", 1: "the first counts"}.get(
-            most, f"the first {most} count"
+    if surplus:
+        rule = {0: "they repeat others", 1: "only the first is used"}.get(
+            maximum, f"only the first {maximum} are used"
         )
-        reason = f"{len(more)} further rationales, for {len(set(more))} records; {counts}"
-        absent.append(Rejected(source, f"{source} has {reason}: {_some(more)}"))
+        reason = f"{len(surplus)} surplus rationales for {len(set(surplus))} records ({rule})"
+        absent.append(Rejected(source, f"{source} has {reason}: {_examples(surplus)}"))
     if others:
         reason = f"{len(others)} rationales for records that are not in the train split"
-        absent.append(Rejected(source, f"{source} has {reason}: {_some(others)}"))
-    records = [_given(r, found[r.id][0], separator) if r.id in found else r for r in loaded.records]
+        absent.append(Rejected(source, f"{source} has {reason}: {_examples(others)}"))
+    records = [
+        _with_rationale(r, usable[r.id][0], separator) if r.id in usable else r
+        for r in loaded.records
+    ]
     if split != "train":
         return dataclasses.replace(loaded, records=records)
     for record in loaded.records:
-        if record.id not in found:
+        if record.id not in usable:
             absent.append(Rejected(record.id, f"{source} has no usable rationale for it"))
     further = {
         record.id: [
-            _given(record, rationale, separator, f"#{number}")
-            for number, rationale in enumerate(found[record.id][1:], 2)
+            _with_rationale(record, rationale, separator, f"#{number}")
+            for number, rationale in enumerate(usable[record.id][1:], 2)
         ]
         for record in records
-        if len(found.get(record.id, ())) > 1
+        if len(usable.get(record.id, ())) > 1
     }
     return Loaded(
-        [record for record in records if record.id in found],
+        [record for record in records if record.id in usable],
         loaded.broken + broken,
         loaded.absent + absent,
         loaded.elsewhere,
@@ -115,11 +119,11 @@ def apply(
     )
 
 
-def _given(record: Record, rationale: str, separator: str, mark: str = "") -> Record:
-    # What is known of the old rationale does not hold for the new one.
+def _with_rationale(record: Record, rationale: str, separator: str, suffix: str = "") -> Record:
+    # Keypoints and hardness describe the old rationale only.
     steps = split_steps(rationale, separator)
     return dataclasses.replace(
-        record, id=record.id + mark, steps=steps, keypoints=None, hardness=None
+        record, id=record.id + suffix, steps=steps, keypoints=None, hardness=None
     )
 
 
@@ -127,7 +131,7 @@ def _rows(source: str) -> Iterator[tables.Row]:
     path = pathlib.Path(source).expanduser()
     if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
         raise UserError(
-            f"There is no {source} to read a teacher's rationales from; set "
+            f"Cannot read the teacher's rationales: {source} does not exist. Set "
             "--config.data.rationales to a JSONL or CSV file, or to a Hugging Face data set."
         )
     if path.suffix in (".csv", ".tsv"):
@@ -137,6 +141,6 @@ def _rows(source: str) -> Iterator[tables.Row]:
     return tables.hub_rows(source, "train")[0]
 
 
-def _some(ids: Sequence[str]) -> str:
-    kinds = list(dict.fromkeys(ids))
-    return ", ".join(kinds[:3]) + (", …" if len(kinds) > 3 else "")
+def _examples(ids: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(ids))
+    return ", ".join(unique[:3]) + (", …" if len(unique) > 3 else "")

@@ -1,6 +1,6 @@
-"""Records, and ragged arrays over them: what every other room is given.
+"""Records and ragged arrays, the data types shared by all packages.
 
-A record is a question, a teacher's rationale cut into steps, and the answer.
+A record is a question, a teacher's rationale split into steps, and the answer.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ class Record:
     """One example.
 
     Attributes:
-      id: unique within its data set; names the example in every message and file.
-      question: x of the paper.
-      steps: the rationale r, cut into steps. Each keeps its trailing white space, so that
-        `"".join(steps)` is the rationale to the character.
-      answer: y, as it is to be generated.
-      keypoints: spans of characters (start, end) of the rationale that are known to decide the
-        answer; only the built-in task knows them, others have None.
-      hardness: known difficulty of each step, larger is harder; only the built-in task.
+      id: unique within the data set; identifies the example in all messages and files.
+      question: x in the paper.
+      steps: the rationale r, split into steps. Each step keeps its trailing whitespace, so
+        `"".join(steps)` is exactly the rationale.
+      answer: y, as it should be generated.
+      keypoints: character spans (start, end) of the rationale that determine the answer; None
+        except in the built-in task.
+      hardness: true difficulty of each step, higher is harder; None except in the built-in task.
     """
 
     id: str
@@ -43,12 +43,12 @@ class Record:
         return "".join(self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without the fields that are unknown."""
+        """Returns the fields as a dictionary, without those that are None."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Record":
-        """Inverse of `to_json`.
+        """Builds a record from the output of `to_json`.
 
         Raises:
           KeyError, TypeError: a field is missing or has the wrong type.
@@ -69,8 +69,8 @@ class Rejected:
     """A record that cannot be used.
 
     Attributes:
-      id: the record's, or its file and line where it has none.
-      reason: what is wrong with it, for a user to read.
+      id: id of the record, or its file and line if it has none.
+      reason: what is wrong with it, for the user.
     """
 
     id: str
@@ -79,14 +79,14 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What a data set holds of one split.
+    """One split of a data set.
 
     Attributes:
-      records: that can be used.
-      broken: at fault, such as lines that cannot be read.
-      absent: left out without a fault, such as questions that a teacher has no good rationale for.
-      elsewhere: ids of the data set's records in other splits, as far as they are known.
-      further: other rationales of a record's question, by the record's id, as records.
+      records: usable records.
+      broken: invalid records, such as unreadable lines.
+      absent: valid records that are left out, such as questions without a usable rationale.
+      elsewhere: ids of records in other splits, if loaded.
+      further: additional rationales for a record's question, as records, by the record's id.
     """
 
     records: list[Record] = dataclasses.field(default_factory=list)
@@ -98,11 +98,11 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """N arrays of different lengths as one flat array: `ragged[i]` is a view of the i-th.
+    """N arrays of different lengths stored as one flat array; `ragged[i]` is a view of array i.
 
     Attributes:
       values: [sum of lengths, ...], any dtype.
-      offsets: [N + 1] int64, from 0 to `len(values)`, never falling.
+      offsets: [N + 1] int64, from 0 to `len(values)`, nondecreasing.
     """
 
     values: np.ndarray
@@ -110,21 +110,21 @@ class Ragged:
 
     @classmethod
     def from_list(cls, arrays: Sequence[Any], dtype: Any = None) -> "Ragged":
-        """Joins N sequences."""
+        """Concatenates N sequences."""
         arrays = [np.asarray(array, dtype) for array in arrays]
         values = np.concatenate(arrays) if arrays else np.zeros(0, dtype)
         return cls.from_lengths(values, [len(array) for array in arrays])
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: npt.ArrayLike) -> "Ragged":
-        """Values that lie one array behind the other, by the arrays' lengths."""
+        """Splits concatenated values by the arrays' lengths."""
         return cls(values, offsets_of(lengths))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The slices in order."""
+        """Iterates over the arrays in order."""
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -132,32 +132,32 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[N] int64."""
+        """Lengths of the arrays, [N] int64."""
         return np.diff(self.offsets)
 
 
 def as_ragged(arrays: "Ragged | Sequence[npt.ArrayLike] | None") -> "Ragged | None":
-    """One array a record, float32; None stays None."""
+    """Converts a sequence of arrays to float32 `Ragged`; `Ragged` and None are returned as is."""
     if arrays is None or isinstance(arrays, Ragged):
         return arrays
     return Ragged.from_list([np.asarray(array) for array in arrays], np.float32)
 
 
 def offsets_of(lengths: npt.ArrayLike) -> np.ndarray:
-    """[N + 1] int64, where each of N things in a row starts, and the last one's end."""
+    """Returns [N + 1] int64, the start of each of N consecutive items and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def write_records(path: files.PathLike, records: Iterable[Record]) -> None:
-    """Writes one record a line, as `Record.to_json` has it."""
+    """Writes one record per line, in the format of `Record.to_json`."""
     files.write_jsonl(path, (record.to_json() for record in records))
 
 
 def read_records(path: files.PathLike) -> list[Record]:
-    """Reads what `write_records` wrote.
+    """Reads a file that `write_records` wrote.
 
     Raises:
-      UserError: the file is missing, a line is not a record, or an id comes twice; the message
+      UserError: the file is missing, a line is not a record, or an id is duplicated; the message
         names the line.
     """
     records: list[Record] = []
@@ -166,15 +166,15 @@ def read_records(path: files.PathLike) -> list[Record]:
         try:
             if row is None:
                 raise ValueError(problem)
-            record = _checked(row)
+            record = _parse(row)
             if record.id in lines:
-                raise ValueError(f"has the id {record.id!r} of line {lines[record.id]}")
+                raise ValueError(f"repeats the id {record.id!r} of line {lines[record.id]}")
         except (KeyError, TypeError, ValueError) as error:
             missing = isinstance(error, KeyError)
-            what = f"has no {error.args[0]!r}" if missing else str(error)
+            reason = f"has no {error.args[0]!r}" if missing else str(error)
             raise UserError(
-                f"{path}:{number} {what}. Expected a record as this program writes it; delete the "
-                "file to have it made again."
+                f"{path}:{number} {reason}. Expected a record as this program writes it; delete "
+                "the file and rerun to rebuild it."
             ) from error
         lines[record.id] = number
         records.append(record)
@@ -184,28 +184,30 @@ def read_records(path: files.PathLike) -> list[Record]:
 def check_rejected_fraction(
     rejected: Sequence[Rejected], total: int, max_rejected_fraction: float
 ) -> None:
-    """Stops where too many records are bad.
+    """Raises an error if too many records are rejected.
 
     Args:
-      rejected: the bad ones.
-      total: of good and bad records.
-      max_rejected_fraction: in [0, 1]; that many are put up with.
+      rejected: rejected records.
+      total: number of records, including the rejected ones.
+      max_rejected_fraction: maximum fraction of rejected records, in [0, 1].
 
     Raises:
-      UserError: there are more; the message names the first ones.
+      UserError: the fraction is higher; the message lists the first rejected records.
     """
     if len(rejected) > max_rejected_fraction * total:
         first = "".join(f"\n  {bad.id}: {bad.reason}" for bad in rejected[:5])
         more = f"\n  … and {len(rejected) - 5} more" if len(rejected) > 5 else ""
         raise UserError(
             f"{len(rejected)} of {total} records cannot be used, more than max_rejected_fraction="
-            f"{max_rejected_fraction:g} puts up with:{first}{more}\nMend them, or raise "
-            "--config.data.max_rejected_fraction to go on without them."
+            f"{max_rejected_fraction:g} allows:{first}{more}\nFix them, or raise "
+            "--config.data.max_rejected_fraction to continue without them."
         )
 
 
-def _checked(row: dict[str, Any]) -> Record:
+def _parse(row: dict[str, Any]) -> Record:
     texts = [row["id"], row["question"], row["answer"], *row["steps"]]
     if isinstance(row["steps"], str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError("is not a record: 'id', 'question', 'answer' and each of 'steps' are texts")
+        raise TypeError(
+            "is not a record: 'id', 'question', 'answer' and each of 'steps' must be strings"
+        )
     return Record.from_json(row)

@@ -1,4 +1,4 @@
-"""Data sets by name: the built-in one, published ones, and a user's own."""
+"""Loads data sets by name: built-in, published or custom."""
 
 import itertools
 import pathlib
@@ -21,21 +21,21 @@ NAMES = ("arithmetic", *PUBLISHED, *custom.FORMATS)
 
 
 def answer_kind(name: str, given: str = "") -> str:
-    """The kind of a data set's answers: the one that is given, else its own, else number."""
+    """Returns `given` if it is set, else the data set's answer kind, else "number"."""
     if given:
         return given
-    kind = PUBLISHED.get(name) or custom.class_of(name)
-    return "number" if kind is None else kind.answer_kind
+    data_set = PUBLISHED.get(name) or custom.class_of(name)
+    return "number" if data_set is None else data_set.answer_kind
 
 
 def note(name: str, splits: Splits) -> str:
-    """What a user should know of a data set's splits; "" for nothing."""
+    """Returns a note for the user about a data set's splits, or ""."""
     return PUBLISHED[name].notes.get(splits, "") if name in PUBLISHED else ""
 
 
 def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
-    """The files of a folder that a data set is read from, of those that there are."""
-    if _is_own(name):
+    """Returns the existing files of a folder that a data set is read from."""
+    if _is_custom(name):
         return custom.files_of(name, path)
     if name not in PUBLISHED or not path:
         return []
@@ -56,55 +56,59 @@ def load_records(
 
     Args:
       data: `data` of a configuration; or a name, one of NAMES or package.module:Class
-        (`CustomDataSet`), with the defaults of all other settings.
+        (`CustomDataSet`), with defaults for all other settings.
       split: "train", "validation" or "test".
-      limit: the first so many questions only; 0 is all; None is what the settings say. The built-in
-        task makes as many as are asked.
-      need_rationales: whether a training record without a rationale is of no use; if not, it is
-        returned without steps, for a teacher to be asked.
-      **changes: keys of `data` in a configuration, in place of its own values, such as `path`.
+      limit: maximum number of questions, the first ones; 0: all; None: the configured number. The
+        built-in task generates as many as requested.
+      need_rationales: whether training records without a rationale are rejected; if False, they
+        are returned without steps.
+      **changes: keys of `data` in a configuration, such as `path`, with values that override it.
 
     Returns:
-      The records, in the order of their source, those of one question side by side, and those that
-      cannot be used: broken ones and those that are left out, each with its reason.
+      The records in source order, with all records for a question next to each other; and the
+      rejected records, broken or left out, each with the reason.
 
     Raises:
-      UserError: an unknown name or split, files that are missing or unreadable, no records, or too
-        many broken ones; the message names the first.
+      UserError: the name or split is unknown, a file is missing or unreadable, there are no
+        records, or too many are broken; the message lists the first broken ones.
     """
     settings = _settings(data, changes)
     name = settings.name
     if split not in SPLITS:
-        raise UserError(f"There is no split {split!r}; expected one of {', '.join(SPLITS)}.")
+        raise UserError(f"Unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
     limit = int(settings[f"{split}_examples"]) if limit is None else limit
     _check(name, limit)
     columns = settings.columns.to_dict()
-    # Whether the names of columns are those of the data set: else they are the teacher's.
-    theirs = name in custom.FORMATS
-    taught, separator = settings.rationales, settings.step_separator
-    needed = need_rationales and not taught
-    if name in PUBLISHED and split == "train" and needed and not PUBLISHED[name].has_rationales:
+    # `data.columns` names the columns of a custom file, else those of the teacher's file.
+    is_file = name in custom.FORMATS
+    teacher_source, separator = settings.rationales, settings.step_separator
+    required = need_rationales and not teacher_source
+    if name in PUBLISHED and split == "train" and required and not PUBLISHED[name].has_rationales:
         raise UserError(
             f"{PUBLISHED[name].title} has no rationales to train on. Set --config.data.rationales "
-            'to a teacher\'s file: a line is {"id", "question", "rationale", "answer"}, as '
-            "docs/data.md explains."
+            'to a teacher\'s file with lines {"id", "question", "rationale", "answer"}; see '
+            "docs/data.md."
         )
     if name == "arithmetic":
-        loaded = _load_arithmetic(settings, split, limit, whole=bool(taught))
-    elif _is_own(name):
-        named = columns if theirs else custom.COLUMNS
+        loaded = _load_arithmetic(settings, split, limit, whole=bool(teacher_source))
+    elif _is_custom(name):
         loaded = custom.load(
-            name, split, settings.path, columns=named, separator=separator, need_rationale=needed
+            name,
+            split,
+            settings.path,
+            columns=columns if is_file else custom.COLUMNS,
+            separator=separator,
+            need_rationale=required,
         )
     else:
-        loaded = _load_published(settings, split, needed, whole=bool(taught))
-    if taught and split != "test":
+        loaded = _load_published(settings, split, required, whole=bool(teacher_source))
+    if teacher_source and split != "test":
         loaded = rationales.apply(
             loaded,
-            taught,
+            teacher_source,
             split,
             kind=answer_kind(name, settings.answer_kind),
-            columns=custom.COLUMNS if theirs else columns,
+            columns=custom.COLUMNS if is_file else columns,
             separator=separator,
             own_id=PUBLISHED[name].own_id if name in PUBLISHED else str,
             per_question=settings.rationales_per_question,
@@ -121,18 +125,18 @@ def load_records(
             f"{f' that can be used: {reasons}' if reasons else ''}. Expected at least one."
         )
     records = loaded.records[: limit or None]
-    if name == "arithmetic" and not taught and split == "train":
+    if name == "arithmetic" and not teacher_source and split == "train":
         count, verbosity = max(1, settings.rationales_per_question), settings.arithmetic.verbosity
-        several = (arithmetic.rationales_per_question(r, count, verbosity) for r in records)
-        return list(itertools.chain.from_iterable(several)), rejected
+        groups = (arithmetic.rationales_per_question(r, count, verbosity) for r in records)
+        return list(itertools.chain.from_iterable(groups)), rejected
     return [r for first in records for r in (first, *loaded.further.get(first.id, ()))], rejected
 
 
 def fresh_records(config: Config) -> list[Record]:
-    """New problems of the built-in task, for an answerer to be fit on (`weighting.fit=fresh`)."""
+    """Generates new problems of the built-in task to fit an answerer on (`weighting.fit=fresh`)."""
     if config.weighting.fit != "fresh":
         return []
-    # A seed apart from that of a shipped answerer's training.
+    # Differs from the seed used to train the shipped answerers.
     count, task = config.weighting.fit_fresh_examples, config.data.arithmetic.to_dict()
     return arithmetic.generate("fresh", count, config.seed + 1, arithmetic.Task(**task))
 
@@ -145,13 +149,13 @@ def _settings(data: str | Config, changes: Mapping[str, Any]) -> Config:
         settings.update(data)
     if unknown := changes.keys() - settings.keys():
         raise UserError(
-            f"A data set has no setting {min(unknown)!r}; expected some of {', '.join(settings)}."
+            f"Unknown data setting {min(unknown)!r}; expected one of {', '.join(settings)}."
         )
     settings.update(changes)
     return settings.lock()
 
 
-def _is_own(name: str) -> bool:
+def _is_custom(name: str) -> bool:
     return name in custom.FORMATS or plugins.is_path(name)
 
 
@@ -159,11 +163,11 @@ def _check(name: str, limit: int) -> None:
     if name not in NAMES and not plugins.is_path(name):
         raise UserError(f"Unknown data set {name!r}; expected one of {', '.join(NAMES)}.")
     if limit < 0:
-        raise UserError(f"A limit of {limit} records is not possible; expected 0 (all) or more.")
+        raise UserError(f"Expected a limit of 0 (all) or more records, got {limit}.")
 
 
 def _load_arithmetic(settings: Config, split: str, limit: int, whole: bool) -> Loaded:
-    # TFDS takes a second to import, and a user's own file does without it.
+    # Importing TFDS takes a second, and custom files do not need it.
     from kpod_jax.data import builders
 
     sizes = dict(builders.ARITHMETIC_SIZES)
@@ -188,12 +192,12 @@ def _load_arithmetic(settings: Config, split: str, limit: int, whole: bool) -> L
 
 
 def _load_published(settings: Config, split: str, need_rationale: bool, whole: bool) -> Loaded:
-    """One split; with `whole` the ids of the others, too."""
+    """Loads one split and, with `whole`, the ids of the other splits."""
     from kpod_jax.data import builders
 
-    kind, separator = builders.PUBLISHED[settings.name], settings.step_separator
-    config = kind.config_of(settings.splits, settings.path)
-    builder = builders.prepared(kind, config, settings.cache_dir)
+    builder_type, separator = builders.PUBLISHED[settings.name], settings.step_separator
+    config = builder_type.config_of(settings.splits, settings.path)
+    builder = builders.prepared(builder_type, config, settings.cache_dir)
     loaded = Loaded()
     for bad, broken in builder.rejected(split):
         (loaded.broken if broken else loaded.absent).append(bad)
@@ -201,13 +205,13 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
         if part != split and not whole:
             continue
         for row in _rows(builder, part):
-            id_, own_steps = row["id"], split_steps(row["rationale"], separator)
+            id_, steps = row["id"], split_steps(row["rationale"], separator)
             if part != split:
                 loaded.elsewhere.add(id_)
-            elif own_steps or split != "train" or not need_rationale:
-                loaded.records.append(Record(id_, row["question"], own_steps, row["answer"]))
+            elif steps or split != "train" or not need_rationale:
+                loaded.records.append(Record(id_, row["question"], steps, row["answer"]))
             elif row["problem"]:
-                reason = f"no rationale can be made for it: {row['problem']}"
+                reason = f"no rationale can be derived for it: {row['problem']}"
                 loaded.absent.append(Rejected(id_, reason))
             else:
                 loaded.broken.append(Rejected(id_, "its rationale is empty"))
@@ -215,7 +219,7 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
 
 
 def _rows(builder: Any, split: str, limit: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows of a prepared split, texts decoded."""
+    """Yields the rows of a prepared split, with bytes decoded."""
     source = builder.as_data_source(split)
     for row in source.__getitems__(range(min(limit or len(source), len(source)))):
         yield {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}

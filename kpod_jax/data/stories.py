@@ -1,4 +1,4 @@
-"""The words of the built-in task: names, things, and the operations that change a quantity."""
+"""The vocabulary of the built-in task: names, items, and operations that change a quantity."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ DISTRACTORS = (
     "It is day {} of the month.",
 )
 
-# What a teacher says around an equation. None of it tells which operation comes.
+# What the rationale says around an equation. None of it reveals the next operation.
 OPENERS = ("First", "Then", "Next", "Now", "So", "Here", "After that")
 ASIDES = (
     "as anyone can tell",
@@ -56,13 +56,13 @@ class Operation:
     """One change of the quantity.
 
     Attributes:
-      event: the sentence of the question; formatted with name, he, his, items, box, a and b.
+      event: sentence of the question; a template with name, he, his, items, box, a and b.
       sign: +, -, * or /.
-      operand: (low, high) of b; one number where the story does not name it, as in "twice".
+      operand: (low, high) of b; a single value where the wording implies it, as in "twice".
       earlier: whether b is the quantity before the last operation.
-      start: (low, high) of a where the operation begins a story.
+      start: (low, high) of a when the operation begins a story.
       unit: what is counted; empty: the items.
-      question: what is asked where this is the last operation; empty: how many items.
+      question: the question when this is the last operation; empty: how many items.
     """
 
     event: str
@@ -74,7 +74,7 @@ class Operation:
     question: str = ""
 
     def apply(self, a: int, b: int) -> int | None:
-        """The result, or None where it is no whole number from 1 to LARGEST."""
+        """Returns the result, or None if it is not an integer from 1 to LARGEST."""
         if self.sign == "/":
             c = a // b if b and a % b == 0 else 0
         else:
@@ -111,7 +111,7 @@ ENDS = (
         question="How many dollars are paid?",
     ),
 )
-# Somebody else's quantity, and then both together: the last step needs two earlier results.
+# Another person's quantity, then both combined: the last step needs two earlier results.
 COMPARISONS = (
     Operation(
         "{his} sister has {b} more {items} than {name}.",

@@ -1,4 +1,4 @@
-"""SVAMP's original file, the paper's splits of it, and the 700/300 split of a mirror."""
+"""SVAMP's original file with the paper's splits, and a mirror's 700/300 split."""
 
 import json
 import pathlib
@@ -15,10 +15,10 @@ _REVISION = "5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef"
 
 
 def read(path: pathlib.Path) -> Iterator[tables.Row]:
-    """Rows of a JSON list of objects, or of a file of one object a line.
+    """Yields the rows of a JSON list of objects, or of a JSONL file.
 
     Raises:
-      UserError: the file is neither; the message has the line.
+      UserError: the file is neither; the message gives the line.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -38,16 +38,16 @@ def read(path: pathlib.Path) -> Iterator[tables.Row]:
             f"{path} is not valid JSON: {error}. Expected SVAMP's original file, a list of objects."
         ) from error
     for index, row in enumerate(rows):
-        good = isinstance(row, dict)
-        problem = "" if good else f"is not a JSON object but {type(row).__name__}"
-        yield tables.Row(index, f"{path} record {index}", row if good else None, problem)
+        valid = isinstance(row, dict)
+        problem = "" if valid else f"is not a JSON object (got {type(row).__name__})"
+        yield tables.Row(index, f"{path} record {index}", row if valid else None, problem)
 
 
 def parse(row: Mapping[str, Any]) -> dict[str, str]:
-    """Body and question as one text; a rationale made of the equation; the answer.
+    """Joins body and question, turns the equation into a rationale, and parses the answer.
 
     Raises:
-      ValueError: a column is missing or the answer is no number.
+      ValueError: a column is missing or the answer is not a number.
     """
     body = jsonl.text_column(row, "Body", required=False)
     if body and body[-1].isalnum():
@@ -55,7 +55,7 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
     text = jsonl.text_column(row, "Answer")
     number = answers.extract_answer(text)
     if number is None:
-        raise ValueError(f"has no number for an 'Answer' but {text!r}")
+        raise ValueError(f"has an 'Answer' that is not a number: {text!r}")
     example = {
         "question": f"{body} {jsonl.text_column(row, 'Question')}".strip(),
         "rationale": "",
@@ -69,7 +69,7 @@ def parse(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def split_of(splits: Splits, stem: str, id_: str) -> str | None:
-    """The split of a record; the mirror's files are its splits."""
+    """Returns the split of a record; the official splits are the mirror's files."""
     if splits == "official":
         return stem
     return coded_split("svamp", "chal-", id_)
@@ -92,8 +92,8 @@ DATA_SET = DataSet(
     split_of=split_of,
     notes={
         "paper": "",
-        "official": "SVAMP itself is one test set of 1000; its usual 700/300 split is that of "
-        "ChilleD/SVAMP on the Hugging Face hub, and a tenth of its train split, by the hash of the "
-        "question, is taken out of that for validation",
+        "official": "SVAMP itself is one test set of 1000; this is the usual 700/300 split, from "
+        "ChilleD/SVAMP on the Hugging Face hub, and a tenth of train, chosen by the hash of the "
+        "question, is held out for validation",
     },
 )

@@ -1,4 +1,4 @@
-"""Rows of JSONL, CSV and Hugging Face data sets, each with its place; a bad row ends nothing."""
+"""Reads rows of JSONL, CSV and Hugging Face data sets with their location, past invalid rows."""
 
 import csv
 import pathlib
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 from kpod_jax.data import jsonl
 from kpod_jax.utils.errors import UserError
 
-# A rationale of some megabytes is a field of a CSV file, too.
-_LONGEST_FIELD = 1 << 26
+# Allows fields of several megabytes; Python's default limit is 128 KiB.
+_MAX_FIELD = 1 << 26
 
 
 class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
-      index: from 0; of a text file's line in the case of JSONL.
-      place: file and line, or the like, for a user to find it.
-      values: of its columns; None where it cannot be read.
-      problem: why, else "".
+      index: row number from 0; for JSONL the line number from 0.
+      place: location to show to the user, such as file and line.
+      values: values by column; None if the row is invalid.
+      problem: reason why the row is invalid, or "".
     """
 
     index: int
@@ -29,26 +29,27 @@ class Row(NamedTuple):
 
 
 def json_lines(path: pathlib.Path) -> Iterator[Row]:
-    """Rows of a file of one JSON object a line.
+    """Yields the rows of a JSONL file.
 
     Raises:
-      UserError: the file cannot be read at all.
+      UserError: the file cannot be read.
     """
     for number, values, problem in jsonl.read_rows(path):
         yield Row(number - 1, f"{path}:{number}", values, problem)
 
 
 def csv_rows(path: pathlib.Path) -> Iterator[Row]:
-    """Rows of a CSV file (of a TSV file by its name) whose first line names the columns.
+    """Yields the rows of a UTF-8 CSV file whose first line names the columns.
 
-    Fields are quoted with `"`, doubled inside, and may hold line ends. The file is UTF-8.
+    Fields are quoted with `"`, which is doubled inside a field, and may contain line breaks. Files
+    named *.tsv are separated by tabs.
 
     Raises:
-      UserError: the file cannot be read at all.
+      UserError: the file cannot be read.
     """
-    limit = csv.field_size_limit(_LONGEST_FIELD)
+    limit = csv.field_size_limit(_MAX_FIELD)
     try:
-        # Bytes that are no text become half characters: the row is bad, those after it are not.
+        # Invalid bytes become surrogates, so only their row is invalid, not those after it.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             delimiter = "\t" if path.suffix == ".tsv" else ","
             reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -72,7 +73,7 @@ def _csv_rows(path: pathlib.Path, reader: Any) -> Iterator[Row]:
         except csv.Error as error:
             problem = f"is not valid CSV: {error}"
             if reader.line_num > int(place.rpartition(":")[2]):
-                problem += f" (line {reader.line_num}); is a quotation mark not closed?"
+                problem += f" (line {reader.line_num}); check for an unclosed quotation mark"
         else:
             if not fields:  # A blank line.
                 continue
@@ -82,25 +83,27 @@ def _csv_rows(path: pathlib.Path, reader: Any) -> Iterator[Row]:
                 columns = [field.strip() for field in fields]
                 continue
             elif len(fields) != len(columns):
-                problem = f"has {len(fields)} fields where the first line names {len(columns)}"
+                problem = f"has {len(fields)} fields; the first line names {len(columns)}"
             else:
                 values = dict(zip(columns, fields, strict=True))
         yield Row(index, place, values, problem)
         index += 1
         if columns is None:
-            return  # Nothing can be read without the names of the columns.
+            return  # Rows cannot be read without column names.
 
 
 def hub_rows(source: str, split: str) -> tuple[Iterator[Row], bool]:
-    """Rows of a Hugging Face data set, by the package `datasets`. Code of a data set never runs.
+    """Returns the rows of a Hugging Face data set, loaded with the package `datasets`.
+
+    Code of a data set is never run.
 
     Args:
-      source: a directory, as `save_to_disk` writes it or with files that `load_dataset` knows, or
-        an id on the hub; behind a colon, the name of one of its configurations.
-      split: that is wanted.
+      source: a directory written by `save_to_disk`, a directory of files that `load_dataset`
+        supports, or an id on the hub, optionally with a colon and a configuration name.
+      split: name of the split.
 
     Returns:
-      The rows, and whether they are all of the data set, as it has one split alone.
+      The rows, and whether they are the whole data set because it has only one split.
 
     Raises:
       UserError: the package is not installed, or the data set or its split cannot be loaded.
@@ -109,8 +112,8 @@ def hub_rows(source: str, split: str) -> tuple[Iterator[Row], bool]:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"{source!r} is read by the package datasets, which is not installed: "
-            "pip install 'datasets>=5,<6'. JSONL and CSV need no package."
+            f"Reading {source!r} requires the package datasets, which is not installed: "
+            "pip install 'datasets>=5,<6'. JSONL and CSV files do not need it."
         ) from error
     path = pathlib.Path(source).expanduser()
     loaded: Any
@@ -122,19 +125,19 @@ def hub_rows(source: str, split: str) -> tuple[Iterator[Row], bool]:
         else:
             id_, _, config = source.partition(":")
             loaded = datasets.load_dataset(id_, config or None)
-    except Exception as error:  # The package and those that it uses have their own each.
+    except Exception as error:  # From the package or its dependencies.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"Cannot load the Hugging Face data set {source!r}: {reason} Expected a directory that "
-            "save_to_disk wrote, one of Parquet, JSON or CSV files, or an id on the hub, such as "
-            "openai/gsm8k:main, which needs a network or a cached copy."
+            f"Cannot load the Hugging Face data set {source!r}: {reason} Expected a directory "
+            "written by save_to_disk, a directory of Parquet, JSON or CSV files, or an id on the "
+            "hub, such as openai/gsm8k:main, which needs a network or a cached copy."
         ) from error
     single = not isinstance(loaded, dict)
     parts = {"all": loaded} if single else {str(name): part for name, part in loaded.items()}
     if split not in parts and len(parts) > 1:
         raise UserError(
             f"The Hugging Face data set {source!r} has no {split} split; its splits are "
-            f"{', '.join(parts)}. Expected train, validation and test, or one split alone, which "
+            f"{', '.join(parts)}. Expected train, validation and test, or a single split, which "
             "is then divided."
         )
     whole = len(parts) == 1

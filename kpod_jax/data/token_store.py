@@ -1,6 +1,6 @@
-"""A tokenised set on disk: one array that is memory-mapped, and a table of what lies where.
+"""Tokenized sets on disk: one memory-mapped array, and an index of the parts in it.
 
-Processes of one machine that read the same file share its memory, and no process tokenises twice.
+Processes on the same machine share the mapped memory, and records are tokenized only once.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ _PLAIN = ("num_steps", "rationale_lengths")
 
 
 def save(path: files.PathLike, tokenized: TokenizedSet) -> None:
-    """Writes `path`.npy, of all values as int32, and `path`.json, of their places there.
+    """Writes all values to `path`.npy as int32, and their positions to `path`.json.
 
     Args:
-      path: without a suffix.
-      tokenized: its records are not written.
+      path: path without a suffix.
+      tokenized: the set to write; its records are not written.
     """
     parts: dict[str, np.ndarray] = {name: getattr(tokenized, name) for name in _PLAIN}
     for name in _RAGGED:
@@ -38,33 +38,33 @@ def save(path: files.PathLike, tokenized: TokenizedSet) -> None:
 
 
 def load(path: files.PathLike, records: Sequence[Record]) -> TokenizedSet:
-    """Reads what `save` wrote; its arrays are of the mapped file, unless that is in a bucket.
+    """Reads what `save` wrote, memory-mapped unless the file is in a bucket.
 
     Args:
-      path: without a suffix.
-      records: those that were tokenised.
+      path: path without a suffix.
+      records: the records that were tokenized.
 
     Raises:
-      UserError: a file is missing or damaged, or was made of other records.
+      UserError: a file is missing or damaged, or belongs to other records.
     """
     places = files.read_json(f"{path}.json")
-    where = files.as_path(f"{path}.npy")
+    array_path = files.as_path(f"{path}.npy")
     try:
-        if files.is_remote(where):
-            with where.open("rb") as file:
+        if files.is_remote(array_path):
+            with array_path.open("rb") as file:
                 flat = np.load(file, allow_pickle=False)
         else:
-            flat = np.asarray(np.load(where, mmap_mode="r", allow_pickle=False))
+            flat = np.asarray(np.load(array_path, mmap_mode="r", allow_pickle=False))
         parts = {}
         for name in (*_PLAIN, *(f"{r}.{part}" for r in _RAGGED for part in ("values", "lengths"))):
             start, shape = places[name]["start"], places[name]["shape"]
             parts[name] = flat[start : start + int(np.prod(shape))].reshape(shape)
         if len(parts["num_steps"]) != len(records):
-            raise ValueError(f"{len(parts['num_steps'])} examples, not {len(records)}")
+            raise ValueError(f"expected {len(records)} examples, got {len(parts['num_steps'])}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where} does not hold the tokens of the records beside it: {error}. Delete it to "
-            "have it made again."
+            f"{array_path} does not match the records beside it: {error}. Delete it to tokenize "
+            "them again."
         ) from error
     ragged = {
         name: Ragged.from_lengths(parts[f"{name}.values"], parts[f"{name}.lengths"])

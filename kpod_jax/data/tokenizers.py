@@ -1,4 +1,4 @@
-"""Loading tokenizers, whatever the form of their files."""
+"""Loading of tokenizers in any supported file format."""
 
 import os
 from typing import TYPE_CHECKING
@@ -10,43 +10,42 @@ from kpod_jax.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# What tokenizers that do not say which of their tokens is which call them.
+# Usual names of these tokens, for tokenizers that do not declare them.
 _EOS_NAMES = ("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "[EOS]", "[SEP]")
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Loads a fast tokenizer that has an end and a padding token.
+    """Loads a fast tokenizer with an EOS token and a padding token.
 
-    A tokenizer without a padding token is given one that its vocabulary has, `<pad>` or the like,
-    else its end token: padding is masked wherever it could matter, and the vocabulary stays as it
-    is.
+    If the tokenizer declares no padding token, `<pad>` or a similar token of its vocabulary is
+    used, else EOS: padding is always masked, and the vocabulary stays unchanged.
 
     Args:
-      name: a directory with `tokenizer.json` or a SentencePiece model, one of these files, a GGUF
-        file, or the id of a model on the Hugging Face hub (whose cached copy is used first).
+      name: a directory with `tokenizer.json` or a SentencePiece model, either of these files, a
+        GGUF file, or a model id on the Hugging Face Hub (a cached copy is preferred).
 
     Raises:
-      UserError: nothing of that name can be loaded, or it has no end token.
+      UserError: no tokenizer can be loaded from `name`, or it has no EOS token.
     """
     try:
         tokenizer = _load(name)
     except UserError:
         raise
-    except Exception as error:  # The tokenizers library raises Exception itself for damage.
+    except Exception as error:  # tokenizers raises bare Exceptions for damaged files.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"Cannot load a tokenizer from {name!r}: {reason} Expected a directory with "
-            "tokenizer.json, a SentencePiece .model file, or a Hugging Face id, which needs a "
-            "network or a cached copy."
+            "tokenizer.json, a SentencePiece .model file, or a Hugging Face id, which requires "
+            "network access or a cached copy."
         ) from error
     vocabulary = tokenizer.get_vocab()
     if tokenizer.eos_token is None:
         tokenizer.eos_token = next((t for t in _EOS_NAMES if t in vocabulary), None)
     if tokenizer.eos_token is None:
         raise UserError(
-            f"The tokenizer {name!r} has no end-of-sequence token, so that nothing could end a "
-            'generation. Set "eos_token" in its tokenizer_config.json.'
+            f"The tokenizer {name!r} has no end-of-sequence token, so generation could never stop. "
+            'Set "eos_token" in its tokenizer_config.json.'
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = next((t for t in _PAD_NAMES if t in vocabulary), tokenizer.eos_token)
@@ -54,7 +53,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
 
 
 def _load(name: str) -> "PreTrainedTokenizerFast":
-    # Imported here: it takes a second, and most of the package does without it.
+    # Imported here because it takes a second and most of the package does not need it.
     import transformers
 
     path = files.local(name)
@@ -66,17 +65,17 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
         import sentencepiece
 
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore[reportCallIssue]
-        # T5's models have a padding piece, LLaMA's have none.
+        # T5 models have a padding piece, LLaMA models do not.
         family = transformers.T5Tokenizer if model.pad_id() >= 0 else transformers.LlamaTokenizer
         return family.from_pretrained(str(path))
     if path.is_file() and path.suffix == ".gguf":
-        return gguf_tokenizer(path)  # transformers' own reader of these files wants torch.
+        return gguf_tokenizer(path)  # The reader in transformers needs torch.
     if path.is_dir():
         return transformers.AutoTokenizer.from_pretrained(str(path))
     if path.is_file():
         raise ValueError("it is a file, but not .json, .model or .gguf.")
     if path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".model", ".json"):
-        raise OSError("there is no such file or directory.")
+        raise OSError("no such file or directory.")
     try:
         return transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Records as tokens: prompts, targets, and the step that every rationale token belongs to.
+"""Tokenized records: prompts, targets, and the step of every rationale token.
 
-Rationale and answer sentence are tokenised as ONE text, as a student will write them, and cut
-apart again by the tokenizer's offsets.
+Rationale and answer sentence are tokenized as ONE text, just as the student writes them, and then
+separated by the tokenizer's offsets.
 
 Letters: N examples; flat arrays over all of them have M tokens or Z characters.
 """
@@ -18,27 +18,27 @@ from kpod_jax.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_WHITE_SPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
+_WHITESPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedSet:
-    """N examples as tokens.
+    """N tokenized examples.
 
     Attributes:
-      records: the N records. A step that has no token of its own (a tokenizer may join "..." or a
-        run of unknown characters over its end) is joined to the step before it.
-      questions: int32, what is read: the prompt with the question, then EOS; for a decoder-only
-        student without its last token, which is the first that the decoder is given.
-      targets: int32, the rationale's tokens, those of the answer sentence, then EOS.
+      records: the N records. A step without any token (a tokenizer may merge "..." or a run of
+        unknown characters across its end) is joined to the step before it.
+      questions: int32, the input: the prompt with the question, then EOS; for a decoder-only
+        student without the prompt's last token, which is the decoder's first input.
+      targets: int32, the tokens of the rationale, those of the answer sentence, then EOS.
       steps: int32 parallel to `targets`: 0-based step of each rationale token, n_i from the
-        answer sentence on; never falling, and every step 0 ... n_i - 1 occurs.
+        answer sentence on; nondecreasing, and every step 0 ... n_i - 1 occurs.
       answers: int32, the tokens of y alone, then EOS.
       num_steps: [N] int32, n_i.
       rationale_lengths: [N] int32, n: the first n tokens of a target are its rationale.
-      rationale_char_spans: int32 [*, 2] parallel to the rationale's tokens: (start, end) of its
-        characters in `record.rationale`, without white space at the token's start. Empty for a
-        token of white space; the byte tokens of one character have the same span.
+      rationale_char_spans: int32 [*, 2] parallel to the rationale's tokens: (start, end) of each
+        token's characters in `record.rationale`, without leading whitespace. Empty for a whitespace
+        token; the byte tokens of one character share a span.
     """
 
     records: tuple[Record, ...]
@@ -55,7 +55,7 @@ class TokenizedSet:
 
 
 def in_rationale(tokenized: TokenizedSet) -> np.ndarray:
-    """Which of the targets' tokens, end to end, are of rationales: bool."""
+    """Returns a bool mask of the rationale tokens among all target tokens, concatenated."""
     targets = tokenized.targets
     example = np.repeat(np.arange(len(targets)), targets.lengths)
     place = np.arange(len(targets.values)) - targets.offsets[example]
@@ -63,7 +63,7 @@ def in_rationale(tokenized: TokenizedSet) -> np.ndarray:
 
 
 def step_starts(tokenized: TokenizedSet) -> np.ndarray:
-    """Which of the targets' tokens, end to end, are the first of a step or of the answer: bool."""
+    """Returns a bool mask, as `in_rationale`, of the first tokens of each step and the answer."""
     steps = tokenized.steps
     first = np.diff(steps.values, prepend=-1) != 0
     first[steps.offsets[:-1]] = True
@@ -81,28 +81,31 @@ def tokenize(
     decoder_only: bool = False,
     need_rationale: bool = True,
 ) -> tuple[TokenizedSet, list[Rejected]]:
-    """Tokenises records; what cannot be used whole is rejected with its reason, never cut.
+    """Tokenizes records; those that do not fit whole are rejected with a reason, never truncated.
 
-    A token belongs to the step that holds its first character that is not white space; a token of
-    white space alone to the step of the next such character after it.
+    A token belongs to the step of its first non-whitespace character; a whitespace token belongs to
+    the step of the next such character.
 
     Args:
-      records: in any order, which is kept.
+      records: the records; their order is kept.
       tokenizer: from `tokenizers.load_tokenizer`.
-      prompt: what the encoder reads, with `{question}` in it; one for all records, or each one's.
-      answer_template: the answer sentence, with `{answer}` in it; likewise. A record's own may be
-        "": then its target is the rationale alone.
-      max_question_tokens: bound of a prompt's tokens, EOS counted.
-      max_target_tokens: bound of a target's tokens, EOS counted.
+      prompt: the encoder's input, with `{question}` in it; one for all records, or one per record.
+      answer_template: the answer sentence, with `{answer}` in it; one for all records, or one per
+        record. In the latter case it may be "", and the target is the rationale alone.
+      max_question_tokens: maximum length of a prompt, EOS included.
+      max_target_tokens: maximum length of a target, EOS included.
       decoder_only: see `TokenizedSet.questions`.
-      need_rationale: whether a record without steps is turned down; if not, its target is the
-        answer sentence alone, and n_i = 0.
+      need_rationale: whether to reject records without steps; if False, the target of such a record
+        is the answer sentence alone, and n_i = 0.
+
+    Returns:
+      The tokenized set, and the rejected records in their order.
 
     Raises:
       UserError: a template lacks its placeholder, or a decoder-only student's prompts end in
         different tokens.
     """
-    prompts, templates = _one_each(prompt, len(records)), _one_each(answer_template, len(records))
+    prompts, templates = _broadcast(prompt, len(records)), _broadcast(answer_template, len(records))
     for template in dict.fromkeys(prompts):
         _check_template("prompt", template, "{question}")
     for template in dict.fromkeys(templates):
@@ -128,11 +131,11 @@ def tokenize(
     ):
         target.append(eos_id)
         if records[i].steps and spans[0][0] >= len(records[i].rationale.rstrip()):
-            rejected[i] = "the tokenizer finds no token in its rationale"
+            rejected[i] = "the tokenizer produces no tokens for its rationale"
         elif len(answer) == 1 or tokenizer.unk_token_id in answer:
             rejected[i] = (
-                f"the tokenizer has no tokens for all of its answer {records[i].answer!r}, so no "
-                "student can write it"
+                f"the tokenizer cannot represent its answer {records[i].answer!r}, so no student "
+                "can write it"
             )
         elif len(question) > max_question_tokens:
             rejected[i] = (
@@ -148,7 +151,7 @@ def tokenize(
             token in records[i].question for token in controls
         ):
             rejected[i] = (
-                f"its text holds a token of the tokenizer's own, such as {tokenizer.eos_token} or "
+                f"its text contains a special token, such as {tokenizer.eos_token} or "
                 f"{tokenizer.pad_token}, which would end it, count as padding or begin a turn"
             )
     good = [place for place, i in enumerate(kept) if i not in rejected]
@@ -173,10 +176,10 @@ def tokenize_questions(
     prompt: str,
     decoder_only: bool = False,
 ) -> Ragged:
-    """Prompts alone, of every record, however long, as `TokenizedSet.questions`: for generation.
+    """Tokenizes only the prompts, of all records at any length, for generation.
 
     Returns:
-      N slices of int32.
+      N slices of int32, as `TokenizedSet.questions`.
 
     Raises:
       UserError: the prompt lacks its placeholder.
@@ -190,49 +193,49 @@ def tokenize_questions(
 def resolve_prompt(
     tokenizer: "PreTrainedTokenizerFast", prompt: str, *, decoder_only: bool, chat: bool
 ) -> str:
-    """The template that prompts are made by: `prompt` itself, or set in a conversation.
+    """Returns the final prompt template: `prompt`, or `prompt` inside the chat template.
 
-    A decoder-only student's rationale stands right behind the prompt. Where the tokenizer would
-    join them without a space ("step.Tom has"), the template gets a line's end.
+    A decoder-only student's rationale directly follows the prompt. If the tokenizer would join them
+    without a space ("step.Tom has"), a newline is appended to the template.
 
     Args:
       tokenizer: from `tokenizers.load_tokenizer`.
-      prompt: with `{question}` in it.
+      prompt: template with `{question}` in it.
       decoder_only: whether prompt and target are one sequence.
-      chat: whether the prompt is a user's turn in the tokenizer's chat template, and the target
-        the assistant's.
+      chat: whether prompt and target are a user turn and an assistant turn in the tokenizer's chat
+        template.
 
     Raises:
-      UserError: the tokenizer has no chat template.
+      UserError: the tokenizer has no usable chat template.
     """
     if chat:
         try:
             turns = [{"role": "user", "content": prompt}]
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # Jinja has its own errors, and templates raise theirs.
+        except Exception as error:  # Jinja and the templates raise errors of many types.
             raise UserError(
-                "student.chat=True, but the tokenizer's chat template cannot be used: "
+                "student.chat=True, but the tokenizer has no usable chat template: "
                 f"{str(error).splitlines()[0]} Set student.chat=False for a base model."
             ) from error
         prompt = cast(str, text)
     elif decoder_only and not prompt[-1].isspace():
-        one = _call(tokenizer, ["a"])["input_ids"][0]
-        if tokenizer.decode([*one, *one]) == "aa":
+        ids = _call(tokenizer, ["a"])["input_ids"][0]
+        if tokenizer.decode([*ids, *ids]) == "aa":
             prompt += "\n"
     return prompt
 
 
 def decoder_start(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> int:
-    """The first token that a decoder-only student's decoder is given: the last of every prompt.
+    """Returns the first input token of a decoder-only student's decoder, the last of each prompt.
 
     Raises:
-      UserError: prompts end with their questions, so with tokens of all kinds.
+      UserError: prompts end with the question, so their last token varies.
     """
     ends = {_call(tokenizer, [prompt.replace("{question}", q)])["input_ids"][0][-1] for q in "7.a"}
     if len(ends) > 1:
         raise UserError(
-            f"student.prompt={prompt!r} ends with the question. A decoder-only student needs words "
-            'after it, such as "A: Let\'s think step by step.".'
+            f"student.prompt={prompt!r} ends with the question, but a decoder-only student needs "
+            'text after it, such as "A: Let\'s think step by step.".'
         )
     return ends.pop()
 
@@ -246,33 +249,33 @@ def _prompts(
     texts = [p.replace("{question}", q) for p, q in zip(prompts, questions, strict=True)]
     if not decoder_only:
         return _encode(tokenizer, texts)
-    # What the tokenizer puts before every text, such as LLaMA's <s>.
-    alone, plain = tokenizer("a").input_ids, _call(tokenizer, ["a"])["input_ids"][0]
-    begin = alone[: len(alone) - len(plain)] if alone[-len(plain) :] == plain else []
+    # Tokens the tokenizer puts before every text, such as LLaMA's <s>.
+    full, plain = tokenizer("a").input_ids, _call(tokenizer, ["a"])["input_ids"][0]
+    prefix = full[: len(full) - len(plain)] if full[-len(plain) :] == plain else []
     bos = tokenizer.bos_token
-    found, ends = [], {}
+    result, ends = [], {}
     for prompt, ids in zip(prompts, _call(tokenizer, texts)["input_ids"], strict=True):
         ends.setdefault(ids[-1], prompt)
-        # A chat template brings it along.
-        has_begin = bos is not None and prompt.startswith(str(bos))
-        found.append([*([] if has_begin else begin), *ids[:-1]])
-    if len(ends) > 1 and len(set(prompts)) > 1:  # Of a single one `decoder_start` tells.
-        some = " and ".join(repr(prompt[-40:]) for prompt in list(ends.values())[:2])
+        # A chat template already includes BOS.
+        has_prefix = bos is not None and prompt.startswith(str(bos))
+        result.append([*([] if has_prefix else prefix), *ids[:-1]])
+    if len(ends) > 1 and len(set(prompts)) > 1:  # `decoder_start` checks a single prompt.
+        examples = " and ".join(repr(prompt[-40:]) for prompt in list(ends.values())[:2])
         raise UserError(
-            f"Prompts end in different tokens: {some}. A decoder-only student's must end alike; "
-            "change student.prompt or baseline.answer_prompt."
+            f"Prompts end in different tokens: {examples}. A decoder-only student requires the "
+            "same last token in all; change student.prompt or baseline.answer_prompt."
         )
-    return found
+    return result
 
 
-def _one_each(value: str | Sequence[str], count: int) -> Sequence[str]:
+def _broadcast(value: str | Sequence[str], count: int) -> Sequence[str]:
     return [value] * count if isinstance(value, str) else value
 
 
 def _check_template(name: str, template: str, placeholder: str) -> None:
     if template.count(placeholder) != 1:
         raise UserError(
-            f"{name}={template!r} must hold {placeholder} exactly once; change it in the "
+            f"{name}={template!r} must contain {placeholder} exactly once; change it in the "
             "configuration."
         )
 
@@ -307,7 +310,7 @@ def _call(tokenizer: "PreTrainedTokenizerFast", texts: list[str], offsets: bool 
 
 
 def _encode(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[list[int]]:
-    """Token ids with EOS at their ends."""
+    """Returns the token ids of each text, followed by EOS."""
     eos_id = _eos_id(tokenizer)
     return [[*ids, eos_id] for ids in _call(tokenizer, texts)["input_ids"]]
 
@@ -324,12 +327,12 @@ def _align(
 ) -> TokenizedSet:
     """Finds the step and the characters of every token, for all records at once.
 
-    The texts are laid end to end, so that a place among the Z characters of them all names both an
-    example and a character of it. `questions` and `answers` of the result are left empty.
+    The texts are concatenated, so that an index into all Z characters identifies both an example
+    and a character in it. `questions` and `answers` of the result are left empty.
     """
     text_starts = offsets_of([len(text) for text in texts])
     lengths = targets.lengths
-    # EOS, the last token of each target, is put at the end of its text.
+    # EOS, the last token of each target, is placed at the end of its text.
     spans_Mx2 = np.array(
         [
             pair
@@ -341,13 +344,13 @@ def _align(
     example_M = np.repeat(np.arange(len(records)), lengths)
     text_start_M = text_starts[example_M]
 
-    # Where the first character at or after each token's start is that is not white space.
-    solid_Z = ~np.isin(np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32), _WHITE_SPACE)
+    # Position of the first non-whitespace character at or after each token's start.
+    solid_Z = ~np.isin(np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32), _WHITESPACE)
     next_solid = np.append(np.where(solid_Z, np.arange(len(solid_Z)), len(solid_Z)), len(solid_Z))
     next_solid = np.minimum.accumulate(next_solid[::-1])[::-1]
     place_M = np.minimum(next_solid[spans_Mx2[:, 0] + text_start_M], text_starts[example_M + 1])
 
-    # A record's steps, then one more for the answer sentence, that starts where the rationale ends.
+    # A record's steps, then one more for the answer sentence, which starts at the rationale's end.
     step_counts = np.array([len(record.steps) for record in records], np.int64)
     step_starts = [offsets_of([len(step) for step in record.steps]) for record in records]
     starts = np.concatenate(
@@ -359,7 +362,7 @@ def _align(
     step_M = np.minimum(step_M, first_step[example_M + 1] - 1)
     used = np.zeros(len(starts), bool)
     used[step_M] = True
-    # Numbers within an example, with the steps that no token belongs to left out.
+    # Renumber within each example, skipping steps without tokens.
     rank = np.cumsum(used) - used
     step_M = rank[step_M] - rank[first_step[example_M]]
 
@@ -388,7 +391,7 @@ def _align(
 
 
 def _join_steps(record: Record, used: np.ndarray) -> Record:
-    """Joins every step without a token to the step before it (a first one to the next)."""
+    """Joins every step without tokens to the step before it (the first one to the next)."""
     if used.all():
         return record
     group = np.maximum(np.cumsum(used) - 1, 0)

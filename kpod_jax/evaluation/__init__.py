@@ -1,1 +1,1 @@
-"""Generation, accuracy, analysis of errors and significance."""
+"""Generation, accuracy, error analysis and significance tests."""

@@ -1,6 +1,6 @@
-"""Generations, their answers and the accuracy, with its 95 % interval.
+"""Predictions, their answers, and the accuracy with its 95% interval.
 
-Of several samples of a question, the answer that most of them give counts (self-consistency).
+With several samples per question, the majority answer counts (self-consistency).
 """
 
 import collections
@@ -18,10 +18,10 @@ from kpod_jax.models.student import Student
 
 
 class Evaluator:
-    """Generations for the questions of some records; compiled once, used for any parameters.
+    """Generates and scores answers to the questions of records; compiles once for all parameters.
 
     Attributes:
-      records: whose questions are asked.
+      records: records with the questions.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class Evaluator:
         max_new_tokens: int,
         sampling: Sampling | None = None,
     ) -> None:
-        """Tokenises the questions.
+        """Tokenizes the questions.
 
         Args:
           student: model and tokenizer.
-          records: with gold answers.
-          mesh: that the parameters lie on.
-          prompt: of the configuration.
-          answer_kind: of `answers.KINDS`.
-          batch_size: questions at a time.
-          max_new_tokens: bound of a generation.
-          sampling: how, and how many generations of each question, of which the answer that most
-            give counts. None: one, greedy.
+          records: records with gold answers.
+          mesh: the mesh of the parameters.
+          prompt: prompt template.
+          answer_kind: kind of answer, from `answers.KINDS`.
+          batch_size: number of questions decoded at a time.
+          max_new_tokens: maximum length of a generation.
+          sampling: sampling settings, including the number of samples per question, from which the
+            majority answer is taken; None for a single greedy generation.
         """
         self.records = list(records)
         self._student, self._kind, self._samples = (
@@ -70,11 +70,11 @@ class Evaluator:
     def predictions(
         self, params: Any, progress: Callable[[int], None] = lambda generations: None
     ) -> list[dict[str, Any]]:
-        """One row a record: id, question, prediction, extracted, gold, correct and error.
+        """Returns a row per record: id, question, prediction, extracted, gold, correct and error.
 
-        With several samples `extracted` is the most frequent answer, `prediction` the first sample
-        that gives it, and "samples" holds prediction, extracted and correct of each. "error" is of
-        `reasoning_errors.CLASSES`, or None where the answer is correct.
+        "error" is a key of `error_analysis.CLASSES`, or None if the answer is correct. With several
+        samples, "extracted" is the most frequent answer, "prediction" the first sample that gives
+        it, and "samples" lists prediction, extracted and correct of each sample.
         """
         generated = self._generator(
             params, self._questions, samples=self._samples, progress=progress
@@ -87,11 +87,11 @@ class Evaluator:
 
     def _row(self, record: Record, texts: Sequence[str]) -> dict[str, Any]:
         texts = [text.strip() for text in texts]
-        found = [answers.extract_answer(text, self._kind) for text in texts]
-        # The first of those that are equally frequent; no answer is none.
-        given = collections.Counter(answer for answer in found if answer is not None)
-        extracted = max(given, key=lambda answer: given[answer], default=None)
-        prediction = texts[found.index(extracted)]
+        extractions = [answers.extract_answer(text, self._kind) for text in texts]
+        # Samples without an answer do not count. Ties go to the answer that occurs first.
+        votes = collections.Counter(answer for answer in extractions if answer is not None)
+        extracted = max(votes, key=lambda answer: votes[answer], default=None)
+        prediction = texts[extractions.index(extracted)]
         correct = answers.answers_equal(extracted, record.answer, self._kind)
         error = None
         if not correct:
@@ -112,25 +112,25 @@ class Evaluator:
                     "extracted": answer,
                     "correct": answers.answers_equal(answer, record.answer, self._kind),
                 }
-                for text, answer in zip(texts, found, strict=True)
+                for text, answer in zip(texts, extractions, strict=True)
             ]
         return row
 
     def accuracy(self, params: Any) -> float:
-        """Share of right answers, in [0, 1]."""
+        """Returns the fraction of correct answers, in [0, 1]."""
         return summary(self.predictions(params))["accuracy"]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy, counts and Wilson's 95 % interval of some predictions.
+    """Computes the accuracy, the counts and Wilson's 95% interval of predictions.
 
-    "errors" counts the classes of the wrong ones. Where each question has n samples:
+    "errors" counts the wrong predictions by class. With n samples per question, the result also has
 
     - "samples": n.
-    - "agreement": share of a question's samples that give its most frequent answer, on average;
-      those without an answer agree with none.
-    - "oracle": share of the questions that any sample answers correctly (pass@n), which says what
-      a perfect choice among the samples would reach.
+    - "agreement": mean fraction of a question's samples that give its most frequent answer; a
+      sample without an answer never agrees.
+    - "oracle": fraction of questions that at least one sample answers correctly (pass@n), which a
+      perfect choice among the samples would reach.
     """
     correct = sum(row["correct"] for row in rows)
     result: dict[str, Any] = {
@@ -152,5 +152,5 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _agreement(row: dict[str, Any]) -> float:
-    given = [sample["extracted"] for sample in row["samples"]]
-    return given.count(row["extracted"]) / len(given) if row["extracted"] is not None else 0.0
+    votes = [sample["extracted"] for sample in row["samples"]]
+    return votes.count(row["extracted"]) / len(votes) if row["extracted"] is not None else 0.0

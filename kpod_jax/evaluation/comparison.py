@@ -1,54 +1,54 @@
-"""A comparison of runs as Markdown, with a sentence on what it allows to say."""
+"""Formats a comparison of runs as Markdown, with its conclusion in a sentence."""
 
 import html
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LEVEL = 0.05  # Below it, a corrected p-value counts as showing a difference.
-_FEW = 5  # Ids that a line names.
+_LEVEL = 0.05  # Significance level for corrected p-values.
+_MAX_IDS = 5  # Maximum number of ids listed in a line.
 
 
 def is_significant(test: Mapping[str, Any]) -> bool:
-    """Whether a paired test shows a difference: by its corrected p-value and by its interval."""
+    """Returns whether both the corrected p-value and the interval show a difference."""
     low, high = test["interval"]
     return test["p_holm"] < _LEVEL and low * high > 0
 
 
 def verdict(row: Mapping[str, Any], questions: int) -> str:
-    """What the numbers of a pair allow to say, in one sentence.
+    """States the conclusion of a paired comparison in one sentence.
 
     Args:
       row: an entry of "comparisons" in comparison.json.
-      questions: how many both answered.
+      questions: number of questions that both answered.
     """
     low, high = row["interval"]
     if not is_significant(row):
         return (
-            f"No difference between {row['a']} and {row['b']} is shown (A minus B: "
-            f"{points(row['difference'])} percentage points, 95 % interval {points(low)} to "
-            f"{points(high)}, p = {row['p_holm']:.2g}, {questions:,} questions), and neither is "
-            "it shown that they are equally good."
+            f"No significant difference between {row['a']} and {row['b']} (A minus B: "
+            f"{points(row['difference'])} percentage points, 95% interval {points(low)} to "
+            f"{points(high)}, p = {row['p_holm']:.2g}, {questions:,} questions); this does not "
+            "show that they are equally good."
         )
     names = row["a"], row["b"]
     better, worse = names if low > 0 else names[::-1]
-    least, most = sorted((abs(low), abs(high)))
-    whom = "of these two students" if max(row["seeds"]) == 1 else "of the means over seeds"
+    smallest, largest = sorted((abs(low), abs(high)))
+    subject = "these two students" if max(row["seeds"]) == 1 else "the means over seeds"
     other = "other data or other seeds" if min(row["seeds"]) == 1 else "other data"
     return (
-        f"{better} answers {100 * abs(row['difference']):.1f} percentage points more of the "
-        f"questions correctly than {worse} (95 % interval {100 * least:.1f} to {100 * most:.1f}, "
-        f"p = {row['p_holm']:.2g}, {questions:,} questions); this is shown {whom} on questions of "
-        f"this kind, not of {other}."
+        f"{better} is {100 * abs(row['difference']):.1f} percentage points more accurate than "
+        f"{worse} (95% interval {100 * smallest:.1f} to {100 * largest:.1f}, "
+        f"p = {row['p_holm']:.2g}, {questions:,} questions); this holds for {subject} on questions "
+        f"of this kind, not for {other}."
     )
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """All of comparison.json for a reader; names and ids cannot bring markup of their own."""
+    """Formats the contents of comparison.json as Markdown, with names and ids escaped."""
     lines = [
         f"# Comparison on {result['questions']:,} {escaped(result['split'])} questions",
         "",
-        "| run | accuracy | 95 % interval | correct |",
+        "| run | accuracy | 95% interval | correct |",
         "| --- | --- | --- | --- |",
     ]
     for run in result["runs"]:
@@ -61,10 +61,11 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines.append(
                 f"| {escaped(name)} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {count} |"
             )
-    intervals = "Intervals: Wilson's of one run, bootstrap over seeds and questions of several."
+    intervals = "Intervals: Wilson for one run; bootstrap over seeds and questions for several."
     lines += ["", intervals, ""]
     for name, ids in result["missing"].items():
-        lines += [f"{escaped(name)} lacks {len(ids):,} questions, left out: {_some(ids)}.", ""]
+        text = f"{escaped(name)} lacks {len(ids):,} questions, which are left out: {_id_list(ids)}."
+        lines += [text, ""]
     for row in result["comparisons"]:
         lines += _pair(row, len(result["comparisons"]) > 1, result["resamples"])
     return "\n".join(lines)
@@ -75,37 +76,37 @@ def _pair(row: Mapping[str, Any], several: bool, resamples: int) -> list[str]:
     lines = [f"## A: {escaped(row['a'])}, B: {escaped(row['b'])}", ""]
     if table := row["mcnemar"]:
         lines += [
-            "| | B right | B wrong |",
+            "| | B correct | B wrong |",
             "| --- | --- | --- |",
-            f"| A right | {table['both']:,} | {table['only_a']:,} |",
+            f"| A correct | {table['both']:,} | {table['only_a']:,} |",
             f"| A wrong | {table['only_b']:,} | {table['neither']:,} |",
             "",
         ]
-    kind = "McNemar's test, exact" if table else "bootstrap over seeds and questions"
-    corrected = f"; {row['p_holm']:.3g} after Holm's correction" if several else ""
+    kind = "exact McNemar test" if table else "bootstrap over seeds and questions"
+    corrected = f"; {row['p_holm']:.3g} after Holm correction" if several else ""
     return [
         *lines,
         f"{escaped(row['verdict'])}",
         "",
-        f"- Accuracy of A minus B: {points(row['difference'])} percentage points, 95 % interval "
+        f"- Accuracy of A minus B: {points(row['difference'])} percentage points, 95% interval "
         f"{low} to {high} (paired bootstrap, {resamples:,} resamples).",
         f"- p = {row['p']:.3g} ({kind}){corrected}.",
-        f"- A does better on {len(row['a_better']):,} questions: {_some(row['a_better'])}.",
-        f"- B does better on {len(row['b_better']):,} questions: {_some(row['b_better'])}.",
+        f"- A does better on {len(row['a_better']):,} questions: {_id_list(row['a_better'])}.",
+        f"- B does better on {len(row['b_better']):,} questions: {_id_list(row['b_better'])}.",
         "",
     ]
 
 
 def points(share: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """Formats a difference of fractions as signed percentage points."""
     return f"{100 * share:+.1f}"
 
 
-def _some(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _FEW:,} more" if len(ids) > _FEW else ""
-    return (", ".join(map(escaped, ids[:_FEW])) or "none") + more
+def _id_list(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _MAX_IDS:,} more" if len(ids) > _MAX_IDS else ""
+    return (", ".join(map(escaped, ids[:_MAX_IDS])) or "none") + more
 
 
 def escaped(text: str) -> str:
-    """One line that Markdown takes for text, whatever a file's ids are."""
+    """Escapes text, such as ids from files, as one line of plain Markdown text."""
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")

@@ -1,9 +1,9 @@
-"""Why a generation is wrong, as far as its equations show: a best effort without a model.
+"""Classifies wrong generations by their equations, as a best effort without a model.
 
-Equations such as "3 + 4 = 7", "3 plus 4 is 7" and "16 - 3 - 4 = $9" are read with regular
-expressions and `fractions.Fraction` alone; nothing is evaluated as a program. Where it is not
-certain what is meant, as with "%", "half of 3 + 5" and variables, an equation is not judged. What
-is calculated in words ("twice 9, or 18") is not seen.
+Equations such as "3 + 4 = 7", "3 plus 4 is 7" and "16 - 3 - 4 = $9" are parsed with regular
+expressions and `fractions.Fraction`; no code is executed. Equations whose meaning is ambiguous,
+such as those with "%", "half of 3 + 5" or variables, are ignored. Calculations in words ("twice 9,
+or 18") are not detected.
 """
 
 import collections
@@ -15,20 +15,19 @@ from typing import NamedTuple
 
 from kpod_jax.data import answers
 
-# In the order in which they are looked for: stronger evidence comes first. The first that applies
-# is the class.
+# In the order of the checks, strongest evidence first. The first that applies is the class.
 CLASSES = {
-    "no answer": "no final answer is found",
+    "no answer": "no final answer was found",
     "arithmetic slip": "an equation is false",
-    "wrong operator": "the operands of one of the teacher's operations, with another operator",
-    "too few steps": "fewer operations than the teacher has",
-    "too many steps": "more operations than the teacher has",
-    "wrong operand or copy": "as many operations, but not the same; or the same, and the answer is "
-    "not the last result",
-    "other": "none of these is seen",
+    "wrong operator": "the operands of one of the teacher's operations with a different operator",
+    "too few steps": "fewer operations than the teacher",
+    "too many steps": "more operations than the teacher",
+    "wrong operand or copy": "as many operations as the teacher, but different ones; or the same "
+    "ones, but the answer is not the last result",
+    "other": "none of these",
 }
 
-# Longer expressions and numbers are not read, so that no text costs more than a pass over it.
+# Limits on expressions and numbers, so that the cost is linear in the length of any text.
 _MAX_TOKENS = 32
 _MAX_DIGITS = 40
 _OPERATORS = {
@@ -45,14 +44,14 @@ _TOKEN = re.compile(
     rf"(?:[0-9]{{1,9}} [0-9]{{1,9}}/[0-9]{{1,9}}(?![0-9])|{answers.DECIMAL}))"
     r"|(?P<equals>=|\b(?:is|equals)\b)"
     r"|(?P<bracket>[()])"
-    # Of these it is not certain what their numbers stand for.
+    # The meaning of a number next to these is ambiguous.
     r"|(?P<unsure>%|\b(?i:percent|cents?)\b)"
     r"|(?P<word>[^\W\d_]+)"
     r"|(?P<line>\n)|(?P<stop>\S)",
 )
-# What may stand right before the first number of an equation, besides words.
+# Characters that may directly precede the first number of an equation, besides words.
 _CLEAN = frozenset(".,;:!?\"'“”‘’([{—–=>|")
-# "half of 3 + 5 = 4" is no statement about 3 + 5, nor "2 and 1/4 + 1 = 3.25" about 1/4 + 1.
+# "half of 3 + 5 = 4" says nothing about 3 + 5, nor does "2 and 1/4 + 1 = 3.25" about 1/4 + 1.
 _SCALED = re.compile(
     r"(?:\b(?:twice|thrice|double|triple|half)|(?:\b(?:half|(?:third|quarter|fourth|fifth|sixth"
     r"|eighth|tenth)s?)|[0-9%])\s{1,3}of|[0-9]\s{1,3}and)(?:\s{1,3}the)?\s{0,3}\Z",
@@ -61,7 +60,7 @@ _SCALED = re.compile(
 
 
 class Token(NamedTuple):
-    """A piece of a text: the name of the pattern's group, what is written, and where."""
+    """A token of a text: its kind (the name of the regex group), its text and its span."""
 
     kind: str
     text: str
@@ -70,7 +69,7 @@ class Token(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One binary operation; of + and * the smaller operand is the left one."""
+    """A binary operation; for + and *, `left` is the smaller operand."""
 
     left: Fraction
     operator: str
@@ -81,9 +80,9 @@ class Equation(NamedTuple):
     """A calculation with its result.
 
     Attributes:
-      operations: of the left side, in the order of calculation; "16 - 3 - 4" is two.
-      result: as it is written.
-      holds: whether that is right. A decimal may be rounded or cut off where it ends.
+      operations: operations of the left side, in evaluation order; "16 - 3 - 4" has two.
+      result: the result as written.
+      holds: whether the result is correct. A decimal may be rounded or truncated at its last digit.
     """
 
     operations: tuple[Operation, ...]
@@ -94,57 +93,57 @@ class Equation(NamedTuple):
 def classify(
     prediction: str, extracted: str | None, rationale: str, answer_kind: str = "number"
 ) -> str:
-    """The class of a wrong generation, a name of CLASSES.
+    """Returns the class of a wrong generation, a key of CLASSES.
 
     Args:
       prediction: the generation.
-      extracted: its final answer, as `answers.extract_answer` gives it; None where there is none.
-      rationale: the teacher's; without equations in it, operations are not compared.
-      answer_kind: of `answers.KINDS`.
+      extracted: its final answer from `answers.extract_answer`; None if there is none.
+      rationale: the teacher's rationale; if it has no equations, operations are not compared.
+      answer_kind: kind of answer, from `answers.KINDS`.
     """
     if extracted is None:
         return "no answer"
-    found = equations(prediction)
-    if not all(equation.holds for equation in found):
+    predicted_equations = equations(prediction)
+    if not all(equation.holds for equation in predicted_equations):
         return "arithmetic slip"
-    own, gold = (
+    predicted, gold = (
         collections.Counter(operation for equation in side for operation in equation.operations)
-        for side in (found, equations(rationale))
+        for side in (predicted_equations, equations(rationale))
     )
     if not gold:
         return "other"
     operators = collections.defaultdict(set)
     for operation in gold:
         operators[frozenset((operation.left, operation.right))].add(operation.operator)
-    for operation in own:
-        known = operators.get(frozenset((operation.left, operation.right)))
-        if known and operation.operator not in known:
+    for operation in predicted:
+        expected = operators.get(frozenset((operation.left, operation.right)))
+        if expected and operation.operator not in expected:
             return "wrong operator"
-    if own.total() != gold.total():
-        return "too few steps" if own.total() < gold.total() else "too many steps"
-    last = str(found[-1].result)
+    if predicted.total() != gold.total():
+        return "too few steps" if predicted.total() < gold.total() else "too many steps"
+    last = str(predicted_equations[-1].result)
     copied = answer_kind != "number" or answers.answers_equal(extracted, last)
-    return "other" if own == gold and copied else "wrong operand or copy"
+    return "other" if predicted == gold and copied else "wrong operand or copy"
 
 
 def equations(text: str) -> list[Equation]:
-    """The equations of a text whose left side is a calculation, in their order.
+    """Extracts the equations whose left side is a calculation, in order.
 
-    "3 + 4 = 7 + 2 = 9" is read as it is meant, as 3 + 4 = 7 and 7 + 2 = 9.
+    "3 + 4 = 7 + 2 = 9" is read as intended, as 3 + 4 = 7 and 7 + 2 = 9.
     """
     text = _ANNOTATION.sub("", text.replace("\u2212", "-").replace("**", " "))
     text = _BULLET.sub("", text)
-    found = []
+    result = []
     for sides in _chains(text):
         for left, right in itertools.pairwise(sides):
-            equation = _equation(left, right)
+            equation = _parse_equation(left, right)
             if equation is not None:
-                found.append(equation)
-    return found
+                result.append(equation)
+    return result
 
 
 def _chains(text: str) -> Iterator[list[Sequence[Token]]]:
-    """Expressions that stand in a row with equals signs between them; empty where not judged."""
+    """Yields runs of expressions separated by equals signs; an expression to ignore is empty."""
     tokens = [Token(str(m.lastgroup), m[0], *m.span()) for m in _TOKEN.finditer(text)]
     breaks = [i for i, token in enumerate(tokens) if token.kind in ("word", "stop", "line")]
     breaks = [i for i in breaks if not _is_unit(tokens, i)]
@@ -158,24 +157,24 @@ def _chains(text: str) -> Iterator[list[Sequence[Token]]]:
             continue
         if before >= 0 and not _begins(text, tokens[before], run[0]):
             sides[0] = []
-        if after < len(tokens) and _goes_on(tokens[after], run[-1]):
+        if after < len(tokens) and _continues(tokens[after], run[-1]):
             sides[-1] = []
         yield sides
 
 
-def _is_unit(tokens: Sequence[Token], place: int) -> bool:
-    """Whether a word is a number's unit in an equation, as in "5 red pens + 3 pens = 8 pens"."""
-    kinds = [token.kind for token in tokens[max(0, place - 2) : place + 3]]
-    at = min(place, 2)
-    before, after = kinds[:at][::-1], kinds[at + 1 :]
+def _is_unit(tokens: Sequence[Token], index: int) -> bool:
+    """Returns whether a word is the unit of a number, as in "5 red pens + 3 pens = 8 pens"."""
+    kinds = [token.kind for token in tokens[max(0, index - 2) : index + 3]]
+    center = min(index, 2)
+    before, after = kinds[:center][::-1], kinds[center + 1 :]
     words = 1
     for side in (before, after):
         if side[:1] == ["word"]:
             words += 1
             del side[0]
     return (
-        kinds[at] == "word"
-        and len(tokens[place].text) > 1
+        kinds[center] == "word"
+        and len(tokens[index].text) > 1
         and words < 3
         and before[:1] == ["number"]
         and after[:1] in (["operator"], ["equals"])
@@ -183,47 +182,47 @@ def _is_unit(tokens: Sequence[Token], place: int) -> bool:
 
 
 def _begins(text: str, before: Token, first: Token) -> bool:
-    """Whether an expression begins with `first` and is not the rest of a longer one."""
-    glued = before.end == first.start and before.text in ".,:"  # As in 16,0000 and 7:15.
-    if before.kind == "stop" and (glued or before.text not in _CLEAN):
+    """Returns whether an expression begins at `first` rather than continuing a longer one."""
+    joined = before.end == first.start and before.text in ".,:"  # As in 16,0000 and 7:15.
+    if before.kind == "stop" and (joined or before.text not in _CLEAN):
         return False
     if before.kind == "word" and first.kind == "operator":
         return False
     return not _SCALED.search(text, max(0, first.start - 40), first.start)
 
 
-def _goes_on(after: Token, last: Token) -> bool:
-    """Whether the last number is part of what is no number, such as 2y, 2^3 and 8:07."""
+def _continues(after: Token, last: Token) -> bool:
+    """Returns whether the last number is part of a longer term, such as 2y, 2^3 or 8:07."""
     is_sign = after.text in "^:" or (len(after.text) == 1 and after.text.isalpha())
     return after.start == last.end and is_sign
 
 
-def _equation(left: Sequence[Token], right: Sequence[Token]) -> Equation | None:
-    """What two sides say; None where either cannot be read, or nothing is calculated."""
+def _parse_equation(left: Sequence[Token], right: Sequence[Token]) -> Equation | None:
+    """Parses two sides; None if either is not an expression, or the left is not a calculation."""
     if max(len(left), len(right)) > _MAX_TOKENS:
         return None
-    while right and right[-1].text in ("-", ")", "(") and _read(right) is None:
-        right = right[:-1]  # A dash, or the end of a remark in parentheses.
-    if left and left[0].text == "(" and _read(left) is None:
+    while right and right[-1].text in ("-", ")", "(") and _parse(right) is None:
+        right = right[:-1]  # A dash, or the end of a parenthetical remark.
+    if left and left[0].text == "(" and _parse(left) is None:
         left = left[1:]
-    calculated, given = _read(left), _read(right)
-    if calculated is None or given is None or not calculated[1]:
+    left_parsed, right_parsed = _parse(left), _parse(right)
+    if left_parsed is None or right_parsed is None or not left_parsed[1]:
         return None
-    value, operations = calculated
-    result, whole = given[0], bool(given[1])
-    if not whole:
+    value, operations = left_parsed
+    result, right_operations = right_parsed
+    if not right_operations:
         places = len(right[-1].text.partition(".")[2])
-        near = places > 0 and abs(value - result) < Fraction(1, 10**places)
-        return Equation(operations, result, value == result or near)
+        close = places > 0 and abs(value - result) < Fraction(1, 10**places)
+        return Equation(operations, result, value == result or close)
     if value == result:
         return Equation(operations, result, True)
     # "3 + 4 = 7 + 2": the first number may be the result.
-    first = _equation(left, right[: 1 + (right[0].text == "-")])
+    first = _parse_equation(left, right[: 1 + (right[0].text == "-")])
     return first if first and first.holds else Equation(operations, result, False)
 
 
-def _read(tokens: Sequence[Token]) -> tuple[Fraction, tuple[Operation, ...]] | None:
-    """The value of an expression and its operations; None where it is not one."""
+def _parse(tokens: Sequence[Token]) -> tuple[Fraction, tuple[Operation, ...]] | None:
+    """Returns the value of an expression and its operations; None if it is not one."""
     queue, operations = collections.deque(tokens), []
     try:
         value = _sum(queue, operations)
@@ -249,17 +248,17 @@ def _product(queue: collections.deque[Token], operations: list[Operation]) -> Fr
 
 
 def _atom(queue: collections.deque[Token], operations: list[Operation]) -> Fraction:
-    """A number, one with a sign right before it, or an expression in parentheses."""
+    """Parses a number, possibly with a sign directly before it, or a parenthesized expression."""
     token = queue.popleft()
     if token.text == "-" and queue[0].kind == "number" and queue[0].start == token.end:
         return -_atom(queue, operations)
     if token.text == "(":
         value = _sum(queue, operations)
         if queue.popleft().text != ")":
-            raise ValueError("a parenthesis is not closed")
+            raise ValueError("unclosed parenthesis")
         return value
     if token.kind != "number" or sum(map(str.isdigit, token.text)) > _MAX_DIGITS:
-        raise ValueError("no number")
+        raise ValueError("expected a number")
     whole, _, part = token.text.lstrip("\\$£€¥").replace(",", "").partition(" ")
     return Fraction(whole) + (Fraction(part) if part else 0)
 

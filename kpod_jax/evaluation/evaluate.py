@@ -1,4 +1,4 @@
-"""What a trained student answers: on its own split, and on data that it was not trained on."""
+"""Evaluation of a trained student on its own data and on data sets it was not trained on."""
 
 import dataclasses
 import functools
@@ -29,13 +29,13 @@ from kpod_jax.utils.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Generations of a student for some records, and how good they are.
+    """Predictions of a student for a set of records, with their summary.
 
     Attributes:
-      predictions: a row a record, see `Evaluator.predictions`.
+      predictions: one row per record, see `Evaluator.predictions`.
       summary: "accuracy", "correct", "total", "interval", "errors" and so on, see
-        `accuracy.summary`; "token_loss", nats a token of rationale and answer, where there are
-        rationales.
+        `accuracy.summary`; also "token_loss", in nats per token of rationale and answer, if there
+        are rationales.
     """
 
     predictions: list[dict[str, Any]]
@@ -43,19 +43,20 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, in [0, 1]."""
+        """Fraction of correct answers, in [0, 1]."""
         return self.summary["accuracy"]
 
     def __str__(self) -> str:
-        """The accuracy with its interval, and the loss."""
-        one = self.summary
+        """Returns the accuracy with its interval, and the loss."""
+        summary = self.summary
+        low, high = summary["interval"]
         text = (
-            f"accuracy {one['accuracy']:.1%} ({one['correct']} of {one['total']}; 95 % interval "
-            f"{one['interval'][0]:.1%} to {one['interval'][1]:.1%})"
+            f"accuracy {summary['accuracy']:.1%} ({summary['correct']} of {summary['total']}; 95% "
+            f"interval {low:.1%} to {high:.1%})"
         )
-        return text + (
-            f", loss {one['token_loss']:.3f} nats a token" if "token_loss" in one else ""
-        )
+        if "token_loss" in summary:
+            text += f", loss {summary['token_loss']:.3f} nats per token"
+        return text
 
 
 def evaluate(
@@ -69,17 +70,18 @@ def evaluate(
     answer_kind: str = "number",
     label: str = "Evaluating",
 ) -> Evaluation:
-    """Asks a student the questions of some records.
+    """Evaluates a student on the questions of the given records.
 
     Args:
-      config: `eval` of a configuration.
+      config: the `eval` section of the configuration.
       student: model and tokenizer.
       params: its parameters, on the mesh.
-      records: with gold answers.
-      mesh: of the devices; None: all of them.
-      prompt: in the student's form (`Student.resolve_prompt`); empty: the student's own.
-      answer_kind: of `answers.KINDS`.
-      label: of the progress bar.
+      records: records with gold answers.
+      mesh: device mesh; None for all devices.
+      prompt: prompt template in the student's form (`Student.resolve_prompt`); empty for the
+        student's own.
+      answer_kind: kind of answer, from `answers.KINDS`.
+      label: label of the progress bar.
     """
     mesh = mesh or sharding.make_mesh()
     sampling = Sampling(config.temperature, config.top_p, student.seed, config.samples)
@@ -87,8 +89,8 @@ def evaluate(
     with Progress(len(records) * config.samples, label, unit="generations") as progress:
         rows = evaluator.predictions(params, progress.update)
     summary = accuracy.summary(rows)
-    loss_of = make_token_loss(config, student, records, mesh, prompt)
-    return Evaluation(rows, summary | loss_of(params))
+    token_loss = make_token_loss(config, student, records, mesh, prompt)
+    return Evaluation(rows, summary | token_loss(params))
 
 
 def make_evaluator(
@@ -100,7 +102,7 @@ def make_evaluator(
     answer_kind: str = "number",
     sampling: Sampling | None = None,
 ) -> Evaluator:
-    """An `Evaluator` as `eval` of a configuration has it; None of `sampling`: greedy."""
+    """Creates an `Evaluator` from an `eval` configuration; greedy if `sampling` is None."""
     return Evaluator(
         student,
         records,
@@ -116,10 +118,10 @@ def make_evaluator(
 def make_token_loss(
     config: Config, student: Student, records: Sequence[Record], mesh: Mesh, prompt: str = ""
 ) -> Callable[[Any], dict[str, float]]:
-    """From parameters to {"token_loss": mean -log P, nats, of a token of rationales and answers}.
+    """Returns a function from parameters to {"token_loss": loss}.
 
-    Empty where no record has a rationale that the student's limits let through. The records are
-    tokenised once, however often the function is called.
+    The loss is the mean -log P per token of rationale and answer, in nats. The function returns {}
+    if no record has a rationale within the student's limits. The records are tokenized only once.
     """
     prompt, batch_size = prompt or student.prompt, config.batch_size
     tokenized, _ = student.tokenize(records, prompt)
@@ -139,15 +141,16 @@ def make_token_loss(
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The evaluation of a run: of its own split, then of other data sets by name.
+    """The evaluation of a run on its own data and on other data sets.
 
     Attributes:
-      facts: of the run, such as its method and seed, and the checkpoint's step.
-      split: that was asked.
-      own: its evaluation.
-      others: of test splits of data sets that the student was not trained on.
-      records: the records of those.
-      rejected: those of them that cannot be used.
+      facts: facts about the run: its method and seed, the step of the checkpoint, and so on.
+      split: the evaluated split of its own data.
+      own: the evaluation of that split.
+      others: evaluations of the test splits of data sets that the student was not trained on, by
+        name.
+      records: the records of those test splits.
+      rejected: their unusable records.
     """
 
     facts: Mapping[str, Any]
@@ -160,7 +163,7 @@ class Results:
     OUTPUTS: ClassVar = ("results.json",)
 
     def save(self, root: pathlib.Path) -> None:
-        """Writes predictions/ and results.json under a work directory."""
+        """Writes predictions/ and results.json to a work directory, and other data to records/."""
         files.write_jsonl(root / f"predictions/{self.split}.jsonl", self.own.predictions)
         for name, other in self.others.items():
             files.write_jsonl(root / f"predictions/{name}_test.jsonl", other.predictions)
@@ -176,34 +179,34 @@ class Results:
         files.write_json(root / "results.json", {**head, **self.own.summary, **facts, "ood": ood})
 
     def __str__(self) -> str:
-        """What came, in a few words."""
-        shown = [f"{self.split} {self.own}"]
-        shown += [f"{name}_test {other}" for name, other in self.others.items()]
-        return f"{'; '.join(shown)}, step {self.facts['checkpoint_step']}"
+        """Returns a one-line summary."""
+        parts = [f"{self.split} {self.own}"]
+        parts += [f"{name}_test {other}" for name, other in self.others.items()]
+        return f"{'; '.join(parts)}, step {self.facts['checkpoint_step']}"
 
 
 def evaluate_run(config: Config, student: Student, trained: Any, data: Data, mesh: Mesh) -> Results:
-    """Evaluates a run's student on its split, and on other data sets (`eval.ood`).
+    """Evaluates the student of a run on `eval.split` and on the data sets of `eval.ood`.
 
     Args:
-      config: of the whole run.
+      config: the whole configuration.
       student: model and tokenizer.
-      trained: with "params", "step" and "supervised" (`distillation.Trained`).
-      data: of the run.
-      mesh: that the parameters lie on.
+      trained: has "params", "step" and "supervised" (`distillation.Trained`).
+      data: the data of the run.
+      mesh: the mesh of the parameters.
 
     Raises:
-      UserError: another data set cannot be read.
+      UserError: if one of the other data sets cannot be read.
     """
-    # Data is checked before anything is generated.
-    split, own = config.eval.split, data.records(config.eval.split)
-    records, rejected = read_others(config)
+    # Read and validate all data before generating anything.
+    split, own_records = config.eval.split, data.records(config.eval.split)
+    other_records, rejected = read_others(config)
     options = {
         "prompt": baselines.prompt_of(config, student),
         "answer_kind": sources.answer_kind(config.data.name, config.data.answer_kind),
     }
 
-    def asked(records: Sequence[Record], label: str) -> Evaluation:
+    def evaluate_records(records: Sequence[Record], label: str) -> Evaluation:
         return evaluate(config.eval, student, trained.params, records, mesh, label=label, **options)
 
     facts = {"method": config.method, "seed": config.seed, "checkpoint_step": trained.step}
@@ -212,9 +215,12 @@ def evaluate_run(config: Config, student: Student, trained: Any, data: Data, mes
     return Results(
         facts,
         split,
-        asked(own, "Evaluating"),
-        {name: asked(found, f"Evaluating {name}_test") for name, found in records.items()},
-        records,
+        evaluate_records(own_records, "Evaluating"),
+        {
+            name: evaluate_records(records, f"Evaluating {name}_test")
+            for name, records in other_records.items()
+        },
+        other_records,
         rejected,
     )
 
@@ -222,19 +228,23 @@ def evaluate_run(config: Config, student: Student, trained: Any, data: Data, mes
 def make_validation(
     config: Config, student: Student, records: Sequence[Record], mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
-    """From parameters to the accuracy on some records, greedy, and the loss of their tokens."""
+    """Returns a function from parameters to the greedy accuracy and the token loss on records."""
     prompt = baselines.prompt_of(config, student)
     kind = sources.answer_kind(config.data.name, config.data.answer_kind)
     evaluator = make_evaluator(config.eval, student, records, mesh, prompt, kind)
-    loss_of = make_token_loss(config.eval, student, records, mesh, prompt)
-    return lambda params: {"accuracy": evaluator.accuracy(params)} | loss_of(params)
+    token_loss = make_token_loss(config.eval, student, records, mesh, prompt)
+    return lambda params: {"accuracy": evaluator.accuracy(params)} | token_loss(params)
 
 
 def read_others(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[Rejected]]]:
-    """The test splits of the data sets of `eval.ood`, by name, and what of them is rejected.
+    """Reads the test splits of the data sets in `eval.ood`.
+
+    Returns:
+      Their records and their rejected records, by name.
 
     Raises:
-      UserError: one cannot be read, or has another kind of answers than the student's own data.
+      UserError: if one cannot be read, or its answers are of a different kind than those of the
+        student's own data.
     """
     kind = sources.answer_kind(config.data.name, config.data.answer_kind)
     records, rejected = {}, {}
@@ -251,7 +261,7 @@ def read_others(config: Config) -> tuple[dict[str, list[Record]], dict[str, list
             if answers.extract_answer(record.answer, kind) is None:
                 raise UserError(
                     f"eval.ood={name}: record {record.id} has the answer {record.answer!r:.80}, "
-                    f"which is none of data.answer_kind={kind!r}. Expected data sets of the same "
-                    "kind of answer as the student's own."
+                    f"which does not match data.answer_kind={kind!r}. Expected data sets with the "
+                    "same kind of answer as the student's own data."
                 )
     return records, rejected

@@ -1,12 +1,12 @@
-"""Generation: prompts wait in a queue, and each takes the next free row of the running batch.
+"""Generation with continuous batching: queued prompts take rows of the batch as they become free.
 
-A row that has ended is refilled while the others go on, so a few long generations do not hold up
-the rest. Three functions are compiled for each length of prompts, and none from batch to batch:
-`start` makes an empty batch, `fill` puts prompts into rows, `decode` writes tokens in a loop on the
-device until enough rows are free.
+A finished row is refilled while the others continue, so a few long generations do not hold up the
+rest. Three functions are compiled once per prompt length: `start` creates an empty batch, `fill`
+puts prompts into rows, and `decode` generates tokens in a loop on the device until enough rows are
+free.
 
-Letters: N prompts, B rows of the batch, R of them filled at a time from E prompts, S prompt tokens,
-G tokens at most of a generation, V vocabulary.
+Letters: N prompts, B rows of the batch, R rows filled at a time from E prompts, S prompt tokens, G
+maximum tokens of a generation, V vocabulary.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from kpod_jax.models import layout
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
 
-# A part 1 / _REFILL of the batch is free before it is refilled: a refill costs an encoder's pass.
+# Refill once 1 / _REFILL of the batch is free, because each refill takes an encoder pass.
 _REFILL = 4
-# Of every array of a cache, whatever the family.
+# Axes of every cache array, in all model families.
 _CACHE_AXES = ("batch", "heads", "length", "kv")
 
 
@@ -36,15 +36,15 @@ class Rows(NamedTuple):
     """The running batch; a row that is done is free.
 
     Attributes:
-      cache: keys and values. Those of generated tokens stand in a ring of G places, whose place
-        `time` mod G is written by all rows at once, whenever they began.
-      mask: [B, S] bool, False at a prompt's padding.
-      ids: [B] int32, each row's last token.
-      age: [B] int32, how many tokens a row has written.
-      done: [B] bool.
-      number: [B] int32, which of all generations a row is.
-      written: [B, G] int32.
-      time: int32, steps so far.
+      cache: keys and values. Those of generated tokens are in a ring buffer of length G; at each
+        step, all rows write to index `time` mod G, no matter when they started.
+      mask: [B, S] bool, False for prompt padding.
+      ids: [B] int32, last token of each row.
+      age: [B] int32, number of tokens that each row has generated.
+      done: [B] bool, whether each row is finished.
+      number: [B] int32, index of the generation in each row.
+      written: [B, G] int32, generated tokens.
+      time: int32, number of steps so far.
     """
 
     cache: Any
@@ -61,14 +61,14 @@ class Steps(NamedTuple):
     """The jitted functions of a `Generator`; `Rows` are donated.
 
     Attributes:
-      prepare: parameters -> those that the others take: adapters merged, layers written out,
-        factors of matrix products in the compute type.
-      start: (prepared, S) -> Rows, all of them free. S is static.
+      prepare: parameters -> parameters for the other functions: adapters merged, layers unrolled,
+        matrices cast to the compute dtype.
+      start: (prepared, S) -> Rows, all free. S is static.
       fill: (prepared, Rows, ids [E, S], mask [E, S], slots [R], numbers [R], source [R]) -> Rows.
-        Row r gets the prompt `source[r]`, or with None as source prompt r, E being R. A slot of B
-        or more is left out.
+        Puts prompt `source[r]` into row `slots[r]`, or prompt r if `source` is None, with E = R.
+        Slots of B or above are dropped.
       decode: (prepared, Rows, key, enough) -> Rows, of which at least `enough` are done.
-      look: Rows -> done and written, whole on every device.
+      look: Rows -> done and written, replicated on every device.
     """
 
     prepare: Any
@@ -80,14 +80,14 @@ class Steps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Sampling settings.
 
     Attributes:
-      temperature: 0 takes the likeliest token.
-      top_p: only the likeliest tokens that together have this probability are drawn from. (0, 1]
-      seed: of the draws. A generation's draws depend on it and the generation's number alone, not
-        on the batch.
-      samples: generations of each question, for an `Evaluator`.
+      temperature: 0 for greedy decoding.
+      top_p: sample only from the most likely tokens with this total probability, in (0, 1].
+      seed: random seed. The tokens drawn for a generation depend only on the seed and the index of
+        the generation, not on the batch.
+      samples: generations per question, for an `Evaluator`.
     """
 
     temperature: float = 0.0
@@ -97,7 +97,7 @@ class Sampling:
 
 
 class Generator:
-    """Generations of a student, greedy or sampled."""
+    """Generates text with a student, greedily or by sampling."""
 
     def __init__(
         self,
@@ -110,16 +110,16 @@ class Generator:
         sampling: Sampling | None = None,
         buckets: int = 4,
     ) -> None:
-        """Compiles nothing yet.
+        """Initializes the generator; compilation happens on the first call.
 
         Args:
-          student: whose module decodes.
-          mesh: that the parameters lie on.
-          start_id: the decoder's first input, see `Student.decoder_start`.
+          student: the student.
+          mesh: the mesh of the parameters.
+          start_id: first input of the decoder, see `Student.decoder_start`.
           batch_size: B.
           max_new_tokens: G.
-          sampling: default greedy.
-          buckets: lengths that prompts are padded to at most, each of which is compiled for.
+          sampling: sampling settings; None for greedy.
+          buckets: maximum number of padded prompt lengths, each of which is compiled.
         """
         self._mesh, self._batch_size, self._buckets = mesh, batch_size, buckets
         self._refill, self._parts = refill_rows(batch_size, mesh), sharding.row_parts(mesh)
@@ -138,51 +138,55 @@ class Generator:
         samples: int = 1,
         progress: Callable[[int], None] = lambda generations: None,
     ) -> np.ndarray:
-        """[N, samples, G] int32: the generated tokens, EOS among them, and padding after it.
+        """Generates tokens for all prompts.
 
         Args:
-          params: of the student.
+          params: parameters of the student.
           prompts: N slices of int32.
-          samples: generations of each prompt.
-          progress: is told how many more are done.
+          samples: generations per prompt.
+          progress: called with the number of newly finished generations.
+
+        Returns:
+          [N, samples, G] int32, the generated tokens, including EOS and padding after it.
         """
-        found = np.full((len(prompts) * samples, self._max_new_tokens), self._pad_id, np.int32)
+        shape = (len(prompts) * samples, self._max_new_tokens)
+        result = np.full(shape, self._pad_id, np.int32)
         with sharding.use(self._mesh):
             prepared = self._steps.prepare(params)
             lengths_Nx1 = prompts.lengths[:, None]
             for members, (size,) in length_buckets(lengths_Nx1, self._buckets, self._batch_size):
-                # Number n is sample n % samples of prompt n // samples.
+                # Generation n is sample n % samples of prompt n // samples.
                 numbers = (members[:, None] * samples + np.arange(samples)).reshape(-1)
                 for number, written in self._bucket(prepared, prompts, numbers, samples, int(size)):
-                    found[number] = written
+                    result[number] = written
                     progress(len(number))
-        return found.reshape(len(prompts), samples, self._max_new_tokens)
+        return result.reshape(len(prompts), samples, self._max_new_tokens)
 
     def _bucket(
         self, prepared: Any, prompts: Ragged, numbers: np.ndarray, samples: int, size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields numbers of generations and what was written, as they end."""
+        """Yields the indices and tokens of generations as they finish."""
         steps, batch_size, key = self._steps, self._batch_size, jax.random.key(self._seed)
         rows, waiting = steps.start(prepared, size), numbers
         free, running = np.arange(batch_size), np.full(batch_size, -1)
         while True:
             while len(waiting) and len(free):
                 count = min(len(waiting), len(free), self._refill)
-                taken, slots = waiting[:count], free[:count]
-                waiting, free, running[slots] = waiting[count:], free[count:], taken
-                rest = (0, self._refill - count)
-                needed = np.pad(taken // samples, rest, constant_values=-1)
-                needed, source = self._without_repetition(needed, samples)
+                started, slots = waiting[:count], free[:count]
+                waiting, free, running[slots] = waiting[count:], free[count:], started
+                padding = (0, self._refill - count)
+                needed = np.pad(started // samples, padding, constant_values=-1)
+                needed, source = self._unique_prompts(needed, samples)
                 ids, mask = padded(prompts, needed, size, self._pad_id)
                 placed = sharding.place_whole({"ids": ids, "mask": mask}, self._mesh)
-                slots = np.pad(slots, rest, constant_values=batch_size).astype(np.int32)
-                taken = np.pad(taken, rest).astype(np.int32)
+                slots = np.pad(slots, padding, constant_values=batch_size).astype(np.int32)
+                started = np.pad(started, padding).astype(np.int32)
                 rows = steps.fill(
-                    prepared, rows, placed["ids"], placed["mask"], slots, taken, source
+                    prepared, rows, placed["ids"], placed["mask"], slots, started, source
                 )
             if not (running >= 0).any():
                 return
-            # Without prompts that wait, all rows run to their end.
+            # If no prompts are waiting, run all rows to their end.
             idle = int((running < 0).sum())
             enough = min(batch_size, idle + self._refill) if len(waiting) else batch_size
             rows = steps.decode(prepared, rows, key, np.int32(enough))
@@ -192,23 +196,23 @@ class Generator:
             running[ended] = -1
             free = np.flatnonzero(running < 0)
 
-    def _without_repetition(
+    def _unique_prompts(
         self, needed_R: np.ndarray, samples: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Samples of a question share the reading of its prompt.
+        """Deduplicates prompts, so that the samples of a question share one encoder pass.
 
         Returns:
-          [E] the prompts, -1 for none, where E depends on R and the samples alone; and [R] the
-          place of each row's prompt among them, or None where E is R.
+          (prompts, source): [E] the prompts, -1 for none, where E depends only on R and `samples`;
+          and [R] the index of each row's prompt among them, or None if E is R.
         """
-        # Rows in turn, of which the first and the last prompt's samples may be in part elsewhere.
-        most = (self._refill - 2) // samples + 3
-        count = -(-most // self._parts) * self._parts
+        # The rows are consecutive; those of the first and the last prompt may be incomplete.
+        max_prompts = (self._refill - 2) // samples + 3
+        count = -(-max_prompts // self._parts) * self._parts
         if samples == 1 or count >= self._refill:
             return needed_R, None
         prompts, source_R = np.unique(needed_R, return_inverse=True)
-        rest = (0, count - len(prompts))
-        return np.pad(prompts, rest, constant_values=-1), source_R.astype(np.int32)
+        padding = (0, count - len(prompts))
+        return np.pad(prompts, padding, constant_values=-1), source_R.astype(np.int32)
 
 
 def generate(
@@ -222,22 +226,23 @@ def generate(
     max_new_tokens: int = 0,
     sampling: Sampling | None = None,
 ) -> list[str]:
-    """What a student writes for some questions.
+    """Generates a student's answers to questions.
 
     Args:
       student: model and tokenizer.
       params: its parameters, on the mesh.
-      questions: for the prompt's `{question}`.
-      mesh: of the devices; None: all of them.
-      prompt: in the student's form (`Student.resolve_prompt`); empty: the student's own.
-      batch_size: of them at a time.
-      max_new_tokens: bound of a generation; 0: the student's longest target.
-      sampling: None: greedy. Of several samples the first is taken.
+      questions: texts to fill in for `{question}` in the prompt.
+      mesh: device mesh; None for all devices.
+      prompt: prompt template in the student's form (`Student.resolve_prompt`); empty for the
+        student's own.
+      batch_size: number of questions decoded at a time.
+      max_new_tokens: maximum length of a generation; 0 for the student's maximum target length.
+      sampling: sampling settings; None for greedy. Always generates one sample per question.
     """
     mesh, prompt = mesh or sharding.make_mesh(), prompt or student.prompt
-    asked = [Record(str(i), question, (), "") for i, question in enumerate(questions)]
+    records = [Record(str(i), question, (), "") for i, question in enumerate(questions)]
     prompts = tokens.tokenize_questions(
-        asked, student.tokenizer, prompt=prompt, decoder_only=student.decoder_only
+        records, student.tokenizer, prompt=prompt, decoder_only=student.decoder_only
     )
     generator = Generator(
         student,
@@ -253,7 +258,7 @@ def generate(
 
 
 def refill_rows(batch_size: int, mesh: Mesh) -> int:
-    """R: rows that are filled at a time, a part of the batch that the devices divide."""
+    """Returns R, the number of rows filled at a time, which the devices divide evenly."""
     parts = sharding.row_parts(mesh)
     return min(batch_size, -(-batch_size // _REFILL // parts) * parts or parts)
 
@@ -266,9 +271,9 @@ def make_steps(
     max_new_tokens: int,
     sampling: Sampling,
 ) -> Steps:
-    """The jitted functions of a `Generator`."""
+    """Creates the jitted functions of a `Generator`."""
     lora, dtype = student.module.lora, student.module.dtype
-    # While decoding there is one cache a layer, updated in place; stacked ones would be copied.
+    # Decode with one cache per layer, updated in place; stacked caches would be copied.
     module = student.module.clone(scan_layers=False, remat="none", lora=None)
     eos_id, pad_id = student.tokenizer.eos_token_id, student.tokenizer.pad_token_id
     rows_B = jnp.arange(batch_size)
@@ -279,9 +284,9 @@ def make_steps(
     @jax.jit
     def prepare(params: Any) -> Any:
         flat = layout.flatten(layout.unroll(layout.merge(params, lora)))
-        # Factors of matrix products in the compute type, so that the loop need not cast them again.
-        factors = ("/kernel", "/embedding")
-        cast = {k: v.astype(dtype) if k.endswith(factors) else v for k, v in flat.items()}
+        # Cast the matrices once here, so that the loop does not cast them at every step.
+        matrices = ("/kernel", "/embedding")
+        cast = {k: v.astype(dtype) if k.endswith(matrices) else v for k, v in flat.items()}
         return layout.unflatten(cast)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -291,12 +296,12 @@ def make_steps(
             encoded = apply(params, "encode", ids, ids == 0)
             return apply(params, "start_cache", encoded, max_new_tokens)
 
-        def room(of: jax.ShapeDtypeStruct) -> jax.Array:
+        def empty(of: jax.ShapeDtypeStruct) -> jax.Array:
             return sharding.constrain(jnp.zeros(of.shape, of.dtype), *_CACHE_AXES)
 
         zeros = jnp.zeros(batch_size, jnp.int32)
         return Rows(
-            cache=jax.tree.map(room, jax.eval_shape(cache, params)),
+            cache=jax.tree.map(empty, jax.eval_shape(cache, params)),
             mask=jnp.zeros((batch_size, size), bool),
             ids=zeros,
             age=zeros,
@@ -347,7 +352,7 @@ def make_steps(
 
     @functools.partial(jax.jit, donate_argnums=1)
     def decode(params: Any, rows: Rows, key: jax.Array, enough: jax.Array) -> Rows:
-        def write_one(rows: Rows) -> Rows:
+        def write_token(rows: Rows) -> Rows:
             hidden, cache = apply(
                 params, "decode_step", rows.ids, rows.time, rows.age, rows.mask, rows.cache
             )
@@ -359,12 +364,12 @@ def make_steps(
                 ids=ids,
                 age=age,
                 done=rows.done | (ids == eos_id) | (age == max_new_tokens),
-                # A row that is done writes padding, or nothing where it is full.
+                # A row that is done writes padding, or nothing if it is full.
                 written=rows.written.at[rows_B, rows.age].set(ids, mode="drop"),
                 time=rows.time + 1,
             )
 
-        return jax.lax.while_loop(lambda rows: rows.done.sum() < enough, write_one, rows)
+        return jax.lax.while_loop(lambda rows: rows.done.sum() < enough, write_token, rows)
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def look(rows: Rows) -> tuple[jax.Array, jax.Array]:
@@ -374,12 +379,12 @@ def make_steps(
 
 
 def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
-    """[B, V] with -inf at all but the likeliest tokens that together reach `top_p`.
+    """Sets all logits to -inf except those of the most likely tokens that together reach `top_p`.
 
-    The token that crosses the bound is kept, as in transformers' `TopPLogitsWarper`.
+    The token that crosses the threshold is kept, as in transformers' `TopPLogitsWarper`.
     """
-    order_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
-    share_BxV = jax.nn.softmax(order_BxV, axis=-1)
-    before_BxV = jnp.cumsum(share_BxV, axis=-1) - share_BxV
-    least_B = jnp.min(order_BxV, axis=-1, where=before_BxV < top_p, initial=jnp.inf)
-    return jnp.where(logits_BxV < least_B[:, None], -jnp.inf, logits_BxV)
+    sorted_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
+    p_BxV = jax.nn.softmax(sorted_BxV, axis=-1)
+    before_BxV = jnp.cumsum(p_BxV, axis=-1) - p_BxV
+    min_B = jnp.min(sorted_BxV, axis=-1, where=before_BxV < top_p, initial=jnp.inf)
+    return jnp.where(logits_BxV < min_B[:, None], -jnp.inf, logits_BxV)

@@ -1,9 +1,9 @@
-"""--mode=compare: runs against each other, question by question.
+"""--mode=compare: compares runs question by question.
 
-Two runs answer the same questions, so their answers come in pairs, and a paired test sees
-differences that two separate intervals hide. Each run after the first is compared with the first.
+All runs answer the same questions, so their answers are paired, and a paired test detects
+differences that two separate intervals hide. Each run is compared with the first.
 
-Letters: n questions, k kinds of them: those of a kind are answered by the same trainings.
+Letters: n questions, k kinds of questions, where a kind is answered correctly by the same runs.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Method:
     """One run, or several seeds of one method.
 
     Attributes:
-      name: what it is called in tables.
-      directories: one a seed.
-      rows: of each seed, by id: question, gold and correct.
+      name: its name in tables.
+      directories: one work directory per seed.
+      rows: prediction rows by id, per seed, with question, gold and correct.
     """
 
     name: str
@@ -38,44 +38,44 @@ class Method:
 
     @property
     def ids(self) -> set[str]:
-        """Of the questions that every seed answered."""
+        """Ids of the questions that every seed answered."""
         return set.intersection(*(set(rows) for rows in self.rows))
 
     def correct(self, ids: Sequence[str]) -> np.ndarray:
-        """[seeds, n] bool."""
+        """Returns which answers are correct, [seeds, n] bool."""
         return np.array([[rows[id_]["correct"] for id_ in ids] for rows in self.rows], bool)
 
 
 def compare(
     runs: Sequence[str], split: str = "test", output: files.PathLike | None = None
 ) -> tuple[str, pathlib.Path]:
-    """Compares runs with the first of them; writes `comparison.json` and `comparison.md`.
+    """Compares runs with the first one; writes `comparison.json` and `comparison.md`.
 
     Args:
-      runs: work directories; the seeds of one method are joined by "+", as in "a-0+a-1".
-      split: the name of the file in their `predictions/`, without its ending.
-      output: the folder of the two files; None: the first work directory.
+      runs: work directories; seeds of one method are joined by "+", as in "a-0+a-1".
+      split: name of the file in `predictions/`, without its extension.
+      output: folder for the two files; None for the first work directory.
 
     Returns:
       The comparison as Markdown, and the path of its file.
 
     Raises:
-      UserError: fewer than two runs, a file that is missing or damaged, no question in common, a
-        question whose text or gold answer is not the same in all runs, or a `comparison.json` of
-        something else that would be lost.
+      UserError: if there are fewer than two runs, a file is missing or malformed, no question is
+        common to all runs, a question or gold answer differs between runs, or a different kind of
+        `comparison.json` would be overwritten.
     """
     if len(runs) < 2:
         raise UserError(
-            "--mode=compare needs two work directories at least, as in --runs=runs/a,runs/b; the "
-            "seeds of one method are joined by +, as in --runs=a-0+a-1,b-0+b-1."
+            "--mode=compare needs at least two work directories, as in --runs=runs/a,runs/b; join "
+            "the seeds of one method by +, as in --runs=a-0+a-1,b-0+b-1."
         )
-    methods = _read(runs, split)
+    methods = _read_methods(runs, split)
     folder = files.as_path(output or methods[0].directories[0])
     target = folder / "comparison.json"
     if target.exists() and "comparisons" not in files.read_json(target):
         raise UserError(
-            f"{target} is there and is none of --mode=compare, perhaps a sweep's. Nothing was "
-            "changed; choose another folder with --output."
+            f"{target} already exists and was not written by --mode=compare (perhaps by a sweep). "
+            "It was left unchanged; choose a different folder with --output."
         )
     result = paired(methods, split)
     text = comparison.markdown(result)
@@ -85,21 +85,21 @@ def compare(
 
 
 def paired(methods: Sequence[Method], split: str) -> dict[str, Any]:
-    """All that is compared, as plain values.
+    """Computes the contents of `comparison.json`, as plain values.
 
     Args:
-      methods: two or more; each after the first is compared with the first.
-      split: that the rows are of.
+      methods: two or more; each is compared with the first.
+      split: the split of the rows.
 
     Raises:
-      UserError: as `compare` says.
+      UserError: if no question is common to all methods, or a question or gold answer differs.
     """
-    ids = _shared(methods, split)
+    ids = _common_ids(methods, split)
     comparisons = [_pair(methods[0], other, ids) for other in methods[1:]]
     for row, adjusted in zip(comparisons, holm([row["p"] for row in comparisons]), strict=True):
         row["p_holm"] = adjusted
         row["verdict"] = comparison.verdict(row, len(ids))
-    everything = set().union(*(set(rows) for method in methods for rows in method.rows))
+    all_ids = set().union(*(set(rows) for method in methods for rows in method.rows))
     return {
         "split": split,
         "questions": len(ids),
@@ -107,19 +107,19 @@ def paired(methods: Sequence[Method], split: str) -> dict[str, Any]:
         "runs": [_summary(method, ids) for method in methods],
         "comparisons": comparisons,
         "missing": {
-            directory: sorted(everything - rows.keys())
+            directory: sorted(all_ids - rows.keys())
             for method in methods
             for directory, rows in zip(method.directories, method.rows, strict=True)
-            if everything - rows.keys()
+            if all_ids - rows.keys()
         },
     }
 
 
 def interval(right: np.ndarray) -> list[float]:
-    """The 95 % interval of an accuracy: Wilson's of one seed, by bootstrap of several.
+    """Computes the 95% interval of an accuracy: Wilson's for one seed, bootstrap for several.
 
     Args:
-      right: [seeds, n] bool.
+      right: [seeds, n] bool, the correct answers.
     """
     if len(right) == 1:
         return list(intervals.wilson_interval(int(right.sum()), right.size))
@@ -127,31 +127,31 @@ def interval(right: np.ndarray) -> list[float]:
 
 
 def resampled(*rights: np.ndarray) -> np.ndarray:
-    """[methods, RESAMPLES] int: right answers of resampled trainings to resampled questions.
+    """Counts correct answers in bootstrap resamples of questions and seeds, [methods, RESAMPLES].
 
-    The questions are drawn once for all methods, the seeds for each one by itself. How often the
-    questions of each of the k kinds are drawn is multinomial, where questions that the same
-    trainings answer are of a kind: [RESAMPLES, k] counts say what [RESAMPLES, n] indices would.
-    The generator's seed is fixed.
+    Questions are resampled jointly for all methods, seeds independently for each. Questions that
+    the same runs answer correctly are of the same kind. The number of draws per kind is
+    multinomial, so [RESAMPLES, k] counts replace [RESAMPLES, n] indices. The random seed is fixed.
 
     Args:
-      rights: [seeds, n] bool each; of as many questions, and as many seeds as a method has.
+      rights: correct answers per method, [seeds, n] bool, with n equal for all; the number of seeds
+        may differ.
     """
     rng = np.random.default_rng(0)
     kinds, counts = np.unique(np.concatenate(rights).T, axis=0, return_counts=True)
     n = rights[0].shape[1]
     sums = rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds
     ends = np.cumsum([len(right) for right in rights])[:-1]
-    found = []
-    for own in np.split(sums, ends, axis=1):
-        seeds = own.shape[1]
+    result = []
+    for method_sums in np.split(sums, ends, axis=1):
+        seeds = method_sums.shape[1]
         drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
-        found.append((own * drawn).sum(axis=1))
-    return np.array(found)
+        result.append((method_sums * drawn).sum(axis=1))
+    return np.array(result)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: adjusted p-values, in the order given."""
+    """Applies Holm's step-down correction; returns adjusted p-values in the given order."""
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
@@ -162,7 +162,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _pair(a: Method, b: Method, ids: Sequence[str]) -> dict[str, Any]:
     right_a, right_b = a.correct(ids), b.correct(ids)
-    # Whole numbers until the end, so that equal means differ by 0 and not by a rounding.
+    # Use integers until the end, so that equal means differ by exactly 0.
     pairs = len(right_a) * len(right_b)
     sums = right_a.sum(axis=0) * len(right_b) - right_b.sum(axis=0) * len(right_a)
     differences = sums / pairs
@@ -187,11 +187,11 @@ def _pair(a: Method, b: Method, ids: Sequence[str]) -> dict[str, Any]:
             "only_b": only_b,
             "neither": len(ids) - both - only_a - only_b,
         }
-        # Exact for any number of discordant pairs; without one there is nothing to tell.
+        # Exact for any number of discordant pairs; with none, p is 1.
         discordant = only_a + only_b
         row["p"] = float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
     else:
-        # Twice the share of resamples on the rarer side of 0, never 0 itself.
+        # Twice the fraction of resamples on the rarer side of 0, smoothed so that p is never 0.
         rarer = min(int((means <= 0).sum()), int((means >= 0).sum()))
         row["p"] = min(1.0, 2 * (rarer + 1) / (RESAMPLES + 1))
     return row
@@ -218,16 +218,16 @@ def _summary(method: Method, ids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _shared(methods: Sequence[Method], split: str) -> list[str]:
-    """Ids that all have, in the order of the first file, once their questions are the same."""
+def _common_ids(methods: Sequence[Method], split: str) -> list[str]:
+    """Returns the common ids, in the order of the first file, after checking their questions."""
     common = set.intersection(*(method.ids for method in methods))
     first = methods[0].rows[0]
     ids = [id_ for id_ in first if id_ in common]
     if not ids:
         raise UserError(
             f"No {split} question has the same id in all of "
-            f"{', '.join(d for method in methods for d in method.directories)}: there is nothing "
-            "to compare. Give runs that were evaluated on the same data."
+            f"{', '.join(d for method in methods for d in method.directories)}, so there is "
+            "nothing to compare. Choose runs that were evaluated on the same data."
         )
     for method in methods:
         for directory, rows in zip(method.directories, method.rows, strict=True):
@@ -235,21 +235,21 @@ def _shared(methods: Sequence[Method], split: str) -> list[str]:
                 for key, what in (("question", "question"), ("gold", "gold answer")):
                     if rows[id_][key] != first[id_][key]:
                         raise UserError(
-                            f"The {what} of {id_} is not the same in {methods[0].directories[0]} "
-                            f"({first[id_][key]!r:.80}) and in {directory} "
+                            f"The {what} of {id_} differs between {methods[0].directories[0]} "
+                            f"({first[id_][key]!r:.80}) and {directory} "
                             f"({rows[id_][key]!r:.80}). Expected runs that were evaluated on the "
-                            "same data; evaluate both on it with --mode=eval."
+                            "same data; run --mode=eval for both on the same data."
                         )
     return ids
 
 
-def _read(runs: Sequence[str], split: str) -> list[Method]:
+def _read_methods(runs: Sequence[str], split: str) -> list[Method]:
     groups = [[run] if pathlib.Path(run).is_dir() else run.split("+") for run in runs]
     if not all(part for group in groups for part in group):
-        raise UserError(f"--runs={','.join(runs)} names an empty directory.")
+        raise UserError(f"--runs={','.join(runs)} contains an empty directory name.")
     names = ["+".join(pathlib.Path(part).resolve().name for part in group) for group in groups]
     if len(set(names)) < len(names):
-        names = list(runs)  # The last parts of the paths do not tell them apart.
+        names = list(runs)  # The last path components are not unique.
     return [
         Method(name, tuple(group), tuple(read_rows(part, split) for part in group))
         for name, group in zip(names, groups, strict=True)
@@ -257,29 +257,30 @@ def _read(runs: Sequence[str], split: str) -> list[Method]:
 
 
 def read_rows(directory: str, split: str) -> dict[str, dict[str, Any]]:
-    """The rows of a run's `predictions/SPLIT.jsonl`, by id.
+    """Reads the rows of a run's `predictions/SPLIT.jsonl`, by id.
 
     Raises:
-      UserError: the file is missing or empty, a row lacks what is compared, or an id comes twice.
+      UserError: if the file is missing or empty, a row lacks a required column, or an id is
+        repeated.
     """
     path = files.as_path(directory) / "predictions" / f"{split}.jsonl"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
+        available = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
         raise UserError(
-            f"There is no {path}. Run --mode=eval in that work directory, or choose another "
-            f"--split; those there: {there}."
+            f"No such file: {path}. Run --mode=eval in that work directory, or choose a different "
+            f"--split; available: {available}."
         )
     rows: dict[str, dict[str, Any]] = {}
     for number, row, problem in jsonl.read_rows(path):
         missing = [key for key in ("id", "question", "gold", "correct") if key not in (row or {})]
         if row is None or missing:
             what = problem or f"has no {missing[0]!r}"
-            raise UserError(f"{path}:{number} {what}. Expected a row as --mode=eval writes it.")
+            raise UserError(f"{path}:{number} {what}. Expected a row written by --mode=eval.")
         id_ = str(row["id"])
         if id_ in rows or not isinstance(row["correct"], bool):
-            what = "comes twice" if id_ in rows else "has a 'correct' that is not true or false"
+            what = "is repeated" if id_ in rows else "has a 'correct' that is not true or false"
             raise UserError(f"{path}:{number} {id_} {what}. Run --mode=eval again.")
         rows[id_] = row
     if not rows:
-        raise UserError(f"{path} holds no predictions. Run --mode=eval again.")
+        raise UserError(f"{path} contains no predictions. Run --mode=eval again.")
     return rows

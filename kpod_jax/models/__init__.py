@@ -1,4 +1,4 @@
-"""Students in Flax, and their weights from and to Hugging Face's formats.
+"""Students in Flax, and conversion of their weights from and to Hugging Face formats.
 
-Nothing here knows of KPOD: a model sees tokens, whatever they are trained for.
+Nothing here depends on KPOD: a model sees tokens, whatever it is trained for.
 """

@@ -1,4 +1,4 @@
-"""LoRA adapters as a directory that PEFT loads: the base model's id and the low-rank factors."""
+"""Saves LoRA adapters in PEFT's format: the base model's id and the low-rank factors."""
 
 import math
 from typing import Any
@@ -25,15 +25,15 @@ def save_adapter(
 ) -> None:
     """Writes `adapter_config.json`, `adapter_model.safetensors` and the tokenizer's files.
 
-    With several processes all must call it; the first one writes.
+    Every process must call this; only the first one writes.
 
     Args:
-      directory: made if it is missing.
+      directory: created if missing.
       config: the base model's architecture.
-      params: plain tree with adapters, layers stacked or written out; other parameters stay out.
-      lora: of the adapters.
-      base_model: directory or hub id that PEFT is to load the base model from.
-      tokenizer: of transformers, or None.
+      params: unboxed tree with adapters, layers stacked or separate; base weights are not saved.
+      lora: the adapters' configuration.
+      base_model: directory or hub id from which PEFT loads the base model.
+      tokenizer: a transformers tokenizer, or None.
 
     Raises:
       UserError: the disk is full or read-only.
@@ -51,7 +51,7 @@ def save_adapter(
             high = hub.fetch(flat, layout.beside(kernel, "lora_b"), layer)
             assert low is not None and high is not None
             name = names.hf_name(kernel, layer or 0).removesuffix(".weight")
-            # PyTorch has outputs first, and no dimensions of heads.
+            # PyTorch puts outputs first and folds heads into one dimension.
             low = np.ascontiguousarray(low.reshape(-1, lora.rank).T)
             high = np.ascontiguousarray(high.reshape(lora.rank, math.prod(high.shape[1:])).T)
             tensors[f"base_model.model.{name}.lora_A.weight"] = low

@@ -1,10 +1,10 @@
-"""Attention on a CPU, a block of scores at a time: never are all of them held, nor any kept.
+"""Memory-efficient attention on a CPU: computes scores block by block and keeps none of them.
 
-A block is a few queries of one head of one example, small enough for a processor's cache; where
-queries see no later keys, blocks end at the last key that one of theirs sees. The backward pass
-makes the scores again. The loop over heads and examples is not split over devices.
+A block is a few queries of one head of one example, small enough for the processor's cache. With
+causal masks, a block ends at the last key that any of its queries sees. The backward pass
+recomputes the scores. The loop over heads and examples is not split across devices.
 
-Letters: B batch, Q and K lengths of queries and keys, N heads, M heads of keys, H width of a head.
+Letters: B batch, Q and K lengths of queries and keys, N query heads, M key heads, H head width.
 """
 
 import functools
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # The score of a key that is not seen.
-WORTH_WHILE = 256  # Queries and keys, from which on it is faster (`benchmarks/RESULTS.md`).
-_BLOCKS, _LEAST = 4, 64  # Of the queries at most, and queries of a block at least.
+HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # The score of a masked key.
+WORTH_WHILE = 256  # Minimum number of queries and of keys to be faster (`benchmarks/RESULTS.md`).
+_MAX_BLOCKS, _MIN_BLOCK_QUERIES = 4, 64
 
 
 class _Settings(NamedTuple):
@@ -25,7 +25,7 @@ class _Settings(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Queries `first` to `end`, which see none but the first `keys` keys."""
+    """Queries `first` to `end`, which see only the first `keys` keys."""
 
     first: int
     end: int
@@ -42,26 +42,26 @@ def attend(
     is_causal: bool = False,
     scale: float = 1.0,
 ) -> jax.Array:
-    """Softmax attention as that of `layers.attend`, up to rounding.
+    """Computes softmax attention, equal to `layers.attend` up to rounding.
 
-    A query that sees no key gets the mean of its block's values, XLA's that of all values.
+    A query that sees no key gets the mean of its block's values; XLA gives the mean of all values.
 
     Args:
-      query_BxQxNxH: of the compute type, as are key and value.
-      key_BxKxMxH: N / M heads of queries share one.
-      value_BxKxMxH: likewise.
-      bias_1xNxQxK: added to the scores, or None; has a gradient.
-      mask: bool, True where a key is seen; broadcasts to [B, N, Q, K].
-      is_causal: query q sees keys up to K - Q + q alone.
-      scale: of the scores.
+      query_BxQxNxH: queries; like keys and values, of the compute dtype.
+      key_BxKxMxH: keys; N / M query heads share one head.
+      value_BxKxMxH: values, with heads shared like those of the keys.
+      bias_1xNxQxK: added to the scores, or None; differentiable.
+      mask: bool, True where a query sees a key; broadcasts to [B, N, Q, K].
+      is_causal: query q sees only keys up to K - Q + q.
+      scale: factor of the scores.
 
     Returns:
       [B, Q, N, H].
     """
     queries, keys = query_BxQxNxH.shape[1], key_BxKxMxH.shape[1]
     if is_causal:
-        seen = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
-        mask = seen if mask is None else mask & seen
+        causal = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+        mask = causal if mask is None else mask & causal
     mask = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
     mask = jnp.expand_dims(mask, range(4 - mask.ndim))
     mask = jnp.broadcast_to(mask, (*mask.shape[:2], queries, keys))
@@ -79,85 +79,99 @@ def _attend(
     bias: jax.Array | None,
     mask: jax.Array,
 ) -> Any:
-    """[N, B, Q, H], twice [M, B, K, H], [1, N, Q, K], [1 or B, 1 or N, Q, K] -> [N, B, Q, H]."""
+    """Attends with heads first.
+
+    Args:
+      settings: of the call.
+      query: [N, B, Q, H].
+      key: [M, B, K, H].
+      value: [M, B, K, H].
+      bias: [1, N, Q, K], or None.
+      mask: [1 or B, 1 or N, Q, K].
+
+    Returns:
+      [N, B, Q, H].
+    """
     return _forward(settings, query, key, value, bias, mask)[0]
 
 
 def _forward(settings: _Settings, *arrays: Any) -> Any:
-    """Keeps of the softmax each query's highest score and 1 / its sum."""
+    """Keeps each query's maximum score and the inverse of its softmax sum for the backward pass."""
     query, key, value, _, _ = arrays
     heads, rows = query.shape[:2]
-    blocks = _blocks(settings, query.shape[2], key.shape[2])
+    blocks = _split_queries(settings, query.shape[2], key.shape[2])
 
-    def one(place: jax.Array) -> Any:
-        of_query, of_key, of_value, of_bias, of_mask = _at(arrays, place // rows, place % rows)
+    def attend_head(index: jax.Array) -> Any:
+        q_QxH, k_KxH, v_KxH, bias_QxK, mask_QxK = _select(arrays, index // rows, index % rows)
         parts = []
         for block in blocks:
-            scores = _scores(settings, block, of_query, of_key, of_bias, of_mask)
-            highest = scores.max(-1, keepdims=True)
-            powers = jnp.exp(scores - highest)
-            factor = 1 / powers.sum(-1, keepdims=True)
-            result = _product("qk,kh->qh", powers.astype(value.dtype), of_value[: block.keys])
-            parts.append(((result * factor).astype(query.dtype), highest, factor))
+            scores = _scores(settings, block, q_QxH, k_KxH, bias_QxK, mask_QxK)
+            max_score = scores.max(-1, keepdims=True)
+            exps = jnp.exp(scores - max_score)
+            inverse_sum = 1 / exps.sum(-1, keepdims=True)
+            result = _einsum("qk,kh->qh", exps.astype(value.dtype), v_KxH[: block.keys])
+            parts.append(((result * inverse_sum).astype(query.dtype), max_score, inverse_sum))
         return tuple(map(jnp.concatenate, zip(*parts, strict=True)))
 
-    found = jax.lax.map(one, jnp.arange(heads * rows))
-    result, highest, factor = (part.reshape(heads, rows, *part.shape[1:]) for part in found)
-    return result, (*arrays, result, highest, factor)
-
-
-def _backward(settings: _Settings, kept: Any, slope: jax.Array) -> Any:
-    *arrays, result, highest, factor = kept
-    query, key, value, bias, _ = arrays
-    heads, rows, share = *query.shape[:2], len(query) // len(key)
-    blocks = _blocks(settings, query.shape[2], key.shape[2])
-
-    def one(sums: Any, place: jax.Array) -> Any:
-        """Adds to the bias's gradient in `sums`, a part for each block."""
-        n, b = place // rows, place % rows
-        of_query, of_key, of_value, of_bias, of_mask = _at(arrays, n, b)
-        of_slope, of_highest, of_factor = slope[n, b], highest[n, b], factor[n, b]
-        mean = jnp.sum(of_slope.astype(jnp.float32) * result[n, b], -1, keepdims=True)
-        by_query, by_key = [], jnp.zeros(of_key.shape, jnp.float32)
-        by_value, by_bias = jnp.zeros(of_value.shape, jnp.float32), []
-        for block, before in zip(blocks, sums, strict=True):
-            lines, keys = slice(block.first, block.end), slice(block.keys)
-            scores = _scores(settings, block, of_query, of_key, of_bias, of_mask)
-            weights = jnp.exp(scores - of_highest[lines]) * of_factor[lines]
-            by_weights = _product("qh,kh->qk", of_slope[lines], of_value[keys])
-            by_scores = weights * (by_weights - mean[lines])
-            by_scores = jnp.where(of_mask[lines, keys], by_scores, 0.0)
-            by_bias.append(before if bias is None else before + by_scores)
-            by_products = (settings.scale * by_scores).astype(query.dtype)
-            by_query.append(_product("qk,kh->qh", by_products, of_key[keys]).astype(query.dtype))
-            more = _product("qk,qh->kh", by_products, of_query[lines])
-            by_key = by_key.at[keys].add(more)
-            more = _product("qk,qh->kh", weights.astype(value.dtype), of_slope[lines])
-            by_value = by_value.at[keys].add(more)
-        return by_bias, (jnp.concatenate(by_query), by_key, by_value)
-
-    def head(n: jax.Array) -> Any:
-        # Of a bias that is not given, sums of nothing.
-        wide = [0 if bias is None else block.keys for block in blocks]
-        lines = [block.end - block.first for block in blocks]
-        zeros = [jnp.zeros(shape) for shape in zip(lines, wide, strict=True)]
-        by_bias, rest = jax.lax.scan(one, zeros, n * rows + jnp.arange(rows))
-        right = [[(0, 0), (0, max(wide) - keys)] for keys in wide]
-        return jnp.concatenate(list(map(jnp.pad, by_bias, right))), rest
-
-    by_bias, (by_query, *others) = jax.lax.map(head, jnp.arange(heads))
-    by_key, by_value = (
-        part.reshape(-1, share, *part.shape[1:]).sum(1).astype(key.dtype) for part in others
+    outputs = jax.lax.map(attend_head, jnp.arange(heads * rows))
+    result, max_score, inverse_sum = (
+        output.reshape(heads, rows, *output.shape[1:]) for output in outputs
     )
-    by_bias = None if bias is None else by_bias[None].astype(bias.dtype)
-    return by_query, by_key, by_value, by_bias, None
+    return result, (*arrays, result, max_score, inverse_sum)
+
+
+def _backward(settings: _Settings, residuals: Any, grad: jax.Array) -> Any:
+    *arrays, result, max_score, inverse_sum = residuals
+    query, key, value, bias, _ = arrays
+    heads, rows, group = *query.shape[:2], len(query) // len(key)
+    blocks = _split_queries(settings, query.shape[2], key.shape[2])
+
+    def backward_example(bias_sums: Any, index: jax.Array) -> Any:
+        """Adds to the bias gradient in `bias_sums`, which has one array per block."""
+        n, b = index // rows, index % rows
+        q_QxH, k_KxH, v_KxH, bias_QxK, mask_QxK = _select(arrays, n, b)
+        grad_QxH, max_Qx1, inverse_Qx1 = grad[n, b], max_score[n, b], inverse_sum[n, b]
+        mean = jnp.sum(grad_QxH.astype(jnp.float32) * result[n, b], -1, keepdims=True)
+        grad_query, grad_key = [], jnp.zeros(k_KxH.shape, jnp.float32)
+        grad_value, grad_bias = jnp.zeros(v_KxH.shape, jnp.float32), []
+        for block, bias_sum in zip(blocks, bias_sums, strict=True):
+            queries, keys = slice(block.first, block.end), slice(block.keys)
+            scores = _scores(settings, block, q_QxH, k_KxH, bias_QxK, mask_QxK)
+            weights = jnp.exp(scores - max_Qx1[queries]) * inverse_Qx1[queries]
+            grad_weights = _einsum("qh,kh->qk", grad_QxH[queries], v_KxH[keys])
+            grad_scores = weights * (grad_weights - mean[queries])
+            grad_scores = jnp.where(mask_QxK[queries, keys], grad_scores, 0.0)
+            grad_bias.append(bias_sum if bias is None else bias_sum + grad_scores)
+            grad_products = (settings.scale * grad_scores).astype(query.dtype)
+            grad_query.append(_einsum("qk,kh->qh", grad_products, k_KxH[keys]).astype(query.dtype))
+            update = _einsum("qk,qh->kh", grad_products, q_QxH[queries])
+            grad_key = grad_key.at[keys].add(update)
+            update = _einsum("qk,qh->kh", weights.astype(value.dtype), grad_QxH[queries])
+            grad_value = grad_value.at[keys].add(update)
+        return grad_bias, (jnp.concatenate(grad_query), grad_key, grad_value)
+
+    def backward_head(n: jax.Array) -> Any:
+        # Without a bias, the sums are empty.
+        widths = [0 if bias is None else block.keys for block in blocks]
+        lengths = [block.end - block.first for block in blocks]
+        zeros = [jnp.zeros(shape) for shape in zip(lengths, widths, strict=True)]
+        grad_bias, others = jax.lax.scan(backward_example, zeros, n * rows + jnp.arange(rows))
+        padding = [[(0, 0), (0, max(widths) - width)] for width in widths]
+        return jnp.concatenate(list(map(jnp.pad, grad_bias, padding))), others
+
+    grad_bias, (grad_query, *others) = jax.lax.map(backward_head, jnp.arange(heads))
+    grad_key, grad_value = (
+        part.reshape(-1, group, *part.shape[1:]).sum(1).astype(key.dtype) for part in others
+    )
+    grad_bias = None if bias is None else grad_bias[None].astype(bias.dtype)
+    return grad_query, grad_key, grad_value, grad_bias, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _blocks(settings: _Settings, queries: int, keys: int) -> Sequence[_Block]:
-    size = max(_LEAST, -(-queries // _BLOCKS))
+def _split_queries(settings: _Settings, queries: int, keys: int) -> Sequence[_Block]:
+    size = max(_MIN_BLOCK_QUERIES, -(-queries // _MAX_BLOCKS))
     ends = [min(first + size, queries) for first in range(0, queries, size)]
     return [
         _Block(i * size, end, keys - queries + end if settings.is_causal else keys)
@@ -168,26 +182,26 @@ def _blocks(settings: _Settings, queries: int, keys: int) -> Sequence[_Block]:
 def _scores(
     settings: _Settings,
     block: _Block,
-    query: jax.Array,
-    key: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array,
+    q_QxH: jax.Array,
+    k_KxH: jax.Array,
+    bias_QxK: jax.Array | None,
+    mask_QxK: jax.Array,
 ) -> jax.Array:
-    """A block's, float32, of one head of one example."""
-    lines, keys = slice(block.first, block.end), slice(block.keys)
-    scores = settings.scale * _product("qh,kh->qk", query[lines], key[keys])
-    scores = scores if bias is None else scores + bias[lines, keys]
-    return jnp.where(mask[lines, keys], scores, HIDDEN)
+    """Returns the float32 scores of a block."""
+    queries, keys = slice(block.first, block.end), slice(block.keys)
+    scores = settings.scale * _einsum("qh,kh->qk", q_QxH[queries], k_KxH[keys])
+    scores = scores if bias_QxK is None else scores + bias_QxK[queries, keys]
+    return jnp.where(mask_QxK[queries, keys], scores, HIDDEN)
 
 
-def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def _einsum(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.float32)
 
 
-def _at(arrays: Sequence[Any], n: jax.Array, b: jax.Array) -> Sequence[Any]:
-    """Of `_attend`'s arrays those of a head of an example: [Q, H], twice [K, H], twice [Q, K]."""
+def _select(arrays: Sequence[Any], n: jax.Array, b: jax.Array) -> Sequence[Any]:
+    """Returns `_attend`'s arrays for query head n of example b: [Q, H], 2 x [K, H], 2 x [Q, K]."""
     query, key, value, bias, mask = arrays
-    shared = n // (len(query) // len(key))
-    of_bias = None if bias is None else bias[0, n]
-    of_mask = mask[b if mask.shape[0] > 1 else 0, n if mask.shape[1] > 1 else 0]
-    return query[n, b], key[shared, b], value[shared, b], of_bias, of_mask
+    key_head = n // (len(query) // len(key))
+    bias_QxK = None if bias is None else bias[0, n]
+    mask_QxK = mask[b if mask.shape[0] > 1 else 0, n if mask.shape[1] > 1 else 0]
+    return query[n, b], key[key_head, b], value[key_head, b], bias_QxK, mask_QxK

@@ -1,4 +1,4 @@
-"""A student as a directory in Hugging Face's format, or its adapter in PEFT's."""
+"""Exports a student in Hugging Face's format, or its adapter in PEFT's."""
 
 from typing import Any
 
@@ -16,33 +16,35 @@ def export(
     lora: str = "merged",
     max_new_tokens: int = 0,
 ) -> bool:
-    """Writes a student, in place of what is in the directory.
+    """Writes a student to a directory, replacing its contents.
 
     Args:
       student: model and tokenizer.
-      params: its parameters.
-      directory: made if it is missing.
-      dtype: of the weights, "float32" or "bfloat16".
-      lora: "merged" into the weights, or "adapter": a directory that PEFT loads.
-      max_new_tokens: bound of a generation, for generation_config.json; 0: the student's longest
-        target.
+      params: the student's parameters.
+      directory: created if missing.
+      dtype: dtype of the stored weights, "float32" or "bfloat16".
+      lora: "merged" merges adapters into the weights; "adapter" writes a directory for PEFT.
+      max_new_tokens: generation limit for generation_config.json; 0: the student's
+        `max_target_tokens`.
 
     Returns:
-      Whether it is an adapter.
+      Whether an adapter was written.
     """
     files.remove(directory)
-    own = student.module.lora
-    if own is not None and lora == "adapter":
+    lora_config = student.module.lora
+    if lora_config is not None and lora == "adapter":
         adapters.save_adapter(
             directory,
             student.config,
             params,
-            own,
+            lora_config,
             base_model=student.model,
             tokenizer=student.tokenizer,
         )
         return True
-    hub.save_pretrained(directory, student.config, params, student.tokenizer, dtype, lora=own)
+    hub.save_pretrained(
+        directory, student.config, params, student.tokenizer, dtype, lora=lora_config
+    )
     limit = max_new_tokens or student.settings.max_target_tokens
     generation: dict[str, Any] = {"do_sample": False, "max_new_tokens": limit}
     names = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "bos_token_id")

@@ -1,7 +1,7 @@
-"""The families of students: for each its configuration and its module, and those of one's own.
+"""Student families, built-in and custom: the configuration and module class of each.
 
-A module of any family has the same methods (see `models/t5.py` and `models/llama.py`), so nothing
-outside this directory asks which family it has before it.
+Modules of all families have the same methods (see `models/t5.py` and `models/llama.py`), so code
+outside this directory does not depend on the family.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from kpod_jax.utils.errors import UserError
 
 ModelConfig: TypeAlias = T5Config | LlamaConfig
 Model: TypeAlias = T5 | Llama
-# Architectures by their id on the Hugging Face hub, for students that start from random values.
+# Architectures by Hugging Face hub id, for randomly initialized students.
 NAMED: dict[str, ModelConfig] = {**t5_config.NAMED, **llama_config.NAMED}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What a family is made of.
+    """A student family.
 
     Attributes:
-      config: class of its configurations. Its `architectures` have the values of `model_type` in
-        config.json that are this family's; its `names` are a module or the like with `hf_name`,
-        `hf_keys`, `unused`, PROJECTIONS, EMBEDDING, DECIDING and COPIES (`llama_names`).
-      module: class of its modules.
+      config: configuration class. Its `architectures` lists this family's values of `model_type`
+        in config.json; its `names` is a module or similar with `hf_name`, `hf_keys`, `unused`,
+        PROJECTIONS, EMBEDDING, DECIDING and COPIES (see `llama_names`).
+      module: Flax module class.
     """
 
     config: type[ModelConfig]
@@ -42,49 +42,49 @@ FAMILIES = (Family(T5Config, T5), Family(LlamaConfig, Llama))
 
 
 def own_family(name: str) -> Family | None:
-    """The family of `student.family`, package.module:FAMILY; None for "".
+    """Loads the custom family that `student.family` names (package.module:FAMILY); None for "".
 
     Raises:
-      UserError: it cannot be imported, or is no `Family`.
+      UserError: it cannot be imported or is not a `Family`.
     """
-    found = plugins.load(name, "student.family") if name else None
-    if name and not isinstance(found, Family):
+    family = plugins.load(name, "student.family") if name else None
+    if name and not isinstance(family, Family):
         raise UserError(
-            f"student.family={name!r} is no kpod_jax.models.families.Family; see docs/extending.md."
+            f"student.family={name!r} is not a kpod_jax.models.families.Family; see "
+            "docs/extending.md."
         )
-    return found
+    return family
 
 
 def family_of(config: ModelConfig, own: Family | None = None) -> Family:
-    """The family of a configuration, among the package's and one of the user's own."""
-    known = (own, *FAMILIES) if own else FAMILIES
-    return next(family for family in known if type(config) is family.config)
+    """Returns the family of a configuration: the custom one, if given, or a built-in one."""
+    families = (own, *FAMILIES) if own else FAMILIES
+    return next(family for family in families if type(config) is family.config)
 
 
 def config_from_json(value: Any, own: Family | None = None) -> ModelConfig:
-    """Reads a `config.json`.
+    """Parses the contents of a `config.json`.
 
     Args:
-      value: of the file.
-      own: a family of the user's, which comes first where the model_type is one of its.
+      value: the parsed JSON.
+      own: custom family, which takes precedence for the model types that it lists.
 
     Raises:
-      UserError: it is of no family that is supported, or a value is not.
+      UserError: the model type or a value is not supported.
     """
     kind = value.get("model_type") if isinstance(value, Mapping) else None
-    known = (own, *FAMILIES) if own else FAMILIES
-    for family in known:
+    families = (own, *FAMILIES) if own else FAMILIES
+    for family in families:
         if kind in family.config.architectures:
             return family.config.from_json(value)
-    types = dict.fromkeys(name for family in known for name in family.config.architectures)
+    types = dict.fromkeys(name for family in families for name in family.config.architectures)
     raise UserError(
-        f"students of the family {kind!r} are not supported. Supported are "
-        f"{', '.join(types)} (model_type in config.json), and those of your own "
-        "(student.family, docs/extending.md)."
+        f"model_type {kind!r} in config.json is not supported. Expected one of {', '.join(types)}, "
+        "or a custom family (student.family, see docs/extending.md)."
     )
 
 
 def hf_shape(path: str, config: ModelConfig) -> tuple[int, ...]:
-    """The shape of a weight (of one layer), as Hugging Face stores it: outputs first."""
+    """Returns the shape of one layer's weight as Hugging Face stores it: outputs first."""
     keys = config.names.hf_keys(path)
     return tuple(math.prod(getattr(config, factor) for factor in key.split(" x ")) for key in keys)

@@ -1,8 +1,8 @@
-"""GGUF files of the LLaMA family, read as if they were Hugging Face directories.
+"""Reads GGUF files of the LLaMA family as if they were Hugging Face directories.
 
-Tensors are dequantised one at a time. In files of the architecture llama, rows of the query and key
-projections are interleaved (dimensions 2i and 2i + 1 are a rotary pair); they are put back (i and
-i + H / 2).
+Tensors are dequantized one at a time. Files with architecture `llama` interleave the rows of the
+query and key projections (dimensions 2i and 2i + 1 form a rotary pair); reading restores Hugging
+Face's order (i and i + H / 2).
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from kpod_jax.models.llama_layers import frequencies
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.gguf_contents import read_gguf
 
-# Their names are also those of model_type in config.json.
+# Also the values of model_type in config.json.
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_INSTEAD = "Give the model's Hugging Face directory instead."
+_USE_DIRECTORY = "Give the model's Hugging Face directory instead."
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -36,15 +36,15 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# By how much LLaMA 3 divides its rotary frequencies: no parameter, but what its scaling comes to.
+# Divisors of LLaMA 3's rotary frequencies: not a parameter, but the result of its RoPE scaling.
 _ROPE_DIVISORS = "rope_freqs.weight"
 
 
 class GGUFFile:
-    """A GGUF file: its architecture, and its tensors under Hugging Face's names.
+    """A GGUF file: its architecture, and its tensors under Hugging Face names.
 
     Raises:
-      UserError: it is damaged, or of an architecture that is not supported.
+      UserError: the file is damaged, or its architecture is not supported.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -52,8 +52,8 @@ class GGUFFile:
         self._path, self._fields = path, file.fields
         if (architecture := file.field("general.architecture")) not in _ARCHITECTURES:
             raise UserError(
-                f"{path} is a GGUF file of the architecture {architecture!r}; expected one of "
-                f"{', '.join(_ARCHITECTURES)}. {_INSTEAD}"
+                f"{path} is a GGUF file with architecture {architecture!r}; expected one of "
+                f"{', '.join(_ARCHITECTURES)}. {_USE_DIRECTORY}"
             )
         self._architecture = architecture
         self._tensors = {_hf_name(name): tensor for name, tensor in file.tensors.items()}
@@ -61,7 +61,7 @@ class GGUFFile:
         self.config = self._config()
 
     def get(self, name: str) -> np.ndarray:
-        """A tensor, float32, outputs first."""
+        """Returns a tensor in float32, outputs first."""
         array = self._get(name)
         heads = {
             "q_proj": self.config.num_attention_heads,
@@ -81,23 +81,26 @@ class GGUFFile:
 
     def _config(self) -> LlamaConfig:
         def value(key: str, default: Any = None) -> Any:
-            found = self._fields.get(f"{self._architecture}.{key}", default)
-            if found is None:
+            field = self._fields.get(f"{self._architecture}.{key}", default)
+            if field is None:
                 raise UserError(
-                    f"{self._path} lacks the field {self._architecture}.{key}. Fetch it again."
+                    f"{self._path} lacks the field {self._architecture}.{key}. Download the file "
+                    "again."
                 )
-            return found
+            return field
 
         if (embedding := self._tensors.get("model.embed_tokens.weight")) is None:
-            raise UserError(f"{self._path} lacks the tensor token_embd.weight. Fetch it again.")
+            raise UserError(
+                f"{self._path} lacks the tensor token_embd.weight. Download the file again."
+            )
         heads, width = value("attention.head_count"), value("embedding_length")
         scaling = RopeScaling()
         if (kind := value("rope.scaling.type", "none")) == "linear":
             scaling = RopeScaling(kind, float(value("rope.scaling.factor")))
         elif kind != "none":
             raise UserError(
-                f"{self._path} scales its rotary positions in the way {kind!r}; expected none or "
-                f"linear, or the tensor {_ROPE_DIVISORS} of LLaMA 3. {_INSTEAD}"
+                f"{self._path} uses RoPE scaling {kind!r}, which is not supported; expected none, "
+                f"linear, or LLaMA 3's (the tensor {_ROPE_DIVISORS}). {_USE_DIRECTORY}"
             )
         eos = self._fields.get("tokenizer.ggml.eos_token_id", LlamaConfig.eos_token_id)
         config = LlamaConfig(
@@ -119,26 +122,26 @@ class GGUFFile:
             eos_token_id=eos,
             bos_token_id=self._fields.get("tokenizer.ggml.bos_token_id", LlamaConfig.bos_token_id),
         )
-        return self._scaled(config) if _ROPE_DIVISORS in self._tensors else config
+        return self._with_llama3_scaling(config) if _ROPE_DIVISORS in self._tensors else config
 
-    def _scaled(self, config: LlamaConfig) -> LlamaConfig:
-        """With LLaMA 3's scaling, of which the file holds the outcome alone."""
-        found = self._get(_ROPE_DIVISORS)
-        # All published models of this kind agree in the other three numbers.
+    def _with_llama3_scaling(self, config: LlamaConfig) -> LlamaConfig:
+        """Recovers LLaMA 3's RoPE scaling from its divisors, which are all that the file stores."""
+        divisors = self._get(_ROPE_DIVISORS)
+        # All published LLaMA 3 models agree on the other three numbers.
         scaled = dataclasses.replace(
-            config, rope_scaling=RopeScaling("llama3", float(found.max()), 1.0, 4.0, 8192)
+            config, rope_scaling=RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192)
         )
         expected = frequencies(config) / frequencies(scaled)
-        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
+        if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
             raise UserError(
-                f"{self._path} scales its rotary positions ({_ROPE_DIVISORS}) otherwise than LLaMA "
-                f"3 does, which is not supported. {_INSTEAD}"
+                f"{self._path} uses a RoPE scaling ({_ROPE_DIVISORS}) that differs from LLaMA 3's, "
+                f"which is not supported. {_USE_DIRECTORY}"
             )
         return scaled
 
 
 def _hf_name(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
+    """Converts blk.3.attn_q.weight to model.layers.3.self_attn.q_proj.weight."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None or match[2] not in _NAMES:
         return name

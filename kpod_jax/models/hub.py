@@ -1,7 +1,8 @@
-"""Hugging Face directories: configuration, weights and tokenizer, in and out, tensor by tensor.
+"""Reads and writes Hugging Face directories: configuration, weights and tokenizer.
 
-A parameter is one tensor there, or, where layers are stacked for `nn.scan`, one a layer; kernels
-are transposed, and their heads folded. Only safetensors are read and written.
+A parameter maps to one tensor, or to one per layer if layers are stacked for `nn.scan`. Hugging
+Face's kernels are transposed, with heads folded into one dimension. Tensors are processed one at a
+time. Weights are written as safetensors, and read from safetensors or GGUF.
 """
 
 import functools
@@ -26,42 +27,42 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 _SHARD_BYTES = 4 << 30
-_EVERYTHING = ("*.json", "*.safetensors", "*.model")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model")
 
 
-def find(model: str, names: tuple[str, ...] = _EVERYTHING) -> pathlib.Path:
-    """The directory of a model: itself, or the hub's copy, fetched if need be.
+def find(model: str, names: tuple[str, ...] = _MODEL_FILES) -> pathlib.Path:
+    """Returns a model's local path, downloading the model from the hub if necessary.
 
     Args:
-      model: a directory, a file, or a model's id on the hub.
-      names: patterns of the files to fetch.
+      model: a directory, a file or a hub id.
+      names: patterns of the files to download.
 
     Raises:
-      UserError: there is no such directory, and the hub cannot be asked.
+      UserError: there is no such directory, and downloading failed.
     """
     path = files.local(model)
     if path.exists():
         return path
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(model, allow_patterns=list(names)))
-    except Exception as error:  # The hub's client has its own errors, and those of the network.
+    except Exception as error:  # The hub client raises many types, network errors included.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"Cannot load the model {model!r}: there is no such directory, and it cannot be had "
-            f"from the Hugging Face hub ({reason:.200}). Give a directory with config.json and "
+            f"Cannot load the model {model!r}: there is no such directory, and downloading it from "
+            f"the Hugging Face hub failed ({reason:.200}). Give a directory with config.json and "
             f"{WEIGHTS}."
         ) from error
 
 
 def load_config(model: str, own: Family | None = None) -> ModelConfig:
-    """The architecture of a directory, config.json or GGUF file, a name in `NAMED`, or on the hub.
+    """Loads a model's architecture.
 
     Args:
-      model: see there.
-      own: a family of the user's, besides the package's.
+      model: a directory, config.json or GGUF file, a name in `NAMED`, or a hub id.
+      own: custom family, in addition to the built-in ones.
 
     Raises:
-      UserError: it cannot be found, or it is of a family that is not supported.
+      UserError: the model is missing, or its family is not supported.
     """
     if model in NAMED and not pathlib.Path(model).exists():
         return NAMED[model]
@@ -76,62 +77,62 @@ def load_config(model: str, own: Family | None = None) -> ModelConfig:
 
 
 def check_weights(model: str) -> None:
-    """Looks whether a model has weights at all.
+    """Checks that a model has weights.
 
     Raises:
-      UserError: there are none.
+      UserError: it has none.
     """
     Tensors(find(model))
 
 
 def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
-    """Reads parameters tensor by tensor, each straight onto its sharding.
+    """Loads parameters tensor by tensor, each directly onto its sharding.
 
     Args:
-      model: a directory, or a model on the hub.
-      abstract: tree of jax.ShapeDtypeStruct with shardings. Adapters in it are left out.
+      model: a directory or hub id.
+      abstract: tree of jax.ShapeDtypeStruct with shardings. Adapters are ignored.
       config: the architecture.
 
     Returns:
       The tree of arrays, without adapters.
 
     Raises:
-      UserError: no weights, or a weight is missing, unexpected or of another shape.
+      UserError: there are no weights, or a weight is missing, unexpected or of the wrong shape.
     """
     tensors = Tensors(find(model))
     flat = layout.flatten(abstract)
     leaves = {k: v for k, v in flat.items() if not k.endswith(layout.BESIDE_KERNEL)}
     names = {path: _names(path, leaf, config) for path, leaf in leaves.items()}
     if "lm_head.weight" not in tensors.names and "lm_head/kernel" in names:
-        # transformers 5 writes a head that equals the embedding table only once.
+        # transformers 5 does not write a head that equals the embedding table.
         names["lm_head/kernel"] = [config.names.EMBEDDING]
-    tensors.check_names({name for found in names.values() for name in found}, config)
+    tensors.check_names({name for group in names.values() for name in group}, config)
     result = {}
     for path, leaf in leaves.items():
         scale_path = layout.beside(path, "kernel_scale")
-        wanted = {key: flat[key] for key in (path, scale_path) if key in flat}
+        targets = {key: flat[key] for key in (path, scale_path) if key in flat}
         stacked = layout.is_stacked(path)
-        # Of stacked layers one at a time is on the host.
-        found = {key: _zeros(of) for key, of in wanted.items()} if stacked else {}
+        # The host holds one layer of a stack at a time.
+        arrays = {key: _zeros(target) for key, target in targets.items()} if stacked else {}
         for i, name in enumerate(names[path]):
             shape = leaf.shape[1:] if stacked else leaf.shape
             values = [_from_hf(path, tensors.read(name, path, config), shape)]
             if scale_path in flat:
-                values = _quantize(values[0], _inputs(path))
-            for (key, of), value in zip(wanted.items(), values, strict=True):
-                where, value = of.sharding, value.astype(of.dtype)
+                values = _quantize(values[0], _num_input_dims(path))
+            for (key, target), value in zip(targets.items(), values, strict=True):
+                sharding, value = target.sharding, value.astype(target.dtype)
                 if stacked:
-                    spec = jax.sharding.PartitionSpec(*where.spec[1:])
-                    layer = _placed(value, jax.sharding.NamedSharding(where.mesh, spec))
-                    found[key] = _put(found[key], layer, i)
+                    spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
+                    layer = _place(value, jax.sharding.NamedSharding(sharding.mesh, spec))
+                    arrays[key] = _set_layer(arrays[key], layer, i)
                 else:
-                    found[key] = _placed(value, where)
-        result |= found
+                    arrays[key] = _place(value, sharding)
+        result |= arrays
     return layout.unflatten(result)
 
 
-def _placed(value: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
-    return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _zeros(leaf: Any) -> jax.Array:
@@ -139,19 +140,19 @@ def _zeros(leaf: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, layer: jax.Array, place: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, place, 0)
+def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
 
 
-def _inputs(path: str) -> int:
-    """How many of a kernel's dimensions are inputs: of an attention's output heads and width."""
+def _num_input_dims(path: str) -> int:
+    """Returns a kernel's number of input dimensions: attention outputs have two, heads and size."""
     return 2 if path.endswith("/o/kernel") else 1
 
 
-def _quantize(kernel: np.ndarray, inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """[*inputs, *outputs] -> int8 of that shape, and float32 [*outputs] that it is scaled by."""
+def _quantize(kernel: np.ndarray, num_input_dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quantizes a kernel [*inputs, *outputs] to int8, with float32 scales [*outputs]."""
     kernel = kernel.astype(np.float32)
-    scale = np.abs(kernel).max(axis=tuple(range(inputs))) / 127
+    scale = np.abs(kernel).max(axis=tuple(range(num_input_dims))) / 127
     return np.rint(kernel / np.where(scale, scale, 1)).astype(np.int8), scale
 
 
@@ -165,18 +166,18 @@ def save_pretrained(
     lora: LoRAConfig | None = None,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
-    """Writes `config.json`, safetensors and the tokenizer's files, as transformers loads them.
+    """Writes `config.json`, safetensors and the tokenizer's files, in transformers' format.
 
-    With several processes all must call it; the first one writes.
+    Every process must call this; only the first one writes.
 
     Args:
-      directory: made if it is missing.
+      directory: created if missing.
       config: the architecture.
-      params: plain tree, layers stacked or written out.
-      tokenizer: of transformers, or None.
-      dtype: of the stored weights, "float32" or "bfloat16".
-      lora: of the adapters in `params`, which are merged into the weights.
-      shard_bytes: weights larger than this are split over several files, with an index.
+      params: unboxed tree, layers stacked or separate.
+      tokenizer: a transformers tokenizer, or None.
+      dtype: dtype of the stored weights, "float32" or "bfloat16".
+      lora: configuration of the adapters in `params`, which are merged into the weights.
+      shard_bytes: maximum size of a weight file; larger models are split, with an index.
 
     Raises:
       UserError: the disk is full or read-only.
@@ -184,7 +185,7 @@ def save_pretrained(
     directory = files.as_path(directory)
     flat = layout.flatten(params)
     if lora is None and any(map(layout.is_adapter, flat)):
-        raise TypeError("the parameters have adapters: save_pretrained needs their LoRAConfig")
+        raise TypeError("params contains adapters; pass their LoRAConfig as lora=")
     sources = {
         name: (path, i if layout.is_stacked(path) else None)
         for path, leaf in flat.items()
@@ -199,32 +200,32 @@ def save_pretrained(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=shard_bytes,
     )
-    writes = jax.process_index() == 0
+    is_writer = jax.process_index() == 0
     for file, names in split.filename_to_tensors.items():
         tensors = {name: _to_hf(flat, *sources[name], lora).astype(dtype) for name in names}
-        if writes:
+        if is_writer:
             with files.atomic_write(directory / file) as stream:
                 stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    if not writes:
+    if not is_writer:
         return
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         files.write_json(directory / INDEX, index)
-    files.remove(directory / (WEIGHTS if split.is_sharded else INDEX))  # Perhaps an older one's.
+    files.remove(directory / (WEIGHTS if split.is_sharded else INDEX))  # Left by an earlier save.
     files.write_json(directory / "config.json", config.to_json() | {"dtype": dtype})
     if tokenizer is not None:
         save_tokenizer(directory, tokenizer)
 
 
 def save_tokenizer(directory: files.PathLike, tokenizer: Any) -> None:
-    """Writes a tokenizer's files, as transformers loads them."""
+    """Writes a tokenizer's files in transformers' format."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files.copy_folder(folder, directory)
 
 
 def _names(path: str, leaf: Any, config: ModelConfig) -> list[str]:
-    """The tensors that make a parameter, one a layer if it is stacked."""
+    """Returns the names of a parameter's tensors: one per layer if it is stacked."""
     hf_name = config.names.hf_name
     return [hf_name(path, i) for i in range(leaf.shape[0] if layout.is_stacked(path) else 1)]
 
@@ -236,21 +237,26 @@ def _from_hf(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 def _to_hf(
     flat: dict[str, Any], path: str, layer: int | None, lora: LoRAConfig | None
 ) -> np.ndarray:
-    """A weight as Hugging Face stores it, float32, with its adapter merged in."""
+    """Returns a weight in Hugging Face's layout, in float32 and with its adapter merged."""
     array = fetch(flat, path, layer)
     assert array is not None
     if not path.endswith("/kernel"):
         return array.reshape(-1) if path.endswith("/bias") else array
     parts = {name: fetch(flat, layout.beside(path, name), layer) for name in layout.BESIDE_KERNEL}
     array = np.asarray(layout.merged_kernel(array, parts, lora))  # pyright: ignore
-    outputs = math.prod(array.shape[_inputs(path) :])
+    outputs = math.prod(array.shape[_num_input_dims(path) :])
     return np.ascontiguousarray(array.reshape(-1, outputs).T)
 
 
 def fetch(flat: dict[str, Any], path: str, layer: int | None) -> np.ndarray | None:
-    """A parameter (of a stacked one, a layer) on this host as float32; None: there is none.
+    """Fetches a parameter to this host as float32; None if it does not exist.
 
-    With several processes all must call it.
+    Every process must call this.
+
+    Args:
+      flat: parameters by path.
+      path: path of the parameter.
+      layer: index of the layer of a stacked parameter, or None for all of it.
     """
     if path not in flat:
         return None

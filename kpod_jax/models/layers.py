@@ -1,7 +1,7 @@
-"""What students of every family are made of: projections with LoRA, norm, embedding, attention.
+"""Layers shared by all model families: projections with LoRA, norm, embedding, head, attention.
 
-Letters: B batch, Q and K lengths of queries and keys, N heads, H width of a head, D width of the
-model, R rank.
+Letters: B batch, Q and K lengths of queries and keys, N heads, M key heads, H head width, D model
+width, V vocabulary, R rank.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from kpod_jax.models.products import PROJECTION, float32_sums, project
 from kpod_jax.parallel.sharding import constrain, on_one_cpu
 
 Dtype = Any
-DROPOUT = "dropout"  # The rng collection.
-# What `remat` keeps of the forward pass.
+DROPOUT = "dropout"  # The RNG collection.
+# What each value of `remat` saves during the forward pass.
 POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -32,15 +32,16 @@ POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters inside the projections, beside base weights that are frozen.
+    """Low-rank adapters in the projections, with frozen base weights.
 
     Attributes:
       rank: R, at least 1.
-      alpha: an adapter's product is scaled by alpha / rank.
-      dropout: on the adapters' input, in training.
-      targets: names of the projections that get one.
-      base_dtype: of the base weights, "float32", "bfloat16" or "int8". With int8 the kernels are
-        integers with a scale for each output, and the rest is bfloat16. Adapters are float32.
+      alpha: the adapters' output is multiplied by alpha / rank.
+      dropout: dropout rate of the adapters' input in training.
+      targets: names of the projections that get an adapter.
+      base_dtype: dtype of the base weights: "float32", "bfloat16" or "int8". With int8, kernels
+        are integers with one scale per output, and all other base weights are bfloat16. Adapters
+        are float32.
     """
 
     rank: int
@@ -51,28 +52,28 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """What an adapter's product is multiplied by."""
+        """The factor of the adapters' output, alpha / rank."""
         return self.alpha / self.rank
 
 
 def partitioned(initializer: Callable[..., Any], *axes: str) -> Callable[..., Any]:
-    """An initializer whose parameter carries the logical names of its axes."""
+    """Returns the initializer with logical axis names attached to its parameter."""
     return nn.with_logical_partitioning(initializer, axes)
 
 
 class Projection(nn.Module):
-    """x @ kernel over one or more dimensions, with a bias and a LoRA adapter where asked for.
+    """A linear layer over one or more dimensions, with an optional bias and LoRA adapter.
 
-    The parameters are `kernel` [*inputs, *outputs], perhaps `bias` [*outputs], with an int8 kernel
-    `kernel_scale` [*outputs] that its sums are multiplied by, and, with an adapter, `lora_a`
-    [*inputs, R] and `lora_b` [R, *outputs]. `lora_b` starts as zeros, so that an adapter changes
-    nothing at first.
+    Its parameters are `kernel` [*inputs, *outputs]; with a bias, `bias` [*outputs]; with an int8
+    kernel, `kernel_scale` [*outputs], which multiplies the output; with an adapter, `lora_a`
+    [*inputs, R] and `lora_b` [R, *outputs]. `lora_b` is initialized to zeros, so that a new
+    adapter has no effect.
 
     Attributes:
-      inputs: sizes of the last dimensions of x, which are summed over.
-      outputs: sizes of the dimensions that take their place.
-      axes: logical names, of the inputs first.
-      std: of the kernel's normal initial values.
+      inputs: sizes of the last dimensions of x, which are contracted.
+      outputs: sizes of the dimensions that replace them.
+      axes: logical names of the kernel's axes, inputs first.
+      std: standard deviation of the kernel's normal initializer.
     """
 
     inputs: Sequence[int]
@@ -86,16 +87,16 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-        """[..., *inputs] -> [..., *outputs] of `dtype`."""
+        """Maps [..., *inputs] to [..., *outputs] of `dtype`."""
         inputs, outputs, n = tuple(self.inputs), tuple(self.outputs), len(self.inputs)
-        integers = self.lora is not None and self.lora.base_dtype == "int8"
-        kernel_init = _integers if integers else nn.initializers.normal(self.std)
-        kernel_dtype = jnp.int8 if integers else self.param_dtype
+        is_int8 = self.lora is not None and self.lora.base_dtype == "int8"
+        kernel_init = _init_int8 if is_int8 else nn.initializers.normal(self.std)
+        kernel_dtype = jnp.int8 if is_int8 else self.param_dtype
         kernel_init = partitioned(kernel_init, *self.axes)
         kernel = self.param("kernel", kernel_init, inputs + outputs, kernel_dtype)
         result = project(x, kernel, n, self.dtype)
-        if integers:
-            scale_init = nn.initializers.constant(self.std / _INTEGERS_STD)
+        if is_int8:
+            scale_init = nn.initializers.constant(self.std / _INT8_STD)
             scale_init = partitioned(scale_init, *self.axes[n:])
             scale = self.param("kernel_scale", scale_init, outputs, jnp.float32)
             result *= scale.astype(self.dtype)
@@ -116,30 +117,30 @@ class Projection(nn.Module):
         lora_a = self.param("lora_a", a_init, (*inputs, rank), jnp.float32)
         lora_b = self.param("lora_b", b_init, (rank, *outputs), jnp.float32)
         x = dropout(self, x, self.lora.dropout, deterministic)
-        low = project(x, lora_a, n, self.dtype)
-        return result + self.lora.scale * project(low, lora_b, 1, self.dtype)
+        low_rank = project(x, lora_a, n, self.dtype)
+        return result + self.lora.scale * project(low_rank, lora_b, 1, self.dtype)
 
 
-_INTEGERS_STD = (127**2 / 3) ** 0.5
+_INT8_STD = (127**2 / 3) ** 0.5
 
 
-def _integers(key: jax.Array, shape: Sequence[int], dtype: Dtype) -> jax.Array:
-    """Initial values of an int8 kernel: uniform, of standard deviation `_INTEGERS_STD`."""
+def _init_int8(key: jax.Array, shape: Sequence[int], dtype: Dtype) -> jax.Array:
+    """Initializes an int8 kernel uniformly, with standard deviation `_INT8_STD`."""
     return jax.random.randint(key, shape, -127, 128, dtype)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32: without mean and bias."""
+    """Root-mean-square norm, x / rms(x) * scale, computed in float32."""
 
     size: int
     epsilon: float
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
-    axis: str = "embed"  # Logical name.
+    axis: str = "embed"  # Logical name of the last axis.
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D] of `dtype`."""
+        """Maps [..., D] to [..., D] of `dtype`."""
         ones = partitioned(nn.initializers.ones, self.axis)
         scale = self.param("scale", ones, (self.size,), self.param_dtype)
         x = x.astype(jnp.float32)
@@ -148,7 +149,7 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of token vectors; `attend` uses it as a head."""
+    """A table of token embeddings; `attend` uses it as an output head."""
 
     rows: int
     size: int
@@ -161,26 +162,26 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", init, (self.rows, self.size), self.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """[...] int -> [..., D] of `dtype`; NaN for an id outside of the table."""
+        """Maps int ids [...] to [..., D] of `dtype`; ids outside the table give NaN."""
         vectors = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
-        # As the table lies. Without this halfway house XLA copies all rows to every device where
-        # a mesh has both `data` and `fsdp`.
+        # Sharded like the table. Without this intermediate layout, XLA copies all rows to every
+        # device of a mesh with both `data` and `fsdp`.
         return constrain(vectors, "batch_lookup", *[None] * (ids.ndim - 1), "embed")
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., V] float32, the products with every row."""
+        """Maps [..., D] to [..., V] float32, the dot products with every row."""
         return float32_sums(x, self.embedding, (1,), self.dtype)
 
 
 class Head(nn.Module):
-    """A head of its own: [..., D] of any floating type -> [..., V] float32.
+    """An untied output head: maps [..., D] of any floating dtype to [..., V] float32.
 
     Attributes:
       size: D.
       rows: V.
-      std: of its first values.
-      dtype: of the product's factors.
-      param_dtype: of the kernel [D, V].
+      std: standard deviation of the initializer.
+      dtype: dtype of the product's factors.
+      param_dtype: dtype of the kernel [D, V].
     """
 
     size: int
@@ -197,7 +198,7 @@ class Head(nn.Module):
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, deterministic: bool) -> jax.Array:
-    """Zeroes a share `rate` of x and scales up the rest, unless `deterministic`."""
+    """Zeroes a random fraction `rate` of x and scales up the rest, unless `deterministic`."""
     if deterministic or rate == 0.0:
         return x
     keep = jax.random.bernoulli(module.make_rng(DROPOUT), 1 - rate, x.shape)
@@ -217,32 +218,32 @@ def attend(
     drop: Callable[[jax.Array], jax.Array] | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Attention, softmax in float32.
+    """Computes attention, with a float32 softmax.
 
     Args:
-      query_BxQxNxH: as are key and value, of the compute type.
-      key_BxKxNxH: see there; may have fewer heads, each shared by queries of a group (not where
-        `drop` is given).
-      value_BxKxNxH: see there.
+      query_BxQxNxH: queries; like keys and values, of the compute dtype.
+      key_BxKxNxH: keys; unless `drop` is given, they may have fewer heads, each shared by a group
+        of query heads.
+      value_BxKxNxH: values, with as many heads as the keys.
       bias: added to the scores; broadcasts to [B, N, Q, K].
-      mask: bool, True where a key is seen; broadcasts to [B, N, Q, K].
-      is_causal: query q sees keys 0 ... q alone.
-      causal_mask: `mask` lets query q see keys up to K - Q + q alone, so that "blocks" may pass
-        over the others.
-      scale: of the scores; T5 has none.
-      drop: applied to the attention weights, which are then made whole.
-      implementation: "xla"; "cudnn", flash attention on a GPU where lengths are even; or "blocks",
-        `block_attention` on one CPU device where lengths make it worth while. What these do not
-        take is left to XLA.
+      mask: bool, True where a query sees a key; broadcasts to [B, N, Q, K].
+      is_causal: query q sees only keys 0 ... q.
+      causal_mask: `mask` lets query q see only keys up to K - Q + q, so "blocks" may skip the
+        others.
+      scale: factor of the scores; T5 uses none.
+      drop: applied to the attention weights, which are then materialized.
+      implementation: "xla"; "cudnn", flash attention on a GPU, for even lengths; or "blocks",
+        `block_attention` on a single CPU device, for long sequences. Unsupported cases fall back
+        to XLA.
 
     Returns:
       [B, Q, N, H].
     """
     lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
     if implementation == "blocks":
-        long = min(lengths) >= block_attention.WORTH_WHILE
-        of_all = bias is None or bias.shape[0] == 1  # Examples alike.
-        if long and of_all and drop is None and on_one_cpu():
+        is_long = min(lengths) >= block_attention.WORTH_WHILE
+        shares_bias = bias is None or bias.shape[0] == 1  # Across examples.
+        if is_long and shares_bias and drop is None and on_one_cpu():
             return block_attention.attend(
                 query_BxQxNxH,
                 key_BxKxNxH,
@@ -256,7 +257,7 @@ def attend(
     if any(length % 2 for length in lengths):
         implementation = "xla"
     if implementation == "cudnn":
-        # It takes a bias of its inputs' type, and masks with all queries written out.
+        # cuDNN needs a bias of the inputs' dtype and a mask with full query and key dimensions.
         bias = None if bias is None else bias.astype(query_BxQxNxH.dtype)
         mask = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))
     if drop is None:
@@ -275,8 +276,8 @@ def attend(
     )
     scores = scores if bias is None else scores + bias
     if is_causal:
-        seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-        mask = seen if mask is None else mask & seen
+        causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        mask = causal if mask is None else mask & causal
     if mask is not None:
         scores = jnp.where(mask, scores, block_attention.HIDDEN)
     weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
@@ -292,15 +293,15 @@ def attend_cache(
     *,
     scale: float = 1.0,
 ) -> jax.Array:
-    """Attention of a step of decoding; `attend` would turn the whole cache in every step.
+    """Computes attention for one decoding step; `attend` would transpose the whole cache each time.
 
     Args:
-      query_Bx1xNxH: of the compute type.
-      key_BxMxKxH: heads before positions; each is shared by N / M heads of queries.
-      value_BxMxKxH: likewise.
+      query_Bx1xNxH: queries, of the compute dtype.
+      key_BxMxKxH: keys, heads before positions; N / M query heads share one head.
+      value_BxMxKxH: values, laid out like the keys.
       bias: added to the scores; broadcasts to [B, M, N / M, K].
-      mask: bool, True where a key is seen; broadcasts likewise.
-      scale: of the scores.
+      mask: bool, True where a query sees a key; broadcasts to [B, M, N / M, K].
+      scale: factor of the scores.
 
     Returns:
       [B, 1, N, H].
@@ -318,14 +319,14 @@ def attend_cache(
 
 
 def best_attention(dtype: Dtype, head: int) -> str:
-    """`attend`'s implementation for what there is: devices, the compute type, heads of a width."""
+    """Returns the best `attend` implementation for the devices, compute dtype and head width."""
     if flash_attention_fits(dtype, head):
         return "cudnn"
     return "blocks" if jax.default_backend() == "cpu" else "xla"
 
 
 def flash_attention_fits(dtype: Dtype, head: int) -> bool:
-    """Whether the devices have flash attention for heads of this width: NVIDIA's, from Ampere on.
+    """Returns whether the devices support cuDNN flash attention: NVIDIA GPUs, Ampere or newer.
 
     Args:
       dtype: of queries, keys and values.
@@ -338,10 +339,10 @@ def flash_attention_fits(dtype: Dtype, head: int) -> bool:
 
 
 def pin_residual(x_BxQxD: jax.Array) -> jax.Array:
-    """Pins the stream between sublayers: rows split, width whole."""
+    """Pins the sharding of the residual stream: rows split, width whole."""
     return constrain(x_BxQxD, "batch", "length", "embed_activation")
 
 
 def pin_heads(x_BxQxNxH: jax.Array) -> jax.Array:
-    """Pins queries, keys and values: rows and heads split."""
+    """Pins the sharding of queries, keys and values: rows and heads split."""
     return constrain(x_BxQxNxH, "batch", "length", "heads", "kv")

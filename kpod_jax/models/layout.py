@@ -1,6 +1,6 @@
-"""Parameter trees: flat paths, layers stacked or written out, adapters.
+"""Parameter trees: flat paths, stacked and unrolled layers, adapters.
 
-In paths, `layers_3` is a layer written out and `layers` all of them stacked on the first axis.
+In paths, `layers_3` is one unrolled layer, and `layers` holds all layers stacked on the first axis.
 """
 
 import functools
@@ -14,27 +14,27 @@ from kpod_jax.models.layers import LoRAConfig
 
 
 def flatten(params: Any) -> dict[str, Any]:
-    """Leaves by path, as in "encoder/layers_0/mlp/wi/kernel"."""
+    """Returns the leaves by path, such as "encoder/layers_0/mlp/wi/kernel"."""
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
 def unflatten(flat: dict[str, Any]) -> Any:
-    """Inverse of `flatten`."""
+    """Rebuilds the tree that `flatten` flattened."""
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def is_stacked(path: str) -> bool:
-    """Whether a parameter holds all layers of a stack."""
+    """Returns whether a parameter holds all layers of a stack."""
     return "layers" in path.split("/")
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a parameter is LoRA's."""
+    """Returns whether a parameter belongs to a LoRA adapter."""
     return path.endswith(("/lora_a", "/lora_b"))
 
 
 def combine(*parts: Any) -> Any:
-    """One tree of parameters that are in several."""
+    """Combines several parameter trees into one."""
     flat: dict[str, Any] = {}
     for part in parts:
         flat |= flatten(part)
@@ -42,7 +42,7 @@ def combine(*parts: Any) -> Any:
 
 
 def merge(params: Any, lora: LoRAConfig | None) -> Any:
-    """What the module without adapters needs to compute the same.
+    """Returns equivalent parameters for the module without adapters.
 
     Adapters are added to their kernels; int8 kernels become float32.
     """
@@ -61,17 +61,26 @@ def merge(params: Any, lora: LoRAConfig | None) -> Any:
     return unflatten(result)
 
 
-# What may stand beside a kernel and becomes part of it when it is merged.
+# Parameters next to a kernel that `merge` folds into it.
 BESIDE_KERNEL = ("kernel_scale", "lora_a", "lora_b")
 
 
 def beside(path: str, name: str) -> str:
-    """The path of `name` beside a kernel."""
+    """Returns the path of parameter `name` next to the kernel at `path`."""
     return path.removesuffix("kernel") + name
 
 
 def merged_kernel(kernel: jax.Array, parts: dict[str, Any], lora: LoRAConfig | None) -> jax.Array:
-    """[*inputs, *outputs] of one layer, from what stands beside it (None: nothing)."""
+    """Merges one layer's kernel.
+
+    Args:
+      kernel: [*inputs, *outputs].
+      parts: for each name in `BESIDE_KERNEL`, the parameter or None.
+      lora: adapters, or None.
+
+    Returns:
+      [*inputs, *outputs].
+    """
     if parts["kernel_scale"] is not None:
         kernel = kernel * parts["kernel_scale"]
     if lora is None or parts["lora_a"] is None:
@@ -80,7 +89,7 @@ def merged_kernel(kernel: jax.Array, parts: dict[str, Any], lora: LoRAConfig | N
 
 
 def unroll(params: Any) -> Any:
-    """Stacked layers -> written out, for `scan_layers=False`; others stay as they are."""
+    """Unrolls stacked layers for `scan_layers=False`; leaves other parameters as they are."""
     result = {}
     for path, value in flatten(params).items():
         if not is_stacked(path):

@@ -1,12 +1,11 @@
-"""The LLaMA family in Flax Linen, behind the interface of an encoder-decoder.
+"""The LLaMA family in Flax Linen, with the interface of an encoder-decoder.
 
-A prompt is what T5's encoder reads, the target what its decoder writes: the prompt's keys and
-values are what `encode` leaves. So batches, losses and decoding are those of T5. Where padding
-stands does not matter, as places are counted by tokens.
+The prompt takes the role of T5's encoder input and the target that of its decoder output; `encode`
+returns the prompt's keys and values. Batches, losses and decoding are therefore the same as T5's.
+Padding may be anywhere, because positions count only tokens.
 
-Letters: B batch, S prompt positions, U target positions, L = S + U, Q queries, P parts of a prompt,
-G positions to be written, M heads of keys and values, H width of a head, D width of the model,
-V vocabulary, R rows.
+Letters: B batch, S prompt positions, U target positions, L = S + U, Q queries, P prompt prefixes,
+G positions to generate, M key and value heads, H head width, D model width, V vocabulary, R rows.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -30,7 +29,7 @@ from kpod_jax.models.llama_layers import STD, Encoded, Layer, rotation_at
 class Cache(NamedTuple):
     """Keys and values of every layer, [B, M, S + G, H], heads before positions.
 
-    After the prompt's S positions, those of step t stand in place t mod G.
+    The prompt takes the first S positions; step t is stored at position t mod G after them.
     """
 
     keys: tuple[jax.Array, ...]
@@ -48,7 +47,7 @@ class Llama(nn.Module):
       scan_layers: as in `T5`.
       lora: adapters, or None.
       attention: as in `T5`.
-      layer_class: of its layers, which a family that differs a little replaces; None: `Layer`.
+      layer_class: class of the layers, for subclasses to override; None means `Layer`.
     """
 
     layer_class: ClassVar[Any] = None
@@ -99,24 +98,28 @@ class Llama(nn.Module):
         deterministic: bool = True,
         segments_BxU: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, U, D], the output at the decoder's inputs, after the final norm.
+        """Computes the hidden states at the decoder inputs.
 
         Args:
           input_ids_BxS: int, prompts without their last token.
-          input_mask_BxS: bool, False at padding, wherever it stands.
-          decoder_input_ids_BxU: int, each prompt's last token and the target's, without its last.
-          deterministic: False drops, with the rng collection "dropout".
-          segments_BxU: int, of rows that hold several texts: a token sees and counts those of its
-            own number alone. Prompts then stand in the decoder's inputs, and S is 0.
+          input_mask_BxS: bool, False at padding, which may be anywhere.
+          decoder_input_ids_BxU: int, the prompt's last token, then the target without its last.
+          deterministic: False applies dropout, with the RNG collection "dropout".
+          segments_BxU: int, the segment of each token in rows that pack several texts: tokens see
+            and count only tokens of the same segment. Prompts are then part of the decoder inputs,
+            and S is 0.
+
+        Returns:
+          [B, U, D], after the final norm.
         """
         if segments_BxU is not None:
             x = self.embed(decoder_input_ids_BxU)
             seen = jnp.tril(segments_BxU[:, :, None] == segments_BxU[:, None, :])
-            # How many tokens of the own text stand before.
-            places = seen.sum(axis=2, dtype=jnp.int32) - 1
-            return self.final_norm(self._attended(x, places, seen, deterministic, None)[0])
+            # The number of earlier tokens of the same text.
+            positions = seen.sum(axis=2, dtype=jnp.int32) - 1
+            return self.final_norm(self._run_masked(x, positions, seen, deterministic, None)[0])
         ids = jnp.concatenate([input_ids_BxS, decoder_input_ids_BxU], axis=1)
-        mask = _longer(input_mask_BxS, decoder_input_ids_BxU.shape[1])
+        mask = _extend_mask(input_mask_BxS, decoder_input_ids_BxU.shape[1])
         hidden, _ = self._run(self.embed(ids), mask, deterministic)
         hidden = self.final_norm(hidden[:, input_ids_BxS.shape[1] :])
         if self.is_initializing():
@@ -124,7 +127,7 @@ class Llama(nn.Module):
         return hidden
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """[...] int -> [..., D]."""
+        """Maps int ids [...] to embeddings [..., D]."""
         return self.shared(ids)
 
     def encode(
@@ -136,10 +139,10 @@ class Llama(nn.Module):
         causal: bool = True,
         deterministic: bool = True,
     ) -> Encoded:
-        """Keys and values of prompts; arguments are those of `T5.encode`, always causal."""
+        """Returns the prompts' keys and values; arguments as in `T5.encode`, but always causal."""
         del causal
         if (input_ids_BxS is None) == (embeddings_BxSxD is None):
-            raise TypeError("encode takes either input_ids_BxS or embeddings_BxSxD")
+            raise TypeError("Expected exactly one of input_ids_BxS and embeddings_BxSxD.")
         x = self.embed(input_ids_BxS) if embeddings_BxSxD is None else embeddings_BxSxD  # pyright: ignore[reportArgumentType]
         return self._run(x, input_mask_BxS, deterministic)[1]
 
@@ -151,8 +154,8 @@ class Llama(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """[B, U, D], as `__call__` has it, from the keys and values that `encode` left."""
-        mask = _longer(input_mask_BxS, decoder_input_ids_BxU.shape[1])
+        """Returns the [B, U, D] of `__call__`, given the keys and values from `encode`."""
+        mask = _extend_mask(input_mask_BxS, decoder_input_ids_BxU.shape[1])
         hidden, _ = self._run(self.embed(decoder_input_ids_BxU), mask, deterministic, encoded)
         return self.final_norm(hidden)
 
@@ -162,53 +165,57 @@ class Llama(nn.Module):
         prefixes_BxPxS: jax.Array,
         decoder_input_ids_BxU: jax.Array,
     ) -> jax.Array:
-        """[B, P, U, D]: what `decode` has after each of P parts of one prompt, in a single pass.
+        """Runs `decode` after each of P prefixes of a prompt, in a single pass.
 
-        The parts' targets stand side by side. Each sees its own part of the prompt and itself, and
-        has the places that follow its part, as if nothing else were there.
+        The targets of all prefixes are concatenated. Each target sees only its prefix and itself,
+        at the positions right after its prefix.
 
         Args:
           encoded: from `encode`, of the whole prompt.
-          prefixes_BxPxS: bool, the tokens of each part: with every token all those before it, since
-            keys and values of a token hold what stands before.
-          decoder_input_ids_BxU: int, as in `decode`, the same after every part.
+          prefixes_BxPxS: bool, the tokens of each prefix. A prefix must have all tokens before its
+            last one, since a token's keys and values depend on all earlier tokens.
+          decoder_input_ids_BxU: int, as in `decode`, the same after every prefix.
+
+        Returns:
+          [B, P, U, D].
         """
-        rows, parts, _ = prefixes_BxPxS.shape
+        rows, prefixes, _ = prefixes_BxPxS.shape
         count = decoder_input_ids_BxU.shape[1]
-        places = prefixes_BxPxS.sum(axis=2, dtype=jnp.int32)[..., None] + jnp.arange(count)
-        block, causal = jnp.eye(parts, dtype=bool), jnp.tril(jnp.ones((count, count), bool))
-        own = (block[:, None, :, None] & causal[None, :, None, :]).reshape((parts * count,) * 2)
+        positions = prefixes_BxPxS.sum(axis=2, dtype=jnp.int32)[..., None] + jnp.arange(count)
+        block, causal = jnp.eye(prefixes, dtype=bool), jnp.tril(jnp.ones((count, count), bool))
+        targets = block[:, None, :, None] & causal[None, :, None, :]
+        targets = targets.reshape((prefixes * count,) * 2)
         seen = jnp.concatenate(
             [
                 jnp.repeat(prefixes_BxPxS, count, axis=1),
-                jnp.broadcast_to(own, (rows, *own.shape)),
+                jnp.broadcast_to(targets, (rows, *targets.shape)),
             ],
             axis=2,
         )
-        places = places.reshape(rows, parts * count)
-        # The places of the prompt's tokens are those that they have in the longest part.
-        before = _places(prefixes_BxPxS.any(axis=1))
-        x = jnp.tile(self.embed(decoder_input_ids_BxU), (1, parts, 1))
-        all_places = jnp.concatenate([before, places], axis=1)
-        hidden, _ = self._attended(x, all_places, seen, True, encoded)
-        return self.final_norm(hidden).reshape(rows, parts, count, -1)
+        positions = positions.reshape(rows, prefixes * count)
+        # The prompt's tokens have the positions that they have in the longest prefix.
+        prompt_positions = _positions(prefixes_BxPxS.any(axis=1))
+        x = jnp.tile(self.embed(decoder_input_ids_BxU), (1, prefixes, 1))
+        all_positions = jnp.concatenate([prompt_positions, positions], axis=1)
+        hidden, _ = self._run_masked(x, all_positions, seen, True, encoded)
+        return self.final_norm(hidden).reshape(rows, prefixes, count, -1)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> [..., V] float32."""
+        """Maps [..., D] to float32 logits [..., V]."""
         if self.config.tie_word_embeddings:
             return self.shared.attend(hidden)
         return self.lm_head(hidden)
 
     def start_cache(self, encoded: Encoded, length: int) -> Cache:
-        """The prompt's keys and values, and room for those of `length` steps."""
+        """Returns a cache with the prompt's keys and values, and space for `length` steps."""
 
-        def room(array: jax.Array) -> jax.Array:
+        def extend(array: jax.Array) -> jax.Array:
             return jnp.pad(jnp.swapaxes(array, 1, 2), [(0, 0), (0, 0), (0, length), (0, 0)])
 
-        return Cache(tuple(map(room, encoded.keys)), tuple(map(room, encoded.values)))
+        return Cache(tuple(map(extend, encoded.keys)), tuple(map(extend, encoded.values)))
 
     def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded: Encoded) -> Cache:
-        """The cache with other prompts in some rows; arguments are those of `T5.fill_cache`."""
+        """Returns the cache with the prompts of some rows replaced; see `T5.fill_cache`."""
 
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
             new = jnp.swapaxes(new, 1, 2)
@@ -226,25 +233,26 @@ class Llama(nn.Module):
         input_mask_BxS: jax.Array,
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
-        """One token a row; needs `scan_layers=False`. Arguments are those of `T5.decode_step`.
+        """Decodes one token per row; needs `scan_layers=False`. Arguments as in `T5.decode_step`.
 
         Returns:
-          [B, D], what `__call__` has at the rows' positions, and the cache for the next step.
+          [B, D], what `__call__` returns at the rows' positions, and the cache for the next step.
         """
         prompt = input_mask_BxS.shape[1]
-        room = cache.keys[0].shape[2] - prompt
-        back_L = (time - jnp.arange(room)) % room  # How many steps before this one.
-        seen = jnp.concatenate([input_mask_BxS, back_L <= age_B[:, None]], axis=1)
-        place_B = input_mask_BxS.sum(axis=1) + age_B
+        length = cache.keys[0].shape[2] - prompt
+        distance_G = (time - jnp.arange(length)) % length  # In steps before this one.
+        seen = jnp.concatenate([input_mask_BxS, distance_G <= age_B[:, None]], axis=1)
+        position_B = input_mask_BxS.sum(axis=1) + age_B
         if self.config.sliding_window is not None:
-            back = place_B[:, None] - _places(input_mask_BxS)
-            back = jnp.concatenate([back, jnp.broadcast_to(back_L, (len(ids_B), room))], axis=1)
-            seen &= back < self.config.sliding_window
+            distance = position_B[:, None] - _positions(input_mask_BxS)
+            steps = jnp.broadcast_to(distance_G, (len(ids_B), length))
+            distance = jnp.concatenate([distance, steps], axis=1)
+            seen &= distance < self.config.sliding_window
         seen = seen[:, None, None]
-        rotation = rotation_at(place_B[:, None], self.config)
+        rotation = rotation_at(position_B[:, None], self.config)
         x, keys, values = self.embed(ids_B)[:, None], [], []
         for layer, key, value in zip(self.layers, cache.keys, cache.values, strict=True):  # pyright: ignore[reportArgumentType]
-            x, key, value = layer.step(x, prompt + time % room, rotation, seen, key, value)
+            x, key, value = layer.step(x, prompt + time % length, rotation, seen, key, value)
             keys.append(key)
             values.append(value)
         return self.final_norm(x)[:, 0], Cache(tuple(keys), tuple(values))
@@ -256,45 +264,52 @@ class Llama(nn.Module):
         deterministic: bool,
         past: Encoded | None = None,
     ) -> tuple[jax.Array, Encoded]:
-        """All layers at the last Q positions of L: [B, Q, D], and keys and values of each.
+        """Runs all layers at the last Q of L positions.
 
-        The keys and values of positions before these are those of `past`.
+        Args:
+          x_BxQxD: embeddings.
+          mask_BxL: bool, False at padding.
+          deterministic: whether to disable dropout.
+          past: keys and values of the first L - Q positions; None if L = Q.
+
+        Returns:
+          [B, Q, D], and the keys and values of the Q positions in every layer.
         """
         count = x_BxQxD.shape[1]
         seen = jnp.tril(jnp.ones((mask_BxL.shape[1],) * 2, bool))[-count:] & mask_BxL[:, None, :]
-        return self._attended(x_BxQxD, _places(mask_BxL), seen, deterministic, past)
+        return self._run_masked(x_BxQxD, _positions(mask_BxL), seen, deterministic, past)
 
-    def _attended(
+    def _run_masked(
         self,
         x_BxQxD: jax.Array,
-        places_BxL: jax.Array,
+        positions_BxL: jax.Array,
         seen: jax.Array,
         deterministic: bool,
         past: Encoded | None,
     ) -> tuple[jax.Array, Encoded]:
-        """As `_run`, where `seen`, [B, Q, L] bool, and the places of all tokens are given."""
-        places_BxQ = places_BxL[:, -x_BxQxD.shape[1] :]
+        """Does the same as `_run`, given `seen`, [B, Q, L] bool, and the tokens' positions."""
+        positions_BxQ = positions_BxL[:, -x_BxQxD.shape[1] :]
         if self.config.sliding_window is not None:
-            distance = places_BxQ[:, :, None] - places_BxL[:, None, :]
+            distance = positions_BxQ[:, :, None] - positions_BxL[:, None, :]
             seen &= distance < self.config.sliding_window
         x = pin_residual(x_BxQxD.astype(self.dtype))
-        arguments = (rotation_at(places_BxQ, self.config), seen[:, None], deterministic)
+        arguments = (rotation_at(positions_BxQ, self.config), seen[:, None], deterministic)
         if self.scan_layers:
             x, (keys, values) = self.layers(x, *arguments, past)  # pyright: ignore[reportCallIssue]
             return x, Encoded(keys, values)
-        found = []
+        keys_values = []
         for i, layer in enumerate(self.layers):  # pyright: ignore[reportArgumentType]
-            before = None if past is None else Encoded(past.keys[i], past.values[i])
-            x, keys_values = layer(x, *arguments, before)
-            found.append(keys_values)
-        return x, Encoded(*zip(*found, strict=True))
+            layer_past = None if past is None else Encoded(past.keys[i], past.values[i])
+            x, layer_keys_values = layer(x, *arguments, layer_past)
+            keys_values.append(layer_keys_values)
+        return x, Encoded(*zip(*keys_values, strict=True))
 
 
-def _longer(mask_BxS: jax.Array, count: int) -> jax.Array:
-    """A mask with `count` positions more, all of them tokens."""
+def _extend_mask(mask_BxS: jax.Array, count: int) -> jax.Array:
+    """Appends `count` token positions to a mask."""
     return jnp.pad(mask_BxS, [(0, 0), (0, count)], constant_values=True)
 
 
-def _places(mask_BxL: jax.Array) -> jax.Array:
-    """[B, L] int32: how many tokens stand before; padding does not count."""
+def _positions(mask_BxL: jax.Array) -> jax.Array:
+    """Returns [B, L] int32, the number of earlier tokens; padding does not count."""
     return jnp.maximum(jnp.cumsum(mask_BxL, axis=1, dtype=jnp.int32) - 1, 0)

@@ -1,7 +1,7 @@
-"""The LLaMA family's configuration, as Hugging Face's `config.json` has it.
+"""The LLaMA family's configuration, with the keys of Hugging Face's `config.json`.
 
-LLaMA 1 to 3 and SmolLM2 (model_type llama), Mistral, Qwen2, Qwen2.5 (qwen2) and Qwen3: one
-architecture that differs in biases, norms of queries and keys, and how positions are scaled.
+Covers LLaMA 1 to 3 and SmolLM2 (model_type llama), Mistral, Qwen2 and Qwen2.5 (qwen2), and Qwen3.
+They differ only in biases, query and key norms, and the scaling of positions.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ _ROPE_TYPES = ("default", "linear", "llama3")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed for contexts longer than those first trained on.
+    """Scaling of rotary frequencies for contexts longer than the original training context.
 
     Attributes:
-      rope_type: "default" (not at all), "linear" or "llama3".
-      factor: frequencies are divided by it; by "llama3" the low ones alone.
-      low_freq_factor: of "llama3": wavelengths above original / low are scaled in full.
-      high_freq_factor: of "llama3": wavelengths below original / high are not scaled.
-      original_max_position_embeddings: of "llama3".
+      rope_type: "default" (no scaling), "linear" or "llama3".
+      factor: divides the frequencies; for "llama3", only the low ones.
+      low_freq_factor: "llama3" only: wavelengths above original / low are fully scaled.
+      high_freq_factor: "llama3" only: wavelengths below original / high are not scaled.
+      original_max_position_embeddings: "llama3" only: the original context length.
     """
 
     rope_type: str = "default"
@@ -35,30 +35,30 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """A decoder-only model's architecture; names are those of `config.json`.
+    """A decoder-only model's architecture; fields are named as in `config.json`.
 
     Attributes:
-      names: of the weights, see `families.Family`.
-      architectures: for each model_type, its class in transformers.
-      hidden_act: the feed-forward layers' activation.
+      names: names of the weights; see `families.Family`.
+      architectures: the transformers class of each model_type.
+      hidden_act: activation of the feed-forward layers.
       model_type: one of `architectures`.
       vocab_size: V.
       hidden_size: D.
       intermediate_size: F.
-      num_hidden_layers: of the stack.
-      num_attention_heads: N, of queries.
-      num_key_value_heads: K, of keys and values; divides N.
+      num_hidden_layers: number of layers.
+      num_attention_heads: N, query heads.
+      num_key_value_heads: K, key and value heads; divides N.
       head_dim: H.
       rms_norm_eps: added to the mean square.
       rope_theta: base of the rotary frequencies.
-      rope_scaling: see there.
-      tie_word_embeddings: the head is the embedding table.
-      attention_bias: q, k, v and o have biases (model_type qwen2: q, k and v, always).
-      sliding_window: keys further back are not seen; None: all are.
-      max_position_embeddings: longest sequence that it was trained on.
-      pad_token_id: fills sequences up.
-      eos_token_id: ends them.
-      bos_token_id: begins them, where the tokenizer wants it.
+      rope_scaling: scaling of the rotary frequencies.
+      tie_word_embeddings: whether the head is the embedding table.
+      attention_bias: whether q, k, v and o have biases (in qwen2, q, k and v always do).
+      sliding_window: number of latest tokens that a query sees, itself included; None: all.
+      max_position_embeddings: maximum sequence length in training.
+      pad_token_id: pads sequences.
+      eos_token_id: ends sequences.
+      bos_token_id: begins sequences, if the tokenizer adds it.
     """
 
     names: ClassVar[Any] = llama_names
@@ -96,12 +96,12 @@ class LlamaConfig:
                 f"{', '.join(self.architectures)}."
             )
         for name, value in vars(self).items():
-            low = 0 if name.endswith("_token_id") else 1
+            minimum = 0 if name.endswith("_token_id") else 1
             if type(self.__dataclass_fields__[name].default) is int and (
-                type(value) is not int or value < low
+                type(value) is not int or value < minimum
             ):
                 raise UserError(
-                    f"LLaMA configuration: {name} is {value!r}; expected an integer >= {low}."
+                    f"LLaMA configuration: {name} is {value!r}; expected an integer >= {minimum}."
                 )
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
@@ -109,7 +109,9 @@ class LlamaConfig:
                 f"divide num_attention_heads={self.num_attention_heads}."
             )
         if self.head_dim % 2:
-            raise UserError(f"LLaMA configuration: head_dim={self.head_dim} is odd.")
+            raise UserError(
+                f"LLaMA configuration: head_dim={self.head_dim} is odd; expected an even number."
+            )
         if self.rope_scaling.rope_type not in _ROPE_TYPES:
             raise UserError(
                 f"LLaMA configuration: rope_type {self.rope_scaling.rope_type!r} is not "
@@ -118,29 +120,29 @@ class LlamaConfig:
 
     @property
     def d_model(self) -> int:
-        """D, under the name that T5 has for it."""
+        """D, under T5's name."""
         return self.hidden_size
 
     @property
     def qk_norm(self) -> bool:
-        """Whether queries and keys are normed, head by head."""
+        """Whether queries and keys are normalized per head."""
         return self.model_type == "qwen3"
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """The projections that have one."""
+        """The attention projections that have a bias."""
         if self.model_type == "qwen2":
             return ("q", "k", "v")
         return ("q", "k", "v", "o") if self.attention_bias else ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "LlamaConfig":
-        """Reads what `config.json` says of the architecture; its other keys are passed over.
+        """Reads the architecture from `config.json`, ignoring its other keys.
 
         Raises:
-          UserError: it is of another family, or a value is not supported.
+          UserError: the model belongs to another family, or a value is not supported.
         """
-        known: dict[str, Any] = {
+        fields: dict[str, Any] = {
             field.name: value[field.name]
             for field in dataclasses.fields(cls)
             if value.get(field.name) is not None
@@ -149,25 +151,28 @@ class LlamaConfig:
             raise UserError(f"hidden_act is {act!r}; expected {cls.hidden_act!r}.")
         if value.get("mlp_bias"):
             raise UserError("mlp_bias is true; expected false.")
-        heads = known.get("num_attention_heads", cls.num_attention_heads)
-        known.setdefault("num_key_value_heads", heads)
-        known.setdefault("head_dim", known.get("hidden_size", cls.hidden_size) // heads)
+        heads = fields.get("num_attention_heads", cls.num_attention_heads)
+        fields.setdefault("num_key_value_heads", heads)
+        fields.setdefault("head_dim", fields.get("hidden_size", cls.hidden_size) // heads)
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-            if isinstance(known.get(name), list):
-                known[name] = known[name][0]
-        known.setdefault("pad_token_id", known.get("eos_token_id", cls.eos_token_id))
+            if isinstance(fields.get(name), list):
+                fields[name] = fields[name][0]
+        fields.setdefault("pad_token_id", fields.get("eos_token_id", cls.eos_token_id))
         if value.get("use_sliding_window") is False:
-            known.pop("sliding_window", None)
-        # transformers 5 keeps all of it in rope_parameters, earlier ones the base apart.
+            fields.pop("sliding_window", None)
+        # transformers 5 stores everything in rope_parameters; older versions store rope_theta
+        # separately.
         rope = dict(value.get("rope_parameters") or value.get("rope_scaling") or {})
-        known["rope_theta"] = float(rope.get("rope_theta", known.get("rope_theta", cls.rope_theta)))
+        fields["rope_theta"] = float(
+            rope.get("rope_theta", fields.get("rope_theta", cls.rope_theta))
+        )
         rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
         names = {field.name for field in dataclasses.fields(RopeScaling)}
-        known["rope_scaling"] = RopeScaling(**{k: v for k, v in rope.items() if k in names})
-        return cls(**known)
+        fields["rope_scaling"] = RopeScaling(**{k: v for k, v in rope.items() if k in names})
+        return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
-        """A `config.json` that transformers 4 and 5 and `from_json` read the same."""
+        """Returns a `config.json` that transformers 4 and 5 and `from_json` read the same way."""
         value = dataclasses.asdict(self)
         scaling = value.pop("rope_scaling")
         if scaling["rope_type"] == "default":
@@ -181,18 +186,18 @@ class LlamaConfig:
         return {"architectures": [self.architectures[self.model_type]], **value}
 
 
-def _llama(hidden: int, inner: int, layers: int, heads: int, **more: Any) -> LlamaConfig:
-    sizes: dict[str, Any] = {"num_key_value_heads": heads, "head_dim": hidden // heads} | more
+def _llama(hidden: int, inner: int, layers: int, heads: int, **other: Any) -> LlamaConfig:
+    fields: dict[str, Any] = {"num_key_value_heads": heads, "head_dim": hidden // heads} | other
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        **sizes,
+        **fields,
     )
 
 
-# Architectures by their id on the Hugging Face hub, for students that start from random values.
+# Architectures by Hugging Face model id, for randomly initialized students.
 NAMED = {
     "huggyllama/llama-7b": _llama(4096, 11008, 32, 32),
     "meta-llama/Llama-2-7b-hf": _llama(

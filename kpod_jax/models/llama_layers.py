@@ -1,7 +1,7 @@
 """The LLaMA family's layers: attention with rotary positions, and feed-forward.
 
-Letters: B batch, L positions, of which S are a prompt's, Q and K queries and keys, N heads of
-queries, M of keys and values, H width of a head, D width of the model.
+Letters: B batch, L positions, S prompt positions, Q and K lengths of queries and keys, N query
+heads, M key and value heads, H head width, D model width.
 """
 
 import functools
@@ -30,11 +30,11 @@ STD = 0.02
 
 
 class Encoded(NamedTuple):
-    """What a prompt leaves: keys and values of every layer.
+    """An encoded prompt: the keys and values of every layer.
 
     Attributes:
-      keys: one [B, S, M, H] a layer, in a tuple or stacked.
-      values: likewise.
+      keys: [B, S, M, H] per layer, in a tuple or stacked.
+      values: [B, S, M, H] per layer, in a tuple or stacked.
     """
 
     keys: Any
@@ -42,20 +42,20 @@ class Encoded(NamedTuple):
 
 
 class Layer(nn.Module):
-    """Self-attention and feed-forward, each on its normed input.
+    """Self-attention and feed-forward, with pre-norms.
 
-    A call takes x [B, Q, D], the rotation at the queries' places (`rotation_at`), what is seen,
-    [B, 1, Q, L] bool, whether nothing is dropped, and the keys and values of the L - Q positions
-    before, [B, L - Q, M, H] each, or None. It gives x [B, Q, D], and the keys and values of its own
-    positions, [B, Q, M, H] each; all of the type `dtype`.
+    A call takes x [B, Q, D], the rotation at the queries' positions (`rotation_at`), the mask
+    `seen` [B, 1, Q, L] bool, `deterministic`, and the keys and values of the L - Q earlier
+    positions, [B, L - Q, M, H] each, or None. It returns x [B, Q, D] and the keys and values of
+    the Q positions, [B, Q, M, H] each, all of `dtype`.
 
-    A `step` takes one position, x [B, 1, D], its place in the cache, its rotation, what is seen,
-    [B, 1, 1, L] bool, and the cache's keys and values, [B, M, L, H] each. It gives x and the cache
-    with that position.
+    `step` takes a single position x [B, 1, D], its index in the cache, its rotation, the mask
+    `seen` [B, 1, 1, L] bool, and the cache's keys and values, [B, M, L, H] each. It returns x and
+    the updated keys and values.
 
     Attributes:
-      norm_class: of both norms, and of the model's last.
-      activation: of the feed-forward layer's gate.
+      norm_class: class of both norms and of the model's final norm.
+      activation: activation of the feed-forward layer's gate.
     """
 
     norm_class: ClassVar[Any] = RMSNorm
@@ -84,13 +84,13 @@ class Layer(nn.Module):
         past: Encoded | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         normed, attention = self.self_attention_norm(x), self.self_attention
-        own = key, value = attention.keys_values(normed, rotation, deterministic)
+        new_keys_values = key, value = attention.keys_values(normed, rotation, deterministic)
         if past is not None:
             key = jnp.concatenate([past.keys, key], axis=1)
             value = jnp.concatenate([past.values, value], axis=1)
         x = pin_residual(x + attention(normed, rotation, key, value, seen, deterministic))
         x = pin_residual(x + self.mlp(self.mlp_norm(x), deterministic))
-        return x, own
+        return x, new_keys_values
 
     def step(
         self,
@@ -125,14 +125,14 @@ class _Attention(nn.Module):
         c = self.config
         types = (self.dtype, self.param_dtype, self.lora)
 
-        def into(name: str, heads: int) -> Projection:
+        def projection(name: str, heads: int) -> Projection:
             axes = ("embed", "heads", "kv")
             inputs, outputs = (c.hidden_size,), (heads, c.head_dim)
             return Projection(inputs, outputs, axes, STD, *types, use_bias=name in c.biases)
 
-        self.q = into("q", c.num_attention_heads)
-        self.k = into("k", c.num_key_value_heads)
-        self.v = into("v", c.num_key_value_heads)
+        self.q = projection("q", c.num_attention_heads)
+        self.k = projection("k", c.num_key_value_heads)
+        self.v = projection("v", c.num_key_value_heads)
         self.o = Projection(
             (c.num_attention_heads, c.head_dim),
             (c.hidden_size,),
@@ -148,10 +148,10 @@ class _Attention(nn.Module):
     def keys_values(
         self, x: jax.Array, rotation: jax.Array, deterministic: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """[B, K, D] -> two of [B, K, M, H], the keys turned."""
+        """Maps [B, K, D] to rotated keys and values, [B, K, M, H] each."""
         key = self.k(x, deterministic)
         key = self.k_norm(key) if self.config.qk_norm else key
-        return pin_heads(_turn(key, rotation)), pin_heads(self.v(x, deterministic))
+        return pin_heads(_rotate(key, rotation)), pin_heads(self.v(x, deterministic))
 
     def __call__(
         self,
@@ -162,7 +162,7 @@ class _Attention(nn.Module):
         seen: jax.Array,
         deterministic: bool,
     ) -> jax.Array:
-        """[B, Q, D] and turned keys and values [B, K, M, H] -> [B, Q, D]."""
+        """Maps [B, Q, D] to [B, Q, D], given rotated keys and values, [B, K, M, H] each."""
         query, scale = self._queries(x, rotation, deterministic), self.config.head_dim**-0.5
         result = attend(
             query,
@@ -184,7 +184,7 @@ class _Attention(nn.Module):
         values: jax.Array,
         seen: jax.Array,
     ) -> jax.Array:
-        """[B, 1, D] and a cache's [B, M, K, H] -> [B, 1, D]."""
+        """Maps [B, 1, D] to [B, 1, D], given the cache's keys and values, [B, M, K, H] each."""
         query, scale = self._queries(x, rotation, True), self.config.head_dim**-0.5
         result = attend_cache(query, keys, values, None, seen, scale=scale)
         return self.o(pin_heads(result), True)
@@ -192,7 +192,7 @@ class _Attention(nn.Module):
     def _queries(self, x: jax.Array, rotation: jax.Array, deterministic: bool) -> jax.Array:
         query = self.q(x, deterministic)
         query = self.q_norm(query) if self.config.qk_norm else query
-        return pin_heads(_turn(query, rotation))
+        return pin_heads(_rotate(query, rotation))
 
 
 class _FeedForward(nn.Module):
@@ -207,19 +207,19 @@ class _FeedForward(nn.Module):
         c = self.config
         types = (self.dtype, self.param_dtype, self.lora)
 
-        def into(name: str) -> jax.Array:
+        def project(name: str) -> jax.Array:
             sizes = (c.hidden_size,), (c.intermediate_size,)
             layer = Projection(*sizes, ("embed", "mlp"), STD, *types, name=name)
             return constrain(layer(x, deterministic), "batch", "length", "mlp")
 
-        hidden = self.activation(into("gate")) * into("up")
+        hidden = self.activation(project("gate")) * project("up")
         sizes = (c.intermediate_size,), (c.hidden_size,)
         out = Projection(*sizes, ("mlp", "embed"), STD, *types, name="down")
         return out(hidden, deterministic)
 
 
 def frequencies(config: LlamaConfig) -> np.ndarray:
-    """[H / 2] float32, by how much each pair of dimensions turns from one place to the next."""
+    """Returns [H / 2] float32, each dimension pair's rotation per position, in radians."""
     scaling = config.rope_scaling
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
     result = 1.0 / config.rope_theta**exponents
@@ -228,7 +228,7 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
     if scaling.rope_type == "llama3":
         wavelength = 2 * np.pi / result
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        # 0 at wavelengths that are scaled in full, 1 at those that are not scaled.
+        # 0 for fully scaled wavelengths, 1 for unscaled ones.
         smooth = (scaling.original_max_position_embeddings / wavelength - low) / (high - low)
         smooth = np.clip(smooth, 0, 1)
         result = (1 - smooth) * result / scaling.factor + smooth * result
@@ -236,16 +236,16 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotation_at(places_BxL: jax.Array, config: LlamaConfig) -> jax.Array:
-    """[2, B, L, 1, H] float32: cosines and sines."""
+    """Returns the cosines and sines of the positions' angles, [2, B, L, 1, H] float32."""
     angles = places_BxL[..., None].astype(jnp.float32) * frequencies(config)
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None]
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
-def _turn(x_BxLxNxH: jax.Array, rotation: jax.Array) -> jax.Array:
-    """Rotary position embedding: dimensions i and i + H / 2 are a pair."""
+def _rotate(x_BxLxNxH: jax.Array, rotation: jax.Array) -> jax.Array:
+    """Applies rotary position embedding, with dimensions i and i + H / 2 as a pair."""
     x = x_BxLxNxH.astype(jnp.float32)
     left, right = jnp.split(x, 2, axis=-1)
     cosine, sine = rotation
-    turned = x * cosine + jnp.concatenate([-right, left], axis=-1) * sine
-    return turned.astype(x_BxLxNxH.dtype)
+    rotated = x * cosine + jnp.concatenate([-right, left], axis=-1) * sine
+    return rotated.astype(x_BxLxNxH.dtype)

@@ -1,6 +1,6 @@
-"""How Hugging Face names the LLaMA family's weights, and which sizes shape them.
+"""Hugging Face's names of the LLaMA family's weights, and the configuration keys of their shapes.
 
-In parameter paths, `layers_3` is a layer written out and `layers` all of them stacked.
+In parameter paths, `layers_3` is one unrolled layer, and `layers` holds all layers stacked.
 """
 
 _QUERIES, _KEYS_VALUES = "num_attention_heads x head_dim", "num_key_value_heads x head_dim"
@@ -10,9 +10,9 @@ _MODULES = {
     "mlp": "mlp",
     "mlp_norm": "post_attention_layernorm",
 }
-# What Hugging Face calls the projections, which adapters can be put on.
+# Hugging Face's names of the projections, which can have adapters.
 PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
-# The keys of config.json that make the dimensions of a weight, as Hugging Face stores it.
+# The keys of config.json that give the dimensions of each weight in Hugging Face's layout.
 _KEYS = {
     "q": (_QUERIES, "hidden_size"),
     "k": (_KEYS_VALUES, "hidden_size"),
@@ -22,19 +22,19 @@ _KEYS = {
     "up": ("intermediate_size", "hidden_size"),
     "down": ("hidden_size", "intermediate_size"),
 }
-# The keys of config.json that decide which weights there are.
+# The keys of config.json that determine which weights exist.
 DECIDING = "num_hidden_layers, model_type, attention_bias or tie_word_embeddings"
 EMBEDDING = "model.embed_tokens.weight"
 COPIES: frozenset[str] = frozenset()
 
 
 def unused(names: set[str]) -> set[str]:
-    """Weights of old files that are functions of the configuration."""
+    """Returns weights of old checkpoints that follow from the configuration."""
     return {name for name in names if name.endswith(".rotary_emb.inv_freq")}
 
 
 def hf_name(path: str, layer: int = 0) -> str:
-    """Hugging Face's name of a parameter; of a stacked one, that of its layer `layer`."""
+    """Returns a parameter's Hugging Face name; `layer` selects a layer of a stacked parameter."""
     if path == "shared/embedding":
         return EMBEDDING
     if path == "lm_head/kernel":
@@ -51,7 +51,7 @@ def hf_name(path: str, layer: int = 0) -> str:
 
 
 def hf_keys(path: str) -> tuple[str, ...]:
-    """The configuration's key of each dimension, outputs first; "a x b" is a product of two."""
+    """Returns each dimension's configuration key, outputs first; "a x b" means a product."""
     if path in ("shared/embedding", "lm_head/kernel"):
         return "vocab_size", "hidden_size"
     module, leaf = path.split("/")[-2:]

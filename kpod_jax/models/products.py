@@ -1,4 +1,4 @@
-"""Matrix products in a chosen type, and where their sums are float32.
+"""Matrix products in a given dtype, optionally with float32 sums.
 
 Letters: D inputs, V outputs, each one dimension or more.
 """
@@ -15,18 +15,22 @@ from jax.custom_derivatives import SymbolicZero
 
 from kpod_jax.parallel.sharding import platform
 
-PROJECTION = "projection"  # Names results to `jax.checkpoint`, which sees no product in them.
+# Marks results for `jax.checkpoint` policies, which do not see the products in a `custom_vjp`.
+PROJECTION = "projection"
 Dtype = Any
 
 
 def project(x: jax.Array, kernel_DxV: jax.Array, inputs: int, dtype: Dtype) -> jax.Array:
-    """[..., D] -> [..., V] of `dtype`: x times the kernel, whose first `inputs` dimensions are D.
+    """Multiplies x [..., D] by the kernel, whose first `inputs` dimensions are D.
 
-    On TPUs and GPUs products of bfloat16 are rounded where they are made, which halves what tensor
-    parallelism and gradients send. XLA's CPU backend multiplies bfloat16 fast only where sums come
-    out in float32; it turns a kernel of three dimensions before it multiplies by it backwards; and
-    the gradient that JAX would ask for lies the other way than the kernel, which the optimiser
-    pays for (`benchmarks/RESULTS.md`).
+    On TPUs and GPUs, bfloat16 products are rounded before they leave the device, which halves the
+    traffic of tensor parallelism and of gradients. The CPU takes another path: XLA's CPU backend
+    multiplies bfloat16 fast only with float32 sums; it transposes 3D kernels before multiplying
+    by them in the backward pass; and JAX's default gradient has the transposed layout of the
+    kernel, which slows down the optimizer (`benchmarks/RESULTS.md`).
+
+    Returns:
+      [..., V] of `dtype`.
     """
     if platform() == "cpu":
         rows, outputs = x.shape[: x.ndim - inputs], kernel_DxV.shape[inputs:]
@@ -38,59 +42,64 @@ def project(x: jax.Array, kernel_DxV: jax.Array, inputs: int, dtype: Dtype) -> j
 
 
 def float32_sums(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: Dtype) -> jax.Array:
-    """[..., D] -> [..., V] float32: factors in `dtype`, sums in float32, forward and backward.
+    """Multiplies with factors of `dtype` and float32 sums, in both the forward and backward pass.
 
     Args:
       x: [..., D].
       kernel: [D, V] or [V, D].
-      inputs: the kernel's first or last dimensions, D, as `range` gives them.
+      inputs: indices of the kernel's D dimensions, its first or last ones, ascending.
       dtype: of the factors.
+
+    Returns:
+      [..., V] float32.
     """
     return _float32_sums(x, kernel, inputs, dtype)  # pyright: ignore[reportReturnType]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _float32_sums(x: jax.Array, kernel: jax.Array, inputs: Sequence[int], dtype: Dtype) -> Any:
-    ours = tuple(range(x.ndim - len(inputs), x.ndim))
-    return _sums(x.astype(dtype), kernel.astype(dtype), ours, inputs)
+    x_axes = tuple(range(x.ndim - len(inputs), x.ndim))
+    return _contract(x.astype(dtype), kernel.astype(dtype), x_axes, inputs)
 
 
 def _forward(x: Any, kernel: Any, inputs: Sequence[int], dtype: Dtype) -> Any:
-    """Keeps what the backward pass needs: a factor where the other one has a gradient."""
-    kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
-    types = jnp.zeros(0, x.value.dtype), jnp.zeros(0, kernel.value.dtype)
-    return _float32_sums(x.value, kernel.value, inputs, dtype), (*kept, *types)
+    """Saves a factor for the backward pass only if the other factor needs a gradient."""
+    factors = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    dtypes = jnp.zeros(0, x.value.dtype), jnp.zeros(0, kernel.value.dtype)
+    return _float32_sums(x.value, kernel.value, inputs, dtype), (*factors, *dtypes)
 
 
-def _backward(inputs: Sequence[int], dtype: Dtype, kept: Any, slope: jax.Array) -> Any:
-    """Left to itself, JAX would multiply float32 by bfloat16, which no device does fast."""
-    x, kernel, of_x, of_kernel = kept
-    if isinstance(slope, SymbolicZero):
+def _backward(inputs: Sequence[int], dtype: Dtype, residuals: Any, grad: jax.Array) -> Any:
+    """Casts the gradient to `dtype`; JAX would multiply float32 by bfloat16, slow everywhere."""
+    x, kernel, like_x, like_kernel = residuals
+    if isinstance(grad, SymbolicZero):
         return None, None
-    slope, by_x, by_kernel = slope.astype(dtype), None, None
+    grad, grad_x, grad_kernel = grad.astype(dtype), None, None
     if kernel is not None:
         outputs = tuple(axis for axis in range(kernel.ndim) if axis not in inputs)
-        theirs = tuple(range(slope.ndim - len(outputs), slope.ndim))
-        by_x = _sums(slope, kernel.astype(dtype), theirs, outputs).astype(of_x.dtype)
+        grad_axes = tuple(range(grad.ndim - len(outputs), grad.ndim))
+        grad_x = _contract(grad, kernel.astype(dtype), grad_axes, outputs).astype(like_x.dtype)
     if x is not None:
         rows, x = tuple(range(x.ndim - len(inputs))), x.astype(dtype)
         if inputs[0] == 0:
-            by_kernel = _sums(x, slope, rows, rows)
+            grad_kernel = _contract(x, grad, rows, rows)
         elif jnp.dtype(dtype) == jnp.bfloat16:
-            by_kernel = _sums(slope, x, rows, rows)  # XLA's CPU backend cannot turn it round.
-        else:
-            by_kernel = _turned(_sums(x, slope, rows, rows), len(inputs))  # Takes less memory.
-        by_kernel = by_kernel.astype(of_kernel.dtype)
-    return by_x, by_kernel
+            grad_kernel = _contract(grad, x, rows, rows)  # XLA's CPU backend cannot transpose it.
+        else:  # Takes less memory.
+            grad_kernel = _move_last(_contract(x, grad, rows, rows), len(inputs))
+        grad_kernel = grad_kernel.astype(like_kernel.dtype)
+    return grad_x, grad_kernel
 
 
 _float32_sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _sums(a: jax.Array, b: jax.Array, over_a: Sequence[int], over_b: Sequence[int]) -> jax.Array:
-    return jnp.tensordot(a, b, (over_a, over_b), preferred_element_type=jnp.float32)
+def _contract(
+    a: jax.Array, b: jax.Array, a_axes: Sequence[int], b_axes: Sequence[int]
+) -> jax.Array:
+    return jnp.tensordot(a, b, (a_axes, b_axes), preferred_element_type=jnp.float32)
 
 
-def _turned(array: jax.Array, count: int) -> jax.Array:
-    """The first `count` dimensions after the others."""
+def _move_last(array: jax.Array, count: int) -> jax.Array:
+    """Moves the first `count` dimensions behind the others."""
     return jnp.transpose(array, (*range(count, array.ndim), *range(count)))

@@ -1,4 +1,4 @@
-"""T5's relative position bias: buckets of distances, and one bias a bucket and head.
+"""T5's relative position bias: buckets of distances, with one bias per bucket and head.
 
 Letters: N heads, Q and K lengths of queries and keys, P distances, E buckets.
 """
@@ -16,11 +16,12 @@ def relative_bias(
     bidirectional: bool,
     max_distance: int,
 ) -> jax.Array:
-    """[1, N, Q, K], what T5 adds to its attention scores.
+    """Returns the bias [1, N, Q, K] that T5 adds to its attention scores.
 
-    The bias depends on key position minus query position alone, so each row is the row before it,
-    moved by one. Rows of Q + K distances, read as rows of one entry less, are exactly that: no
-    gather of Q x K entries, and no scatter in the backward pass.
+    The bias depends only on key position minus query position, so each row is the previous row
+    shifted by one. Repeating a row of Q + K distances and reading the result as rows that are one
+    entry shorter gives exactly this, without a gather of Q x K entries or a scatter in the
+    backward pass.
     """
     span = query_length + key_length
     distance = np.arange(span)
@@ -35,10 +36,11 @@ def relative_bias(
 def buckets(
     distance: np.ndarray, num_buckets: int, bidirectional: bool, max_distance: int
 ) -> np.ndarray:
-    """The bucket of each distance, key position minus query position.
+    """Returns the bucket of each distance, key position minus query position.
 
-    Near distances have a bucket each, half of all; further ones share, logarithmically. Behind the
-    query and, if `bidirectional`, ahead of it; otherwise what is ahead counts as distance 0.
+    Near distances get one bucket each and use half of the buckets; farther distances share the
+    other half, spaced logarithmically. If `bidirectional`, keys before and after the query use
+    separate halves of all buckets; otherwise keys after the query count as distance 0.
     """
     if bidirectional:
         num_buckets //= 2

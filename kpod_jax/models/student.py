@@ -1,4 +1,4 @@
-"""A student: a model and its tokenizer, with parameters that are born on their shards."""
+"""The student: a model and its tokenizer, with parameters created directly on their shards."""
 
 import dataclasses
 import functools
@@ -26,14 +26,14 @@ from kpod_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """A model without parameters, and where these come from.
+    """A model without parameters, and the settings to create or load them.
 
     Attributes:
-      module: a Flax module.
-      config: its architecture, with the tokenizer's ids of EOS and padding.
-      tokenizer: of transformers; its ids are rows of the model's embedding table.
-      settings: `student` of the configuration.
-      seed: of random values, adapters' among them.
+      module: Flax module.
+      config: the module's architecture, with the tokenizer's EOS and padding ids.
+      tokenizer: a transformers tokenizer; its ids index the model's embedding table.
+      settings: the section `student` of the configuration.
+      seed: seed of random parameters, including adapters.
     """
 
     module: Model
@@ -44,32 +44,32 @@ class Student:
 
     @property
     def model(self) -> str:
-        """Directory, or id on the hub."""
+        """Directory or hub id."""
         return self.settings.model
 
     @property
     def random(self) -> bool:
-        """Whether parameters start from random values."""
+        """Whether parameters are initialized randomly."""
         return self.settings.init == "random"
 
     @property
     def decoder_only(self) -> bool:
-        """Whether prompt and target are one sequence."""
+        """Whether prompt and target form one sequence."""
         return not isinstance(self.config, T5Config)
 
     def decoder_start(self, prompt: str) -> int:
-        """The decoder's first input; a decoder-only student's depends on the prompt template."""
+        """Returns the decoder's first input id; encoder-decoder students ignore `prompt`."""
         if isinstance(self.config, T5Config):
             return self.config.decoder_start_token_id
         return tokens.decoder_start(self.tokenizer, prompt)
 
     @functools.cached_property
     def prompt(self) -> str:
-        """The template of prompts, in the student's form (`tokens.resolve_prompt`)."""
+        """The prompt template in the student's format (see `tokens.resolve_prompt`)."""
         return self.resolve_prompt(self.settings.prompt)
 
     def resolve_prompt(self, prompt: str) -> str:
-        """A template with `{question}` in it, in the student's form."""
+        """Converts a template containing `{question}` to the student's format."""
         return tokens.resolve_prompt(
             self.tokenizer, prompt, decoder_only=self.decoder_only, chat=self.settings.chat
         )
@@ -81,13 +81,18 @@ class Student:
         answer_template: str | Sequence[str] | None = None,
         need_rationale: bool = True,
     ) -> tuple[tokens.TokenizedSet, list[Rejected]]:
-        """Records under the student's templates and limits, and those that do not fit.
+        """Tokenizes records with the student's templates and limits.
 
         Args:
-          records: in any order, which is kept.
-          prompt: in the student's form, one for all or each one's; empty: the student's own.
-          answer_template: likewise; None: the student's own.
+          records: the records to tokenize.
+          prompt: template in the student's format, one for all records or one per record; empty:
+            the student's template.
+          answer_template: template, one for all records or one per record; None: the student's
+            template.
           need_rationale: see `tokens.tokenize`.
+
+        Returns:
+          The tokenized set, in the order of the records, and the rejected records.
         """
         settings = self.settings
         return tokens.tokenize(
@@ -104,32 +109,32 @@ class Student:
         )
 
     def abstract(self, mesh: Mesh) -> Any:
-        """Shapes, dtypes and shardings of the parameters: a tree of jax.ShapeDtypeStruct."""
+        """Returns the parameters as a tree of jax.ShapeDtypeStruct with shardings."""
         boxed = jax.eval_shape(self._init, jax.random.key(0))
         shardings = sharding.param_shardings(boxed, mesh)
         return jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             nn.unbox(boxed),
             shardings,
         )
 
     def load(self, mesh: Mesh) -> Any:
-        """The parameters before distillation, on the mesh.
+        """Creates or loads the initial parameters on the mesh.
 
         Raises:
           UserError: the weights are missing or do not fit the architecture.
         """
         if self.random:
-            return self._born(mesh)
+            return self._random_params(mesh)
         abstract = self.abstract(mesh)
         params = hub.load_params(self.model, abstract, self.config)
         if self.module.lora is None:
             return params
-        # Adapters are in no checkpoint of a base model; nothing else is initialised beside them.
-        return layout.combine(params, self._born(mesh, layout.is_adapter))
+        # Base checkpoints contain no adapters, so only adapters are initialized here.
+        return layout.combine(params, self._random_params(mesh, layout.is_adapter))
 
     def split(self, params: Any) -> tuple[Any, Any]:
-        """The parameters that are trained (with LoRA the adapters alone), and those frozen."""
+        """Splits parameters into trained ones (only the adapters with LoRA) and frozen ones."""
         if self.module.lora is None:
             return params, {}
         trained, frozen = {}, {}
@@ -138,23 +143,23 @@ class Student:
         return layout.unflatten(trained), layout.unflatten(frozen)
 
     def embeddings(self, params: Any) -> np.ndarray:
-        """[V, D] float32, the input embedding table among the parameters."""
+        """Returns the input embedding table, [V, D] float32."""
         table = hub.fetch(layout.flatten(params), "shared/embedding", None)
         assert table is not None
         return table
 
-    def _born(self, mesh: Mesh, wanted: Callable[[str], bool] = lambda path: True) -> Any:
-        """Random values, made where they live, of the parameters that are wanted."""
+    def _random_params(self, mesh: Mesh, keep: Callable[[str], bool] = lambda path: True) -> Any:
+        """Initializes the parameters whose paths satisfy `keep`, directly on their shards."""
 
-        def chosen(params: Any) -> Any:
+        def select(params: Any) -> Any:
             flat = layout.flatten(params)
-            return layout.unflatten({path: flat[path] for path in flat if wanted(path)})
+            return layout.unflatten({path: flat[path] for path in flat if keep(path)})
 
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, chosen(self.abstract(mesh)))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, select(self.abstract(mesh)))
 
         @functools.partial(jax.jit, out_shardings=shardings)
         def init(key: jax.Array) -> Any:
-            return chosen(nn.unbox(self._init(key)))
+            return select(nn.unbox(self._init(key)))
 
         return init(jax.random.key(self.seed))
 
@@ -164,10 +169,9 @@ class Student:
 
 
 class NoTokenizer:
-    """In a tokenizer's place where nothing is tokenised: its ids are those of an architecture."""
+    """A placeholder tokenizer for when nothing is tokenized; its ids are the architecture's."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Takes them over."""
         self.pad_token_id, self.eos_token_id = config.pad_token_id, config.eos_token_id
         self._size = config.vocab_size
 
@@ -175,39 +179,40 @@ class NoTokenizer:
         return self._size
 
     def get_vocab(self) -> dict[str, int]:
-        """No token has a name."""
+        """Returns an empty vocabulary."""
         return {}
 
 
 def load_student(
     model: str | Config, seed: int = 0, *, with_tokenizer: bool = True, **changes: Any
 ) -> Student:
-    """Loads architecture and tokenizer; `Student.load` loads the parameters.
+    """Loads a student's architecture and tokenizer; `Student.load` loads the parameters.
 
     Args:
-      model: `student` of a configuration; or a directory in Hugging Face format, an id on the hub
-        or a GGUF file, with the defaults of all other settings.
-      seed: of random values.
-      with_tokenizer: False where nothing is tokenised, as in compiling ahead of time.
-      **changes: keys of `student` in a configuration, in place of its own values. `lora` is a
-        `LoRAConfig`, or None for no adapters.
+      model: the section `student` of a configuration; or a directory in Hugging Face format, a hub
+        id or a GGUF file, with defaults for all other settings.
+      seed: seed of random parameters.
+      with_tokenizer: False if nothing is tokenized, as in ahead-of-time compilation.
+      **changes: overrides of settings of `student`. `lora` is a `LoRAConfig`, or None for no
+        adapters.
 
     Raises:
-      UserError: something cannot be loaded, or the tokenizer has more tokens than the model rows.
+      UserError: loading fails, a setting is invalid, or the tokenizer has more tokens than the
+        embedding table has rows.
     """
     settings = student_settings(model, **changes)
     name, init, dtype, attention = settings.model, settings.init, settings.dtype, settings.attention
-    own = own_family(settings.family)
-    config = hub.load_config(name, own)
-    # A family of one's own may have other names for it, and is then left to XLA.
+    family = own_family(settings.family)
+    config = hub.load_config(name, family)
+    # A custom family may name the head size differently; its attention then uses XLA.
     head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
     if attention == "auto":
         attention = "xla" if head is None else best_attention(dtype, head)
     if attention == "cudnn" and (head is None or not flash_attention_fits(dtype, head)):
         raise UserError(
-            f"student.attention='cudnn' with student.dtype={dtype!r} and heads of {head} on "
-            f"{jax.default_backend()}: flash attention wants bfloat16 and heads of a multiple "
-            "of 8, at most 128, on an NVIDIA GPU; expected auto, xla or blocks."
+            f"student.attention='cudnn' with student.dtype={dtype!r} and head size {head} on "
+            f"{jax.default_backend()}: flash attention requires an NVIDIA GPU, bfloat16 and a head "
+            "size that is a multiple of 8 and at most 128. Set auto, xla or blocks instead."
         )
     if init != "random":
         hub.check_weights(name)
@@ -216,8 +221,8 @@ def load_student(
     if len(loaded) > config.vocab_size:
         raise UserError(
             f"The tokenizer {settings.tokenizer or name!r} has {len(loaded)} tokens, but the model "
-            f"{name!r} has {config.vocab_size} rows (vocab_size in its config.json). Give the "
-            "tokenizer that the model was trained with (student.tokenizer)."
+            f"{name!r} has only {config.vocab_size} embeddings (vocab_size in its config.json). "
+            "Set student.tokenizer to the tokenizer that the model was trained with."
         )
     pad = loaded.pad_token_id
     ids = {"pad_token_id": pad, "eos_token_id": loaded.eos_token_id}
@@ -226,13 +231,13 @@ def load_student(
     config = dataclasses.replace(config, **ids)
     lora = None
     if settings.lora.rank:
-        targets = _targets(settings.lora.targets, config)
+        targets = _resolve_targets(settings.lora.targets, config)
         lora = LoRAConfig(**(settings.lora.to_dict() | {"targets": targets}))
-    whole = lora is None or lora.base_dtype == "float32"
-    module = family_of(config, own).module(
+    is_float32 = lora is None or lora.base_dtype == "float32"
+    module = family_of(config, family).module(
         config,  # pyright: ignore[reportArgumentType]
         dtype=jnp.dtype(dtype),
-        param_dtype=jnp.float32 if whole else jnp.bfloat16,
+        param_dtype=jnp.float32 if is_float32 else jnp.bfloat16,
         remat=settings.remat,
         scan_layers=settings.scan_layers,
         lora=lora,
@@ -242,12 +247,11 @@ def load_student(
 
 
 def student_settings(model: str | Config, **changes: Any) -> Config:
-    """`student` of a configuration, changed; whoever changes that later changes no student.
+    """Returns a locked copy of the settings of `student`, with overrides applied.
 
-    Args are those of `load_student`.
+    Takes the arguments of `load_student`.
     """
-    whole = defaults.get_config()
-    settings = whole.student
+    settings = defaults.get_config().student
     if isinstance(model, str):
         settings.model = model
     else:
@@ -257,20 +261,20 @@ def student_settings(model: str | Config, **changes: Any) -> Config:
         changes["lora"] = {"rank": 0} if lora is None else dataclasses.asdict(lora)
     if unknown := changes.keys() - settings.keys():
         raise UserError(
-            f"A student has no setting {min(unknown)!r}; expected some of {', '.join(settings)}."
+            f"Unknown student setting {min(unknown)!r}. Expected one of {', '.join(settings)}."
         )
     settings.update(changes)
     return settings.lock()
 
 
-def _targets(asked: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
-    """The projections that get adapters; "all-linear", as in PEFT, is all of them."""
-    known = config.names.PROJECTIONS
-    if tuple(asked) == ("all-linear",):
-        return tuple(known)
-    if unknown := [name for name in asked if name not in known]:
+def _resolve_targets(targets: Sequence[str], config: ModelConfig) -> tuple[str, ...]:
+    """Returns the projections that get adapters; "all-linear" means all of them, as in PEFT."""
+    projections = config.names.PROJECTIONS
+    if tuple(targets) == ("all-linear",):
+        return tuple(projections)
+    if unknown := [name for name in targets if name not in projections]:
         raise UserError(
-            f"student.lora.targets={tuple(asked)!r}: the student has no projection {unknown[0]!r}; "
-            f"expected some of {', '.join(known)}, or all-linear."
+            f"student.lora.targets={tuple(targets)!r}: the student has no projection "
+            f"{unknown[0]!r}. Expected some of {', '.join(projections)}, or all-linear."
         )
-    return tuple(asked)
+    return tuple(targets)

@@ -1,6 +1,7 @@
-"""T5 in Flax Linen: v1.0, v1.1 and Flan, for training and for decoding token by token.
+"""T5 in Flax Linen: v1.0, v1.1 and Flan, for training and incremental decoding.
 
-Letters: B batch, S source positions, U target positions, D width of the model, V vocabulary.
+Letters: B batch, S source positions, U target positions, P prefixes, R replaced rows, D model
+width, V vocabulary.
 """
 
 import flax.linen as nn
@@ -13,18 +14,18 @@ from kpod_jax.models.t5_layers import Cache, Stack
 
 
 class T5(nn.Module):
-    """An encoder-decoder.
+    """An encoder-decoder model.
 
     Attributes:
       config: the architecture.
       dtype: of activations and matrix products; softmax and norms are computed in float32.
       param_dtype: of parameters.
-      remat: what is computed anew in the backward pass: "none"; "dots", all but the results of
+      remat: what the backward pass recomputes: "none"; "dots", everything except the outputs of
         projections; "full", everything inside a layer.
-      scan_layers: one compiled layer with stacked parameters (`layers`), which compiles fast;
-        False writes the layers out (`layers_0`, ...), which runs faster where there are few.
+      scan_layers: True scans over stacked parameters (`layers`), which compiles fast; False
+        unrolls the layers (`layers_0`, ...), which runs faster if there are few.
       lora: adapters, or None.
-      attention: "xla", "cudnn", flash attention on a GPU, or "blocks"; see `layers.attend`.
+      attention: "xla", "cudnn" or "blocks"; see `layers.attend`.
     """
 
     config: T5Config
@@ -52,7 +53,7 @@ class T5(nn.Module):
         decoder_input_ids_BxU: jax.Array,
         deterministic: bool = True,
     ) -> jax.Array:
-        """[B, U, D], the decoder's output; see `encode` and `decode`."""
+        """Returns the decoder's output [B, U, D]; see `encode` and `decode`."""
         encoded = self.encode(input_ids_BxS, input_mask_BxS, deterministic=deterministic)
         hidden = self.decode(
             encoded, input_mask_BxS, decoder_input_ids_BxU, deterministic=deterministic
@@ -62,7 +63,7 @@ class T5(nn.Module):
         return hidden
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """[...] int -> [..., D], rows of the table that encoder and decoder share."""
+        """Maps int ids [...] to embeddings [..., D]; encoder and decoder share the table."""
         return self.shared(ids)
 
     def encode(
@@ -74,18 +75,21 @@ class T5(nn.Module):
         causal: bool = False,
         deterministic: bool = True,
     ) -> jax.Array:
-        """[B, S, D] the encoder's output.
+        """Runs the encoder.
 
         Args:
-          input_ids_BxS: int, or None where the embeddings are given.
+          input_ids_BxS: int, or None if the embeddings are given.
           input_mask_BxS: bool, True at tokens, False at padding.
-          embeddings_BxSxD: in place of `embed(input_ids_BxS)`.
-          causal: whether a token sees those before it alone, so that the output at a prefix is what
-            the prefix by itself would give. No T5 is pre-trained so; it has to be fit.
-          deterministic: False drops, with the rng collection "dropout".
+          embeddings_BxSxD: used instead of `embed(input_ids_BxS)`.
+          causal: whether a token sees only itself and earlier tokens, so that the output at a
+            prefix equals that of the prefix alone. No T5 is pre-trained this way: fine-tune it.
+          deterministic: False applies dropout, with the RNG collection "dropout".
+
+        Returns:
+          [B, S, D].
         """
         if (input_ids_BxS is None) == (embeddings_BxSxD is None):
-            raise TypeError("encode takes either input_ids_BxS or embeddings_BxSxD")
+            raise TypeError("Expected exactly one of input_ids_BxS and embeddings_BxSxD.")
         x = self.embed(input_ids_BxS) if embeddings_BxSxD is None else embeddings_BxSxD  # pyright: ignore[reportArgumentType]
         mask = input_mask_BxS[:, None, None, :]
         if causal:
@@ -100,10 +104,10 @@ class T5(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """[B, U, D] the decoder's output, after the final norm and scaled for a tied head."""
+        """Returns the decoder's output [B, U, D], after the final norm, scaled for a tied head."""
         x = self.embed(decoder_input_ids_BxU)
         mask = input_mask_BxS[:, None, None, :]
-        return self._scaled(self.decoder(x, None, encoded_BxSxD, mask, deterministic))
+        return self._scale(self.decoder(x, None, encoded_BxSxD, mask, deterministic))
 
     def decode_prefixes(
         self,
@@ -111,12 +115,15 @@ class T5(nn.Module):
         prefixes_BxPxS: jax.Array,
         decoder_input_ids_BxU: jax.Array,
     ) -> jax.Array:
-        """[B, P, U, D]: `decode` after each of P prefixes of a causally encoded input.
+        """Runs `decode` after each of P prefixes of a causally encoded input.
 
         Args:
-          encoded_BxSxD: from `encode` with `causal`, once for all prefixes.
+          encoded_BxSxD: from `encode` with `causal=True`, shared by all prefixes.
           prefixes_BxPxS: bool, the tokens of each prefix.
           decoder_input_ids_BxU: int, the same after every prefix.
+
+        Returns:
+          [B, P, U, D].
         """
         rows, count, _ = prefixes_BxPxS.shape
         hidden = self.decode(
@@ -127,26 +134,29 @@ class T5(nn.Module):
         return hidden.reshape(rows, count, *hidden.shape[1:])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] from `decode` -> [..., V] float32."""
+        """Maps [..., D] from `decode` to float32 logits [..., V]."""
         if self.config.tie_word_embeddings:
             return self.shared.attend(hidden)
         return self.lm_head(hidden)
 
     def start_cache(self, encoded_BxSxD: jax.Array, length: int) -> Cache:
-        """An empty cache for `length` steps, with the encoder's keys and values.
+        """Returns an empty cache for `length` steps, with the encoder's keys and values.
 
-        Needs `scan_layers=False`: while decoding there is one array a layer, which is updated in
-        place. `unroll` in `models/layout.py` makes the parameters for it.
+        Needs `scan_layers=False`, because decoding updates one array per layer in place. `unroll`
+        in `models/layout.py` converts the parameters.
         """
         return self.decoder.start_cache(encoded_BxSxD, length)
 
     def fill_cache(self, cache: Cache, slots_R: jax.Array, encoded_RxSxD: jax.Array) -> Cache:
-        """The cache with other questions in some rows; `decode_step` hides what these rows held.
+        """Replaces the inputs of some rows; `decode_step` masks what these rows generated before.
 
         Args:
-          cache: of B rows.
-          slots_R: int, the rows; B or more leaves a question out.
-          encoded_RxSxD: from `encode`, of the cache's S.
+          cache: with B rows.
+          slots_R: int, the rows to replace; inputs with a slot of B or more are ignored.
+          encoded_RxSxD: from `encode`, with the cache's S.
+
+        Returns:
+          The updated cache.
         """
         return self.decoder.fill_cache(cache, slots_R, encoded_RxSxD)
 
@@ -158,22 +168,22 @@ class T5(nn.Module):
         input_mask_BxS: jax.Array,
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
-        """One token a row. Rows may have begun at different times.
+        """Decodes one token per row. Rows may have started at different times.
 
         Args:
-          ids_B: int, the decoder's input at the row's position `age_B`.
-          time: scalar int, the number of the step: one more at every call with the same cache.
-          age_B: int, the row's position, from 0, below the cache's length.
+          ids_B: int, the decoder input at each row's position `age_B`.
+          time: scalar int, the step; increases by one with every call on the same cache.
+          age_B: int, each row's position, from 0 to less than the cache's length.
           input_mask_BxS: as in `encode`.
-          cache: from `start_cache`, `fill_cache`, or the step before.
+          cache: from `start_cache`, `fill_cache` or the previous step.
 
         Returns:
-          [B, D], what `decode` has at the rows' positions, and the cache for the next step.
+          [B, D], what `decode` returns at the rows' positions, and the cache for the next step.
         """
         x = self.embed(ids_B)[:, None]
         x, cache = self.decoder.step(x, time, age_B, input_mask_BxS, cache)
-        return self._scaled(x)[:, 0], cache
+        return self._scale(x)[:, 0], cache
 
-    def _scaled(self, hidden: jax.Array) -> jax.Array:
+    def _scale(self, hidden: jax.Array) -> jax.Array:
         scale = self.config.d_model**-0.5 if self.config.tie_word_embeddings else 1.0
         return hidden * scale

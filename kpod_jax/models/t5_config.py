@@ -1,4 +1,4 @@
-"""The T5 family's configuration, as Hugging Face's `config.json` has it."""
+"""The T5 family's configuration, with the keys of Hugging Face's `config.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from kpod_jax.models import t5_names
 from kpod_jax.utils.errors import UserError
 
-# Hugging Face's names of feed_forward_proj, and the activation that each of them means.
+# The activation for each of Hugging Face's values of feed_forward_proj.
 ACTIVATIONS = {
     "relu": "relu",
     "gated-relu": "relu",
@@ -18,27 +18,28 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """A T5's architecture: v1.0 by default; v1.1 and Flan are gated and have a head of their own.
+    """A T5's architecture: v1.0 by default; v1.1 and Flan are gated and have an untied head.
 
     Attributes:
-      names: of the weights, see `families.Family`.
-      architectures: for each model_type, its class in transformers.
+      names: names of the weights; see `families.Family`.
+      architectures: the transformers class of each model_type.
       vocab_size: V, rows of the embedding table.
-      d_model: D, width of the model.
-      d_kv: H, width of a head; heads need not add up to D.
+      d_model: D, model width.
+      d_kv: H, head width; N * H may differ from D.
       d_ff: F, hidden units of the feed-forward layers.
-      num_layers: of the encoder.
-      num_decoder_layers: of the decoder.
+      num_layers: number of encoder layers.
+      num_decoder_layers: number of decoder layers.
       num_heads: N.
-      relative_attention_num_buckets: of the relative position bias.
-      relative_attention_max_distance: positions further apart share a bucket.
-      dropout_rate: of everything that is dropped in training.
+      relative_attention_num_buckets: number of buckets of the relative position bias.
+      relative_attention_max_distance: longer distances share a bucket.
+      dropout_rate: rate of all dropout in training.
       layer_norm_epsilon: added to the mean square.
-      feed_forward_proj: a key of ACTIVATIONS.
-      tie_word_embeddings: the head is the embedding table, and its input is scaled by D ** -0.5.
-      pad_token_id: fills sequences up.
-      eos_token_id: ends them.
-      decoder_start_token_id: what the decoder is given first.
+      feed_forward_proj: a key of `ACTIVATIONS`.
+      tie_word_embeddings: whether the head is the embedding table, with its input scaled by
+        D ** -0.5.
+      pad_token_id: pads sequences.
+      eos_token_id: ends sequences.
+      decoder_start_token_id: the decoder's first input.
     """
 
     names: ClassVar[Any] = t5_names
@@ -63,17 +64,17 @@ class T5Config:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            low = 0 if name.endswith("_token_id") else 1
+            minimum = 0 if name.endswith("_token_id") else 1
             if type(self.__dataclass_fields__[name].default) is int and (
-                type(value) is not int or value < low
+                type(value) is not int or value < minimum
             ):
                 raise UserError(
-                    f"T5 configuration: {name} is {value!r}; expected an integer >= {low}."
+                    f"T5 configuration: {name} is {value!r}; expected an integer >= {minimum}."
                 )
         if self.feed_forward_proj not in ACTIVATIONS:
             raise UserError(
-                f"T5 configuration: feed_forward_proj is {self.feed_forward_proj!r}; supported are "
-                f"{', '.join(ACTIVATIONS)}."
+                f"T5 configuration: feed_forward_proj is {self.feed_forward_proj!r}; expected one "
+                f"of {', '.join(ACTIVATIONS)}."
             )
         if not 0 <= self.dropout_rate < 1:
             raise UserError(
@@ -87,29 +88,29 @@ class T5Config:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "T5Config":
-        """Reads what `config.json` says of the architecture; its other keys are passed over.
+        """Reads the architecture from `config.json`, ignoring its other keys.
 
         Raises:
-          UserError: it is not a T5, or a value is not supported.
+          UserError: the model is not a T5, or a value is not supported.
         """
         if value.get("model_type") != "t5":
             raise UserError(
                 f"model_type is {value.get('model_type')!r}; expected 't5' (v1.0, v1.1, Flan)."
             )
-        known = {
+        fields = {
             field.name: value[field.name]
             for field in dataclasses.fields(cls)
             if value.get(field.name) is not None
         }
-        known.setdefault("num_decoder_layers", known.get("num_layers", cls.num_layers))
-        known.setdefault("decoder_start_token_id", known.get("pad_token_id", cls.pad_token_id))
-        # transformers 5 writes every T5 down as tied; what the head is fed says which one it is.
+        fields.setdefault("num_decoder_layers", fields.get("num_layers", cls.num_layers))
+        fields.setdefault("decoder_start_token_id", fields.get("pad_token_id", cls.pad_token_id))
+        # transformers 5 saves every T5 as tied; scale_decoder_outputs tells which ones really are.
         if "scale_decoder_outputs" in value:
-            known["tie_word_embeddings"] = bool(value["scale_decoder_outputs"])
-        return cls(**known)
+            fields["tie_word_embeddings"] = bool(value["scale_decoder_outputs"])
+        return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
-        """A `config.json` that transformers 4 and 5 and `from_json` read the same."""
+        """Returns a `config.json` that transformers 4 and 5 and `from_json` read the same way."""
         return {
             "architectures": ["T5ForConditionalGeneration"],
             "model_type": "t5",
@@ -147,7 +148,7 @@ _V1_1 = {
 }
 _GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
-# Architectures by their id on the Hugging Face hub, for students that start from random values.
+# Architectures by Hugging Face model id, for randomly initialized students.
 NAMED: dict[str, T5Config] = {
     **{f"{owner}t5-{k}": T5Config(**v) for owner in ("", "google-t5/") for k, v in _V1_0.items()},
     **{

@@ -1,7 +1,7 @@
 """T5's encoder and decoder stacks: layers, attention and feed-forward.
 
-Letters: B batch, S source positions, Q and K lengths of queries and keys, L positions of the
-cache, D width of the model, N heads, H width of a head.
+Letters: B batch, S source positions, Q and K lengths of queries and keys, L cache positions,
+D model width, N heads, H head width.
 """
 
 import functools
@@ -37,15 +37,15 @@ _ACTIVATION = {
 
 
 class LayerCache(NamedTuple):
-    """What one decoder layer keeps while decoding token by token.
+    """The cache of one decoder layer.
 
-    Heads come before positions, so that attention reads the arrays as they lie.
+    Heads come before positions, so that attention reads the arrays without a transpose.
 
     Attributes:
-      key: [B, N, L, H], the keys of the last L steps: those of step t in place t mod L.
-      value: [B, N, L, H].
-      cross_key: [B, N, S, H], of the encoder's output.
-      cross_value: [B, N, S, H].
+      key: [B, N, L, H], the keys of the last L steps; step t is stored at index t mod L.
+      value: [B, N, L, H], the values of the last L steps.
+      cross_key: [B, N, S, H], keys of the encoder's output.
+      cross_value: [B, N, S, H], values of the encoder's output.
     """
 
     key: jax.Array
@@ -54,17 +54,17 @@ class LayerCache(NamedTuple):
     cross_value: jax.Array
 
 
-# One a decoder layer.
+# One `LayerCache` per decoder layer.
 Cache: TypeAlias = tuple[LayerCache, ...]
 
 
 class Stack(nn.Module):
-    """Encoder or decoder: layers, with one relative bias for all of them, and the final norm.
+    """An encoder or decoder: layers with a shared relative bias, and the final norm.
 
-    A call takes x [B, Q, D], a mask that is broadcast to [B, N, Q, Q] or None (bool, True where a
-    query sees a key), for a decoder the encoder's output [B, S, D] and its mask, likewise to
-    [B, N, Q, S], and whether nothing is dropped. It gives [B, Q, D] of the type `dtype`. Its
-    methods for decoding are those of `t5.T5`.
+    A call takes x [B, Q, D]; a bool mask that broadcasts to [B, N, Q, Q], True where a query sees
+    a key, or None; in a decoder, the encoder's output [B, S, D] and its mask, which broadcasts to
+    [B, N, Q, S]; and `deterministic`. It returns [B, Q, D] of `dtype`. For the decoding methods,
+    see `t5.T5`.
     """
 
     config: T5Config
@@ -149,23 +149,23 @@ class Stack(nn.Module):
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
         length, table = cache[0].key.shape[2], self.relative_bias
-        most = self.config.relative_attention_max_distance
-        # Biases by distance, then by place of the key.
-        bias_LxN = table[buckets(-np.arange(length), table.shape[0], False, most)]
+        max_distance = self.config.relative_attention_max_distance
+        # Biases by distance, then by the key's index in the cache.
+        bias_LxN = table[buckets(-np.arange(length), table.shape[0], False, max_distance)]
         distance_L = (time - jnp.arange(length)) % length
         bias = bias_LxN[distance_L].T[None, :, None]
         seen = (distance_L <= age_B[:, None])[:, None, None]
-        place = time % length
+        index = time % length
         encoded_mask = input_mask_BxS[:, None, None, :]
         x, layers = x_Bx1xD, []
         for layer, layer_cache in zip(self.layers, cache, strict=True):  # pyright: ignore[reportArgumentType]
-            x, layer_cache = layer.step(x, place, bias, seen, encoded_mask, layer_cache)
+            x, layer_cache = layer.step(x, index, bias, seen, encoded_mask, layer_cache)
             layers.append(layer_cache)
         return self.final_norm(x), tuple(layers)
 
 
 class _Layer(nn.Module):
-    """Self-attention, cross-attention in a decoder, and feed-forward, each on its normed input."""
+    """Self-attention, in a decoder cross-attention, and feed-forward, all with pre-norms."""
 
     config: T5Config
     dtype: Dtype
@@ -222,14 +222,14 @@ class _Layer(nn.Module):
         )
 
     def _cross_keys_values(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, S, D] -> two of [B, N, S, H]."""
+        """Maps [B, S, D] to keys and values, [B, N, S, H] each."""
         key, value = self.cross_attention.keys_values(encoded, True)
         return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
 
     def step(
         self,
         x: jax.Array,
-        place: jax.Array,
+        index: jax.Array,
         bias: jax.Array,
         seen: jax.Array,
         encoded_mask: jax.Array,
@@ -237,7 +237,7 @@ class _Layer(nn.Module):
     ) -> tuple[jax.Array, LayerCache]:
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
             new = jnp.swapaxes(new, 1, 2)
-            return jax.lax.dynamic_update_slice_in_dim(cached, new, place, axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(cached, new, index, axis=2)
 
         normed = self.self_attention_norm(x)
         new_key, new_value = self.self_attention.keys_values(normed, True)
@@ -249,7 +249,7 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention without 1 / sqrt(H); the initial values of q make up for it."""
+    """Multi-head attention without 1 / sqrt(H), which the initialization of q absorbs."""
 
     config: T5Config
     dtype: Dtype
@@ -269,7 +269,7 @@ class _Attention(nn.Module):
         self.o = Projection(heads, width, ("heads", "kv", "embed"), std, *types)
 
     def keys_values(self, x: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
-        """[B, K, D] -> two of [B, K, N, H]."""
+        """Maps [B, K, D] to keys and values, [B, K, N, H] each."""
         return pin_heads(self.k(x, deterministic)), pin_heads(self.v(x, deterministic))
 
     def __call__(
@@ -282,7 +282,7 @@ class _Attention(nn.Module):
         deterministic: bool,
         is_causal: bool = False,
     ) -> jax.Array:
-        """[B, Q, D] and keys and values [B, K, N, H] -> [B, Q, D]; see `attend`."""
+        """Maps [B, Q, D] to [B, Q, D], given keys and values, [B, K, N, H] each; see `attend`."""
         rate = self.config.dropout_rate
         drop = None
         if not deterministic and rate > 0:
@@ -308,7 +308,7 @@ class _Attention(nn.Module):
         bias: jax.Array | None,
         mask: jax.Array,
     ) -> jax.Array:
-        """[B, 1, D] and a cache's [B, N, K, H] -> [B, 1, D]."""
+        """Maps [B, 1, D] to [B, 1, D], given the cache's keys and values, [B, N, K, H] each."""
         result = attend_cache(pin_heads(self.q(x, True)), keys, values, bias, mask)
         return self.o(pin_heads(result), True)
 
@@ -323,14 +323,16 @@ class _FeedForward(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         c = self.config
 
-        def into(name: str) -> jax.Array:
+        def project(name: str) -> jax.Array:
             std, axes = c.d_model**-0.5, ("embed", "mlp")
             layer = Projection((c.d_model,), (c.d_ff,), axes, std, *types, name=name)
             return constrain(layer(x, deterministic), "batch", "length", "mlp")
 
         types = (self.dtype, self.param_dtype, self.lora)
         activation = _ACTIVATION[ACTIVATIONS[c.feed_forward_proj]]
-        hidden = activation(into("wi_0")) * into("wi_1") if c.gated else activation(into("wi"))
+        hidden = (
+            activation(project("wi_0")) * project("wi_1") if c.gated else activation(project("wi"))
+        )
         hidden = dropout(self, hidden, c.dropout_rate, deterministic)
         out = Projection((c.d_ff,), (c.d_model,), ("mlp", "embed"), c.d_ff**-0.5, *types, name="wo")
         return out(hidden, deterministic)

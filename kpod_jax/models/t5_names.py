@@ -1,6 +1,6 @@
-"""How Hugging Face names T5's weights, and which sizes of the configuration shape them.
+"""Hugging Face's names of T5's weights, and the configuration keys of their shapes.
 
-In parameter paths, `layers_3` is a layer written out and `layers` all of them stacked.
+In parameter paths, `layers_3` is one unrolled layer, and `layers` holds all layers stacked.
 """
 
 _SUBLAYERS = {
@@ -12,7 +12,7 @@ _SUBLAYERS = {
     },
 }
 _HEADS = "num_heads x d_kv"
-# The keys of config.json that make the dimensions of a weight, as Hugging Face stores it.
+# The keys of config.json that give the dimensions of each weight in Hugging Face's layout.
 _KEYS = {
     "embedding": ("vocab_size", "d_model"),
     "lm_head": ("vocab_size", "d_model"),
@@ -23,23 +23,23 @@ _KEYS = {
     **dict.fromkeys(("wi", "wi_0", "wi_1"), ("d_ff", "d_model")),
     "wo": ("d_model", "d_ff"),
 }
-# What Hugging Face calls the projections, which adapters can be put on.
+# Hugging Face's names of the projections, which can have adapters.
 PROJECTIONS = {name: name for name in ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")}
 EMBEDDING = "shared.weight"
-# The keys of config.json that decide which weights there are.
+# The keys of config.json that determine which weights exist.
 DECIDING = "num_layers, num_decoder_layers, feed_forward_proj or tie_word_embeddings"
-# Copies of the embedding table that some files hold besides.
+# Copies of the embedding table in some checkpoints.
 COPIES = frozenset({"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"})
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def unused(names: set[str]) -> set[str]:
-    """Weights that some files hold and no T5 reads."""
+    """Returns weights in some checkpoints that no T5 uses."""
     return names & {_UNUSED}
 
 
 def hf_name(path: str, layer: int = 0) -> str:
-    """Hugging Face's name of a parameter; of a stacked one, that of its layer `layer`."""
+    """Returns a parameter's Hugging Face name; `layer` selects a layer of a stacked parameter."""
     if path == "shared/embedding":
         return EMBEDDING
     if path == "lm_head/kernel":
@@ -57,6 +57,6 @@ def hf_name(path: str, layer: int = 0) -> str:
 
 
 def hf_keys(path: str) -> tuple[str, ...]:
-    """The configuration's key of each dimension, outputs first; "a x b" is a product of two."""
+    """Returns each dimension's configuration key, outputs first; "a x b" means a product."""
     parts = path.split("/")
     return _KEYS[parts[-2] if parts[-1] == "kernel" else parts[-1]]

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory or a GGUF file, and what is said if they do not fit."""
+"""Reads the tensors of a Hugging Face directory or GGUF file, and checks names and shapes."""
 
 import json
 import pathlib
@@ -14,80 +14,88 @@ from kpod_jax.utils.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_FITTING = "Give the config.json that the weights belong to."
-_RANDOM = "set student.init=random to start from random values"
+_FIX_CONFIG = "Use the config.json that belongs to the weights"
+_RANDOM = "set student.init=random to initialize the student randomly"
 
 
 class Tensors:
-    """The tensors of a directory, in one file or several, or of a GGUF file, one at a time."""
+    """The tensors of a Hugging Face directory or GGUF file, read one at a time."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
         self._gguf = GGUFFile(directory) if directory.suffix == ".gguf" else None
         if self._gguf is not None:
-            where = dict.fromkeys(self._gguf.names, directory.name)
+            weight_map = dict.fromkeys(self._gguf.names, directory.name)
         elif (directory / WEIGHTS).is_file():
             with self._open(WEIGHTS) as file:
-                where = dict.fromkeys(file.keys(), WEIGHTS)
+                weight_map = dict.fromkeys(file.keys(), WEIGHTS)
         elif (directory / INDEX).is_file():
-            where = files.read_json(directory / INDEX)["weight_map"]
+            weight_map = files.read_json(directory / INDEX)["weight_map"]
         else:
-            reason = f"neither {WEIGHTS} nor {INDEX} is there"
+            reason = f"neither {WEIGHTS} nor {INDEX} exists"
             if pickled := sorted(directory.glob("pytorch_model*.bin")):
-                reason = f"{pickled[0].name} is a pickle, which can run code and is never read"
+                reason = f"{pickled[0].name} is a pickle, which can run code and is never loaded"
             raise UserError(
                 f"{directory} has no weights: {reason}. Give a directory with safetensors "
-                f"(transformers' save_pretrained writes them), or {_RANDOM}."
+                f"(written by transformers' save_pretrained), or {_RANDOM}."
             )
-        # Names in the index are of files beside it, wherever they claim to be.
-        self._where = {name: pathlib.PurePath(file).name for name, file in where.items()}
-        self.names = set(self._where)
+        # Ignore directories in the index: shards are always next to it.
+        self._files = {name: pathlib.PurePath(file).name for name, file in weight_map.items()}
+        self.names = set(self._files)
 
     def check_names(self, expected: set[str], config: ModelConfig) -> None:
-        """Refuses directories that have weights too few or too many."""
+        """Checks that the expected weights, and no others, exist.
+
+        Raises:
+          UserError: a weight is missing or unexpected, or weights that should be tied differ.
+        """
         names = config.names
         keys = names.DECIDING
         if missing := sorted(expected - self.names):
             raise UserError(
-                f"{self.directory} lacks {_some(missing)}, which its config.json wants ({keys}). "
-                f"{_FITTING[:-1]}, or {_RANDOM}."
+                f"{self.directory} lacks {_summarize(missing)}, which its config.json requires "
+                f"({keys}). {_FIX_CONFIG}, or {_RANDOM}."
             )
         extra = self.names - expected - names.unused(self.names)
         copies = names.COPIES | ({"lm_head.weight"} if config.tie_word_embeddings else set())
         for name in sorted(extra & copies):
             if not np.array_equal(self._get(name), self._get(names.EMBEDDING)):
                 raise UserError(
-                    f"{self.directory}: {name} differs from {names.EMBEDDING}, but its config.json "
-                    f"says that they are one (tie_word_embeddings). {_FITTING}"
+                    f"{self.directory}: {name} differs from {names.EMBEDDING}, but config.json "
+                    f"says that they are tied (tie_word_embeddings). {_FIX_CONFIG}."
                 )
         if unexpected := sorted(extra - copies):
             raise UserError(
-                f"{self.directory} holds {_some(unexpected)}, which its config.json has no place "
-                f"for ({keys}). {_FITTING}"
+                f"{self.directory} has {_summarize(unexpected)}, which its config.json does not "
+                f"expect ({keys}). {_FIX_CONFIG}."
             )
 
     def read(self, name: str, path: str, config: ModelConfig) -> np.ndarray:
-        """The tensor `name` of the parameter `path`, whose shape is checked."""
+        """Reads tensor `name` of parameter `path`.
+
+        Raises:
+          UserError: its shape does not match the configuration.
+        """
         tensor, shape = self._get(name), hf_shape(path, config)
         if tensor.shape != shape:
             keys = [
                 f"{key}={size}"
-                for key, size, found in zip(
+                for key, size, actual in zip(
                     config.names.hf_keys(path), shape, tensor.shape, strict=False
                 )
-                if size != found
+                if size != actual
             ]
             raise UserError(
                 f"{self.directory}: the weight {name} has shape {list(tensor.shape)}, but its "
-                f"config.json makes it {list(shape)} (by {' and '.join(keys) or 'its rank'}). "
-                f"{_FITTING}"
+                f"config.json requires {list(shape)} ({' and '.join(keys) or 'different rank'}). "
+                f"{_FIX_CONFIG}."
             )
         return tensor
 
     def _get(self, name: str) -> np.ndarray:
         if self._gguf is not None:
             return self._gguf.get(name)
-        with self._open(self._where[name]) as file:
+        with self._open(self._files[name]) as file:
             return file.get_tensor(name)
 
     def _open(self, name: str) -> Any:
@@ -95,10 +103,10 @@ class Tensors:
         try:
             return safetensors.safe_open(path, framework="np")
         except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
-            raise UserError(f"Cannot read {path}: {error}. Fetch or copy it again.") from error
+            raise UserError(f"Cannot read {path}: {error}. Download or copy it again.") from error
 
 
-def _some(names: list[str]) -> str:
-    """The first name, and how many there are besides."""
-    further = f" and {len(names) - 1} further weights" if len(names) > 1 else ""
-    return f"the weight {names[0]}{further}"
+def _summarize(names: list[str]) -> str:
+    """Returns the first name and the number of others."""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"the weight {names[0]}{others}"

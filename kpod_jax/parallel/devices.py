@@ -1,9 +1,9 @@
-"""What accelerators can do at best, by the name that JAX gives them.
+"""Peak performance of accelerators, by JAX's name for the device.
 
-Sources, the vendors' public specifications: Google Cloud's pages "TPU v3", "TPU v4", "TPU v5e",
+Sources are the vendors' public specifications: Google Cloud's pages "TPU v3", "TPU v4", "TPU v5e",
 "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs); for the links of TPU v3, Jouppi et al., "TPU
-v4", ISCA 2023, table 4; NVIDIA's data sheets of A100, H100 and H200 (nvidia.com/en-us/data-center),
-whose rates of tensor cores are taken without sparsity.
+v4", ISCA 2023, table 4; and NVIDIA's data sheets for A100, H100 and H200
+(nvidia.com/en-us/data-center), with tensor core rates without sparsity.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ _GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Peaks of one `jax.Device`: a chip, or a core of TPU v3, of which a chip has two.
+    """Peak performance of one `jax.Device`: a chip, or one of the two cores of a TPU v3 chip.
 
     Attributes:
-      peak_flops: of matrix products, bfloat16 factors, float32 sums; FLOP/s.
-      hbm_bytes: of memory.
-      hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s that it can send to other devices of its slice or node, over all of
-        its links (ICI, NVLink), in one direction.
+      peak_flops: FLOP/s of matrix products with bfloat16 factors and float32 sums.
+      hbm_bytes: memory size.
+      hbm_bandwidth: memory bandwidth, bytes/s.
+      link_bandwidth: one-way bytes/s to other devices of its slice or node, over all of its links
+        (ICI, NVLink).
     """
 
     peak_flops: float
@@ -49,5 +49,5 @@ DEVICES = {
 
 
 def lookup(kind: str) -> Device | None:
-    """The peaks of a `jax.Device.device_kind`; None where they are not known, as of a CPU."""
+    """Returns the peaks of a `jax.Device.device_kind`, or None if unknown, as for a CPU."""
     return DEVICES.get(kind)

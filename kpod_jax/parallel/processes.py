@@ -1,8 +1,8 @@
-"""The processes of a run: how they find each other, who writes, and how they are told to end.
+"""The processes of a run: how they connect, which one writes files, and how they are preempted.
 
-A run is one program in one process or in many, each with devices of its own. All of them go through
-the same stages; the first alone writes files, which the others read. So the work directory must be
-one that all of them see.
+A run is one program in one or more processes, each with separate devices. All processes go through
+the same stages. Only the first one writes files, and the others read them, so the work directory
+must be visible to all of them.
 """
 
 import contextlib
@@ -18,38 +18,39 @@ from jax.experimental import multihost_utils
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
-# What the shell and schedulers call "ended by SIGTERM". The same command goes on from there.
+# The exit code for "ended by SIGTERM" in shells and schedulers. The same command resumes the run.
 EXIT_PREEMPTED = 128 + signal.SIGTERM
-# Calls of `reached_preemption_sync_point`, which wants numbers that only rise.
+# Numbers for `reached_preemption_sync_point`, which must increase with every call.
 _CALLS = itertools.count()
 
 
 class Preempted(BaseException):
-    """The run was told to end, and can be gone on with. No `except Exception` keeps it."""
+    """A request to end the run, which can be resumed. Not caught by `except Exception`."""
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the run's other processes; call it before anything is put on a device.
+    """Joins the other processes of the run; call it before using any device.
 
-    On Cloud TPU (VM slices and GKE), in a SLURM step and under Open MPI all is found out by JAX.
+    On Cloud TPU (VM slices and GKE), in a SLURM step and under Open MPI, JAX detects all settings.
 
     Args:
-      coordinator: "HOST:PORT" of the first process, by hand; "off" looks for no others.
-      num_processes: of all, with a coordinator.
-      process_id: of this one, from 0, with a coordinator.
+      coordinator: "HOST:PORT" of the first process, to connect manually; "" detects other
+        processes; "off" runs without others.
+      num_processes: number of processes, given with a coordinator.
+      process_id: number of this process, from 0, given with a coordinator.
 
     Raises:
-      UserError: a flag is missing or wrong, or the others cannot be reached.
+      UserError: a flag is missing or invalid, or the other processes cannot be reached.
     """
-    given = num_processes or process_id >= 0
-    if coordinator in ("", "off") and given:
+    needs_coordinator = num_processes or process_id >= 0
+    if coordinator in ("", "off") and needs_coordinator:
         raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT.")
     if coordinator == "off":
         return
     if coordinator and not 0 <= process_id < num_processes:
         raise UserError(
             f"--coordinator={coordinator} with --num_processes={num_processes} and --process_id="
-            f"{process_id}: expected the number of all processes, and this one's, from 0."
+            f"{process_id}: expected 0 <= process_id < num_processes."
         )
     options = {}
     if coordinator:
@@ -60,39 +61,40 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
         }
     try:
         jax.distributed.initialize(**options)
-    except ValueError as error:  # What it says where nothing tells of other processes.
+    except ValueError as error:  # Without a coordinator: JAX detected no other processes.
         if coordinator:
             raise UserError(f"--coordinator={coordinator}: {error}") from error
         return
-    except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
+    except RuntimeError as error:  # Includes jax.errors.JaxRuntimeError.
         raise UserError(
             f"This process cannot join the others: {error}\nStart all of them at about the same "
-            "time, see that the first one's port can be reached, or run one process alone with "
-            "--coordinator=off."
+            "time and make sure that the first one's port is reachable, or run a single process "
+            "with --coordinator=off."
         ) from error
     files.set_writer(jax.process_index() == 0)
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come here."""
+    """Waits until all processes have reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def log(line: str) -> None:
-    """Prints a line for the user, once for all processes."""
+    """Prints a line for the user, in the first process only."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 def first_alone(work: Callable[[], str]) -> str:
-    """Does work of the host in the first process, while the others wait.
+    """Runs `work`, which uses only the host, in the first process while the others wait.
 
     Returns:
-      What the work returns; in other processes "".
+      The result of `work` in the first process, "" in the others.
 
     Raises:
-      UserError: as the work does; the others are told that it did.
+      Exception: whatever `work` raises, in the first process.
+      UserError: in the other processes, if `work` failed.
     """
     result, error = "", None
     if jax.process_index() == 0:
@@ -103,7 +105,7 @@ def first_alone(work: Callable[[], str]) -> str:
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
         if failed and error is None:
-            raise UserError("The first process has stopped; its message says why.")
+            raise UserError("The first process failed; see its error message.")
     if error is not None:
         raise error
     return result
@@ -111,30 +113,31 @@ def first_alone(work: Callable[[], str]) -> str:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
-    """Lets a loop end well: inside, SIGTERM is only noted.
+    """Lets a loop finish its step on SIGTERM: inside the block, the signal is only recorded.
 
     Yields:
-      A function to be called after every step, in all processes as often: whether to save and raise
-      `Preempted` now. It says so in all processes after the same step, whichever of them was told.
+      A function that returns whether to save and raise `Preempted` now. All processes must call it
+      after every step; it returns True in all of them after the same step, whichever process got
+      the signal.
     """
-    if jax.process_count() > 1:  # JAX's own handler has passed the word on to all of them.
+    if jax.process_count() > 1:  # JAX's handler forwards the signal to all processes.
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_CALLS))
         return
-    told = threading.Event()
+    received = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield told.is_set
+        yield received.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    previous_handler = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield told.is_set
+        yield received.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 def raise_on_sigterm() -> None:
-    """Makes SIGTERM raise `Preempted`, wherever the program is, but for loops that are `listening`.
+    """Makes SIGTERM raise `Preempted` anywhere except inside `listening`.
 
-    With several processes it is left to JAX, which has to pass the word on.
+    With several processes, JAX keeps handling the signal, since it has to forward it.
     """
 
     def handle(*_: object) -> None:

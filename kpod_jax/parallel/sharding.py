@@ -1,7 +1,7 @@
-"""Where arrays live: the mesh, the rules from logical axes to it, and placement.
+"""The device mesh, the rules that map logical axes to it, and the placement of arrays.
 
-Modules name the axes of their arrays by meaning ("embed", "heads", "batch", ...); `RULES` say over
-which axes of the mesh each of them is split. The same program runs on one device and on many.
+Modules give their arrays logical axis names ("embed", "heads", "batch", ...), and `RULES` maps
+these to mesh axes. The same program runs on one device and on many.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ MESH_AXES = ("data", "fsdp", "tensor")
 Axes = str | tuple[str, ...] | None
 
 # The mesh axes that each logical axis is split over; None keeps it whole. The batch is split over
-# `data` and `fsdp`, parameters over `fsdp` (gathered where they are used), and heads, hidden units
-# and vocabulary over `tensor`, as Megatron does.
+# `data` and `fsdp`; parameters over `fsdp`, gathered when used; and heads, hidden units and
+# vocabulary over `tensor`, as in Megatron.
 RULES: Mapping[str, Axes] = {
     "batch": ("data", "fsdp"),
-    "batch_lookup": "data",  # While vectors are taken from a table that is split over `embed`.
+    "batch_lookup": "data",  # During lookup in a table that is split over `embed`.
     "length": None,
     "embed_activation": None,
     "vocab": "tensor",
@@ -40,28 +40,30 @@ RULES: Mapping[str, Axes] = {
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh of all devices with the axes "data", "fsdp" and "tensor".
+    """Creates a mesh of the devices with the axes "data", "fsdp" and "tensor".
+
+    One of the sizes may be -1, which stands for all remaining devices.
 
     Args:
-      data: devices that hold copies of the parameters; -1 takes what the others leave.
-      fsdp: devices that parameters and optimiser state are split over; likewise.
-      tensor: devices that heads, hidden units and vocabulary are split over; likewise.
-      devices: default all devices of all processes.
+      data: number of replicas of the parameters.
+      fsdp: number of devices that parameters and optimizer state are split over.
+      tensor: number of devices that heads, hidden units and vocabulary are split over.
+      devices: all devices of all processes by default.
 
     Raises:
-      UserError: the numbers do not multiply to the number of devices.
+      UserError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
-    asked = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if sizes.count(-1) > 1 or known < 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"{asked}: expected positive numbers, or one of them -1.")
+    settings = "mesh.data={}, mesh.fsdp={}, mesh.tensor={}".format(*sizes)
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) > 1 or fixed < 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{settings}: expected positive numbers; one of them may be -1.")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // known
+        sizes[sizes.index(-1)] = len(devices) // fixed
     if np.prod(sizes) != len(devices):
         raise UserError(
-            f"{asked} do not multiply to the {len(devices)} devices that there are "
+            f"{settings}: expected a product of {len(devices)}, the number of devices "
             f"({devices[0].platform}). Set one of them to -1, or choose divisors."
         )
     return jax.make_mesh(sizes, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
@@ -69,17 +71,17 @@ def make_mesh(
 
 @contextlib.contextmanager
 def use(mesh: Mesh) -> Iterator[Mesh]:
-    """Pins activations to `mesh` in everything that is traced inside the block.
+    """Pins the sharding of activations on `mesh` in all functions traced inside the block.
 
-    Enter it around calls of jitted functions; without it they compute the same, but how activations
-    are split is left to the compiler, which may gather a whole batch.
+    Call jitted functions inside it. Without it, results are the same, but the compiler chooses how
+    to split activations and may gather a whole batch.
     """
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
         yield mesh
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins a traced array by the logical names of its axes; outside of `use` it does nothing."""
+    """Pins the sharding of a traced array by logical axis names; does nothing outside `use`."""
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if mesh.empty or not rules:
         return array
@@ -88,19 +90,19 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def platform() -> str:
-    """Of the devices that a step is traced for: those of `use`, else this process's."""
+    """Returns the platform that is traced for: that of `use`, or this process's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def on_one_cpu() -> bool:
-    """Whether what is traced is for a single CPU device, as far as `use` says."""
+    """Returns whether the current trace is for a single CPU device, judging by `use`."""
     mesh = jax.sharding.get_abstract_mesh()
     return platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def rows_of_a_device(rows: int) -> int:
-    """How many of a traced batch's rows `constrain` puts on a device; outside of `use` all."""
+    """Returns how many rows of a traced batch `constrain` puts on a device; all outside `use`."""
     mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
     if mesh.empty or not rules:
         return rows
@@ -111,16 +113,16 @@ def rows_of_a_device(rows: int) -> int:
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """The sharding of every parameter.
+    """Returns the sharding of every parameter.
 
     Args:
-      boxed: parameters, concrete or abstract, in the boxes of `nn.with_logical_partitioning`; a
-        leaf without a box is replicated.
+      boxed: parameters, concrete or abstract, in the boxes of `nn.with_logical_partitioning`;
+        unboxed leaves are replicated.
       mesh: from `make_mesh`.
 
     Returns:
-      The same tree, unboxed, of `NamedSharding`. A dimension that the mesh axes do not divide is
-      kept whole.
+      The same tree, unboxed, of `NamedSharding`. Dimensions that their mesh axes do not divide
+      evenly are not split.
     """
 
     def sharding(leaf: Any) -> NamedSharding:
@@ -132,38 +134,42 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the first dimension of a batch's arrays over "data" and "fsdp"."""
+    """Returns the sharding of a batch's arrays: rows split over "data" and "fsdp"."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding that puts a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def row_parts(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are split into."""
+    """Returns the number of parts that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def host_part(mesh: Mesh) -> tuple[int, int]:
-    """Which of how many equal parts of a batch's rows this process's devices hold.
+    """Returns this process's part of a batch's rows, as (index, number of equal parts).
 
-    Where the mesh lays the rows out otherwise, the part is the whole.
+    Returns (0, 1), the whole batch, if the mesh does not give each process one contiguous part.
     """
     parts = row_parts(mesh)
-    where = batch_sharding(mesh).addressable_devices_indices_map((parts,))
-    rows = sorted({index[0].start or 0 for index in where.values() if index is not None})
+    indices = batch_sharding(mesh).addressable_devices_indices_map((parts,))
+    rows = sorted({index[0].start or 0 for index in indices.values() if index is not None})
     size = len(rows)
     whole = rows != list(range(rows[0], rows[0] + size)) or rows[0] % size or parts % size
     return (0, 1) if whole else (rows[0] // size, parts // size)
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a tree of NumPy arrays [rows of this process's `host_part`, ...] on the mesh, by rows.
+    """Places a batch on the mesh, split by rows.
+
+    Args:
+      batch: tree of NumPy arrays [rows of this process's `host_part`, ...].
+      mesh: from `make_mesh`.
 
     Raises:
-      UserError: the devices do not divide the rows.
+      UserError: the rows cannot be split evenly over the devices.
     """
     sharding = batch_sharding(mesh)
     number, count = host_part(mesh)
@@ -182,31 +188,31 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def place_whole(tree: Any, mesh: Mesh) -> Any:
-    """Puts a tree of NumPy arrays, which every process has in full, on the mesh.
+    """Places a tree of NumPy arrays, which every process has in full, on the mesh.
 
-    Rows are split as a batch's are, where the devices divide them; else all have a whole copy.
+    Rows are split like those of a batch if they divide evenly; otherwise the array is replicated.
     """
 
     def place(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
-        where = whole_sharding(array.shape, mesh)
-        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+        sharding = whole_sharding(array.shape, mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(place, tree)
 
 
 def whole_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Where `place_whole` puts an array of a shape."""
+    """Returns the sharding that `place_whole` gives an array of this shape."""
     parts = row_parts(mesh)
     splits = len(shape) > 0 and shape[0] % parts == 0
     return batch_sharding(mesh) if splits else replicated(mesh)
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:
-    """Looks whether a batch can be placed.
+    """Checks that a batch can be placed.
 
     Raises:
-      UserError: the devices do not divide its rows.
+      UserError: its rows cannot be split evenly over the devices.
     """
     parts = row_parts(mesh)
     if rows % parts:
@@ -223,16 +229,16 @@ def _spec(
     mesh_shape: Mapping[str, int],
     rules: Mapping[str, Axes],
 ) -> PartitionSpec:
-    """Each dimension's mesh axes: as the rules say, where they divide it and are not taken yet."""
+    """Maps dimensions to mesh axes by the rules, if these divide them and are not yet used."""
     entries: list[Axes] = []
-    taken: set[str] = set()
+    used: set[str] = set()
     for axis, size in zip(axes, shape, strict=False):
         over = (rules[axis] if axis is not None else None) or ()
         over = (over,) if isinstance(over, str) else tuple(over)
         parts = int(np.prod([mesh_shape[name] for name in over]))
-        if parts == 1 or size % parts or taken.intersection(over):
+        if parts == 1 or size % parts or used.intersection(over):
             entries.append(None)
         else:
-            taken.update(over)
+            used.update(over)
             entries.append(over[0] if len(over) == 1 else over)  # pyright: ignore
     return PartitionSpec(*entries)

@@ -1,8 +1,8 @@
-r"""Makes the two small models that the built-in task ships with.
+r"""Pre-trains the two small models that ship with the built-in task.
 
     python -m kpod_jax.pretrain --what=student --output=kpod_jax/assets/tiny_t5
     python -m kpod_jax.pretrain --what=answerer --output=kpod_jax/assets/tiny_answerer
 
-`student.py` says what the student learns, `answerer.py` what the answerer of the token weighting
-does. Both learn from problems of the task's "fresh" split, which shares no question with others.
+`student.py` describes the training of the student, `answerer.py` that of the answerer of the token
+weighting. Both use the task's "fresh" split, which shares no question with the other splits.
 """

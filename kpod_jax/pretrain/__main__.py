@@ -1,4 +1,4 @@
-"""The command of this package; see its first lines."""
+"""Command-line entry point; see the package docstring."""
 
 from absl import app, flags, logging
 
@@ -6,18 +6,18 @@ from kpod_jax.models import hub
 from kpod_jax.pretrain import answerer, student
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write the model to.", required=True)
-_WHAT = flags.DEFINE_enum("what", "student", ["student", "answerer"], "What to make.")
+_WHAT = flags.DEFINE_enum("what", "student", ["student", "answerer"], "Model to train.")
 _STUDENT = flags.DEFINE_string(
-    "student", "kpod_jax/assets/tiny_t5", "Directory whose tokenizer the answerer has."
+    "student", "kpod_jax/assets/tiny_t5", "Student directory; its tokenizer is the answerer's."
 )
-_SCALE = flags.DEFINE_float("scale", 1.0, "Scales the number of steps, for a quick try.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
+_SCALE = flags.DEFINE_float("scale", 1.0, "Scales the number of steps, for a quick test.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
 
 
 def main(argv: list[str]) -> None:
-    """Makes a model and writes it, with its tokenizer, in Hugging Face's format."""
+    """Trains a model and writes it, with its tokenizer, in Hugging Face format."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
     seed, scale = _SEED.value, _SCALE.value
     if _WHAT.value == "answerer":

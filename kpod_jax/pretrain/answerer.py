@@ -1,21 +1,22 @@
-"""The answerer of the token weighting: decoder-only, it calculates, reads on, and bears masks.
+"""The answerer of the token weighting: a decoder that calculates and tolerates masked tokens.
 
-What masks can be learned from is what an answerer does with a prefix that is cut anywhere. One that
-only copies the last result makes results alone worth keeping; operands and operators are worth
-something to one that works the answer out before it is written. So it learns three things at once,
-on the student's tokens:
+Masks are learned from the answerer's loss after prefixes of any length. If it can only copy the
+last result, then only results are worth keeping. If it can calculate the answer before it is
+written, then operands and operators are worth keeping, too. So it trains on three losses at once,
+with the student's tokenizer:
 
-- running text: every next token of a rationale, which holds every result behind its operation;
-- operations: the results of equations, all that rationales can hold, one as often as the other;
-- answers: at prefixes of rationales, tokens of half of them masked, all prefixes in one pass.
+- text: every next token of a rationale, in which each result follows its operation;
+- operations: the results of all equations that can occur in rationales, equally often;
+- answers: after prefixes of rationales, half of them with masked tokens, all prefixes in one pass.
 
-The last after questions of OTHER problems. One that sees the right ones soon works the answer out
-from them alone, and then a rationale is worth nothing to it (held out, 1.8 nats with all of it
-masked, 1.9 after a prefix): the paper's answerer cannot do that, and ours is not to learn it.
+The answers follow questions of OTHER problems. With the right questions, the model soon calculates
+the answer from them alone, and rationales become worthless to it (held-out loss: 1.8 nats with the
+whole rationale masked, 1.9 after a prefix). The paper's answerer cannot do that, and this one must
+not learn it.
 
-Prefixes are any as often as they are chosen for their place: a model that saw whole ones alone
-would be sure of itself where nothing can be known yet. Last comes what is hardest to learn and
-worth most to operands: to answer where the last result is the next token.
+About half of the prefixes have random lengths: a model trained only on whole rationales would be
+overconfident where the answer cannot be known yet. The final phase trains the hardest case, which
+makes operands most valuable: answering when the last result is the next token.
 """
 
 import dataclasses
@@ -52,33 +53,33 @@ _ARCHITECTURE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
 }
-# Steps with prefixes of all kinds, then with prefixes drawn evenly, then with many that end right
-# before the last result, and their learning rates.
+# Steps and learning rates of the three phases: all kinds of prefixes, uniformly drawn prefixes, and
+# many prefixes that end right before the last result.
 _STEPS, _LEARNING_RATE = 1680, 2e-3
 _EVEN_STEPS, _EVEN_LEARNING_RATE = 490, 5e-4
 _CUT_STEPS, _CUT_LEARNING_RATE = 600, 1e-3
 _PROBLEMS, _ROWS, _PREFIXES = 40000, 16, 8
-# Tokens of a question, a rationale and an answer with its end.
+# Tokens of a question, a rationale, and an answer with EOS.
 _QUESTION, _RATIONALE, _ANSWER = 72, 112, 2
 _OF_QUESTION = ("question", "question_mask")
-# Rows of equations, and equations of a row.
+# Rows of equations, and equations per row.
 _EQUATION_ROWS, _EQUATIONS = 8, 12
-# The last tokens of a rationale, in which a prefix may end right before the last result.
+# Length of a rationale's end, in which a quarter of the prefixes stop.
 _LAST = 24
 
 
 def train_answerer(
     directory: str, *, scale: float, seed: int
 ) -> tuple[LlamaConfig, dict, transformers.PreTrainedTokenizerFast]:
-    """Trains an answerer from random values.
+    """Trains an answerer from scratch.
 
     Args:
-      directory: of the student, whose tokenizer it has.
-      scale: of the number of steps.
-      seed: of everything random.
+      directory: directory of the student, whose tokenizer is used.
+      scale: factor on the number of steps.
+      seed: random seed.
 
     Returns:
-      Its configuration, parameters and tokenizer.
+      Configuration, parameters and tokenizer of the answerer.
     """
     tokenizer: Any = load_tokenizer(directory)
     config = LlamaConfig(
@@ -111,7 +112,7 @@ def train_answerer(
     equations = Equations(tokenizer)
 
     def train(params: Any, rate: optax.Schedule, phases: list[int]) -> Any:
-        """From parameters to those after as many steps as there are phases, one for each."""
+        """Trains for one step per element of `phases`, which is the phase of that step."""
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -135,7 +136,7 @@ def train_answerer(
                 means = {
                     name: round(float(total) / (step % 100 + 1), 3) for name, total in sums.items()
                 }
-                logging.info("step %d of %d, nats: %s", step + 1, len(phases), means)
+                logging.info("step %d of %d, loss in nats: %s", step + 1, len(phases), means)
                 sums = None
         return params
 
@@ -146,12 +147,12 @@ def train_answerer(
     gap = learn.measure_gap(masks, params, held_out, 64)
     means = {kind: round(float(gap[kind]), 2) for kind in ("none_masked", "all_masked")}
     tenths = [round(value, 2) for value in gap["by_prefix"]["none_masked"]]
-    logging.info("held out, nats: %s, of prefixes by tenths %s", means, tenths)
+    logging.info("held-out loss in nats: %s; by tenth of the prefix: %s", means, tenths)
     return config, params, tokenizer
 
 
 def _problems(split: str, count: int, tokenizer: Any, seed: int) -> AnswererBatch:
-    """Problems of one width; the few with longer questions or rationales are left out."""
+    """Returns problems of one shape, without the few that exceed it."""
     student = defaults.get_config().student
     tokenized, _ = tokens.tokenize(
         arithmetic.generate(split, count, seed),
@@ -161,26 +162,26 @@ def _problems(split: str, count: int, tokenizer: Any, seed: int) -> AnswererBatc
         max_question_tokens=128,
         max_target_tokens=192,
     )
-    found = make_answerer_batch(tokenized, tokenizer.pad_token_id)
-    short = ~found.question_mask[:, :-_QUESTION].any(axis=1)
-    short &= ~found.rationale_mask[:, _RATIONALE:].any(axis=1)
-    found = jax.tree.map(lambda array: array[np.asarray(short)], found)
-    return found.replace(
-        question=found.question[:, -_QUESTION:],
-        question_mask=found.question_mask[:, -_QUESTION:],
-        rationale=found.rationale[:, :_RATIONALE],
-        rationale_mask=found.rationale_mask[:, :_RATIONALE],
-        step_ends=found.step_ends[:, :_RATIONALE],
-        answer=found.answer[:, :_ANSWER],
-        answer_mask=found.answer_mask[:, :_ANSWER],
+    batch = make_answerer_batch(tokenized, tokenizer.pad_token_id)
+    short = ~batch.question_mask[:, :-_QUESTION].any(axis=1)
+    short &= ~batch.rationale_mask[:, _RATIONALE:].any(axis=1)
+    batch = jax.tree.map(lambda array: array[np.asarray(short)], batch)
+    return batch.replace(
+        question=batch.question[:, -_QUESTION:],
+        question_mask=batch.question_mask[:, -_QUESTION:],
+        rationale=batch.rationale[:, :_RATIONALE],
+        rationale_mask=batch.rationale_mask[:, :_RATIONALE],
+        step_ends=batch.step_ends[:, :_RATIONALE],
+        answer=batch.answer[:, :_ANSWER],
+        answer_mask=batch.answer_mask[:, :_ANSWER],
     )
 
 
 class Equations:
-    """Rows of equations, one behind the other, each as often as any other."""
+    """Rows of equations drawn uniformly."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Tokenises every equation that a rationale can hold."""
+        """Tokenizes every equation that can occur in a rationale."""
         equations = arithmetic.equations()
 
         def encode(texts: list[str]) -> list[list[int]]:
@@ -195,7 +196,7 @@ class Equations:
         ]
 
     def rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """[B, L] int32 tokens and bool, whether each is of a result."""
+        """Draws rows: tokens [B, L] int32, and whether each belongs to a result, bool."""
         size = _EQUATIONS * max(map(len, self._ids))
         ids = np.zeros((_EQUATION_ROWS, size), np.int32)
         is_result = np.zeros(ids.shape, bool)
@@ -209,7 +210,7 @@ class Equations:
 
 @dataclasses.dataclass(frozen=True)
 class _Learner:
-    """The three losses, in nats a token or an answer."""
+    """The three losses, in nats per token or per answer."""
 
     module: Llama
     answerer: Answerer
@@ -223,7 +224,7 @@ class _Learner:
         key: jax.Array,
         phase: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Their sum, and each of them."""
+        """Returns the sum of the losses, and each of them."""
         parts = {
             "text": self._next_tokens(params, problems.rationale, problems.rationale_mask),
             "operations": self._next_tokens(params, *equations),
@@ -232,10 +233,10 @@ class _Learner:
         return sum(parts.values(), jnp.zeros(())), parts
 
     def _next_tokens(self, params: Any, ids: jax.Array, counts: jax.Array) -> jax.Array:
-        """Of the tokens that count, but for a row's first, after those before them alone."""
+        """Returns the language modeling loss over the tokens in `counts`, without a prompt."""
         apply = functools.partial(self.module.apply, {"params": params})
-        head, none = functools.partial(apply, method="logits"), ids[:, :0]
-        hidden: Any = apply(none, none > 0, ids[:, :-1])
+        head, empty = functools.partial(apply, method="logits"), ids[:, :0]
+        hidden: Any = apply(empty, empty > 0, ids[:, :-1])
         counts = counts[:, 1:]
         nll = losses.token_losses(hidden, ids[:, 1:], counts, head)  # pyright: ignore
         return nll.sum() / counts.sum()
@@ -243,13 +244,14 @@ class _Learner:
     def _answers(
         self, params: Any, problems: AnswererBatch, key: jax.Array, phase: jax.Array
     ) -> jax.Array:
-        """Of answers, by phase: at prefixes of all kinds, at any, or at more before a result.
+        """Returns the loss of answers after prefixes, with the questions of other problems.
 
-        A quarter of the first are whole, a quarter are ends; of the last another quarter ends right
-        before the last result. The questions are those of other problems.
+        In phase 0 a quarter of the prefixes are whole rationales, a quarter stop among the last
+        tokens, and the others are uniform. In phase 1 all are uniform. Phase 2 is like phase 0, but
+        one of the uniform quarters stops right before the last result.
         """
-        moved = {name: jnp.roll(getattr(problems, name), 1, axis=0) for name in _OF_QUESTION}
-        problems = problems.replace(**moved)  # pyright: ignore[reportAttributeAccessIssue]
+        questions = {name: jnp.roll(getattr(problems, name), 1, axis=0) for name in _OF_QUESTION}
+        problems = problems.replace(**questions)  # pyright: ignore[reportAttributeAccessIssue]
         length_B = problems.rationale_mask.sum(axis=1)
         keys = jax.random.split(key, 6)
         shape = (len(length_B), _PREFIXES)
@@ -266,7 +268,7 @@ class _Learner:
         clear = jax.random.bernoulli(keys[1], 0.5, length_B.shape)
         rate_B = jnp.where(clear, 1.0, jax.random.uniform(keys[2], length_B.shape))
         keep = jax.random.bernoulli(keys[3], rate_B[:, None], problems.rationale.shape)
-        # A third of the rows mask all tokens of one id alike.
+        # A third of the rows mask all occurrences of a token id together.
         kept_BxV = jax.random.bernoulli(
             keys[4], rate_B[:, None], (len(length_B), self.module.config.vocab_size)
         )

@@ -1,4 +1,4 @@
-"""Rows of token ids, batches of them, and the student's training on them."""
+"""Rows of token ids, batches of rows, and the training loop of the student."""
 
 import collections
 import functools
@@ -16,10 +16,12 @@ from kpod_jax.training import losses
 
 
 class Row(NamedTuple):
-    """Tokens of a source and of its target, without EOS.
+    """Tokens of a source and its target, without EOS.
 
     Attributes:
-      supervised: whether each token of the target is; None: all, and EOS.
+      source: source tokens.
+      target: target tokens.
+      supervised: whether each target token is supervised; None: all, and EOS.
     """
 
     source: list[int]
@@ -28,7 +30,7 @@ class Row(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Of a batch: rows, source tokens and target tokens, EOS included."""
+    """The shape of a batch: rows, source tokens and target tokens, EOS included."""
 
     rows: int
     source: int
@@ -36,9 +38,9 @@ class Shape(NamedTuple):
 
 
 def batch_of(rows: Sequence[Row], shape: Shape, eos_id: int) -> dict[str, np.ndarray]:
-    """Source, inputs and target int32, padded with 0, and bool masks of source and of loss.
+    """Returns source, inputs and target int32, padded with 0, and bool masks of source and loss.
 
-    Every source and target ends with EOS; what is too long loses its end.
+    Every source and target ends with EOS; long ones are truncated.
     """
     source = np.zeros((shape.rows, shape.source), np.int32)
     target = np.zeros((shape.rows, shape.target), np.int32)
@@ -62,7 +64,7 @@ def batch_of(rows: Sequence[Row], shape: Shape, eos_id: int) -> dict[str, np.nda
 
 
 def loss_of(module: T5, params: dict, batch: dict[str, jax.Array]) -> jax.Array:
-    """The mean cross entropy of a batch's supervised tokens, nats."""
+    """Returns the mean cross entropy of a batch's supervised tokens, in nats."""
     variables = {"params": params}
     hidden: Any = module.apply(variables, batch["source"], batch["source_mask"], batch["inputs"])
     nll = losses.token_losses(
@@ -81,14 +83,14 @@ def train(
     batch: Callable[[str, int], dict[str, np.ndarray]],
     learning_rate: float,
 ) -> dict:
-    """Minimises the targets' cross entropy by Adam, with a warm-up and a cosine decay.
+    """Minimizes the cross entropy of the targets with Adam, warmup and cosine decay.
 
     Args:
-      module: of the parameters.
-      params: to start from; they are given up.
-      kinds: of the rows of each step.
-      batch: a batch from its kind and its step.
-      learning_rate: at its highest.
+      module: the model.
+      params: initial parameters; they are donated.
+      kinds: kind of rows for each step.
+      batch: returns a batch, given kind and step.
+      learning_rate: peak learning rate.
     """
     steps = len(kinds)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps), steps + 1)
@@ -110,6 +112,6 @@ def train(
                 kind: round(float(jnp.stack(values).mean()), 3)
                 for kind, values in sorted(recent.items())
             }
-            logging.info("step %d of %d, nats a token: %s", step + 1, steps, means)
+            logging.info("step %d of %d, nats per token: %s", step + 1, steps, means)
             recent.clear()
     return params

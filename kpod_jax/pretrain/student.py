@@ -1,10 +1,10 @@
-"""The student of the built-in task: its tokenizer, and its pre-training without chains of thought.
+"""The student of the built-in task: its tokenizer, and pre-training without chains of thought.
 
-It learns what a real one has seen, in small: to calculate, in its own text as well as in what it
-reads; word problems of one operation, answered with and without a rationale; to find the numbers of
-a story in their order; and running text of the task with parts to fill in. It never sees a question
-of several operations followed by its
-rationale or by its answer, so it knows the words and the sums, not the reasoning.
+It learns, in miniature, what a real student has already seen: arithmetic, both in its own text and
+in its input; word problems of one operation, answered with and without a rationale; finding the
+numbers of a story in order; and text of the task with gaps to fill. It never sees a question of
+several operations followed by its rationale or its answer, so it knows the vocabulary and the
+arithmetic, but not the reasoning.
 """
 
 import collections
@@ -42,9 +42,10 @@ _SHAPES = {
     "one_step": Shape(24, 48, 56),
     "reading": Shape(48, 56, 16),
 }
-# Problems that rows are made of, to train on and to judge by.
+# Problems from which rows are built, for training and for evaluation.
 _PROBLEMS, _HELD_OUT = 20000, 400
-# It reads before it calculates: steps that do not need the source first teach to ignore it.
+# Reading comes before arithmetic: starting with steps that do not need the source would teach the
+# model to ignore it.
 _READING_STEPS, _MIXED_STEPS, _LEARNING_RATE = 400, 4000, 2e-3
 _MIXED = ("equations", "reading", "steps", "one_step")
 _MIXED += ("equations", "reading", "text", "word_problems")
@@ -60,10 +61,10 @@ _ARCHITECTURE = {
     "feed_forward_proj": "relu",
     "tie_word_embeddings": False,
 }
-# Heads that look at near tokens before they are trained: a bias that Adam moves by a learning
-# rate a step would take thousands of steps to get there.
+# Initial bias of heads that attend to nearby tokens. Adam changes a bias by about the learning rate
+# per step, so learning it would take thousands of steps.
 _NEAR = 5.0
-# Of one operation, problems may be seen whole.
+# Problems of one operation may be seen whole.
 _ONE_STEP = Task(operations=(1, 1))
 
 
@@ -73,14 +74,14 @@ def train_student(
     """Trains on reading, then on all kinds of rows.
 
     Args:
-      scale: of the number of steps.
-      seed: of everything random.
+      scale: factor on the number of steps.
+      seed: random seed.
 
     Returns:
-      Its configuration, parameters and tokenizer.
+      Configuration, parameters and tokenizer of the student.
     """
-    asked = defaults.get_config().student
-    template = f"{asked.prompt} {{rationale}} {asked.answer_template}"
+    templates = defaults.get_config().student
+    template = f"{templates.prompt} {{rationale}} {templates.answer_template}"
     tokenizer = train_tokenizer(
         template.format(question=r.question, rationale=r.rationale, answer=r.answer)
         for r in arithmetic.generate("fresh", 4000, seed)
@@ -90,7 +91,7 @@ def train_student(
     params = nn.unbox(module.init(jax.random.key(seed), ids, ids > 0, ids)["params"])
     for stack in ("encoder", "decoder"):
         bias = params[stack]["relative_bias"]
-        params[stack]["relative_bias"] = bias + _near_sighted(config, both_ways=stack == "encoder")
+        params[stack]["relative_bias"] = bias + _local_bias(config, stack == "encoder")
     mixture = Mixture(tokenizer, seed)
     first = max(1, round(_READING_STEPS * scale))
     kinds = ["reading"] * first
@@ -99,23 +100,23 @@ def train_student(
     ]
     batch = lambda kind, step: mixture.batch(kind, seed, step)  # noqa: E731
     params = rows.train(module, params, kinds, batch, _LEARNING_RATE)
-    found = held_out_losses(module, params, tokenizer)
-    logging.info("held out, nats a token: %s", {k: round(v, 4) for k, v in found.items()})
+    held_out = held_out_losses(module, params, tokenizer)
+    logging.info("held out, nats per token: %s", {k: round(v, 4) for k, v in held_out.items()})
     return config, params, tokenizer
 
 
-def _near_sighted(config: T5Config, both_ways: bool) -> np.ndarray:
-    """[buckets, heads] a bias by which the first heads look near; the last one looks everywhere.
+def _local_bias(config: T5Config, bidirectional: bool) -> np.ndarray:
+    """Returns a bias [buckets, heads] that makes all heads but the last attend to nearby tokens.
 
-    In the decoder at each of the last three tokens; in the encoder at the token before, the token
-    after, and all before, the nearer the more.
+    In the decoder, each attends to one of the last three tokens. In the encoder, they attend to the
+    previous token, the next token, and all previous tokens with decreasing strength.
     """
     bias = np.zeros((config.relative_attention_num_buckets, config.num_heads), np.float32)
-    if not both_ways:
+    if not bidirectional:
         for head in range(3):
-            bias[head + 1, head] = _NEAR  # A bucket is a distance, where it is small.
+            bias[head + 1, head] = _NEAR  # Small distances are their own buckets.
         return bias
-    half = len(bias) // 2  # Then come the buckets of tokens ahead.
+    half = len(bias) // 2  # The second half are the buckets of following tokens.
     bias[1, 0] = bias[half + 1, 1] = _NEAR
     bias[:half, 2] = -_NEAR * np.arange(half) / half
     bias[half:, 2] = -_NEAR
@@ -125,9 +126,9 @@ def _near_sighted(config: T5Config, both_ways: bool) -> np.ndarray:
 def held_out_losses(
     module: T5, params: dict, tokenizer: transformers.PreTrainedTokenizerFast
 ) -> dict[str, float]:
-    """Mean loss of each kind of row, made of validation problems; nats a supervised token.
+    """Returns the mean loss of each kind of row on validation problems, in nats per token.
 
-    That of "results" is the loss of a result in the decoder's own text.
+    That of "results" is the loss of a result within the decoder's own text.
     """
     mixture = Mixture(tokenizer, 0, "validation")
     loss = jax.jit(functools.partial(rows.loss_of, module))
@@ -138,10 +139,10 @@ def held_out_losses(
 
 
 def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFast:
-    """A BPE tokenizer in T5's manner, whose pieces are whole words of the task.
+    """Trains a T5-style BPE tokenizer whose pieces are whole words of the task.
 
-    Numbers below 100 are single tokens. What it does not know falls apart into bytes, so every text
-    has tokens.
+    Numbers below 100 are single tokens. Unknown characters fall back to bytes, so every text can be
+    tokenized.
     """
     sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)]
     special = ["<pad>", "</s>", "<unk>"]
@@ -161,7 +162,7 @@ def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFas
         initial_alphabet=[chr(c) for c in range(33, 127)],
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # The trainer knows no byte fallback; the model does, once the bytes are in its vocabulary.
+    # The trainer lacks byte fallback; the model supports it once the vocabulary has the bytes.
     model = json.loads(tokenizer.to_str())["model"]
     for byte in range(256):
         model["vocab"].setdefault(f"<0x{byte:02X}>", len(model["vocab"]))
@@ -170,7 +171,7 @@ def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFas
     tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [decoders.ByteFallback(), decoders.Metaspace()]
     )
-    # As T5's, it ends a text with EOS unless it is told not to.
+    # Like T5's, it appends EOS unless add_special_tokens=False.
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", special.index("</s>"))]
     )
@@ -187,8 +188,8 @@ def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFas
 class Mixture:
     """Batches of rows (source and target) of each kind, as functions of (seed, step).
 
-    Texts are questions and single steps, each torn from its rationale: a question never meets its
-    steps, and its answer only where one operation gives it.
+    Texts are questions and single steps taken out of their rationales. A question never appears
+    with its steps, and with its answer only if the problem has one operation.
     """
 
     def __init__(
@@ -203,25 +204,25 @@ class Mixture:
             return tokenizer(list(texts), add_special_tokens=False).input_ids
 
         def encode_parts(texts: Iterable[tuple[str, ...]]) -> list[tuple[list[int], ...]]:
-            """Each text of each row as ids of its own."""
+            """Tokenizes every text of every row separately."""
             columns = zip(*texts, strict=True)
             return list(zip(*map(encode, columns), strict=True))
 
         problems = _PROBLEMS if split == "fresh" else _HELD_OUT
         equations = arithmetic.equations()
         self._equations = encode_parts(equations)
-        # Signs of few cases (*, /) more often than these would have it.
-        kinds = [re.sub(r"[\d ]", "", e.before) for e in equations]
-        counts = collections.Counter(kinds)
-        self._odds = np.cumsum([counts[kind] ** -0.5 for kind in kinds])
+        # Oversample the operators with few equations (*, /).
+        signs = [re.sub(r"[\d ]", "", e.before) for e in equations]
+        counts = collections.Counter(signs)
+        self._odds = np.cumsum([counts[sign] ** -0.5 for sign in signs])
         (self._stop,) = encode(["."])[0][-1:]
         records = arithmetic.generate(split, problems, seed)
         self._questions = encode(record.question for record in records)
-        # Numbers, each with the word that follows it.
+        # Numbers, each with the following word.
         self._numbers = [
             encode_parts(re.findall(r"(\d+) (\w+)", record.question)) for record in records
         ]
-        # Single steps, around the result of each.
+        # Single steps, split around their results.
         self._steps = encode_parts(
             piece for i, record in enumerate(records) if (piece := _around_a_result(record, i))
         )
@@ -233,23 +234,23 @@ class Mixture:
         )
         self._step_numbers = encode(map(str, range(1, 10)))
         simple = arithmetic.generate(split, problems // 2, seed, _ONE_STEP)
-        asked = defaults.get_config().student
+        templates = defaults.get_config().student
         self._word_problems = encode_parts((r.question, r.answer) for r in simple)
         self._one_step = encode_parts(
             (
-                asked.prompt.format(question=r.question),
-                f"{r.rationale} {asked.answer_template.format(answer=r.answer)}",
+                templates.prompt.format(question=r.question),
+                f"{r.rationale} {templates.answer_template.format(answer=r.answer)}",
             )
             for r in simple
         )
 
     def batch(self, kind: str, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Rows of a kind of `_SHAPES`: source, inputs and target int32, their masks bool."""
+        """Returns rows of a kind in `_SHAPES`: source, inputs and target int32, masks bool."""
         rng = np.random.default_rng([seed, step])
         make: Callable[[np.random.Generator], Row] = {
             "equations": self._bare_equations,
             "steps": self._steps_of_others,
-            "results": lambda rng: self._steps_of_others(rng, results_alone=True),
+            "results": lambda rng: self._steps_of_others(rng, results_only=True),
             "text": self._text,
             "word_problems": lambda rng: Row(*_pick(rng, self._word_problems)),
             "reading": self._reading,
@@ -259,14 +260,14 @@ class Mixture:
         return rows.batch_of([make(rng) for _ in range(shape.rows)], shape, self._eos)
 
     def _equation(self, rng: np.random.Generator) -> tuple[list[int], ...]:
-        """What is before a result, and the result: kinds of equations are about as frequent."""
+        """Draws an equation, split before its result, with operators about equally frequent."""
         return self._equations[int(np.searchsorted(self._odds, rng.random() * self._odds[-1]))]
 
     def _bare_equations(self, rng: np.random.Generator) -> Row:
-        """Equations in the decoder, whose results alone are supervised, behind another text.
+        """Draws equations for the decoder, with an unrelated source; only results are supervised.
 
-        Rows of one equation and of many: that an equation's result is decided by what stands right
-        before it is learned last, so the first of a row teaches to calculate meanwhile.
+        Rows have one equation or several. The model is slow to learn that a result depends only on
+        the equation just before it; the first equation of each row teaches arithmetic meanwhile.
         """
         target, supervised = [], []
         while not target or (len(target) < _SHAPES["equations"].target and rng.random() > 0.25):
@@ -275,33 +276,34 @@ class Mixture:
             supervised += [False] * len(before) + [True] * len(result) + [False]
         return Row(_pick(rng, self._questions), target, supervised)
 
-    def _steps_of_others(self, rng: np.random.Generator, results_alone: bool = False) -> Row:
-        """Numbered steps of as many different rationales, behind an unrelated question.
+    def _steps_of_others(self, rng: np.random.Generator, results_only: bool = False) -> Row:
+        """Draws numbered steps, each from a different rationale, after an unrelated question.
 
-        What only their own questions could tell, the operands, the sign and the unit, is not
-        supervised; or nothing is but the results.
+        Operands, operator and unit are not supervised, since only the steps' own questions
+        determine them; with `results_only`, only the results are supervised.
         """
         target, supervised, number = [], [], 0
         while len(target) < _SHAPES["steps"].target:
             number += 1
             if rng.random() < 0.2:
                 tokens = _pick(rng, self._filler)
-                flags = [not results_alone] * len(tokens)
+                flags = [not results_only] * len(tokens)
             else:
                 before, result, after = _pick(rng, self._steps)
                 tokens = [*before, *result, *after]
-                told = not results_alone
-                flags = [told] * len(before[:-4]) + [False] * 3 + [told]
-                flags += [True] * len(result) + [False] + [told] * len(after[1:])
+                words = not results_only
+                flags = [words] * len(before[:-4]) + [False] * 3 + [words]
+                flags += [True] * len(result) + [False] + [words] * len(after[1:])
             # "Step", its number, a colon.
             target += [tokens[0], *self._step_numbers[number - 1], *tokens[2:]]
             supervised += flags
         return Row(_pick(rng, self._questions), target, supervised)
 
     def _reading(self, rng: np.random.Generator) -> Row:
-        """A question, and its numbers: in order, each with the word that follows it, or asked for.
+        """Draws a question as source, with its numbers as target.
 
-        In the latter case the words come first, in any order, and numbers alone are supervised.
+        Either the numbers come in order, each followed by its word, or each word comes first, in
+        random order, and only the numbers are supervised.
         """
         place = int(rng.integers(len(self._questions)))
         question, pairs = self._questions[place], self._numbers[place]
@@ -315,10 +317,10 @@ class Mixture:
         return Row(question, target, supervised)
 
     def _text(self, rng: np.random.Generator) -> Row:
-        """A text with parts missing: a fifth of a question, or the result of a step.
+        """Draws a text with missing parts: a fifth of a question, or the result of a step.
 
-        The target holds what is missing (T5's way) or the whole text (BART's, which teaches to
-        copy), as often one as the other.
+        The target is either the missing parts (as in T5) or the whole text (as in BART, to teach
+        copying), with equal probability.
         """
         whole = rng.random() < 0.5
         if rng.random() < 0.5:
@@ -345,9 +347,9 @@ def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 
 
 def _around_a_result(record: Record, number: int) -> tuple[str, str, str] | None:
-    """One of a record's steps: what is before its result, the result, and what is after it.
+    """Splits one of a record's steps into the text before its result, the result, and the rest.
 
-    The last keypoint of a step is its result. None for a step without keypoints.
+    The result is the last keypoint of the step. Returns None for a step without keypoints.
     """
     number %= len(record.steps)
     start = sum(map(len, record.steps[:number]))

@@ -1,4 +1,4 @@
-"""The reports of a run and of a sweep: figures, heat maps, and one self-contained page each."""
+"""Reports of runs and sweeps: figures, heat maps and self-contained pages."""
 
 from kpod_jax.report import sweep_text
 from kpod_jax.report.page import write, write_sweep

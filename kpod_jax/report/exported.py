@@ -1,4 +1,4 @@
-"""A run's student as others load it: a directory with the run's results in its card."""
+"""Exports a run's student with a model card that shows the run's results."""
 
 import pathlib
 from typing import Any
@@ -12,17 +12,17 @@ from kpod_jax.utils import files
 
 
 def write(config: Config, student: Student, params: Any, step: int, root: pathlib.Path) -> str:
-    """Writes the student of a checkpoint to export/ of a work directory.
+    """Writes a checkpoint's student to export/ in a work directory.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       student: model and tokenizer.
-      params: its parameters.
-      step: of the checkpoint.
-      root: the work directory; its results.json, if there is one, is told in the card.
+      params: parameters of the model.
+      step: step of the checkpoint.
+      root: the work directory; the card shows the results of its results.json, if that exists.
 
     Returns:
-      What was done, in a few words.
+      A short description of what was exported.
     """
     results, directory = root / "results.json", root / "export"
     is_adapter = export(
@@ -37,5 +37,5 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
         results=files.read_json(results) if results.exists() else None,
     )
     files.write_text(directory / "README.md", card)
-    what = "its adapter, for PEFT" if is_adapter else "in Hugging Face format"
-    return f"the student of step {step}, {what}"
+    form = "as a PEFT adapter" if is_adapter else "in Hugging Face format"
+    return f"the student of step {step}, {form}"

@@ -1,8 +1,8 @@
-"""The report's figures, drawn by matplotlib in one style and turned into SVG for a page.
+"""The report's figures, drawn by matplotlib in one style and converted to SVG for a page.
 
-No function here touches matplotlib's global state: figures are made without pyplot and styled
-inside a context. In the SVG, text stays text in the page's own font, and the colours of `PALETTE`
-become the page's CSS variables, so that a figure follows the page into dark mode.
+No function here changes matplotlib's global state: figures are created without pyplot and styled in
+a context. In the SVG, text stays text in the page's font, and the colors of `PALETTE` become the
+page's CSS variables, so figures follow the page into dark mode.
 
 Letters: N training records, T phases.
 """
@@ -56,13 +56,13 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-_SIZE = (4.3, 2.9)  # Inches: 310 × 209 units of SVG, the width of a third of a page or a phone.
+_SIZE = (4.3, 2.9)  # Inches: 310 × 209 SVG units, the width of a third of a page or of a phone.
 
 _P = ParamSpec("_P")
 
 
 class Curve(NamedTuple):
-    """A line of `curves`: its legend (None for none), its method's number, x, y and band, [m]."""
+    """A line of `curves`: label (None: no legend), method number, and x, y and band, [m] each."""
 
     label: str | None
     method: int
@@ -72,7 +72,7 @@ class Curve(NamedTuple):
 
 
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Draws in this module's style and leaves matplotlib's settings as they were."""
+    """Makes a function draw in this module's style, leaving matplotlib's settings unchanged."""
 
     @functools.wraps(draw)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
@@ -85,27 +85,27 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an inline `<svg>` element that scales with its column.
+    """Returns the figure as an inline `<svg>` element that scales with its column.
 
     Args:
-      figure: of one of the functions below.
-      name: keeps the ids of the figures of one page apart. Screen readers read the element whose
-        id is "caption-" and this name.
+      figure: figure from one of the functions below.
+      name: makes the figure's ids unique on a page. Screen readers read the element with the id
+        "caption-" followed by this name.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
     text = stream.getvalue()
     text = text[text.index("<svg") :].strip()
     box = re.search(r'viewBox="[^"]*"', text)
     if box is None:
-        raise RuntimeError("matplotlib wrote an SVG without a viewBox")
+        raise RuntimeError("Expected a viewBox in the SVG that matplotlib wrote.")
     label = html.escape(f"caption-{name}")
     head = f'<svg {box.group()} role="img" aria-labelledby="{label}">'
     text = head + text[text.index(">") + 1 :]
     text = text.replace("xlink:href", "href")
-    # Ids of groups are the same in all figures; those that are referred to are salted by `name`.
+    # Group ids are the same in all figures and are dropped; referenced ids are salted by `name`.
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]*)', text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r'font-family: [^;"]*', "font-family: var(--sans)", text)
@@ -124,22 +124,22 @@ def curves(
     smooth: bool = False,
     phases: Sequence[int] = (),
 ) -> Figure:
-    """Metrics over training steps, one line a run or a method, perhaps with its band.
+    """Plots metrics over training steps, one line per run or method, optionally with a band.
 
     Args:
-      lines: what to draw.
-      title: of the figure.
-      y_label: what the values are.
-      share: the values are shares of 1, shown in percent and marked by dots.
-      smooth: draw a running mean over 2 % of the run, and the values themselves faintly.
-      phases: steps that dotted lines mark.
+      lines: lines to draw.
+      title: title of the figure.
+      y_label: label of the y axis.
+      share: whether the values are fractions of 1, to be shown in percent and marked by dots.
+      smooth: whether to draw a running mean over 2 % of the run, with the raw values faintly.
+      phases: steps to mark with dotted lines.
     """
     figure, axes = _axes(title, "training step", y_label)
     for step in phases:
         axes.axvline(step, color=MUTED, linewidth=0.7, linestyle=":", alpha=0.7)
     for line in lines:
         colour = _series(line.method)
-        # The second time that a colour comes, its dashes are others.
+        # A color that repeats gets different dashes.
         dashes = LINES[(line.method + line.method // len(SERIES)) % len(LINES)]
         y, low_high = line.y, line.band
         if smooth and len(y) >= 100:
@@ -163,21 +163,21 @@ def curves(
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    if named := sum(line.label is not None for line in lines):
-        axes.legend(fontsize=9 if named < 6 else 7)
+    if num_labels := sum(line.label is not None for line in lines):
+        axes.legend(fontsize=9 if num_labels < 6 else 7)
     return figure
 
 
 @styled
 def accuracies(methods: Sequence[summary.Method], title: str = "Accuracy") -> Figure:
-    """Mean accuracy of each method as a bar, its interval as a line, its seeds as dots."""
+    """Plots each method's mean accuracy as a bar, its interval as a line and its seeds as dots."""
     figure, axes = _axes(title, "", "", height=max(_SIZE[1], 0.36 * len(methods) + 0.8))
     draw_accuracies(axes, methods)
     return figure
 
 
 def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
-    """Horizontal bars, the first method on top."""
+    """Draws horizontal bars, the first method on top."""
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x")
     for row, method in enumerate(methods):
@@ -208,7 +208,7 @@ def draw_accuracies(axes: Axes, methods: Sequence[summary.Method]) -> None:
 
 @styled
 def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> Figure:
-    """Mean c_i of every phase with the middle half and the middle four fifths of the examples."""
+    """Plots each phase's mean c_i and the central 50% and 80% of the examples."""
     figure, axes = _axes("Input steps", "phase t", "cᵢ(t), leading steps")
     phase = np.arange(len(start_steps_TxN))
     low, first, third, high = np.quantile(start_steps_TxN, (0.1, 0.25, 0.75, 0.9), axis=1)
@@ -226,14 +226,14 @@ def start_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray | None) -> 
 
 @styled
 def schedule(target_T: np.ndarray | None, remaining_T: np.ndarray) -> Figure:
-    """Σ h(t), the difficulty of all that is output, against its target D(t) (Eq. 9, Eq. 10)."""
-    figure, axes = _axes("Difficulty of the output", "phase t", "share of total difficulty B")
+    """Plots Σ h(t), the difficulty of all output, against its target D(t) (Eq. 9, Eq. 10)."""
+    figure, axes = _axes("Difficulty of the output", "phase t", "fraction of total difficulty B")
     draw_schedule(axes, target_T, remaining_T)
     return figure
 
 
 def draw_schedule(axes: Axes, target_T: np.ndarray | None, remaining_T: np.ndarray) -> None:
-    """Both curves as shares of B, the difficulty of all steps, which is reached at last."""
+    """Draws both curves as fractions of B, the difficulty of all steps, reached at the end."""
     total = float(remaining_T[-1]) or 1.0
     phase = np.arange(len(remaining_T))
     axes.bar(phase, remaining_T / total, width=0.62, color=PAGE)  # Hides the grid behind the bar.
@@ -248,7 +248,7 @@ def draw_schedule(axes: Axes, target_T: np.ndarray | None, remaining_T: np.ndarr
 
 @styled
 def start_steps_by_cluster(start_steps_TxN: np.ndarray, cluster_N: np.ndarray) -> Figure:
-    """Mean c_i of each cluster of questions, within one standard deviation of its examples."""
+    """Plots the mean c_i of each question cluster, plus and minus one standard deviation."""
     figure, axes = _axes("Input steps by cluster", "phase t", "cᵢ(t), leading steps")
     phase = np.arange(len(start_steps_TxN))
     for k in np.unique(cluster_N):
@@ -268,19 +268,19 @@ def start_steps_by_cluster(start_steps_TxN: np.ndarray, cluster_N: np.ndarray) -
 
 @styled
 def input_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Figure:
-    """Shares of the examples by how many of their steps are input, and of those left out."""
-    figure, axes = _axes("Examples by input steps", "phase t", "share of examples")
+    """Plots the fractions of examples by number of input steps, and of those left out."""
+    figure, axes = _axes("Examples by input steps", "phase t", "fraction of examples")
     axes.grid(visible=False)
     phase, bottom = np.arange(len(start_steps_TxN)), np.zeros(len(start_steps_TxN))
     out = start_steps_TxN > num_steps_N
     kinds = [(f"{k} input", ~out & (start_steps_TxN == k)) for k in range(3)]
     kinds += [("3+ input", ~out & (start_steps_TxN >= 3)), ("left out", out)]
     for (label, members), colour in zip(kinds, (0, 5, 3, 1, 2), strict=True):
-        share = members.mean(1)
-        if share.any():
-            look = {"color": SERIES[colour], "alpha": 0.75, "edgecolor": PAGE, "linewidth": 0.8}
-            axes.bar(phase, share, bottom=bottom, width=0.9, label=label, **look)
-            bottom += share
+        fraction = members.mean(1)
+        if fraction.any():
+            style = {"color": SERIES[colour], "alpha": 0.75, "edgecolor": PAGE, "linewidth": 0.8}
+            axes.bar(phase, fraction, bottom=bottom, width=0.9, label=label, **style)
+            bottom += fraction
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.3)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
@@ -291,8 +291,8 @@ def input_steps(start_steps_TxN: np.ndarray, num_steps_N: np.ndarray) -> Figure:
 
 @styled
 def weights(values: np.ndarray, keypoint: np.ndarray | None) -> Figure:
-    """Histogram of all weights, or of keypoints and of filler each where they are known."""
-    figure, axes = _axes("Token weights", "wⱼ", "share of tokens")
+    """Plots a histogram of all weights, or one each of keypoints and filler if these are known."""
+    figure, axes = _axes("Token weights", "wⱼ", "fraction of tokens")
     groups = [(values, "all tokens", 1)]
     if keypoint is not None and keypoint.any() and not keypoint.all():
         groups = [(values[~keypoint], "filler", 2), (values[keypoint], "keypoints", 0)]
@@ -303,8 +303,8 @@ def weights(values: np.ndarray, keypoint: np.ndarray | None) -> Figure:
 
 @styled
 def difficulties(values: np.ndarray) -> Figure:
-    """Histogram of d_k of all steps; the hardest hundredth lies in the last bar."""
-    figure, axes = _axes("Step difficulties", "dₖ in nats", "share of steps")
+    """Plots a histogram of all steps' d_k; the last bin holds the hardest 1%."""
+    figure, axes = _axes("Step difficulties", "dₖ in nats", "fraction of steps")
     top = float(np.quantile(values, 0.99)) if len(values) else 1.0
     top = top if top > 0 else 1.0
     _histograms(axes, [(np.minimum(values, top), None, 1)], np.linspace(0, top, 31))
@@ -316,7 +316,7 @@ def difficulties(values: np.ndarray) -> Figure:
 
 @styled
 def by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
-    """Mean and middle half of the step difficulties for each x."""
+    """Plots the mean and the central 50% of the step difficulties for each x."""
     figure, axes = _axes(title, x_label, "dₖ in nats")
     axes.vlines(groups.x, groups.low, groups.high, color=SERIES[1], alpha=0.3, linewidth=7)
     axes.plot(groups.x, groups.mean, color=SERIES[1], marker="o", markersize=5)
@@ -327,7 +327,7 @@ def by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
 
 @styled
 def accuracy_by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
-    """Share of correct answers for each x, with its 95 % interval."""
+    """Plots the fraction of correct answers for each x, with its 95 % interval."""
     figure, axes = _axes(title, x_label, "correct answers")
     axes.vlines(groups.x, groups.low, groups.high, color=SERIES[3], alpha=0.3, linewidth=7)
     axes.plot(groups.x, groups.mean, color=SERIES[3], marker="o", markersize=5)
@@ -341,7 +341,7 @@ def accuracy_by_group(groups: summary.Groups, title: str, x_label: str) -> Figur
 def sensitivity(
     setting: str, x: np.ndarray, mean: np.ndarray, spread: np.ndarray, base: float
 ) -> Figure:
-    """Accuracy over the values [m] of one setting, with its spread over seeds."""
+    """Plots accuracy over the values [m] of one setting, with its spread over seeds."""
     figure, axes = _axes(setting, "", "correct answers")
     axes.axvline(base, color=MUTED, linewidth=1, linestyle=":")
     axes.errorbar(
@@ -366,12 +366,12 @@ def _axes(
 def _histograms(
     axes: Axes, groups: Sequence[tuple[np.ndarray, str | None, int]], bins: np.ndarray
 ) -> None:
-    """Each group's (values, legend, colour) as shares of that group."""
+    """Draws a normalized histogram of each group (values, label, color)."""
     for values, label, colour in groups:
-        share = np.full(len(values), 1 / max(len(values), 1))
-        look = {"bins": bins.tolist(), "weights": share, "color": SERIES[colour]}
-        axes.hist(values, **look, histtype="stepfilled", linewidth=0, alpha=0.4, label=label)
-        axes.hist(values, **look, histtype="step", linewidth=1.1)
+        fraction = np.full(len(values), 1 / max(len(values), 1))
+        style = {"bins": bins.tolist(), "weights": fraction, "color": SERIES[colour]}
+        axes.hist(values, **style, histtype="stepfilled", linewidth=0, alpha=0.4, label=label)
+        axes.hist(values, **style, histtype="step", linewidth=1.1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     if any(label for _, label, _ in groups):
         axes.legend()

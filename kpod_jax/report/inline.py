@@ -1,4 +1,4 @@
-"""Token weights as a picture of a rationale, for notebooks."""
+"""Heat maps of token weights for notebooks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from kpod_jax.report.page import template
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-    """Rationales whose words are coloured by their weights; a notebook shows it as HTML.
+    """Rationales with words colored by weight; notebooks display it as HTML.
 
     Attributes:
-      html: one element, which needs nothing else.
+      html: a self-contained element.
     """
 
     html: str
@@ -24,19 +24,19 @@ class HeatMap:
 
 
 def heat_map(data: Data, weights: Ragged, indices: Sequence[int] = (0,)) -> HeatMap:
-    """Shows the token weights of some training rationales.
+    """Returns a heat map of the token weights of training rationales.
 
     Args:
-      data: from `prepare_data`.
+      data: data from `prepare_data`.
       weights: w_j of every rationale token.
-      indices: which training records, by number.
+      indices: indices of the training records.
     """
     train = data.train
-    shown = [
+    rationales = [
         (
             train.records[i].question,
             heatmap.steps(train.records[i], train.rationale_char_spans[i], weights[i]),
         )
         for i in indices
     ]
-    return HeatMap(template("heat_map.html.j2").render(shown=shown, heat=colours.heat))
+    return HeatMap(template("heat_map.html.j2").render(shown=rationales, heat=colours.heat))

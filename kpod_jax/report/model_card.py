@@ -1,4 +1,4 @@
-"""The README.md of an exported student: what it is, how it was made, how it is asked."""
+"""The README.md of an exported student: description, usage and settings."""
 
 import json
 import pathlib
@@ -23,25 +23,25 @@ def model_card(
     is_adapter: bool,
     results: Mapping[str, Any] | None,
 ) -> str:
-    """Markdown with the front matter that the Hugging Face hub reads.
+    """Returns Markdown with the front matter that the Hugging Face hub reads.
 
     Args:
-      config: of the run.
-      prompt: the template that prompts were made by.
-      step: of the checkpoint that was exported.
-      decoder_only: which class of transformers loads it.
-      is_adapter: whether it is a PEFT adapter.
-      results: of `results.json`, or None where the run was not evaluated.
+      config: configuration of the run.
+      prompt: the prompt template.
+      step: step of the exported checkpoint.
+      decoder_only: whether the student is decoder-only, which decides the transformers class.
+      is_adapter: whether the export is a PEFT adapter.
+      results: contents of `results.json`, or None if the run was not evaluated.
     """
     student = config.student
     name = method_name(config.method)
     title = f"{student.model.rstrip('/').rsplit('/', 1)[-1]}, distilled by {name}"
-    # What made the student; where its maker keeps files is nobody's business.
+    # Settings that affect the student, without local file paths.
     sections = ("student", "weighting", "difficulty", "schedule", "distill")
     settings = {section: config[section].to_dict() for section in sections}
     if (kind := baselines.class_of(config.method)) is not None:
-        own = [key for key in kind.keys if key not in kind.file_keys]
-        settings["baseline"] = {key: config.baseline[key] for key in own}
+        keys = [key for key in kind.keys if key not in kind.file_keys]
+        settings["baseline"] = {key: config.baseline[key] for key in keys}
     card = huggingface_hub.ModelCard.from_template(
         huggingface_hub.ModelCardData(
             library_name="peft" if is_adapter else "transformers",
@@ -69,7 +69,7 @@ def model_card(
 
 
 def _model_index(title: str, data: str, results: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The measured accuracy, where the hub looks for it."""
+    """Returns the accuracy in the form that the hub displays."""
     if results is None:
         return {}
     accuracy = huggingface_hub.EvalResult(

@@ -1,4 +1,4 @@
-"""The reports: self-contained HTML files that need no network and work without scripts."""
+"""Writes reports: self-contained HTML files that need no network and work without scripts."""
 
 import base64
 import dataclasses
@@ -18,13 +18,13 @@ from kpod_jax.utils import files
 
 
 def write(workdir: files.PathLike) -> pathlib.Path:
-    """Writes `report.html` from the files of a work directory; shows what is there.
+    """Writes `report.html` from those files that a work directory has.
 
     Returns:
       The path of the report.
 
     Raises:
-      UserError: files are damaged or of different runs.
+      UserError: files are damaged or belong to different runs.
     """
     run = run_files.load(workdir)
     return _write(run.directory, "report", run, sections.of_run(run), summary.verdict(run))
@@ -35,13 +35,13 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
 
     Args:
       root: the directory that holds the runs' directories.
-      result: what `comparison.json` holds.
+      result: contents of `comparison.json`.
 
     Returns:
       The path of the report.
 
     Raises:
-      UserError: files are damaged or of different runs.
+      UserError: files are damaged or belong to different runs.
     """
     root = files.as_path(root)
     cells = [cell for row in result["rows"] if (cell := row["cells"][0])]
@@ -55,7 +55,7 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
         if split == result["columns"][0]["file"]:
             before = {str(row["id"]): str(row["prediction"]) for row in rows}
             run = dataclasses.replace(run, before=before)
-    found = {
+    page_sections = {
         "failures": sweep.failures(result),
         "comparison": sweep.comparison(result),
         "sensitivity": sweep.sensitivity(result),
@@ -64,33 +64,33 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
         "shown_run": {"name": result["shown"]},
         **sections.in_detail(run),
     }
-    return _write(root, "report", run, found, sweep_text.verdict(result))
+    return _write(root, "report", run, page_sections, sweep_text.verdict(result))
 
 
 def write_heat_map(run: run_files.Run, indices: Sequence[int], *, chosen: bool) -> pathlib.Path:
-    """Writes `heatmap.html` into the run's directory: rationales with their words coloured.
+    """Writes `heatmap.html` into the run's directory: rationales with words colored by weight.
 
     Args:
-      run: with records, weights and spans.
-      indices: of the training examples.
-      chosen: whether the user asked for these.
+      run: a run with records, weights and spans.
+      indices: indices of the training examples.
+      chosen: whether the user selected these examples.
     """
-    found = {"rationales": sections.rationales(run, indices, chosen=chosen)}
-    return _write(run.directory, "heatmap", run, found)
+    page_sections = {"rationales": sections.rationales(run, indices, chosen=chosen)}
+    return _write(run.directory, "heatmap", run, page_sections)
 
 
 def _write(
     directory: pathlib.Path,
     kind: str,
     run: run_files.Run,
-    found: Mapping[str, sections.Section],
+    page_sections: Mapping[str, sections.Section],
     verdict: str = "",
 ) -> pathlib.Path:
     """Renders the sections that are not None into `kind`.html in a directory."""
     tree = run.config or {}
     tree = tree.get("config", tree)
     subject = [
-        tree.get(room, {}).get(key) for room, key in (("student", "model"), ("data", "name"))
+        tree.get(block, {}).get(key) for block, key in (("student", "model"), ("data", "name"))
     ]
     name = directory.resolve().name
     text = template("page.html.j2").render(
@@ -98,14 +98,14 @@ def _write(
         name=name,
         subject=" on ".join(str(value) for value in subject if value) or name,
         verdict=verdict,
-        sections={key: section for key, section in found.items() if section is not None},
+        sections={key: section for key, section in page_sections.items() if section is not None},
     )
     files.write_text(directory / f"{kind}.html", text)
     return directory / f"{kind}.html"
 
 
 def template(name: str) -> jinja2.Template:
-    """A template, with the functions and values that it and its parts use."""
+    """Returns a template with access to the functions and values that it uses."""
     return _environment().get_template(name)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: one for a README, and rationales with their words coloured by weight."""
+"""Pictures of a run: one for a README, and rationales with words colored by weight."""
 
 import io
 import pathlib
@@ -19,13 +19,13 @@ from kpod_jax.utils.errors import UserError
 
 _SIZE = (12.0, 4.0)  # Inches, at 100 dots each.
 _FONT = 10.5
-_LINES = 8  # Of an example, its question included.
+_LINES = 8  # Maximum per example, including its question.
 _CANDIDATES = 50
-_GAP = 1.1 / (_LINES + 0.6)  # Between lines, as a share of the panel's height.
+_GAP = 1.1 / (_LINES + 0.6)  # Distance between lines, as a fraction of the panel's height.
 
 
 class _Piece(NamedTuple):
-    """A word or sign: its text, its weight (None for the question's) and if a space precedes it."""
+    """A word or sign, its weight (None in the question), and whether a space precedes it."""
 
     text: str
     weight: float | None
@@ -40,15 +40,15 @@ def readme_picture(
     """Draws a rationale's heat map, the schedule and the accuracy of a run, 1200 × 400.
 
     Args:
-      workdir: of the run.
-      path: of the picture, ending in .png or .svg.
-      comparison: of a sweep, as for `write_sweep`; without it the accuracy is this run's alone.
+      workdir: work directory of the run.
+      path: path of the picture, ending in .png or .svg.
+      comparison: result of a sweep, as for `write_sweep`; None: only this run's accuracy is shown.
 
     Returns:
       `path`.
 
     Raises:
-      UserError: the run lacks a part of the picture, or `path` ends in something else.
+      UserError: the run lacks data for the picture, or `path` has another suffix.
     """
     path = files.as_path(path)
     _kind(path)
@@ -56,16 +56,16 @@ def readme_picture(
     methods = [summary.method(run.results)] if run.results else []
     if comparison is not None:
         methods = sweep.methods(comparison, 0)
-    there = {
+    available = {
         "records/train.jsonl": len(run.records) > 0,
         "token_weights.npz": run.weights is not None,
         "token_spans.npz": run.spans is not None,
         "schedule.npz": run.schedule is not None,
         "results.json": len(methods) > 0,
     }
-    if missing := [name for name, found in there.items() if not found]:
+    if missing := [name for name, is_available in available.items() if not is_available]:
         raise UserError(
-            f"{run.directory} lacks {', '.join(missing)}, which the picture shows. Finish the run "
+            f"{run.directory} lacks {', '.join(missing)}, needed for the picture. Finish the run "
             "with --mode=all first."
         )
     return _save(lambda: _draw(run, methods), path)
@@ -74,18 +74,18 @@ def readme_picture(
 def heat_map_picture(
     run: run_files.Run, indices: Sequence[int], path: files.PathLike
 ) -> pathlib.Path:
-    """Draws rationales under their questions, with the colour scale, 1000 wide.
+    """Draws rationales below their questions, with the color scale, 1000 wide.
 
     Args:
-      run: with records, weights and spans.
-      indices: of the training examples.
-      path: of the picture, ending in .png or .svg.
+      run: a run with records, weights and spans.
+      indices: indices of the training examples.
+      path: path of the picture, ending in .png or .svg.
 
     Returns:
       `path`.
 
     Raises:
-      UserError: `path` ends in something else.
+      UserError: `path` has another suffix.
     """
     return _save(lambda: _draw_heat_map(run, indices), files.as_path(path))
 
@@ -93,16 +93,16 @@ def heat_map_picture(
 def _kind(path: pathlib.Path) -> str:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
-        raise UserError(f"Cannot draw {path}: expected a name that ends in .png or .svg.")
+        raise UserError(f"Cannot draw {path}: expected a file name ending in .png or .svg.")
     return kind
 
 
 def _save(draw: Callable[[], Figure], path: pathlib.Path) -> pathlib.Path:
     kind, stream = _kind(path), io.BytesIO()
-    nothing = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    # Text of an SVG is drawn as shapes: the words stand where they were measured, in any viewer.
+    no_metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+    # SVG text is drawn as shapes, so words are placed as measured in any viewer.
     with matplotlib.rc_context({"svg.hashsalt": "kpod", "svg.fonttype": "path"}):
-        draw().savefig(stream, format=kind, dpi=100, facecolor="white", metadata=nothing)
+        draw().savefig(stream, format=kind, dpi=100, facecolor="white", metadata=no_metadata)
     with files.atomic_write(path) as file:
         file.write(stream.getvalue())
     return path
@@ -110,7 +110,7 @@ def _save(draw: Callable[[], Figure], path: pathlib.Path) -> pathlib.Path:
 
 @figures.styled
 def _draw_heat_map(run: run_files.Run, indices: Sequence[int]) -> Figure:
-    width_inches, line, between = 10.0, 0.27, 0.2  # Of a line's height and a paragraph's distance.
+    width_inches, line, between = 10.0, 0.27, 0.2  # Width, line height and paragraph gap in inches.
     figure = Figure(figsize=(width_inches, 1.0), dpi=100)
     width = _measure(figure, (width_inches - 0.4) * 100)
     examples = [_wrap(_pieces(run, i), width) for i in indices]
@@ -145,20 +145,20 @@ def _draw(run: run_files.Run, methods: Sequence[summary.Method]) -> Figure:
     figures.draw_accuracies(accuracy, methods)
     accuracy.set_yticks([])
     accuracy.set_xlabel(f"correct answers, {methods[0].total:,} {methods[0].split} questions")
-    for row, method in enumerate(methods):  # A name over its bar leaves the bars more room.
+    for row, method in enumerate(methods):  # Names above the bars leave these more room.
         accuracy.annotate(method.name, (0, row - 0.28), (1, 4), textcoords="offset points")
     accuracy.set_ylim(len(methods) - 0.55, -0.75)
     return figure
 
 
 def _draw_rationale(axes: Axes, run: run_files.Run) -> None:
-    """An example's question and its coloured rationale, the colour scale below."""
+    """Draws an example's question and colored rationale, with the color scale below."""
     axes.axis("off")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     figure = axes.get_figure(root=True)
     assert figure is not None
     width = _measure(figure, axes.get_window_extent().width)
-    # The fullest of the first examples that fit, so that the panel is neither empty nor cut.
+    # The longest of the first examples that fits, so the panel is neither empty nor cut off.
     candidates = [_wrap(_pieces(run, i), width) for i in range(min(_CANDIDATES, len(run.records)))]
     lines = max(candidates, key=lambda lines: (len(lines) <= _LINES, len(lines)))
     _draw_lines(axes, lines[:_LINES], 0.945, _GAP)
@@ -166,7 +166,7 @@ def _draw_rationale(axes: Axes, run: run_files.Run) -> None:
 
 
 def _measure(figure: Figure, panel: float) -> Callable[[str], float]:
-    """The width of a text as a share of a panel's, which is given in dots."""
+    """Returns a function from text to its width as a fraction of a panel's, given in dots."""
     renderer, font = FigureCanvasAgg(figure).get_renderer(), FontProperties(size=_FONT)
     return lambda text: renderer.get_text_width_height_descent(text, font, False)[0] / panel
 
@@ -174,31 +174,31 @@ def _measure(figure: Figure, panel: float) -> Callable[[str], float]:
 def _draw_lines(
     axes: Axes, lines: Sequence[Sequence[tuple[float, _Piece]]], top: float, gap: float
 ) -> None:
-    """Words on their colours, line after line from `top` down."""
+    """Draws words on their colors, line by line from `top` down."""
     for row, line in enumerate(lines):
         for x, piece in line:
             ground, ink = "none", colours.MUTED
             if piece.weight is not None:
                 ground, ink = colours.heat(piece.weight)
             box = {"boxstyle": "round,pad=0.14,rounding_size=0.25", "fc": ground, "ec": "none"}
-            # A dollar is no formula's.
+            # Dollar signs do not start formulas.
             text, y = piece.text.replace("$", r"\$"), top - row * gap
             axes.text(x, y, text, fontsize=_FONT, color=ink, va="center", bbox=box)
 
 
 def _draw_scale(axes: Axes, place: tuple[float, float, float, float], y: float) -> None:
-    """The colour scale at a place of the axes, between its ends' names at the height y."""
+    """Draws the color scale at a place in the axes, with labels for its ends at height y."""
     scale = axes.inset_axes(place)
     shades = [colours.heat(i / 64)[0] for i in range(65)]
     scale.imshow([range(65)], aspect="auto", cmap=ListedColormap(shades))
     scale.axis("off")
-    note = {"color": colours.MUTED, "va": "center", "fontsize": 9}
-    axes.text(0.0, y, "weight 0", **note)
-    axes.text(place[0] + place[2] + 0.015, y, "1", **note)
+    style = {"color": colours.MUTED, "va": "center", "fontsize": 9}
+    axes.text(0.0, y, "weight 0", **style)
+    axes.text(place[0] + place[2] + 0.015, y, "1", **style)
 
 
 def _pieces(run: run_files.Run, index: int) -> Iterator[_Piece]:
-    """The question's words, then the rationale's."""
+    """Yields the question's words, then the rationale's."""
     assert run.weights is not None and run.spans is not None
     record = run.records[index]
     for word in record.question.split():
@@ -212,7 +212,7 @@ def _pieces(run: run_files.Run, index: int) -> Iterator[_Piece]:
 def _wrap(
     pieces: Iterator[_Piece], width: Callable[[str], float]
 ) -> list[list[tuple[float, _Piece]]]:
-    """Lines of (x, piece), x from 0 to 1; the rationale starts on a line of its own."""
+    """Returns lines of (x, piece), x from 0 to 1; the rationale starts on a new line."""
     lines: list[list[tuple[float, _Piece]]] = []
     x, space, weighted = 2.0, width("n") * 0.6, False
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""What a work directory holds, read and checked once: the report's only input.
+"""Reads and checks the files of a work directory, the report's only input.
 
 Letters: N training records, T phases.
 """
@@ -18,21 +18,21 @@ from kpod_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The files of one work directory; what is not there is None or empty.
+    """The files of one work directory; missing ones are None or empty.
 
     Attributes:
       directory: the work directory.
       config: resolved configuration, versions, devices.
-      records: the training records.
-      weights: w_j of every rationale token, one slice a record.
-      spans: [*, 2] characters of the rationale of each of these tokens.
-      difficulty: d_k of every step, in nats (Eq. 8), one slice a record.
-      schedule: start_steps [T, N], remaining and perhaps target [T], clusters [N].
-      weighting: how the training of the token weights ended.
-      metrics: one event of the run a row.
-      predictions: one evaluated question a row.
-      judged: the record of each evaluated question, by id.
-      before: what the student generated before distillation, by the question's id.
+      records: training records.
+      weights: w_j of every rationale token, one slice per record.
+      spans: [*, 2] characters of each of these tokens in the rationale.
+      difficulty: d_k of every step, in nats (Eq. 8), one slice per record.
+      schedule: start_steps [T, N], remaining and optionally target [T], clusters [N].
+      weighting: final state of the training of the token weights.
+      metrics: events of the run, one per row.
+      predictions: evaluated questions, one per row.
+      judged: record of each evaluated question, by id.
+      before: the student's generations before distillation, by question id.
       results: accuracy with its interval.
     """
 
@@ -52,29 +52,29 @@ class Run:
 
 
 def load(workdir: files.PathLike) -> Run:
-    """Reads what is there.
+    """Reads the files that exist.
 
     Raises:
-      UserError: `workdir` is no directory, a file is damaged, or files do not belong together.
+      UserError: `workdir` is not a directory, a file is damaged, or files belong to different runs.
     """
     root = files.as_path(workdir)
     if not root.is_dir():
-        raise UserError(f"{root} is not a directory. Give the --workdir of a run.")
+        raise UserError(f"{root} is not a directory. Pass the --workdir of a run.")
     records = _read_records(root / "records" / "train.jsonl")
     results = _optional(files.read_json, root / "results.json")
     split, predictions = read_predictions(root, (results or {}).get("split"))
     judged = _read_records(root / "records" / f"{split}.jsonl") if split else ()
     schedule = _optional(files.read_npz, root / "schedule.npz")
     difficulty = _optional(_read_ragged, root / "step_difficulty.npz")
-    # The schedule of a curriculum that follows the student is known after training alone.
-    followed = _optional(files.read_npz, root / "start_steps.npz")
-    if schedule is not None and followed is not None and difficulty is not None:
-        schedule |= followed
+    # A schedule chosen online is only known after training.
+    online = _optional(files.read_npz, root / "start_steps.npz")
+    if schedule is not None and online is not None and difficulty is not None:
+        schedule |= online
         if schedule["start_steps"].shape[1] == len(difficulty):
             schedule["remaining"] = curricula.remaining(difficulty, schedule["start_steps"])
     weights = _optional(_read_ragged, root / "token_weights.npz")
     if weights is not None and np.unique(weights.values).size < 2:
-        weights = None  # Uniform by configuration: nothing was learned, so nothing is to be seen.
+        weights = None  # Uniform weights, not learned: nothing to show.
     run = Run(
         directory=root,
         config=_optional(environment.read_config, root / "config.json"),
@@ -94,7 +94,7 @@ def load(workdir: files.PathLike) -> Run:
 
 
 def read_jsonl(path: files.PathLike) -> tuple[dict[str, Any], ...]:
-    """Reads one JSON object a line; a last line that a killed run cut short is left out.
+    """Reads one JSON object per line, dropping a last line truncated by an interrupted run.
 
     Raises:
       UserError: the file cannot be read, or another line is not a JSON object.
@@ -119,43 +119,46 @@ def _read_records(path: pathlib.Path) -> tuple[Record, ...]:
 def _read_ragged(path: pathlib.Path) -> Ragged:
     arrays = files.read_npz(path)
     if not {"values", "offsets"} <= arrays.keys():
-        raise UserError(f"{path} holds {sorted(arrays)}, expected values and offsets. Delete it.")
+        raise UserError(
+            f"Expected arrays values and offsets in {path}, got {sorted(arrays)}. Delete the file "
+            "to recompute it."
+        )
     ragged = Ragged(arrays["values"], arrays["offsets"])
     if not np.all(np.isfinite(ragged.values)):
-        raise UserError(f"{path} holds values that are NaN or infinite. Delete it to remake it.")
+        raise UserError(f"{path} has NaN or infinite values. Delete it to recompute it.")
     return ragged
 
 
 def read_predictions(
     root: pathlib.Path, split: str | None
 ) -> tuple[str | None, tuple[dict[str, Any], ...]]:
-    """Predictions of `split` with its name, else of the first of test, validation and others."""
-    there = sorted(path.stem for path in (root / "predictions").glob("*.jsonl"))
-    for name in (split, "test", "validation", *there):
-        if name in there:
+    """Returns a split's name and predictions: `split`, else test, validation or any other."""
+    available = sorted(path.stem for path in (root / "predictions").glob("*.jsonl"))
+    for name in (split, "test", "validation", *available):
+        if name in available:
             return name, read_jsonl(root / "predictions" / f"{name}.jsonl")
     return None, ()
 
 
 def _check(run: Run) -> None:
-    """Files of different runs would make a report that looks right and is wrong."""
+    """Checks that all files belong to the same run, so the report is not silently wrong."""
     count = len(run.records)
     if run.weights is not None and count:
-        _same(run, "token_weights.npz", len(run.weights), count, "weigh")
+        _check_count(run, "token_weights.npz", len(run.weights), count, "weigh")
     if run.spans is not None and run.weights is not None:
         same = np.array_equal(run.spans.offsets, run.weights.offsets)
         if not same or run.spans.values.shape[1:] != (2,):
             raise UserError(
-                f"token_spans.npz and token_weights.npz of {run.directory} are not of the same "
+                f"token_spans.npz and token_weights.npz in {run.directory} do not have the same "
                 "tokens. Run --mode=weigh again."
             )
     if run.difficulty is not None and count:
-        _same(run, "step_difficulty.npz", len(run.difficulty), count, "score")
+        _check_count(run, "step_difficulty.npz", len(run.difficulty), count, "score")
         steps = [len(record.steps) for record in run.records]
         wrong = np.flatnonzero(run.difficulty.lengths != steps)
         if wrong.size:
             raise UserError(
-                f"step_difficulty.npz of {run.directory} has {run.difficulty.lengths[wrong[0]]} "
+                f"step_difficulty.npz in {run.directory} has {run.difficulty.lengths[wrong[0]]} "
                 f"steps for record {run.records[wrong[0]].id}, expected {steps[wrong[0]]}. Run "
                 "--mode=score again."
             )
@@ -163,16 +166,18 @@ def _check(run: Run) -> None:
         missing = {"start_steps", "remaining", "clusters"} - run.schedule.keys()
         if missing:
             raise UserError(
-                f"schedule.npz of {run.directory} lacks {', '.join(sorted(missing))}. Run "
+                f"schedule.npz in {run.directory} lacks {', '.join(sorted(missing))}. Run "
                 "--mode=schedule again."
             )
         if count:
-            _same(run, "schedule.npz", run.schedule["start_steps"].shape[1], count, "schedule")
+            _check_count(
+                run, "schedule.npz", run.schedule["start_steps"].shape[1], count, "schedule"
+            )
 
 
-def _same(run: Run, name: str, found: int, expected: int, mode: str) -> None:
-    if found != expected:
+def _check_count(run: Run, name: str, actual: int, expected: int, mode: str) -> None:
+    if actual != expected:
         raise UserError(
-            f"{name} of {run.directory} is of {found} examples, but records/train.jsonl holds "
-            f"{expected}: they are of different runs. Run --mode={mode} again."
+            f"{name} in {run.directory} has {actual} examples, but records/train.jsonl has "
+            f"{expected}: they belong to different runs. Run --mode={mode} again."
         )

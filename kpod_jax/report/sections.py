@@ -1,7 +1,7 @@
 """The values and figures on a run's page, one function per section.
 
-Each function returns what the template of the same name in `templates/sections/` gets as `section`,
-or None if the run lacks the files for it. Text and markup are in the templates.
+Each function returns the `section` for the template of the same name in `templates/sections/`, or
+None if the run lacks the files for it. Text and markup are in the templates.
 """
 
 import re
@@ -18,7 +18,7 @@ from kpod_jax.report.run import Run
 
 Section = dict[str, Any] | None
 
-_GENERATIONS = 6  # Of each kind, right and wrong.
+_GENERATIONS = 6  # Of each kind, correct and wrong.
 _MORE_GENERATIONS = 30  # Of each kind, collapsed.
 _RATIONALES = 4
 _MORE_RATIONALES = 56  # Collapsed.
@@ -28,12 +28,12 @@ _MOVED = 3  # Examples named per phase.
 
 
 def of_run(run: Run) -> dict[str, Section]:
-    """All sections by name, in page order."""
+    """Returns all sections by name, in page order."""
     return {"results": run.results, "training": training(run), **in_detail(run)}
 
 
 def in_detail(run: Run) -> dict[str, Section]:
-    """The sections that a sweep's page shows for one of its runs."""
+    """Returns the sections that a sweep's page shows for one of its runs."""
     shown = spread(len(run.records), _RATIONALES)
     more = [i for i in spread(len(run.records), _RATIONALES + _MORE_RATIONALES) if i not in shown]
     return {
@@ -48,27 +48,27 @@ def in_detail(run: Run) -> dict[str, Section]:
 
 
 def training(run: Run, compared: Sequence[summary.Method] = ()) -> Section:
-    """Loss and validation accuracy during distillation, of one run or of several methods."""
+    """Returns loss and validation accuracy during distillation, of one run or several methods."""
     methods = [(m.name, m.number, m.curves) for m in compared] or [(None, 0, (run.metrics,))]
     phases = [] if compared else summary.by_phase(run.metrics)
     starts = [] if compared else summary.phase_starts(run.metrics)
     drawings = {}
-    for key, title, unit, look in (
+    for key, title, unit, style in (
         ("loss", "Training loss", "nats per token", {"smooth": True}),
         ("validation_accuracy", "Validation accuracy", "correct answers", {"share": True}),
         ("validation_token_loss", "Validation loss", "nats per token", {}),
     ):
         lines = []
         for name, number, runs in methods:
-            each = [summary.series(rows, "distill", key) for rows in runs]
-            if each := [(x, y) for x, y in each if len(x)]:
-                x, mean, deviation = summary.band(each)
-                band = (mean - deviation, mean + deviation) if len(each) > 1 else None
+            curves = [summary.series(rows, "distill", key) for rows in runs]
+            if curves := [(x, y) for x, y in curves if len(x)]:
+                x, mean, deviation = summary.band(curves)
+                band = (mean - deviation, mean + deviation) if len(curves) > 1 else None
                 lines.append(figures.Curve(name, number, x, mean, band))
         if key == "validation_token_loss":
             lines = [line for line in lines if len(line.x) > 1]
         if lines:
-            drawings[key] = figures.curves(lines, title, unit, phases=starts, **look)
+            drawings[key] = figures.curves(lines, title, unit, phases=starts, **style)
     if not drawings:
         return None
     return {
@@ -80,18 +80,18 @@ def training(run: Run, compared: Sequence[summary.Method] = ()) -> Section:
 
 
 def schedule(run: Run) -> Section:
-    """How steps move from the input to the output."""
+    """Returns how steps move from the input to the output."""
     if run.schedule is None or not run.schedule["start_steps"].any():
         return None  # Whole rationales from the start.
     start, clusters = run.schedule["start_steps"], run.schedule["clusters"]
-    target, kinds = run.schedule.get("target"), np.unique(clusters)
+    target, cluster_ids = run.schedule.get("target"), np.unique(clusters)
     sizes = run.difficulty.lengths if run.difficulty is not None else start.max(axis=0)
-    moves, before = [], sizes
-    for phase, now in enumerate(start if run.records else ()):
-        moved = np.flatnonzero(now < before)
-        counts = [np.count_nonzero(clusters[moved] == k) for k in kinds]
+    moves, previous = [], sizes
+    for phase, current in enumerate(start if run.records else ()):
+        moved = np.flatnonzero(current < previous)
+        counts = [np.count_nonzero(clusters[moved] == k) for k in cluster_ids]
         moves.append((phase, len(moved), counts, [run.records[i].id for i in moved[:_MOVED]]))
-        before = now
+        previous = current
     return {
         "phases": len(start),
         "start_steps": figures.start_steps(start, sizes),
@@ -99,13 +99,13 @@ def schedule(run: Run) -> Section:
         "output": figures.schedule(target, run.schedule["remaining"]),
         "input_steps": figures.input_steps(start, sizes),
         "by_cluster": figures.start_steps_by_cluster(start, clusters),
-        "clusters": [f"Cluster {k + 1}" for k in kinds],
+        "clusters": [f"Cluster {k + 1}" for k in cluster_ids],
         "moves": moves,
     }
 
 
 def token_weights(run: Run) -> Section:
-    """The learned weights: summary, histogram, training curves, heaviest and lightest words."""
+    """Returns the learned weights: summary, histogram, curves, heaviest and lightest words."""
     if run.weights is None and run.weighting is None:
         return None
     state = {key: value for key, value in (run.weighting or {}).items() if value is not None}
@@ -115,7 +115,7 @@ def token_weights(run: Run) -> Section:
         if run.spans is not None:
             keypoint = ground_truth.keypoint_tokens(run.records, run.spans)
         drawings["weights"] = figures.weights(run.weights.values, keypoint)
-    # Rows without a mean weight are of the answerer, before masks are learned.
+    # Rows without a mean weight come from fitting the answerer.
     rows = [row for row in run.metrics if row.get("mean_weight") is not None]
     for key, title, unit in (
         ("answer_loss", "Answer loss", "Lₚ in nats"),
@@ -137,7 +137,7 @@ def token_weights(run: Run) -> Section:
 
 
 def spread(count: int, shown: int) -> list[int]:
-    """At most `shown` indices of `count` things, evenly from the first to the last."""
+    """Returns at most `shown` of `count` indices, evenly spaced from the first to the last."""
     shown = min(shown, count)
     return np.linspace(0, count - 1, shown).round().astype(int).tolist()
 
@@ -145,13 +145,13 @@ def spread(count: int, shown: int) -> list[int]:
 def rationales(
     run: Run, shown: Sequence[int], more: Sequence[int] = (), *, chosen: bool = False
 ) -> Section:
-    """Rationales with their words coloured by weight.
+    """Returns rationales with words colored by weight.
 
     Args:
-      run: whose training rationales are shown.
-      shown: indices of examples.
-      more: indices of examples that are collapsed.
-      chosen: whether the user asked for these.
+      run: the run with the training rationales.
+      shown: indices of the examples shown.
+      more: indices of the examples collapsed.
+      chosen: whether the user selected these examples.
     """
     weights, spans = run.weights, run.spans
     if weights is None or spans is None or not run.records:
@@ -178,7 +178,7 @@ def rationales(
 
 
 def step_difficulty(run: Run) -> Section:
-    """Which steps are hard for the student before distillation."""
+    """Returns which steps are hard for the student before distillation."""
     if run.difficulty is None or not len(run.difficulty.values):
         return None
     values = run.difficulty.values.astype(np.float64)
@@ -198,47 +198,47 @@ def step_difficulty(run: Run) -> Section:
 
 
 def accuracy_by_difficulty(run: Run) -> Section:
-    """Accuracy by the number of steps in the teacher's rationale, and by their hardness."""
-    asked = [(row, run.judged.get(str(row["id"]))) for row in run.predictions]
-    asked = [(row, record) for row, record in asked if record is not None and record.steps]
-    correct = np.asarray([row["correct"] for row, _ in asked], np.float64)
-    kinds: list[tuple[str, str, list[float]]] = [
-        ("Accuracy by length", "steps in the teacher's rationale", [len(r.steps) for _, r in asked])
+    """Returns accuracy by the number of steps in the teacher's rationale, and by hardness."""
+    rows = [(row, run.judged.get(str(row["id"]))) for row in run.predictions]
+    rows = [(row, record) for row, record in rows if record is not None and record.steps]
+    correct = np.asarray([row["correct"] for row, _ in rows], np.float64)
+    charts: list[tuple[str, str, list[float]]] = [
+        ("Accuracy by length", "steps in the teacher's rationale", [len(r.steps) for _, r in rows])
     ]
-    if asked and all(record.hardness for _, record in asked):
-        hardest = [max(record.hardness or ()) for _, record in asked]
-        kinds.append(("Accuracy by hardness", "hardness of the hardest step", hardest))
-    drawn = []
-    for title, x_label, values in kinds:
+    if rows and all(record.hardness for _, record in rows):
+        hardest = [max(record.hardness or ()) for _, record in rows]
+        charts.append(("Accuracy by hardness", "hardness of the hardest step", hardest))
+    drawings = []
+    for title, x_label, values in charts:
         x = np.asarray(values)
         if np.unique(x).size > 1:
             groups = summary.accuracy_by(x, correct)
-            counts = [np.count_nonzero(x == kind) for kind in groups.x]
-            drawn.append((figures.accuracy_by_group(groups, title, x_label), counts))
-    return {"drawn": drawn} if drawn else None
+            counts = [np.count_nonzero(x == value) for value in groups.x]
+            drawings.append((figures.accuracy_by_group(groups, title, x_label), counts))
+    return {"drawn": drawings} if drawings else None
 
 
 def generations(run: Run) -> Section:
-    """Right and wrong generations beside the teacher's rationales."""
+    """Returns correct and wrong generations beside the teacher's rationales."""
     if not run.predictions:
         return None
     wrong = [row for row in run.predictions if not row["correct"]]
     right = [row for row in run.predictions if row["correct"]]
 
-    def cards(kept: slice) -> list[dict[str, Any]]:
-        found = []
-        for row in (*wrong[kept], *right[kept]):
-            teacher = run.judged.get(str(row["id"]))
-            rationale = teacher.rationale if teacher is not None else ""
+    def cards(selection: slice) -> list[dict[str, Any]]:
+        result = []
+        for row in (*wrong[selection], *right[selection]):
+            record = run.judged.get(str(row["id"]))
+            rationale = record.rationale if record is not None else ""
             before = run.before.get(str(row["id"]))
-            found.append({"row": row, "rationale": rationale, "before": before})
-        return found
+            result.append({"row": row, "rationale": rationale, "before": before})
+        return result
 
-    judged = [row for row in wrong if row.get("error") in error_analysis.CLASSES]
+    classified = [row for row in wrong if row.get("error") in error_analysis.CLASSES]
     errors = []
     for name, meaning in error_analysis.CLASSES.items():
-        if own := [row for row in judged if row["error"] == name]:
-            errors.append((name, len(own), len(own) / len(judged), own[0]["id"], meaning))
+        if rows := [row for row in classified if row["error"] == name]:
+            errors.append((name, len(rows), len(rows) / len(classified), rows[0]["id"], meaning))
     return {
         "wrong": len(wrong),
         "right": len(right),
@@ -250,30 +250,30 @@ def generations(run: Run) -> Section:
 
 
 def configuration(run: Run) -> Section:
-    """All settings of the run, and those that differ from the paper."""
+    """Returns all settings of the run, and those that differ from the paper's."""
     if not run.config:
         return None
     settings = [(key, _text(value)) for key, value in _leaves(run.config)]
-    return {"settings": settings, "paper": _against_the_paper(run.config)}
+    return {"settings": settings, "paper": _compare_with_paper(run.config)}
 
 
-def _against_the_paper(config: Mapping[str, Any]) -> Section:
-    ours = dict(_leaves(config.get("config", {})))
-    if "student.model" not in ours or "data.name" not in ours:
+def _compare_with_paper(config: Mapping[str, Any]) -> Section:
+    values = dict(_leaves(config.get("config", {})))
+    if "student.model" not in values or "data.name" not in values:
         return None
-    model, data = str(ours["student.model"]), str(ours["data.name"])
-    theirs, student = paper.settings(model, data), paper.student(model)
-    given = [key for key in theirs if key in ours]
-    others = [key for key in given if paper.differs(ours[key], theirs[key])]
+    model, data = str(values["student.model"]), str(values["data.name"])
+    expected, student = paper.settings(model, data), paper.student(model)
+    given = [key for key in expected if key in values]
+    others = [key for key in given if paper.differs(values[key], expected[key])]
     return {
         "student": student.name if student else None,
         "given": len(given),
-        "others": [(key, _text(ours[key]) or "–", theirs[key]) for key in others],
+        "others": [(key, _text(values[key]) or "–", expected[key]) for key in others],
     }
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """("a.b.c", value) of every leaf of nested dicts."""
+    """Yields ("a.b.c", value) for every leaf of nested dicts."""
     if not isinstance(tree, Mapping) or not tree:
         yield name, tree
         return

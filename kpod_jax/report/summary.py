@@ -1,4 +1,4 @@
-"""The numbers of the report: everything that is computed, and nothing about how it looks."""
+"""Computes the numbers of the report, independent of their presentation."""
 
 import dataclasses
 import itertools
@@ -17,23 +17,22 @@ from kpod_jax.report import heatmap
 from kpod_jax.report.run import Run
 
 NUMBER = "‹any number›"
-_MOST_GROUPS = 12  # That a chart has room for.
+_MAX_GROUPS = 12  # Per chart.
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The runs of one method on one set of questions, as figures show them.
+    """The runs of one method on one set of questions, as shown in figures.
 
     Attributes:
-      name: as tables call it.
-      number: of its colour and its dashes.
-      split: of the data set.
-      accuracies: one a run, in [0, 1].
+      name: name in tables.
+      number: number of its color and dashes.
+      split: split of the data set.
+      accuracies: accuracy of each run, in [0, 1].
       mean: their mean.
-      interval: (low, high): the run's own 95 % interval, or the mean of the runs' limits. As the
-        questions are the same in all runs, it is of the questions' sampling, not of the seeds.
-      total: number of questions of a run.
-      curves: the rows of metrics.jsonl of each run that has them.
+      interval: (low, high) of the mean at 95 %, over questions and, with several runs, over runs.
+      total: number of questions per run.
+      curves: rows of metrics.jsonl of each run that has them.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Method:
 
 
 def method(result: Mapping[str, Any], number: int = 0) -> Method:
-    """A single run, of what results.json holds."""
+    """Returns the method of a single run, given the contents of results.json."""
     low, high = result["interval"]
     return Method(
         name=capitalised(method_name(result["method"])),
@@ -61,14 +60,14 @@ def method(result: Mapping[str, Any], number: int = 0) -> Method:
 
 
 def capitalised(name: str) -> str:
-    """A name at the start of a line or a sentence."""
+    """Capitalizes a name for the start of a line or sentence."""
     return name[:1].upper() + name[1:]
 
 
 def series(
     rows: Iterable[Mapping[str, Any]], stage: str, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [m], values [m]) of one metric of one stage; a resumed run's later rows win."""
+    """Returns (steps [m], values [m]) of a stage's metric; later rows of a resumed run win."""
     values = {
         int(row["step"]): float(row[key])
         for row in rows
@@ -81,9 +80,9 @@ def series(
 def band(
     each: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Several curves of (steps, values) as (steps, mean, standard deviation), [m] each.
+    """Combines curves of (steps, values) into (steps, mean, standard deviation), [m] each.
 
-    Steps are the first curve's, as far as all reach; values between others' steps are interpolated.
+    The steps are those of the first curve that all curves cover; other curves are interpolated.
     """
     low, high = max(x[0] for x, _ in each), min(x[-1] for x, _ in each)
     steps = each[0][0][(each[0][0] >= low) & (each[0][0] <= high)]
@@ -93,7 +92,7 @@ def band(
 
 
 class PhaseRow(NamedTuple):
-    """A phase of the training: its steps, mean c_i, loss, tokens and last validation accuracy."""
+    """A training phase: its steps, mean c_i, loss, tokens and last validation accuracy."""
 
     number: int
     first: int
@@ -105,7 +104,7 @@ class PhaseRow(NamedTuple):
 
 
 def by_phase(rows: Iterable[Mapping[str, Any]]) -> list[PhaseRow]:
-    """The phases of a training, from its rows of metrics.jsonl; those that say their phase."""
+    """Returns the phases of a training from the rows of metrics.jsonl that name a phase."""
     groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     number = None
     for row in rows:
@@ -113,7 +112,7 @@ def by_phase(rows: Iterable[Mapping[str, Any]]) -> list[PhaseRow]:
             number = row.get("phase", row.get("stage_number", number))  # Its name before 0.2.0.
             if number is not None:
                 groups[int(number)].append(row)
-    found = []
+    phases = []
     for number, group in sorted(groups.items()):
         losses = [row["loss"] for row in group if row.get("loss") is not None]
         if not losses:
@@ -121,7 +120,7 @@ def by_phase(rows: Iterable[Mapping[str, Any]]) -> list[PhaseRow]:
         tokens = [row["supervised_tokens"] for row in group if row.get("supervised_tokens")]
         accuracies = [row["validation_accuracy"] for row in group if "validation_accuracy" in row]
         starts = [row["mean_start_step"] for row in group if "mean_start_step" in row]
-        found.append(
+        phases.append(
             PhaseRow(
                 number,
                 int(group[0]["step"]),
@@ -132,11 +131,11 @@ def by_phase(rows: Iterable[Mapping[str, Any]]) -> list[PhaseRow]:
                 float(accuracies[-1]) if accuracies else None,
             )
         )
-    return found
+    return phases
 
 
 def phase_starts(rows: Iterable[Mapping[str, Any]]) -> list[int]:
-    """The steps after which more of the rationales is output than before."""
+    """Returns the steps after which the mean c_i changes."""
     phases = by_phase(rows)
     return [
         before.last
@@ -146,7 +145,7 @@ def phase_starts(rows: Iterable[Mapping[str, Any]]) -> list[int]:
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the `window` values around each one, fewer at the ends; [m] to [m]."""
+    """Returns the mean of `window` values around each one, fewer at the ends; [m] to [m]."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(len(values))
     low, high = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(values))
@@ -154,7 +153,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 class WordMean(NamedTuple):
-    """A word, its mean weight over all its occurrences, and how many these are."""
+    """A word, its mean weight and its number of occurrences."""
 
     word: str
     weight: float
@@ -164,11 +163,11 @@ class WordMean(NamedTuple):
 def word_means(
     records: Sequence[Record], spans: Ragged, weights: Ragged, each: int
 ) -> tuple[list[WordMean], list[WordMean], int]:
-    """The `each` heaviest and lightest words; numbers count as one word, upper case as lower.
+    """Returns the `each` heaviest and lightest words, ignoring case; all numbers are one word.
 
     Returns:
-      (heaviest first, lightest first, fewest occurrences that a word needed to be listed). That is
-      10, less where too few words occur as often.
+      (heaviest first, lightest first, minimum number of occurrences of the listed words). The
+      minimum is 10, or less if too few words occur that often.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for i, record in enumerate(records):
@@ -190,7 +189,7 @@ def word_means(
 
 
 class HardStep(NamedTuple):
-    """A step of a rationale: its record, its number from 1, and its difficulty in nats."""
+    """A step of a rationale: record, number from 1, and difficulty in nats."""
 
     record: Record
     number: int
@@ -198,7 +197,7 @@ class HardStep(NamedTuple):
 
 
 def hardest_steps(records: Sequence[Record], difficulty: Ragged, count: int) -> list[HardStep]:
-    """The `count` most difficult steps, hardest first."""
+    """Returns the `count` most difficult steps, hardest first."""
     order = np.argsort(-difficulty.values, kind="stable")[:count]
     example = np.searchsorted(difficulty.offsets, order, side="right") - 1
     return [
@@ -208,13 +207,13 @@ def hardest_steps(records: Sequence[Record], difficulty: Ragged, count: int) -> 
 
 
 def step_numbers(difficulty: Ragged) -> np.ndarray:
-    """The number, from 1, of every step in its rationale: [number of steps] int64."""
+    """Returns the number, from 1, of every step in its rationale: [number of steps] int64."""
     starts = np.repeat(difficulty.offsets[:-1], difficulty.lengths)
     return np.arange(len(difficulty.values)) - starts + 1
 
 
 class Groups(NamedTuple):
-    """Per group of values, [g]: its x, their mean, and limits around it, such as quartiles."""
+    """Groups of values, [g] each: x, mean, and limits around the mean, such as quartiles."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -223,39 +222,42 @@ class Groups(NamedTuple):
 
 
 def grouped(x: np.ndarray, values: np.ndarray) -> Groups:
-    """Groups `values` by `x`, both [m]; the smallest x, as many as a chart has room for."""
-    kinds = np.unique(x)[:_MOST_GROUPS]
-    parts = [values[x == kind] for kind in kinds]
+    """Groups `values` by `x`, both [m], keeping the smallest `_MAX_GROUPS` values of x."""
+    keys = np.unique(x)[:_MAX_GROUPS]
+    parts = [values[x == key] for key in keys]
     low, high = np.asarray([np.quantile(part, (0.25, 0.75)) for part in parts]).T
-    return Groups(kinds, np.asarray([part.mean() for part in parts]), low, high)
+    return Groups(keys, np.asarray([part.mean() for part in parts]), low, high)
 
 
 def accuracy_by(x: np.ndarray, correct: np.ndarray) -> Groups:
-    """Shares of `correct` by `x`, both [m], with Wilson's 95 % limits; as many x as `grouped`."""
-    kinds = np.unique(x)[:_MOST_GROUPS]
-    counts = [(int(correct[x == kind].sum()), int((x == kind).sum())) for kind in kinds]
+    """Groups `correct` by `x`, as `grouped` does, into accuracies with 95 % Wilson limits."""
+    keys = np.unique(x)[:_MAX_GROUPS]
+    counts = [(int(correct[x == key].sum()), int((x == key).sum())) for key in keys]
     low, high = np.asarray([intervals.wilson_interval(*count) for count in counts]).T
-    return Groups(kinds, np.asarray([right / total for right, total in counts]), low, high)
+    return Groups(keys, np.asarray([right / total for right, total in counts]), low, high)
 
 
 def verdict(run: Run) -> str:
-    """How well the student answers, and the paper's figure where it has one."""
+    """Returns a sentence on the student's accuracy, and the paper's accuracy if it reports one."""
     if not run.results:
         return "This run has not been evaluated yet. The sections below show its output so far."
     result, name = run.results, capitalised(method_name(run.results["method"]))
-    own = (
+    measured = (
         f"{name}: the student answers {result['correct']:,} of "
         f"{result['total']:,} {result['split']} questions correctly, "
         f"{percent(result['accuracy'])} (95% interval {percent(*result['interval'])})."
     )
     tree = (run.config or {}).get("config", {})
     model, data = (tree.get(r, {}).get(k, "") for r, k in (("student", "model"), ("data", "name")))
-    theirs = paper.accuracy(str(model), data, result["method"], data)
-    if theirs is None:
-        return own
-    return f"{own} The paper reports {percent(theirs / 100)}, with its own teacher and splits."
+    published = paper.accuracy(str(model), data, result["method"], data)
+    if published is None:
+        return measured
+    return (
+        f"{measured} The paper reports {percent(published / 100)}, with another teacher and other "
+        "splits."
+    )
 
 
 def percent(*shares: float) -> str:
-    """Shares of 1 as percentages: "62.4%" or, for two, "58.1–66.5%"."""
+    """Formats fractions as percentages: "62.4%" or, for two, "58.1–66.5%"."""
     return "–".join(f"{100 * share:.1f}" for share in shares) + "%"

@@ -1,6 +1,6 @@
-"""The values and figures that compare the runs on a sweep's page, as in `sections`.
+"""The values and figures that compare runs on a sweep's page, as in `sections`.
 
-A result is what `comparison.json` holds (see `kpod_jax.sweep.comparison`).
+A result is the contents of `comparison.json` (see `kpod_jax.sweep.comparison`).
 """
 
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ Result = Mapping[str, Any]
 def methods(
     result: Result, column: int, curves: Mapping[str, Any] | None = None
 ) -> list[summary.Method]:
-    """The rows that are methods with their own settings, as figures take them.
+    """Returns the rows with unchanged settings as methods for figures.
 
     Args:
-      result: of the sweep.
-      column: which questions.
-      curves: the rows of metrics.jsonl by run.
+      result: result of the sweep.
+      column: index of the column of questions.
+      curves: rows of metrics.jsonl by run.
     """
-    found, metrics = [], curves or {}
-    for number, row in enumerate(_own_settings(result)):
+    methods, metrics = [], curves or {}
+    for number, row in enumerate(_unchanged_rows(result)):
         if cell := row["cells"][column]:
-            found.append(
+            methods.append(
                 summary.Method(
                     name=summary.capitalised(row["name"]),
                     number=number,
@@ -40,55 +40,59 @@ def methods(
                     curves=tuple(metrics[s["run"]] for s in cell["seeds"] if metrics.get(s["run"])),
                 )
             )
-    return found
+    return methods
 
 
-def _own_settings(result: Result) -> list[Mapping[str, Any]]:
+def _unchanged_rows(result: Result) -> list[Mapping[str, Any]]:
     return [row for row in result["rows"] if not row["settings"]]
 
 
 def failures(result: Result) -> Section:
-    """The runs that failed, with their reasons, and what could not be compared."""
-    found = {"failed": result["failed"], "notes": result["notes"]}
-    return found if any(found.values()) else None
+    """Returns the failed runs with their reasons, and what could not be compared."""
+    section = {"failed": result["failed"], "notes": result["notes"]}
+    return section if any(section.values()) else None
 
 
 def comparison(result: Result) -> Section:
-    """The table, one row per method and one column per question set, and accuracies as bars."""
+    """Returns the table, a row per method and a column per question set, and accuracy bars."""
     bars = []
     for i, column in enumerate(result["columns"]):
-        if len(found := methods(result, i)) > 1:
-            bars.append((column, found[0].total, figures.accuracies(found, column["name"])))
-    series = {row["name"]: i % len(SERIES) for i, row in enumerate(_own_settings(result))}
+        if len(shown := methods(result, i)) > 1:
+            bars.append((column, shown[0].total, figures.accuracies(shown, column["name"])))
+    series = {row["name"]: i % len(SERIES) for i, row in enumerate(_unchanged_rows(result))}
     return {"result": result, "series": series, "bars": bars}
 
 
 def paired_tests(result: Result) -> Section:
-    """Every paired test against the reference."""
+    """Returns all paired tests against the reference."""
     rows = [
         (column["name"], row["name"], cell["against"])
         for i, column in enumerate(result["columns"])
         for row in result["rows"]
         if (cell := row["cells"][i]) and cell["against"]
     ]
-    found = {"reference": result["reference"], "several": len(result["columns"]) > 1, "rows": rows}
-    return found if rows else None
+    section = {
+        "reference": result["reference"],
+        "several": len(result["columns"]) > 1,
+        "rows": rows,
+    }
+    return section if rows else None
 
 
 def sensitivity(result: Result) -> Section:
-    """Accuracy in the first column for the values of each setting that is varied on its own."""
+    """Returns accuracy in the first column for the values of each setting varied alone."""
     cells: dict[str, dict[float, Mapping[str, Any]]] = {}
     for row in result["rows"]:
         changed, cell = list(row["settings"].items()), row["cells"][0]
         if cell and len(changed) == 1 and isinstance(changed[0][1], int | float):
             cells.setdefault(changed[0][0], {})[float(changed[0][1])] = cell
     base = next(row for row in result["rows"] if row["name"] == result["reference"])["cells"][0]
-    drawn = []
-    for key, found in cells.items():
+    drawings = []
+    for key, by_value in cells.items():
         at = float(result["base"][key])
-        found |= {at: base} if base else {}
-        x = np.asarray(sorted(found))
-        mean = np.asarray([found[value]["mean"] for value in x])
-        spread = np.asarray([found[value]["spread"] or 0.0 for value in x])
-        drawn.append((key, at, figures.sensitivity(key, x, mean, spread, at)))
-    return {"drawn": drawn} if drawn else None
+        by_value |= {at: base} if base else {}
+        x = np.asarray(sorted(by_value))
+        mean = np.asarray([by_value[value]["mean"] for value in x])
+        spread = np.asarray([by_value[value]["spread"] or 0.0 for value in x])
+        drawings.append((key, at, figures.sensitivity(key, x, mean, spread, at)))
+    return {"drawn": drawings} if drawings else None

@@ -1,4 +1,4 @@
-"""The comparison of a sweep as plain text, Markdown and LaTeX; and what it allows to say."""
+"""The comparison of a sweep as plain text, Markdown and LaTeX, with its verdict."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _LATEX = {
     "→": r"$\rightarrow$",
     "–": "--",
     "±": r"$\pm$",
-    "<": "$<$",  # Else, in LaTeX's oldest fonts, they are other signs.
+    "<": "$<$",  # LaTeX's default font encoding has other signs here.
     ">": "$>$",
     "|": "$|$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -26,15 +26,15 @@ TOKENS = "rationale tokens"
 TOKENS_MEANT = (
     "Rationale tokens are those supervised in training, in thousands, averaged over seeds."
 )
-_NAMED = 4  # Methods in a sentence; of more it says how many.
-PAPERS = "as published, with its own teacher, rationales and splits"
+_MAX_NAMES = 4  # Methods named in a sentence; more are only counted.
+PAPERS = "as published, with another teacher, other rationales and splits"
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """What the first column shows about the reference, in one or two sentences.
+    """Returns one or two sentences on what the first column shows about the reference.
 
     Args:
-      result: as in `comparison.json`.
+      result: contents of `comparison.json`.
     """
     reference, column = result["reference"], result["columns"][0]
     row = next(row for row in result["rows"] if row["name"] == reference)
@@ -50,34 +50,36 @@ def verdict(result: Mapping[str, Any]) -> str:
         f"(95% interval "
         f"{summary.percent(low, high)}{seeds})."
     )
-    better, worse, open_ = [], [], []
+    better, worse, similar = [], [], []
     for other in result["rows"]:
         test = (other["cells"][0] or {}).get("against")
         if test:
-            shown = is_significant(test)
-            group = open_ if not shown else better if test["difference"] > 0 else worse
+            if not is_significant(test):
+                group = similar
+            else:
+                group = better if test["difference"] > 0 else worse
             group.append(other["name"])
-    said = [
-        f"{what} {_list(names)}"
-        for what, names in (
+    parts = [
+        f"{relation} {_list(names)}"
+        for relation, names in (
             ("better than", better),
             ("worse than", worse),
-            ("not significantly different from", open_),
+            ("not significantly different from", similar),
         )
         if names
     ]
-    second = f" In paired tests it is {'; '.join(said)}." if said else ""
+    second = f" In paired tests it is {'; '.join(parts)}." if parts else ""
     return first + second
 
 
 def accuracy(cell: Mapping[str, Any]) -> str:
-    """The mean in percent, with its spread if there is one."""
+    """Formats the mean in percent, with its spread if there is one."""
     spread = "" if cell["spread"] is None else f" ± {100 * cell['spread']:.1f}"
     return f"{100 * cell['mean']:.1f}{spread}"
 
 
 def plain(result: Mapping[str, Any]) -> str:
-    """One line a row, for a terminal, column after column; then what the first one shows."""
+    """Formats the result for a terminal, one line per row and column, with the verdict."""
     width = max(24, *(len(row["name"]) + 2 for row in result["rows"]))
     lines = []
     for i, column in enumerate(result["columns"]):
@@ -101,7 +103,7 @@ def plain(result: Mapping[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The table, the tests behind it, and what failed; names bring no markup of their own."""
+    """Formats the table, its tests and the failures as Markdown; names are escaped."""
     columns, reference = result["columns"], escaped(result["reference"])
     lines = [
         f"# {escaped(result['sweep'])}",
@@ -117,10 +119,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {escaped(row['name'])} | {seeds(row)} | {tokens} | {' | '.join(cells)} |")
     for name, values in papers(result):
         cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
-        lines.append(f"| {escaped(name)}, the paper | | | {' | '.join(cells)} |")
+        lines.append(f"| {escaped(name)} (paper) | | | {' | '.join(cells)} |")
     lines += ["", f"{SPREAD.format(reference=reference)} {TOKENS_MEANT}".replace("*", r"\*"), ""]
     if papers(result):
-        lines += [f"The paper: {PAPERS}.", ""]
+        lines += [f"Paper: {PAPERS}.", ""]
     for i, column in enumerate(columns):
         tested = [(row, cell) for row in result["rows"] if (cell := row["cells"][i])]
         tested = [(row, cell) for row, cell in tested if cell["against"]]
@@ -130,7 +132,7 @@ def markdown(result: Mapping[str, Any]) -> str:
                 "",
                 "| method | points | 95 % interval | p | Holm |",
                 "| --- | --- | --- | --- | --- |",
-                *(_tested(row["name"], cell["against"]) for row, cell in tested),
+                *(_test_row(row["name"], cell["against"]) for row, cell in tested),
                 "",
             ]
     lines += [f"- {escaped(name)} failed: {escaped(why)}" for name, why in result["failed"].items()]
@@ -139,7 +141,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def latex(result: Mapping[str, Any]) -> str:
-    r"""A table for a paper; it needs `\usepackage{booktabs}`."""
+    r"""Formats a table for a paper; it needs `\usepackage{booktabs}`."""
     columns = result["columns"]
     head = " & ".join(["Method", TOKENS.capitalize(), *(tex(column["name"]) for column in columns)])
     lines = [
@@ -153,15 +155,15 @@ def latex(result: Mapping[str, Any]) -> str:
     for row in result["rows"]:
         cells = [_marked(cell, "$^{*}$").replace("±", r"$\pm$") for cell in row["cells"]]
         lines.append(rf"{' & '.join([tex(row['name']), tokens_of(row, columns), *cells])} \\")
-    if found := papers(result):
+    if published := papers(result):
         lines.append(r"\midrule")
-        for name, values in found:
+        for name, values in published:
             cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
             lines.append(rf"{' & '.join([f'{tex(name)} (paper)', '', *cells])} \\")
     counts = sorted({len(cell["seeds"]) for row in result["rows"] for cell in row["cells"] if cell})
     caption = SPREAD.format(reference=result["reference"])
     caption += f" {TOKENS_MEANT} Seeds: {' or '.join(map(str, counts))}."
-    if found:
+    if published:
         caption += f" The paper's rows: {PAPERS}."
     caption = tex(caption).replace(" * ", " $^{*}$ ")
     lines += [
@@ -174,31 +176,31 @@ def latex(result: Mapping[str, Any]) -> str:
 
 
 def tex(text: str) -> str:
-    """Text that LaTeX sets as it is, in one line."""
+    """Escapes text for LaTeX, on one line."""
     return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
 def seeds(row: Mapping[str, Any]) -> str:
-    """The seeds of a row, of all of its cells."""
-    found = {seed["seed"] for cell in row["cells"] if cell for seed in cell["seeds"]}
-    return ", ".join(map(str, sorted(found)))
+    """Lists the seeds of all cells of a row."""
+    numbers = {seed["seed"] for cell in row["cells"] if cell for seed in cell["seeds"]}
+    return ", ".join(map(str, sorted(numbers)))
 
 
 def thousands(cell: Mapping[str, Any]) -> str:
-    """The rationale tokens that trainings supervised, in thousands; "" where they are not known."""
+    """Formats the supervised rationale tokens in thousands; "" if they are unknown."""
     tokens = cell["rationale_tokens"]
     return "" if tokens is None else f"{tokens / 1000:,.1f}"
 
 
 def tokens_of(row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
-    """A row's, of each data set that it is trained on."""
+    """Formats a row's rationale tokens for each data set that it is trained on."""
     pairs = zip(columns, row["cells"], strict=True)
-    found = {column["data"]: thousands(cell) for column, cell in pairs if cell}
-    return " / ".join(filter(None, found.values()))
+    tokens = {column["data"]: thousands(cell) for column, cell in pairs if cell}
+    return " / ".join(filter(None, tokens.values()))
 
 
 def papers(result: Mapping[str, Any]) -> Sequence[tuple[str, list[float | None]]]:
-    """The rows that the paper has, too: (name, its accuracies by column)."""
+    """Returns the rows that the paper also has: (name, its accuracies by column)."""
 
     def rows() -> Iterator[tuple[str, list[float | None]]]:
         for row in result["rows"]:
@@ -212,11 +214,11 @@ def papers(result: Mapping[str, Any]) -> Sequence[tuple[str, list[float | None]]
 def _marked(cell: Mapping[str, Any] | None, mark: str) -> str:
     if cell is None:
         return ""
-    shown = cell["against"] is not None and is_significant(cell["against"])
-    return accuracy(cell) + (mark if shown else "")
+    significant = cell["against"] is not None and is_significant(cell["against"])
+    return accuracy(cell) + (mark if significant else "")
 
 
-def _tested(name: str, test: Mapping[str, Any]) -> str:
+def _test_row(name: str, test: Mapping[str, Any]) -> str:
     low, high = map(points, test["interval"])
     return (
         f"| {escaped(name)} | {points(test['difference'])} | {low} to {high} | {test['p']:.2g} | "
@@ -225,6 +227,6 @@ def _tested(name: str, test: Mapping[str, Any]) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    if len(names) > _NAMED:
+    if len(names) > _MAX_NAMES:
         return f"{len(names)} others"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,7 +1,6 @@
-"""A rationale's weights in a terminal: words on the colours of the heat map, or with figures.
+"""Heat maps for terminals: words with background colors or with their weights in digits.
 
-Text of a data set or a model may hold control characters that a terminal would obey; none gets
-there.
+Control characters in the text of data sets and models are replaced, so terminals do not obey them.
 """
 
 import numpy as np
@@ -14,24 +13,24 @@ _END = "\x1b[0m"
 
 
 def heat_map(record: Record, spans: np.ndarray, weights: np.ndarray, *, colours: bool) -> str:
-    """Question, coloured rationale, answer and scale of one record.
+    """Formats a record's question, colored rationale, answer and scale.
 
     Args:
       record: the example.
-      spans: [n, 2] integers, the characters of its rationale's tokens.
+      spans: [n, 2] integers, the characters of the rationale's tokens.
       weights: [n] float in (0, 1), w_j.
-      colours: by 24-bit ANSI sequences; without them a word's weight follows it in tenths, as in
-        "twice:8".
+      colours: whether to use 24-bit ANSI colors; otherwise each word is followed by its weight in
+        tenths, as in "twice:8".
 
     Returns:
-      Lines, without a line's end at the last.
+      Lines without a final newline.
     """
     text, parts, at = record.rationale, [], 0
     for word in heatmap.words(text, spans, weights):
         parts.append(_printable(text[at : word.start]))
-        shown = _printable(text[word.start : word.end])
+        word_text = _printable(text[word.start : word.end])
         tenths = min(9, int(word.weight * 10))
-        parts.append(_painted(shown, word.weight) if colours else f"{shown}:{tenths}")
+        parts.append(_painted(word_text, word.weight) if colours else f"{word_text}:{tenths}")
         at = word.end
     parts.append(_printable(text[at:]))
     scale = "".join(_painted(" ", i / 19) for i in range(20)) if colours else ":0 … :9"
@@ -51,7 +50,7 @@ def _painted(text: str, weight: float) -> str:
 
 
 def _channels(colour: str) -> str:
-    """A colour "#rrggbb" as ANSI has it, "r;g;b"."""
+    """Converts a color "#rrggbb" to ANSI's "r;g;b"."""
     return ";".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
 
 

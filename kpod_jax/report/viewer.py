@@ -1,4 +1,4 @@
-"""--mode=heatmap: a finished run's token weights as a page, a picture, and lines of a terminal."""
+"""--mode=heatmap: shows a run's token weights as a page, a picture and text for the terminal."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from kpod_jax.report import run as run_files
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
-_PAGE, _PICTURE = 40, 6  # Rationales, where none is asked for.
+_PAGE, _PICTURE = 40, 6  # Default numbers of rationales.
 
 
 def heat_map(
@@ -19,15 +19,15 @@ def heat_map(
     """Writes `heatmap.html` and `heatmap.png` of a run's training rationales.
 
     Args:
-      workdir: of a run whose tokens are weighed.
-      wanted: ids of records; without them some are taken, evenly over the data set.
+      workdir: work directory of a run with learned token weights.
+      wanted: ids of records; by default, some are selected evenly from the data set.
 
     Returns:
-      The paths of page and picture, and the first rationale for the terminal: coloured where
-      that is one, unless the environment sets NO_COLOR.
+      The paths of page and picture, and the first rationale as text, colored if standard output is
+      a terminal, unless the environment variable NO_COLOR is set.
 
     Raises:
-      UserError: there are no learned weights, or no record of such an id.
+      UserError: there are no learned weights, or no record with a given id.
     """
     run = run_files.load(workdir)
     if not run.records or run.weights is None or run.spans is None:
@@ -39,15 +39,16 @@ def heat_map(
     if missing := [name for name in wanted if name not in places]:
         raise UserError(
             f"No training record {missing[0]!r} in {run.directory}; the first is "
-            f"{run.records[0].id!r}, and records/train.jsonl lists all."
+            f"{run.records[0].id!r}. All ids are in records/train.jsonl."
         )
-    asked, count = [places[name] for name in wanted], len(run.records)
-    indices, few = asked or sections.spread(count, _PAGE), asked or sections.spread(count, _PICTURE)
-    written = page.write_heat_map(run, indices, chosen=bool(wanted))
-    drawn = picture.heat_map_picture(run, few, run.directory / "heatmap.png")
-    first = indices[0]
+    chosen, count = [places[name] for name in wanted], len(run.records)
+    on_page = chosen or sections.spread(count, _PAGE)
+    in_picture = chosen or sections.spread(count, _PICTURE)
+    page_path = page.write_heat_map(run, on_page, chosen=bool(wanted))
+    picture_path = picture.heat_map_picture(run, in_picture, run.directory / "heatmap.png")
+    first = on_page[0]
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    shown = terminal.heat_map(
+    text = terminal.heat_map(
         run.records[first], run.spans[first], run.weights[first], colours=colours
     )
-    return written, drawn, shown
+    return page_path, picture_path, text

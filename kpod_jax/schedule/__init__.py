@@ -1,1 +1,4 @@
-"""Which steps are output at which phase (Eq. 9-13), in NumPy: nothing here imports JAX."""
+"""Chooses the steps that are output in each phase (Eq. 9-13).
+
+Only `difficulty` and `schedule` use JAX; the other modules do not import it.
+"""

@@ -1,17 +1,18 @@
-"""Curricula by name, and the schedule that one makes beforehand.
+"""Built-in curricula by name, and schedules computed before training.
 
-Besides KPOD's (`schedule/kpod.py`) there are those that the paper compares it with:
+Besides KPOD (`schedule/kpod.py`), these are the curricula that the paper compares it with:
 
-- `full`: whole rationales from the start; plain CoT distillation, and KPOD without progression.
+- `full`: whole rationales from the start. This is plain CoT distillation, or KPOD without
+  progression.
 - `icl`: in-sample curriculum learning (Jia, Zhang, Zhou, Hao, "In-sample Curriculum Learning by
-  Sequence Completion for Natural Language Generation", ACL 2023). The suffix that is output grows
-  by as many steps at each phase for all examples, however difficult they are.
+  Sequence Completion for Natural Language Generation", ACL 2023). The output suffix grows by the
+  same number of steps in each phase for all examples, regardless of difficulty.
 - `spl`: self-paced learning (Kumar, Packer, Koller, "Self-Paced Learning for Latent Variable
-  Models", NeurIPS 2010). Whole examples, those of the lowest current loss first.
+  Models", NeurIPS 2010). Whole examples, those with the lowest current loss first.
 - `acl`: adaptive curriculum learning (Kong, Liu, Wang, Tao, "Adaptive Curriculum Learning", ICCV
-  2021). Likewise, by a mixture of the loss before training and the current one.
+  2021). Like `spl`, but ordered by a mixture of the loss before training and the current loss.
 
-A name with a colon, `package.module:Class`, is one of yours: it is called with a `Setting`.
+A name with a colon, `package.module:Class`, is a custom curriculum. It is called with a `Setting`.
 
 Letters: N examples.
 """
@@ -39,38 +40,47 @@ from kpod_jax.utils.errors import UserError
 
 
 class FullRationale:
-    """Every step is output from the start: c_i = 0, plain CoT distillation (Eq. 1)."""
+    """Plain CoT distillation (Eq. 1): all steps are output from the start, c_i = 0."""
 
     needs_feedback = False
 
     def __init__(self, num_steps: np.ndarray) -> None:
-        """Takes [N] the numbers of steps n_i."""
+        """Initializes the curriculum.
+
+        Args:
+          num_steps: [N] n_i.
+        """
         self._start_steps = frozen(np.zeros(len(num_steps), np.int32))
 
     def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
-        """[N] int32 zeros."""
+        """Returns [N] int32 zeros."""
         del phase, feedback
         return self._start_steps
 
 
 class GrowingSuffix:
-    """ICL: at phase t the last (t + 1) · growth steps are output, and all from `ramp_phases` on."""
+    """ICL: the last (t + 1) · growth steps are output in phase t, all from `ramp_phases` on."""
 
     needs_feedback = False
 
     def __init__(self, num_steps: np.ndarray, *, growth: int, ramp_phases: int) -> None:
-        """Takes [N] n_i, the steps that a phase adds, and T.
+        """Initializes the curriculum.
+
+        Args:
+          num_steps: [N] n_i.
+          growth: steps that each phase adds.
+          ramp_phases: T, the phase from which on all steps are output.
 
         Raises:
-          UserError: nothing grows.
+          UserError: if `growth` is below 1.
         """
-        check(growth >= 1, "growth", growth, "of at least 1 step a phase")
+        check(growth >= 1, "growth", growth, "of at least 1 step per phase")
         self._num_steps = np.asarray(num_steps, np.int32)
         self._growth = growth
         self._ramp_phases = ramp_phases
 
     def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
-        """[N] int32, max(0, n_i - (t + 1) growth)."""
+        """Returns max(0, n_i - (t + 1) growth), [N] int32."""
         del feedback
         if phase >= self._ramp_phases:
             return frozen(np.zeros_like(self._num_steps))
@@ -78,12 +88,12 @@ class GrowingSuffix:
 
 
 class EasyFirst:
-    """SPL and ACL: the easiest examples alone at first, as whole rationales; all at last.
+    """SPL and ACL: whole rationales, starting with only the easiest examples.
 
-    The share of the examples that take part rises linearly from `initial_fraction` to 1 at phase
-    `ramp_phases`. The others are left out, and `BatchSource` fills the phase's steps with those
-    that take part. An example's difficulty is the mean of its steps':
-    (1 - mixing) · before distillation + mixing · under the current student.
+    The fraction of examples included rises linearly from `initial_fraction` to 1 at phase
+    `ramp_phases`. The others are left out, and `BatchSource` fills the batches of the phase with
+    the included ones. The difficulty of an example is the mean over its steps of
+    (1 - mixing) · d before distillation + mixing · d under the current student.
     """
 
     needs_feedback = True
@@ -91,10 +101,16 @@ class EasyFirst:
     def __init__(
         self, difficulty: Ragged, *, mixing: float, initial_fraction: float, ramp_phases: int
     ) -> None:
-        """Takes the difficulty of every step before distillation, and the settings.
+        """Initializes the curriculum.
+
+        Args:
+          difficulty: d_j of every step before distillation, in nats: N slices of n_i values.
+          mixing: weight of the current difficulty, in [0, 1].
+          initial_fraction: fraction of examples included in phase 0, in [0, 1].
+          ramp_phases: T, the phase from which on all examples are included.
 
         Raises:
-          UserError: a setting is out of range.
+          UserError: if a setting is out of range.
         """
         check(0 <= mixing <= 1, "mixing", mixing, "in [0, 1]")
         check(0 <= initial_fraction <= 1, "initial_fraction", initial_fraction, "in [0, 1]")
@@ -105,20 +121,20 @@ class EasyFirst:
         self._ramp_phases = ramp_phases
 
     def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
-        """[N] int32, 0 for those that take part and n_i + 1 for the others.
+        """Returns 0 for examples that are included and n_i + 1 for the others, [N] int32.
 
         Raises:
-          ValueError: there is no feedback.
+          ValueError: if there is no feedback.
         """
         if feedback is None:
-            raise ValueError("the easiest examples are found by the student's current losses")
-        share = 1.0
+            raise ValueError("EasyFirst needs feedback: the student's current losses.")
+        fraction = 1.0
         if phase < self._ramp_phases:
-            share = (
+            fraction = (
                 self._initial_fraction + (1 - self._initial_fraction) * phase / self._ramp_phases
             )
         mixed_N = (1 - self._mixing) * self._initial_N + self._mixing * feedback.example_losses
-        left_out = np.argsort(mixed_N, kind="stable")[math.ceil(share * len(mixed_N)) :]
+        left_out = np.argsort(mixed_N, kind="stable")[math.ceil(fraction * len(mixed_N)) :]
         start_steps_N = np.zeros(len(mixed_N), np.int32)
         start_steps_N[left_out] = self._num_steps[left_out] + 1
         return frozen(start_steps_N)
@@ -161,32 +177,33 @@ CURRICULA: dict[str, Callable[[Setting], Curriculum]] = {
 
 
 def make(name: str, setting: Setting) -> Curriculum:
-    """The curriculum of a name of CURRICULA or of an import path, `package.module:Class`.
+    """Creates a curriculum by its name in CURRICULA or its import path, `package.module:Class`.
 
     Raises:
-      UserError: there is none of that name, or a setting is out of range.
+      UserError: if a custom curriculum cannot be imported or is incomplete, or a setting is out of
+        range.
     """
     if ":" not in name:
         return CURRICULA[name](setting)
     curriculum = plugins.load(name, "schedule.curriculum")(setting)
-    for needed in ("needs_feedback", "start_steps"):
-        if not hasattr(curriculum, needed):
+    for attribute in ("needs_feedback", "start_steps"):
+        if not hasattr(curriculum, attribute):
             raise UserError(
-                f"schedule.curriculum={name!r} has no {needed}; see kpod_jax.schedule.protocol."
-                "Curriculum for what a curriculum has."
+                f"schedule.curriculum={name!r} has no attribute {attribute}, which a curriculum "
+                "must have; see kpod_jax.schedule.protocol.Curriculum."
             )
     return curriculum
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A curriculum's schedule, as it is stored.
+    """The schedule of a curriculum, as it is stored.
 
     Attributes:
       start_steps: [phases, N] int32, row t is c_i(t).
       remaining: [phases] float64, Σ_i h_i(t) in nats (Eq. 9).
-      target: [phases] float64, D(t) in nats (Eq. 10), never below `remaining`; None for curricula
-        that have none.
+      target: [phases] float64, D(t) in nats (Eq. 10), never below `remaining`; None if the
+        curriculum has no target.
     """
 
     start_steps: np.ndarray
@@ -195,19 +212,20 @@ class Plan:
 
 
 def plan(curriculum: Curriculum, phases: int, difficulty: Ragged, name: str = "") -> Plan:
-    """Asks a curriculum for all phases, or for the first one where it needs feedback.
+    """Computes the start steps of all phases, or only of the first if feedback is needed.
 
-    Before the first phase the student is as it was when the difficulties were computed, so these
-    are its feedback.
+    The student has not changed since the difficulties were computed, so they serve as the feedback
+    for the first phase.
 
     Args:
-      curriculum: asked in the order of the phases.
-      phases: of the training.
-      difficulty: d_j of every step, for the curve of the remaining difficulty.
-      name: of the curriculum, for messages.
+      curriculum: queried phase by phase, in order.
+      phases: number of phases.
+      difficulty: d_j of every step, in nats.
+      name: name of the curriculum, for messages.
 
     Raises:
-      UserError: a difficulty is negative, NaN or infinite, or the curriculum's answer is none.
+      UserError: if a difficulty is negative, NaN or infinite, or the curriculum returns invalid
+        start steps.
     """
     feedback = Feedback(difficulty) if curriculum.needs_feedback else None
     rows = [
@@ -221,6 +239,6 @@ def plan(curriculum: Curriculum, phases: int, difficulty: Ragged, name: str = ""
 
 
 def remaining(difficulty: Ragged, rows: "list[np.ndarray] | np.ndarray") -> np.ndarray:
-    """[phases] float64, Σ_i h_i of each row of start steps (Eq. 9), added up exactly."""
+    """Returns Σ_i h_i for each row of start steps (Eq. 9), summed exactly, [phases] float64."""
     difficulty = value.on_exact_grid(difficulty)
     return np.array([value.remaining_difficulty(difficulty, row).sum() for row in rows])

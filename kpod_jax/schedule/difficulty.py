@@ -1,6 +1,6 @@
-"""How difficult each step of a rationale is for the student before distillation (Eq. 8).
+"""The difficulty of each rationale step for the student before distillation (Eq. 8).
 
-Letters: N examples, M rationale tokens of all examples together.
+Letters: N examples, M rationale tokens in total.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from kpod_jax.utils.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class StepDifficulty(Ragged):
-    """d_k of every step of the training rationales, N slices of n_i float32 values, nats.
+    """d_k of every training rationale step, in nats: N slices of n_i float32 values.
 
     Attributes:
-      correlation: Spearman's ρ with the known hardness of the steps; None where that is unknown.
+      correlation: Spearman's ρ with the true hardness of the steps; None if that is unknown.
     """
 
     correlation: float | None = None
@@ -39,20 +39,20 @@ class StepDifficulty(Ragged):
     OUTPUTS: ClassVar = ("step_difficulty.npz",)
 
     def save(self, root: pathlib.Path) -> None:
-        """Writes `OUTPUTS` under a work directory."""
+        """Writes `OUTPUTS` to a work directory."""
         files.write_npz(root / "step_difficulty.npz", values=self.values, offsets=self.offsets)
 
     @classmethod
     def load(cls, root: pathlib.Path) -> "StepDifficulty":
-        """What `save` wrote."""
+        """Reads what `save` wrote."""
         arrays = files.read_npz(root / "step_difficulty.npz")
         return cls(arrays["values"], arrays["offsets"])
 
     def __str__(self) -> str:
-        """What was done, in a few words."""
+        """Returns a one-line summary."""
         text = f"{len(self.values)} step difficulties, mean {self.values.mean():.2f} nats"
         if self.correlation is not None:
-            text += f", rank correlation with the known ones {self.correlation:.2f}"
+            text += f", rank correlation with the true hardness {self.correlation:.2f}"
         return text
 
 
@@ -67,17 +67,18 @@ def score_steps(
     bucket_rows: int = 0,
     label: str = "Scoring",
 ) -> StepDifficulty:
-    """How difficult each step of the training rationales is for a student (Eq. 8).
+    """Computes the difficulty of each training rationale step for a student (Eq. 8).
 
     Args:
-      config: `difficulty` of a configuration.
+      config: the `difficulty` section of the configuration.
       student: model and tokenizer.
-      data: whose training rationales are scored.
-      weights: w_j of every rationale token, an array a rationale; None: all count the same.
-      mesh: of the devices; None: all of them.
-      params: θs, on the mesh; None: those before distillation.
-      bucket_rows: that each shape of batches is filled with, see `BatchSource`; 0: a batch's.
-      label: of the progress bar.
+      data: provides the training rationales.
+      weights: w_j of every rationale token, one array per rationale; None for equal weights.
+      mesh: device mesh; None for all devices.
+      params: θs, on the mesh; None for the parameters before distillation.
+      bucket_rows: batch size for which the batch shapes are chosen, see `length_buckets`; 0 for
+        that of `config`.
+      label: label of the progress bar.
     """
     train, mesh = data.train, mesh or sharding.make_mesh()
     layout = Layout(
@@ -96,11 +97,11 @@ def score_steps(
             batch_size=config.batch_size,
             progress=progress.update,
         )
-    used = None if config.weights == "uniform" else as_ragged(weights)
-    found = step_difficulty(nll, used, train)
+    token_weights = None if config.weights == "uniform" else as_ragged(weights)
+    difficulty = step_difficulty(nll, token_weights, train)
     hardness = ground_truth.hardness(train.records)
-    rho = None if hardness is None else ground_truth.rank_correlation(hardness, found.values)
-    return StepDifficulty(found.values, found.offsets, rho)
+    rho = None if hardness is None else ground_truth.rank_correlation(hardness, difficulty.values)
+    return StepDifficulty(difficulty.values, difficulty.offsets, rho)
 
 
 def rationale_losses(
@@ -113,19 +114,19 @@ def rationale_losses(
     batch_size: int,
     progress: Callable[[int], None] = lambda examples: None,
 ) -> Ragged:
-    """-log P(r_j | r_<j, x; θs) of every rationale token, in one teacher-forced pass.
+    """Computes -log P(r_j | r_<j, x; θs) of every rationale token in one teacher-forced pass.
 
     Args:
       module: the student.
       params: θs.
-      source: of the examples of `tokenized`.
+      source: batches of the examples in `tokenized`.
       tokenized: the examples.
-      mesh: that the parameters lie on.
-      batch_size: rows at a time.
-      progress: told the number of examples done after each batch.
+      mesh: the mesh of the parameters.
+      batch_size: rows per batch.
+      progress: called after each batch with the number of examples in it.
 
     Returns:
-      N slices of float32, nats, one value a rationale token.
+      N slices of float32, in nats, one value per rationale token.
     """
     result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(tokenized)
     batches = forward.target_losses_of_all(module, params, source, mesh, batch_size=batch_size)
@@ -138,21 +139,21 @@ def rationale_losses(
 
 
 def step_difficulty(nll: Ragged, weights: Ragged | None, tokenized: TokenizedSet) -> Ragged:
-    """d_k = Σ_j ŵ_j nll_j over the tokens of step k; ŵ is the softmax of w within it (Eq. 8).
+    """Computes d_k = Σ_j ŵ_j nll_j over the tokens of step k, ŵ = softmax of w in it (Eq. 8).
 
     Args:
-      nll: of every rationale token, N slices, nats.
-      weights: w_j, likewise; None is the same weight for all tokens of a step.
+      nll: negative log probability of every rationale token, in nats, N slices.
+      weights: w_j of the same tokens; None for equal weights.
       tokenized: the examples.
 
     Returns:
-      N slices of n_i float32 values, nats.
+      N slices of n_i float32 values, in nats.
     """
     offsets = offsets_of(tokenized.num_steps)
     steps = [tokenized.steps[i][:n] for i, n in enumerate(tokenized.rationale_lengths.tolist())]
     step_M = np.concatenate([s + offset for s, offset in zip(steps, offsets, strict=False)])
     w_M = np.zeros(len(step_M)) if weights is None else weights.values.astype(np.float64)
-    exp_M = np.exp(w_M)  # w is in (0, 1): no overflow to guard against.
+    exp_M = np.exp(w_M)  # Cannot overflow: w is in (0, 1).
     total = np.bincount(step_M, exp_M, minlength=offsets[-1])
     value = np.bincount(step_M, exp_M * nll.values, minlength=offsets[-1])
     return Ragged((value / total).astype(np.float32), offsets)

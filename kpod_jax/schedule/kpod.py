@@ -1,6 +1,6 @@
-"""The paper's curriculum: which steps are output at each phase, by difficulty and diversity.
+"""The paper's curriculum, which balances difficulty and diversity.
 
-Letters: N examples, n of them that have a step left.
+Letters: N examples, n of them with input steps left.
 """
 
 import numpy as np
@@ -14,14 +14,14 @@ from kpod_jax.utils.errors import UserError
 class KPOD:
     """The in-rationale progressive curriculum (Eq. 9-13), fixed before training starts.
 
-    Before phase 0 only the answer is output, c_i = n_i. Phase 0 lets examples advance by one step
-    at a time until no further step fits C0. Each later phase before `ramp_phases` lets the examples
-    of one selection advance by one step each. From `ramp_phases` on every c_i is 0, however many
-    steps of an example were still input.
+    Initially only the answer is output, c_i = n_i. Phase 0 advances examples by one step at a time
+    until no further step fits into C0. Each later phase before `ramp_phases` makes one selection
+    and advances the selected examples by one step each. From `ramp_phases` on every c_i is 0,
+    however many input steps an example had left.
 
-    Sums are exact (`value.on_exact_grid`), so that Σ h_i(t) <= D(t) holds to the last bit and the
-    order of the examples does not matter, except among examples of one cluster whose next steps are
-    exactly as difficult: there the first in the data set advances first.
+    Sums are exact (`value.on_exact_grid`), so Σ h_i(t) <= D(t) holds to the last bit, and the order
+    of the examples does not matter. The exception: among examples of one cluster whose next steps
+    are equally difficult, the first in the data set advances first.
     """
 
     needs_feedback = False
@@ -37,34 +37,34 @@ class KPOD:
         beta: float,
         solver: str = "greedy",
     ) -> None:
-        """Checks the settings; the schedule is made when it is first asked for.
+        """Checks the settings; the schedule is computed lazily.
 
         Args:
           difficulty: d_j of every step, in nats: N slices of n_i values.
           clusters: [N] integers from 0, the cluster of each question.
-          ramp_phases: T of Eq. 10, not below 0; the paper has half the phases of the training.
-          p: exponent of Eq. 10, above -1; the paper has 0.5.
-          initial_fraction: C0 / B of Eq. 10, in [0, 1]; the paper has 0.3.
-          beta: β of Eq. 12, not below 0; the paper has 12.
-          solver: of Eq. 13, a name of `solvers.SOLVERS`.
+          ramp_phases: T of Eq. 10, at least 0; half the phases in the paper.
+          p: exponent in Eq. 10, above -1; 0.5 in the paper.
+          initial_fraction: C0 / B of Eq. 10, in [0, 1]; 0.3 in the paper.
+          beta: β of Eq. 12, at least 0; 12 in the paper.
+          solver: solver for Eq. 13, a key of `solvers.SOLVERS`.
 
         Raises:
-          UserError: a setting is out of range, a difficulty is negative or not finite, or there is
-            not one cluster an example.
+          UserError: if a setting is out of range, a difficulty is negative or not finite, or
+            `clusters` does not hold one cluster per example.
         """
-        check(ramp_phases >= 0, "ramp_phases", ramp_phases, "not below 0 (T of Eq. 10)")
+        check(ramp_phases >= 0, "ramp_phases", ramp_phases, "of at least 0 (T of Eq. 10)")
         check(-1 < p < np.inf, "p", p, "above -1 (Eq. 10)")
         check(0 <= initial_fraction <= 1, "initial_fraction", initial_fraction, "in [0, 1]")
-        check(0 <= beta < np.inf, "beta", beta, "finite and not below 0 (Eq. 12)")
+        check(0 <= beta < np.inf, "beta", beta, "that is finite and at least 0 (Eq. 12)")
         clusters = np.asarray(clusters)
         if clusters.shape != (len(difficulty),) or clusters.dtype.kind not in "iu":
             raise UserError(
-                f"{len(difficulty)} examples have clusters of shape {clusters.shape} and type "
-                f"{clusters.dtype}; expected one integer an example. Run --mode=schedule again."
+                f"The clusters of {len(difficulty)} examples have shape {clusters.shape} and type "
+                f"{clusters.dtype}; expected one integer per example. Run --mode=schedule again."
             )
         if clusters.size and clusters.min() < 0:
             raise UserError(
-                f"Example {int(clusters.argmin())} (counted from 0) has cluster {clusters.min()}; "
+                f"Example {int(clusters.argmin())} (counting from 0) has cluster {clusters.min()}; "
                 "expected integers from 0. Run --mode=schedule again."
             )
         self._difficulty = value.on_exact_grid(difficulty)
@@ -75,11 +75,11 @@ class KPOD:
         self._initial_fraction = initial_fraction
         self._beta = beta
         self._solver = solvers.SOLVERS[solver]
-        self._rows: list[np.ndarray] = []  # c_i(0), c_i(1), ... as far as they were asked for.
-        self._remaining = 0.0  # Σ h_i at the last of them.
+        self._rows: list[np.ndarray] = []  # c_i(0), c_i(1), ... computed so far.
+        self._remaining = 0.0  # Σ h_i of the last row.
 
     def target(self, phase: int) -> float:
-        """D(t) in nats (Eq. 10)."""
+        """Returns D(t) in nats (Eq. 10)."""
         return value.target_difficulty(
             phase,
             self._total,
@@ -89,14 +89,14 @@ class KPOD:
         )
 
     def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
-        """c_i of any phase; feedback is not used.
+        """Returns c_i of a phase; `feedback` is not used.
 
         Raises:
-          ValueError: `phase` is negative.
+          ValueError: if `phase` is negative.
         """
         del feedback
         if phase < 0:
-            raise ValueError(f"phase {phase} is negative")
+            raise ValueError(f"Expected a nonnegative phase, got {phase}.")
         while len(self._rows) <= min(phase, self._ramp_phases):
             self._rows.append(frozen(self._next_row()))
         return self._rows[min(phase, self._ramp_phases)]
@@ -115,11 +115,11 @@ class KPOD:
         return start_steps_N
 
     def _advance(self, start_steps_N: np.ndarray, target: float) -> bool:
-        """Makes one selection (Eq. 13), in place; whether anything was selected."""
-        able_n = np.flatnonzero(start_steps_N)
-        cost_n = value.next_step_difficulty(self._difficulty, start_steps_N, able_n)
+        """Makes one selection (Eq. 13), in place; returns whether it selected any example."""
+        candidates_n = np.flatnonzero(start_steps_N)
+        cost_n = value.next_step_difficulty(self._difficulty, start_steps_N, candidates_n)
         budget = target - self._remaining
-        selected_n = self._solver(cost_n, self._clusters[able_n], budget, self._beta)
-        start_steps_N[able_n[selected_n]] -= 1
+        selected_n = self._solver(cost_n, self._clusters[candidates_n], budget, self._beta)
+        start_steps_N[candidates_n[selected_n]] -= 1
         self._remaining += float(cost_n[selected_n].sum())
         return bool(selected_n.any())

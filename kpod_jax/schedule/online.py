@@ -1,4 +1,4 @@
-"""A schedule that follows the student: each phase is chosen before it begins, and kept in a file.
+"""A schedule chosen online, from the student's losses before each phase, and stored in a file.
 
 Letters: N examples.
 """
@@ -11,10 +11,10 @@ from kpod_jax.utils.errors import UserError
 
 
 class OnlineSchedule:
-    """c_i of the phases so far, of a curriculum that needs feedback.
+    """c_i of the phases begun so far, for a curriculum that needs feedback.
 
-    A training that goes on in the middle of a phase finds that phase's choice in the file. One that
-    goes on from before it makes the choice again, from the same parameters.
+    Training that resumes in the middle of a phase reads the c_i of that phase from the file. If it
+    resumes before the phase, the c_i are recomputed from the same parameters.
     """
 
     def __init__(
@@ -25,14 +25,14 @@ class OnlineSchedule:
         name: str,
         phase_steps: int = 0,
     ) -> None:
-        """Reads what is there.
+        """Reads the phases stored so far.
 
         Args:
-          curriculum: is asked before every phase.
+          curriculum: queried before every phase.
           num_steps: [N] n_i.
-          path: of an npz file with "start_steps" [phases so far, N].
-          name: of the curriculum, for messages.
-          phase_steps: training steps of a phase; 0: those of an epoch.
+          path: an npz file with "start_steps" [phases so far, N]; need not exist.
+          name: name of the curriculum, for messages.
+          phase_steps: training steps per phase; 0 for one epoch.
         """
         self.phase_steps = phase_steps
         self._curriculum = curriculum
@@ -44,21 +44,21 @@ class OnlineSchedule:
             self._rows = list(files.read_npz(path)["start_steps"])
 
     def __call__(self, phase: int) -> np.ndarray:
-        """[N] int32, c_i of a phase that was begun.
+        """Returns c_i of a phase that has begun, [N] int32.
 
         Raises:
-          UserError: its choice is not in the file.
+          UserError: if the file does not contain the phase.
         """
         if phase >= len(self._rows):
             raise UserError(
-                f"{self._path} has the choices of {len(self._rows)} phases, and the training goes "
-                f"on in phase {phase} (counted from 0). Was it deleted? Delete the checkpoints as "
-                "well, to train anew."
+                f"{self._path} contains the start steps of {len(self._rows)} phases, but training "
+                f"resumes in phase {phase} (counting from 0). If the file was deleted, delete the "
+                "checkpoints as well to restart training."
             )
         return self._rows[phase]
 
     def begin(self, phase: int, feedback: Feedback) -> None:
-        """Chooses what is output at a phase, by the student's losses before it."""
+        """Chooses c_i of a phase from the student's losses before it."""
         row = self._curriculum.start_steps(phase, feedback)
         row = checked(row, self._num_steps, phase, self._name)
         self._rows = [*self._rows[:phase], row]

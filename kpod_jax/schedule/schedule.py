@@ -1,4 +1,4 @@
-"""What is output in each phase of the training (Eq. 9-13), made of difficulties and clusters.
+"""The training schedule, computed from step difficulties and question clusters (Eq. 9-13).
 
 Letters: N examples.
 """
@@ -28,15 +28,15 @@ class Schedule:
     """c_i(t) of every example and phase.
 
     Attributes:
-      start_steps: [phases, N] int32, how many leading steps are input; of a curriculum that needs
-        feedback, those of the first phase alone.
+      start_steps: [phases, N] int32, number of leading steps that are input; only the first phase
+        if the curriculum needs feedback.
       clusters: [N] integers from 0, the cluster of each question.
       remaining: [phases] float64, Σ_i h_i(t) in nats (Eq. 9).
-      target: [phases] float64, D(t) in nats (Eq. 10); None for curricula that have none.
-      phases: of the training.
-      phase_steps: training steps of a phase; 0: those of an epoch.
-      silhouette: of the clusters; NaN where it is not known.
-      notes: what a user should know of the clusters.
+      target: [phases] float64, D(t) in nats (Eq. 10); None if the curriculum has no target.
+      phases: number of phases.
+      phase_steps: training steps per phase; 0 for one epoch.
+      silhouette: silhouette of the clusters; NaN if unknown.
+      notes: warnings for the user about the clusters.
     """
 
     start_steps: np.ndarray
@@ -51,11 +51,11 @@ class Schedule:
     OUTPUTS: ClassVar = ("schedule.npz",)
 
     def __call__(self, phase: int) -> np.ndarray:
-        """[N] int32, c_i of a phase from 0; behind the last row, that of the last."""
+        """Returns c_i of a phase, [N] int32; the last row for any phase after it."""
         return self.start_steps[min(phase, len(self.start_steps) - 1)]
 
     def save(self, root: pathlib.Path) -> None:
-        """Writes `OUTPUTS` under a work directory."""
+        """Writes `OUTPUTS` to a work directory."""
         arrays = {"start_steps": self.start_steps, "remaining": self.remaining}
         if self.target is not None:
             arrays["target"] = self.target
@@ -63,12 +63,12 @@ class Schedule:
 
     @classmethod
     def load(cls, root: pathlib.Path) -> "Schedule":
-        """What `save` wrote."""
+        """Reads what `save` wrote."""
         arrays: dict[str, Any] = files.read_npz(root / "schedule.npz")
         return cls(**arrays)
 
     def __str__(self) -> str:
-        """What was done, in a few words."""
+        """Returns a one-line summary."""
         means = self.start_steps.mean(axis=1)
         silhouette = "" if math.isnan(self.silhouette) else f", silhouette {self.silhouette:.2f}"
         return (
@@ -86,18 +86,18 @@ def make_schedule(
     phases: int,
     mesh: Mesh | None = None,
 ) -> Schedule:
-    """Clusters the questions and asks the curriculum for the schedule.
+    """Clusters the questions and computes the schedule.
 
     Args:
-      config: `schedule` of a configuration.
-      student: whose token vectors make those of questions, where `config.vectors` names none.
-      data: whose training questions are clustered.
+      config: the `schedule` section of the configuration.
+      student: its token embeddings give the question vectors if `config.vectors` is empty.
+      data: provides the training questions.
       difficulty: d_k of every step, in nats.
-      phases: of the training.
-      mesh: of the devices; None: all of them.
+      phases: number of phases.
+      mesh: device mesh; None for all devices.
 
     Raises:
-      UserError: question vectors that cannot be read, or a curriculum's setting.
+      UserError: if the question vectors cannot be read, or a curriculum setting is invalid.
     """
     records, path = data.train.records, config.vectors
     questions = [record.question for record in records]
@@ -106,28 +106,28 @@ def make_schedule(
     elif path:
         vectors = clusters.question_vectors(questions, path)
     else:
-        plain = tokens.tokenize_questions(records, student.tokenizer, prompt="{question}")
+        tokenized = tokens.tokenize_questions(records, student.tokenizer, prompt="{question}")
         params = student.load(mesh or sharding.make_mesh())
-        vectors = clusters.mean_token_vectors(student.embeddings(params), plain)
-    found = clusters.cluster_questions(vectors, config.clusters, student.seed)
-    curriculum = make_curriculum(config, difficulty, found.labels, phases)
+        vectors = clusters.mean_token_vectors(student.embeddings(params), tokenized)
+    clustering = clusters.cluster_questions(vectors, config.clusters, student.seed)
+    curriculum = make_curriculum(config, difficulty, clustering.labels, phases)
     plan = curricula.plan(curriculum, phases, difficulty, config.curriculum)
     return Schedule(
         plan.start_steps,
-        found.labels,
+        clustering.labels,
         plan.remaining,
         plan.target,
         phases,
         config.phase_steps,
-        found.silhouette,
-        (found.warning,) if found.warning else (),
+        clustering.silhouette,
+        (clustering.warning,) if clustering.warning else (),
     )
 
 
 def make_curriculum(
     config: Config, difficulty: Ragged, labels: np.ndarray, phases: int
 ) -> Curriculum:
-    """The curriculum of `schedule` of a configuration, for questions of these clusters."""
+    """Creates the curriculum of a `schedule` configuration, given the clusters of the questions."""
     ramp = min(phases - 1, round(config.ramp_fraction * phases))
     return curricula.make(
         config.curriculum, Setting(difficulty, labels, phases, ramp, config.to_dict())
@@ -142,20 +142,20 @@ def training_schedule(
     phases: int,
     workdir: pathlib.Path,
 ) -> "Schedule | OnlineSchedule":
-    """From a phase to c_i; of a curriculum that needs feedback, one that is told the losses.
+    """Returns the schedule to train with: an `OnlineSchedule` if the curriculum needs feedback.
 
     Args:
-      config: `schedule` of a configuration.
-      schedule: from `make_schedule`; None: whole rationales.
+      config: the `schedule` section of the configuration.
+      schedule: from `make_schedule`; None for whole rationales.
       data: the training examples.
-      difficulty: that the schedule was made of.
-      phases: of the training.
-      workdir: where choices by feedback are kept, for a run that is killed.
+      difficulty: the step difficulties that the schedule was computed from.
+      phases: number of phases.
+      workdir: where an online schedule is stored, so that an interrupted run can resume.
     """
     num_steps, name = data.train.num_steps, config.curriculum
     if schedule is None or difficulty is None:
-        none = np.zeros((1, len(num_steps)), np.int32)
-        return Schedule(none, none[0], np.zeros(1), None, phases, config.phase_steps)
+        zeros = np.zeros((1, len(num_steps)), np.int32)
+        return Schedule(zeros, zeros[0], np.zeros(1), None, phases, config.phase_steps)
     curriculum = make_curriculum(config, difficulty, schedule.clusters, phases)
     if curriculum.needs_feedback:
         path = workdir / "start_steps.npz"

@@ -1,26 +1,26 @@
-"""Which examples advance at a phase: maximise F(S) while ΔH(S) <= ΔD (Eq. 13).
+"""Solvers that select the examples to advance: maximize F(S) subject to ΔH(S) <= ΔD (Eq. 13).
 
-F(S) - F(∅) = Σ_{i in S} δ_i + β Σ_k sqrt(|C_k ∩ S|) is monotone and submodular, and what it costs
-to choose example i is δ_i. The example that is chosen as the s-th of its cluster, counted from 0,
-gains δ_i + β (sqrt(s + 1) - sqrt(s)): of two examples of one cluster the cheaper has the higher
-density (gain per cost), whatever was chosen before. So each cluster is worked off from its cheapest
-example to its dearest, and gain and density of every example are known after one sort. What a
-solver still chooses is how to merge these K lists:
+F(S) - F(∅) = Σ_{i in S} δ_i + β Σ_k sqrt(|C_k ∩ S|) is monotone and submodular, and the cost of
+example i is δ_i. If s examples of its cluster are already selected, it gains
+δ_i + β (sqrt(s + 1) - sqrt(s)). Of two examples in the same cluster, the cheaper one therefore
+always has the higher density (gain per cost). So each cluster is processed from its cheapest to its
+most expensive example, and one sort determines the gain and density of every example. The solvers
+differ only in how they merge these K lists:
 
-- `greedy` by density, the best first: exact density greedy, in O(n log n).
-- `ftgp` by falling density thresholds, as the paper does.
-- `exact` tries every subset; it is there to measure the others against.
+- `greedy` merges by density, highest first: exact density greedy, in O(n log n).
+- `ftgp` merges by decreasing density thresholds, as in the paper.
+- `exact` tries every subset; it serves as a reference for the others.
 
-Costs rise within a cluster, so once an example does not fit the budget, none after it in its
-cluster does. Hence every state that a merge passes through has taken a prefix of each list.
+Costs increase within a cluster, so once an example exceeds the budget, all later ones in its
+cluster do too. Hence the examples taken at any point of a merge are a prefix of each list.
 
-Density greedy alone guarantees no constant share of the optimum: one example may be worth more
-than all that it took. Both solvers therefore try, after every example taken, to take one more
-example and stop there ("Greedy+"); this raises the guarantee to 1/2 of the best F(S) - F(∅), and to
-1/2 - ε for thresholds. What still fits after that is taken too, since F is monotone.
+Density greedy alone guarantees no constant fraction of the optimum, because a single example may be
+worth more than everything it took. After every example taken, both solvers therefore also consider
+taking one more example and stopping there ("Greedy+"). This guarantees 1/2 of the best F(S) - F(∅),
+or 1/2 - ε with thresholds. Any examples that still fit are then taken too, since F is monotone.
 
-Examples of one cluster with equal costs are interchangeable at this phase: the one that comes first
-in the arrays is chosen first.
+Examples of one cluster with equal costs are interchangeable in a phase; they are taken in the order
+of the arrays.
 
 Letters: N examples, n of them affordable, K clusters, m examples taken.
 """
@@ -33,7 +33,7 @@ import numpy as np
 
 # (cost_N, cluster_N, budget, beta) -> [N] bool.
 Solver = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
-# (cost_n, rank_n) of ranked examples -> [n] the order in which they are tried.
+# (cost_n, rank_n) of ranked examples -> [n] the order in which to try them.
 _Merge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _MAX_EXACT = 16
@@ -42,20 +42,20 @@ _MAX_EXACT = 16
 def greedy(cost_N: np.ndarray, cluster_N: np.ndarray, budget: float, beta: float) -> np.ndarray:
     """Density greedy with single-example augmentation: at least 1/2 of the best F(S) - F(∅).
 
-    An example of density 1 + β (sqrt(s + 1) - sqrt(s)) / δ comes before those of lower density. As
-    long as β is not 0 its size does not change that order; it decides the augmentation.
+    Examples are taken by decreasing density, 1 + β (sqrt(s + 1) - sqrt(s)) / δ. The value of β does
+    not affect this order unless it is 0; it matters for the augmentation.
 
     Args:
-      cost_N: [N] δ_i, finite and not below 0. What costs nothing is always chosen.
+      cost_N: [N] δ_i, finite and at least 0. Examples that cost 0 are always selected.
       cluster_N: [N] integers from 0.
-      budget: ΔD; below 0, nothing is chosen.
-      beta: β, not below 0. At 0 clusters do not matter.
+      budget: ΔD; if negative, nothing is selected.
+      beta: β, at least 0. Clusters do not matter if it is 0.
 
     Returns:
-      [N] bool, the chosen examples. No other example fits the budget beside them.
+      [N] bool, the selected examples. No other example fits the budget in addition.
 
     Raises:
-      ValueError: arguments out of these ranges, or arrays of different lengths.
+      ValueError: if an argument is out of range, or the arrays differ in length.
     """
     return _solve(cost_N, cluster_N, budget, beta, _by_density)
 
@@ -63,20 +63,20 @@ def greedy(cost_N: np.ndarray, cluster_N: np.ndarray, budget: float, beta: float
 def ftgp(
     cost_N: np.ndarray, cluster_N: np.ndarray, budget: float, beta: float, epsilon: float = 0.1
 ) -> np.ndarray:
-    """Falling density thresholds with augmentation: at least 1/2 - ε of the best F(S) - F(∅).
+    """Decreasing density thresholds with augmentation: at least 1/2 - ε of the best F(S) - F(∅).
 
-    After Li, Feldman, Kazemi and Karbasi, "Submodular Maximization in Clean Linear Time" (NeurIPS
-    2022), the solver that the paper names. The threshold starts at the highest density and falls
-    by the factor 1 - ε; each pass takes the examples that fit and whose density reaches it. The
-    order within a pass is free; here it is by cost, so that a pass takes a prefix of every
-    cluster's list and all passes together are one sort. The augmentation is tried after every
-    example, not at chosen points alone: it costs little here, and can only do better.
+    Follows Li, Feldman, Kazemi and Karbasi, "Submodular Maximization in Clean Linear Time" (NeurIPS
+    2022), the solver that the paper names. The threshold starts at the highest density and is
+    multiplied by 1 - ε after each pass; a pass takes the examples that fit and whose density
+    reaches the threshold. The order within a pass is arbitrary. It is by cost here, so that a pass
+    takes a prefix of each cluster's list and one sort covers all passes. The augmentation is tried
+    after every example, not only at selected points; it is cheap here and can only help.
 
     Args, Returns and Raises as for `greedy`, and
-      epsilon: ε, between 0 and 1: smaller is closer to `greedy`.
+      epsilon: ε, strictly between 0 and 1; smaller is closer to `greedy`.
     """
     if not 0 < epsilon < 1:
-        raise ValueError(f"epsilon {epsilon} is not between 0 and 1")
+        raise ValueError(f"Expected an epsilon strictly between 0 and 1, got {epsilon}.")
 
     def by_threshold(cost_n: np.ndarray, rank_n: np.ndarray) -> np.ndarray:
         return _by_threshold(cost_n, rank_n, beta, epsilon)
@@ -85,17 +85,17 @@ def ftgp(
 
 
 def exact(cost_N: np.ndarray, cluster_N: np.ndarray, budget: float, beta: float) -> np.ndarray:
-    """The best selection, by trying all 2^N of them.
+    """Finds the best selection by trying all 2^N.
 
     Args and Returns as for `greedy`.
 
     Raises:
-      ValueError: as for `greedy`, or more than 16 examples.
+      ValueError: as for `greedy`, or if there are more than 16 examples.
     """
-    cost_N, cluster_N = _checked(cost_N, cluster_N, beta)
+    cost_N, cluster_N = _checked_arrays(cost_N, cluster_N, beta)
     size = len(cost_N)
     if size > _MAX_EXACT:
-        raise ValueError(f"{size} examples are too many to try every subset; at most {_MAX_EXACT}")
+        raise ValueError(f"The exact solver takes at most {_MAX_EXACT} examples, got {size}.")
     subsets = (np.arange(2**size)[:, None] >> np.arange(size)) & 1 == 1
     if budget < 0:
         return subsets[0]
@@ -110,14 +110,14 @@ SOLVERS: dict[str, Solver] = {"greedy": greedy, "ftgp": ftgp}
 
 @dataclasses.dataclass(frozen=True)
 class _Ranked:
-    """The affordable examples by cluster, and by cost within the cluster.
+    """The affordable examples, sorted by cluster, then by cost.
 
     Attributes:
-      index_n: their places in the caller's arrays.
+      index_n: their indices in the caller's arrays.
       cost_n: their costs.
       label_n: their clusters.
-      rank_n: how many of its cluster are chosen when the turn comes to each.
-      bounds: [K + 1] where each cluster's list begins.
+      rank_n: number of examples of the same cluster that are taken before each.
+      bounds: [K + 1] start of each cluster's list.
     """
 
     index_n: np.ndarray
@@ -130,14 +130,14 @@ class _Ranked:
 def _solve(
     cost_N: np.ndarray, cluster_N: np.ndarray, budget: float, beta: float, merge: _Merge
 ) -> np.ndarray:
-    cost_N, label_N = _checked(cost_N, cluster_N, beta)
+    cost_N, label_N = _checked_arrays(cost_N, cluster_N, beta)
     selected_N = np.zeros(len(cost_N), bool)
     if budget < 0 or not len(cost_N):
         return selected_N
     if cost_N.sum() <= budget:
         return ~selected_N
     if beta == 0:
-        label_N = np.zeros_like(label_N)  # Without diversity all examples are one cluster.
+        label_N = np.zeros_like(label_N)  # Without diversity, use one cluster.
     counts_K = np.zeros(int(label_N.max()) + 1, np.int64)
 
     ranked = _rank(cost_N, label_N, np.flatnonzero(cost_N <= budget), counts_K)
@@ -147,13 +147,14 @@ def _solve(
         selected_N[ranked.index_n[taken_m]] = True
         return selected_N
 
-    # The augmented prefix is worth more. F is monotone: go on with what still fits beside it.
+    # The augmented prefix is worth more. F is monotone, so add the examples that still fit.
     taken_m = np.append(taken_m[:prefix], extra)
     selected_N[ranked.index_n[taken_m]] = True
-    left = budget - ranked.cost_n[taken_m].sum()
+    budget_left = budget - ranked.cost_n[taken_m].sum()
     counts_K += np.bincount(ranked.label_n[taken_m], minlength=len(counts_K))
-    ranked = _rank(cost_N, label_N, np.flatnonzero(~selected_N & (cost_N <= left)), counts_K)
-    taken_m = _take(merge(ranked.cost_n, ranked.rank_n), ranked.cost_n, left)
+    affordable_n = np.flatnonzero(~selected_N & (cost_N <= budget_left))
+    ranked = _rank(cost_N, label_N, affordable_n, counts_K)
+    taken_m = _take(merge(ranked.cost_n, ranked.rank_n), ranked.cost_n, budget_left)
     selected_N[ranked.index_n[taken_m]] = True
     return selected_N
 
@@ -161,8 +162,8 @@ def _solve(
 def _rank(
     cost_N: np.ndarray, label_N: np.ndarray, index_n: np.ndarray, counts_K: np.ndarray
 ) -> _Ranked:
-    """Sorts the examples `index_n`, of whose clusters `counts_K` are chosen already."""
-    # Labels are small unsigned integers, which NumPy sorts in linear time.
+    """Sorts the examples `index_n`, given the counts of examples already taken per cluster."""
+    # NumPy sorts the small unsigned labels in linear time.
     index_n = index_n[np.argsort(label_N[index_n], kind="stable")]
     label_n, cost_n = label_N[index_n], cost_N[index_n]
     bounds = np.searchsorted(label_n, np.arange(len(counts_K) + 1))
@@ -174,35 +175,36 @@ def _rank(
 
 
 def _by_cost(cost_m: np.ndarray) -> np.ndarray:
-    """The stable order of costs, none below 0.
+    """Stable argsort of nonnegative costs.
 
-    Their bits sort as they do. With the last bits replaced by the place, one array of integers is
-    to be sorted, which is the faster; few are out of order by the bits that were left out.
+    Nonnegative floats sort like their bits. Replacing the low bits with the index leaves a single
+    integer array to sort, which is faster than an argsort; the final stable argsort fixes the few
+    that the dropped bits put out of order.
     """
     bits = np.uint64(len(cost_m).bit_length())
-    places_m = np.arange(len(cost_m), dtype=np.uint64)
-    keys_m = np.sort((cost_m.view(np.uint64) >> bits << bits) | places_m)
+    indices_m = np.arange(len(cost_m), dtype=np.uint64)
+    keys_m = np.sort((cost_m.view(np.uint64) >> bits << bits) | indices_m)
     order_m = (keys_m & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
     return order_m[np.argsort(cost_m[order_m], kind="stable")]
 
 
 def _increment(count: np.ndarray) -> np.ndarray:
-    """sqrt(s + 1) - sqrt(s), without cancellation."""
+    """Computes sqrt(s + 1) - sqrt(s) without cancellation."""
     return 1 / (np.sqrt(count + 1.0) + np.sqrt(count))
 
 
 def _by_density(cost_n: np.ndarray, rank_n: np.ndarray) -> np.ndarray:
-    """Highest density first; equal ones by cluster, then by cost."""
+    """Orders by density, highest first; ties by cluster, then by cost."""
     with np.errstate(divide="ignore", over="ignore"):
         ratio_n = _increment(rank_n) / cost_n
-    # Falling runs, one a cluster: the stable sort finds and merges them in O(n log K).
+    # One decreasing run per cluster: the stable sort merges them in O(n log K).
     return np.argsort(-ratio_n, kind="stable")
 
 
 def _by_threshold(
     cost_n: np.ndarray, rank_n: np.ndarray, beta: float, epsilon: float
 ) -> np.ndarray:
-    """By the pass in which the density reaches the threshold; within a pass, by cost."""
+    """Orders by the pass whose threshold the density reaches; within a pass, by cost."""
     with np.errstate(divide="ignore", over="ignore"):
         ratio_n = np.full(len(cost_n), np.inf)
         np.divide(beta * _increment(rank_n), cost_n, out=ratio_n, where=cost_n > 0)
@@ -210,16 +212,17 @@ def _by_threshold(
     finite = np.isfinite(density_n)
     pass_n = np.zeros(len(cost_n))
     top = density_n.max(initial=1.0, where=finite)
-    fall = np.log(top / density_n[finite]) / -np.log1p(-epsilon)
-    pass_n[finite] = np.ceil(fall)
+    passes = np.log(top / density_n[finite]) / -np.log1p(-epsilon)
+    pass_n[finite] = np.ceil(passes)
     return np.lexsort((cost_n, pass_n))
 
 
 def _take(order_n: np.ndarray, cost_n: np.ndarray, budget: float) -> np.ndarray:
-    """Goes through `order_n`, takes what fits, passes over what does not: [m], what was taken.
+    """Goes through `order_n` and takes each example that still fits; returns the taken, [m].
 
-    Each turn takes the longest prefix that fits. What costs more than is left then never fits
-    again, and that is the rest of at least one cluster, so there are at most K + 1 turns.
+    Each iteration takes the longest prefix that fits and drops all examples that cost more than the
+    remaining budget. This drops the rest of at least one cluster, so there are at most K + 1
+    iterations.
     """
     taken = []
     while order_n.size:
@@ -235,51 +238,54 @@ def _take(order_n: np.ndarray, cost_n: np.ndarray, budget: float) -> np.ndarray:
 def _augmentation(
     ranked: _Ranked, taken_m: np.ndarray, budget: float, beta: float
 ) -> tuple[int, int | None]:
-    """The prefix of `taken_m` and the one further example that together are worth the most.
+    """Finds the prefix of `taken_m` and the extra example that are worth the most together.
 
     Returns:
-      (length of the prefix, position of the example in `ranked`), or (m, None) where nothing is
-      worth more than the whole of `taken_m`.
+      (length of the prefix, index of the example in `ranked`), or (m, None) if no such pair is
+      worth more than all of `taken_m`.
     """
     zero = np.zeros(1)
     spent = np.concatenate([zero, np.cumsum(ranked.cost_n[taken_m])])
     roots = np.concatenate([zero, np.cumsum(_increment(ranked.rank_n[taken_m]))])
     values = spent + beta * roots
     best, result = values[-1], (len(taken_m), None)
-    # One more example is worth the dearest's cost and beta at most: shorter prefixes cannot win.
+    # One example adds at most the maximum cost plus beta, so shorter prefixes cannot win.
     first = int(np.searchsorted(values + ranked.cost_n.max(initial=0) + beta, best, side="right"))
     if first == len(values):
         return result
-    values, left, label_m = values[first:], budget - spent[first:], ranked.label_n[taken_m]
+    values, budget_left = values[first:], budget - spent[first:]
+    label_m = ranked.label_n[taken_m]
     for k, (start, stop) in enumerate(itertools.pairwise(ranked.bounds)):
         if start == stop:
             continue
         cost = ranked.cost_n[start:stop]
         before = np.count_nonzero(label_m[:first] == k)
         counts = before + np.concatenate([[0], np.cumsum(label_m[first:] == k)])
-        # The dearest that fits is worth most; a prefix has taken the first `counts` of the list.
-        place = np.searchsorted(cost, left, side="right") - 1
-        value = values + cost[place] + beta * _increment(counts)
-        value[place < counts] = -np.inf
+        # The most expensive example that fits is worth most. A prefix contains the first `counts`.
+        index = np.searchsorted(cost, budget_left, side="right") - 1
+        value = values + cost[index] + beta * _increment(counts)
+        value[index < counts] = -np.inf
         i = int(np.argmax(value))
         if value[i] > best:
-            best, result = value[i], (first + i, int(start + place[i]))
+            best, result = value[i], (first + i, int(start + index[i]))
     return result
 
 
-def _checked(
+def _checked_arrays(
     cost_N: np.ndarray, cluster_N: np.ndarray, beta: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The costs as float64 and the clusters in the smallest unsigned type that holds them."""
+    """Validates; returns costs as float64 and clusters in the smallest unsigned type that fits."""
     cost_N, cluster_N = np.asarray(cost_N, np.float64) + 0.0, np.asarray(cluster_N)  # No -0.0.
     if cost_N.ndim != 1 or cost_N.shape != cluster_N.shape:
-        raise ValueError(f"costs {cost_N.shape} and clusters {cluster_N.shape} are not both [N]")
+        raise ValueError(
+            f"Expected costs and clusters of shape [N], got {cost_N.shape} and {cluster_N.shape}."
+        )
     if not np.all((cost_N >= 0) & (cost_N < np.inf)):
-        raise ValueError("a cost is negative, NaN or infinite")
+        raise ValueError("Expected finite costs of at least 0, got one that is not.")
     if not 0 <= beta < np.inf:
-        raise ValueError(f"beta {beta} is negative, NaN or infinite")
+        raise ValueError(f"Expected a finite beta of at least 0, got {beta}.")
     if not cost_N.size:
         return cost_N, cluster_N.astype(np.uint8)
     if cluster_N.dtype.kind not in "iu" or cluster_N.min() < 0:
-        raise ValueError("clusters are not integers from 0")
+        raise ValueError("Expected clusters that are integers from 0.")
     return cost_N, cluster_N.astype(np.min_scalar_type(int(cluster_N.max())))

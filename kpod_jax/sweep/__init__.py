@@ -1,4 +1,4 @@
-"""Several runs and their comparison: what a table of a paper is made by."""
+"""Sweeps: runs several configurations and compares them, as for a table of a paper."""
 
 from kpod_jax.sweep.runner import make, run
 

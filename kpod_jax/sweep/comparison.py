@@ -1,7 +1,7 @@
-"""What the runs of a sweep show together, as plain values: `comparison.json`.
+"""Compares the runs of a sweep, as plain values for `comparison.json`.
 
-A row is a variant: a method, or a method with a setting changed, over its seeds. A column is a set
-of questions: the test split of a data set, or of another one that students were not trained on.
+A row is a variant, a method or a method with changed settings, over its seeds. A column is a set of
+questions: the test split of the training data set, or of another data set.
 """
 
 import pathlib
@@ -19,26 +19,26 @@ from kpod_jax.utils.errors import UserError
 def compare(
     sweep: str, runs: Mapping[str, Config], root: pathlib.Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All figures of a sweep.
+    """Returns all results of a sweep.
 
     Args:
-      sweep: how it was asked for.
-      runs: the configurations of the runs that are done, by name.
+      sweep: the value of --sweep.
+      runs: configurations of the completed runs, by name.
       root: the directory that holds the runs' directories.
-      failed: reasons of those that failed, by name.
+      failed: reasons of the failed runs, by name.
 
     Returns:
-      "reference", the row that all others are held against: the first of KPOD, else the first;
-      "base", its values of the keys that others change;
+      "reference", the row that the others are compared with: the first of KPOD, else the first;
+      "base", its values of the keys that other rows change;
       "shown", one of its runs;
-      "columns", each with its name, data sets, split and file of predictions;
-      "rows", each with its name, method, settings and cells, one a column (None where nothing was
-      asked): "mean", "spread" (the sample standard deviation over seeds, None for one), "interval"
-      (95 %, of `kpod_jax.evaluation.significance.interval`; where predictions are missing, all
-      that the seeds' own cover), "rationale_tokens" (supervised in training, mean over seeds; None
-      where a run's are not known), "seeds", "against" (the paired test) and "paper" (the paper's
+      "columns", each with its name, data sets, split and predictions file;
+      "rows", each with its name, method, settings and one cell per column (None if not evaluated):
+      "mean", "spread" (the sample standard deviation over seeds, None for a single one), "interval"
+      (95 %, from `kpod_jax.evaluation.significance.interval`; without predictions, the range
+      covered by the seeds' intervals), "rationale_tokens" (supervised in training, mean over seeds;
+      None if unknown for a run), "seeds", "against" (the paired test) and "paper" (the paper's
       accuracy);
-      "failed"; "notes", on what could not be compared.
+      "failed"; "notes" on what could not be compared.
     """
     results = {name: files.read_json(root / name / "results.json") for name in runs}
     variants = _variants(runs)
@@ -86,13 +86,13 @@ def compare(
 
 
 def _variants(runs: Mapping[str, Config]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What each run is a seed of: the variant's name, and the settings that make it.
+    """Returns the variant of each run: its name and its changed settings.
 
-    Of the runs of a method on a data set, the first has the method's name alone; others are named
-    by the keys in which they differ from it.
+    Of the runs of a method on a data set, the first is named after the method; others also list
+    the keys in which they differ from it.
     """
     first: dict[tuple[str, str], dict[str, object]] = {}
-    found = {}
+    variants = {}
     for name, config in runs.items():
         flat = defaults.flatten(config)
         base = first.setdefault((config.method, config.data.name), flat)
@@ -102,8 +102,8 @@ def _variants(runs: Mapping[str, Config]) -> dict[str, tuple[str, dict[str, Any]
         label = ", ".join(
             [defaults.method_name(config.method), *(f"{k} = {v}" for k, v in changed.items())]
         )
-        found[name] = label, changed
-    return found
+        variants[name] = label, changed
+    return variants
 
 
 def _base(
@@ -111,7 +111,7 @@ def _base(
     variants: Mapping[str, tuple[str, Mapping[str, Any]]],
     reference: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The reference's values of all keys that make variants."""
+    """Returns the reference's values of all keys that variants change."""
     config = next(config for name, config in runs.items() if variants[name][0] == reference["name"])
     flat = defaults.flatten(config)
     return {key: flat[key] for _, settings in variants.values() for key in settings}
@@ -120,44 +120,44 @@ def _base(
 def _columns(
     runs: Mapping[str, Config], results: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Each data set's own split, then those of other data sets, in the order of the runs."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """Returns the training data sets' splits, then those of other data sets, in order of runs."""
+    columns: dict[tuple[str, str], dict[str, Any]] = {}
     several = len({config.data.name for config in runs.values()}) > 1
-    for own in (True, False):
+    for in_domain in (True, False):
         for name, config in runs.items():
             data, split = config.data.name, results[name]["split"]
-            for tested in [data] if own else results[name].get("ood", {}):
-                shown = paper.DATA.get(tested, tested)
-                if several and not own:
-                    shown = f"{paper.DATA.get(data, data)} → {shown}"
-                file = split if own else f"{tested}_test"
+            for tested in [data] if in_domain else results[name].get("ood", {}):
+                label = paper.DATA.get(tested, tested)
+                if several and not in_domain:
+                    label = f"{paper.DATA.get(data, data)} → {label}"
+                file = split if in_domain else f"{tested}_test"
                 column = {
-                    "name": shown,
+                    "name": label,
                     "data": data,
                     "tested": tested,
-                    "split": split if own else "test",
+                    "split": split if in_domain else "test",
                     "file": file,
                 }
-                found.setdefault((data, file), column)
-    return list(found.values())
+                columns.setdefault((data, file), column)
+    return list(columns.values())
 
 
 def _result(
     result: Mapping[str, Any], config: Config, column: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """One run's figures of a column's questions."""
+    """Returns a run's results on a column's questions."""
     if config.data.name != column["data"]:
         return None
-    own = result if column["file"] == result["split"] else result["ood"].get(column["tested"])
-    if own is None:
+    scores = result if column["file"] == result["split"] else result["ood"].get(column["tested"])
+    if scores is None:
         return None
-    found = {key: own[key] for key in ("accuracy", "correct", "total", "interval")}
+    values = {key: scores[key] for key in ("accuracy", "correct", "total", "interval")}
     keys = ("checkpoint_step", "supervised_rationale_tokens")
-    return found | {key: result.get(key) for key in keys}
+    return values | {key: result.get(key) for key in keys}
 
 
 def _paper(config: Config, column: Mapping[str, Any]) -> float | None:
-    """The paper's accuracy as a share of 1."""
+    """Returns the paper's accuracy in [0, 1]."""
     value = paper.accuracy(config.student.model, column["data"], config.method, column["tested"])
     return None if value is None else value / 100
 
@@ -168,7 +168,7 @@ def _resample(
     cells: Sequence[tuple[str, dict[str, Any]]],
     reference: str,
 ) -> None:
-    """Adds the intervals, and the paired tests against the reference."""
+    """Adds the intervals and the paired tests against the reference."""
     methods = []
     for name, cell in cells:
         directories = tuple(str(root / seed["run"]) for seed in cell["seeds"])

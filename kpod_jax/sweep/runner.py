@@ -1,9 +1,9 @@
-"""--mode=sweep: runs, each in a process of its own, and their comparison.
+"""--mode=sweep: executes runs, each in a separate process, and compares them.
 
-On several hosts, all of which are given the command, each run is made by all of them together. Runs
-share what they make from the same inputs: the records, weights and difficulties of one are
-reused by the next. Of runs at work at the same time one makes what they share, and the others
-start once it is there. A run that is done is not done again; one that fails stops no other.
+On several hosts, which all get the same command, each run uses all of them. Runs share outputs of
+the same inputs: records, weights and difficulties of one run are reused by the next. Of concurrent
+runs, one computes what they share and the others start once it exists. Completed runs are skipped;
+a failed run does not stop the others.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.workdir import Workdir
 
 _FAILURE = "failure.json"
-_LONGEST = 1000  # Characters of a reason; what a runtime says of its memory goes on for pages.
+_MAX_REASON = 1000  # Characters; a runtime's report of its memory runs to pages.
 
 
 def run(
@@ -39,24 +39,24 @@ def run(
     parallel: int = 1,
     command: Callable[[str], Sequence[str]] | None = None,
 ) -> dict[str, str]:
-    """Makes all runs of a sweep that are not done, then their comparison.
+    """Executes all runs of a sweep that are not complete, then compares them.
 
     Writes `comparison.json`, `comparison.md`, `comparison.tex` and `report.html`.
 
     Args:
       sweep: a Python file with `get_runs(argument)`, which returns configurations by name; an
         argument may follow after a colon, as in `configs/sweeps/quickstart.py:short`.
-      workdir: each run's directory is made in it under the run's name.
-      parallel: runs at work at the same time. With one, its lines are shown here; of several, they
-        are in `NAME/log.txt`, in a directory of this machine.
-      command: of the process that makes a run, by the run's name; None: this program.
+      workdir: parent of the runs' directories, which are named after the runs.
+      parallel: number of concurrent runs. The output of a single one is shown here; that of
+        several goes to `NAME/log.txt`, in a local directory.
+      command: returns the command that executes a run, given its name; None: this program.
 
     Returns:
-      The runs that failed, by name, each with its reason.
+      The reasons of the failed runs, by name.
 
     Raises:
-      UserError: the sweep cannot be loaded, a configuration is not sound, or another sweep is at
-        work in the directory.
+      UserError: the sweep cannot be loaded, a configuration is invalid, or another sweep is running
+        in the directory.
     """
     root = files.as_path(workdir)
     runs = _load(sweep)
@@ -64,15 +64,15 @@ def run(
         raise UserError(f"--parallel={parallel}: expected at least 1.")
     if parallel > 1 and files.is_remote(root):
         raise UserError(
-            f"--parallel={parallel} with --workdir={root}: each run's output is added to a file, "
-            "which a bucket has none of. Expected 1, or a directory of this machine, to be copied "
-            "to the bucket when all is done."
+            f"--parallel={parallel} with --workdir={root}: the output of each run is appended to a "
+            "file, which buckets do not support. Use --parallel=1, or a local directory and copy "
+            "it to the bucket afterwards."
         )
     if jax.distributed.is_initialized():
         return _run_together(sweep, runs, root)
-    with _alone(root):
+    with _locked(root):
         recipes = {name: pipeline.recipes(config) for name, config in runs.items()}
-        done = [name for name, config in runs.items() if _done(config, root / name)]
+        done = [name for name, config in runs.items() if _is_done(config, root / name)]
         waiting = [name for name in runs if name not in done]
         if done:
             print(f"{len(done)} of {len(runs)} runs are done: {', '.join(done)}", flush=True)
@@ -83,8 +83,8 @@ def run(
             command or functools.partial(_command, sweep, root),
             parallel=parallel,
             log=lambda name: None if parallel == 1 else root / name / "log.txt",
-            ready=functools.partial(_ready, recipes, root),
-            tell=_Teller(root, len(done), len(runs), show_stages=parallel > 1),
+            ready=functools.partial(_is_ready, recipes, root),
+            tell=_Reporter(root, len(done), len(runs), show_stages=parallel > 1),
         )
         failed = {name: _reason(root / name, code) for name, code in codes.items() if code}
         finished = {name: config for name, config in runs.items() if name not in failed}
@@ -94,15 +94,15 @@ def run(
 
 
 def _run_together(sweep: str, runs: Mapping[str, Config], root: pathlib.Path) -> dict[str, str]:
-    """As `run`, in these processes, which make each run together.
+    """Does what `run` does in these processes, which execute each run together.
 
-    A run that fails ends the sweep, as the processes no longer stand at the same place; of a single
-    process it stops no other.
+    A failed run ends the sweep, because the processes are no longer in step; with a single process
+    the other runs continue.
     """
     failed = {}
-    with _answering_for(root):
-        # All must come to the same before any changes it.
-        waiting = [name for name, config in runs.items() if not _done(config, root / name)]
+    with _locked_by_first(root):
+        # All processes must see the same state before any of them changes it.
+        waiting = [name for name, config in runs.items() if not _is_done(config, root / name)]
         processes.barrier("the sweep begins")
         for name in waiting:
             files.remove(root / name / _FAILURE)
@@ -111,7 +111,7 @@ def _run_together(sweep: str, runs: Mapping[str, Config], root: pathlib.Path) ->
             except Exception as error:
                 if jax.process_count() > 1:
                     raise
-                failed[name] = _told(error)
+                failed[name] = _reason_of(error)
         finished = {name: config for name, config in runs.items() if name not in failed}
         if finished:
             processes.first_alone(lambda: _compare(sweep, finished, failed, root))
@@ -119,46 +119,46 @@ def _run_together(sweep: str, runs: Mapping[str, Config], root: pathlib.Path) ->
 
 
 def make(sweep: str, workdir: files.PathLike, names: Sequence[str]) -> None:
-    """Makes some runs of a sweep in this process, and compares nothing.
+    """Executes some runs of a sweep in this process, without comparing them.
 
     Args:
       sweep: as for `run`.
-      workdir: likewise.
-      names: of the runs.
+      workdir: as for `run`.
+      names: names of the runs.
 
     Raises:
-      UserError: there is no such run, another process is at work on it, or it has something that
-        the user can put right.
+      UserError: there is no such run, another process is running it, or it failed with a problem
+        that the user can fix.
     """
     root, runs = files.as_path(workdir), _load(sweep)
     if unknown := [name for name in names if name not in runs]:
         raise UserError(
-            f"--runs={unknown[0]}: the sweep has no such run; it has {', '.join(runs)}."
+            f"--runs={unknown[0]}: no such run in the sweep; expected one of {', '.join(runs)}."
         )
     for name in names:
-        with _answering_for(root / name):
+        with _locked_by_first(root / name):
             _make(runs, root, name)
 
 
 def _make(runs: Mapping[str, Config], root: pathlib.Path, name: str) -> None:
-    """Makes a run in this process; the reason of a failure is left beside it."""
+    """Executes a run in this process; on failure, writes the reason into its directory."""
     try:
         pipeline.run(runs[name], root / name, siblings=[root / other for other in runs])
     except Exception as error:
-        with contextlib.suppress(UserError):  # The disk may be what failed.
-            files.write_json(root / name / _FAILURE, {"reason": _told(error)})
+        with contextlib.suppress(UserError):  # The failure may be the disk's.
+            files.write_json(root / name / _FAILURE, {"reason": _reason_of(error)})
         raise
 
 
-def _told(error: Exception) -> str:
-    what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{what}{error}"[:_LONGEST]
+def _reason_of(error: Exception) -> str:
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{error}"[:_MAX_REASON]
 
 
 def _compare(
     sweep: str, runs: Mapping[str, Config], failed: Mapping[str, str], root: pathlib.Path
 ) -> str:
-    """Writes the comparison, and returns its path."""
+    """Writes the comparison and returns the path of its page."""
     result = comparison.compare(sweep, runs, root, failed)
     files.write_json(root / "comparison.json", result)
     files.write_text(root / "comparison.md", report.sweep_text.markdown(result))
@@ -173,94 +173,94 @@ def _command(sweep: str, root: pathlib.Path, name: str) -> list[str]:
     return [*program, f"--sweep={sweep}", f"--workdir={root}", f"--runs={name}"]
 
 
-def _ready(
+def _is_ready(
     recipes: Mapping[str, Mapping[str, pipeline.Recipe]],
     root: pathlib.Path,
     name: str,
-    at_work: Collection[str],
+    running: Collection[str],
 ) -> bool:
-    """Whether no run that is at work has yet to make a stage that this one would make as well."""
+    """Returns whether no running run has yet to complete a stage that this run shares."""
 
-    def made(stage: str, recipe: pipeline.Recipe) -> bool:
+    def is_complete(stage: str, recipe: pipeline.Recipe) -> bool:
         same = (other for other in recipes if recipes[other].get(stage) == recipe)
-        return any(_made(root / other, stage, recipe.settings) for other in same)
+        return any(_is_stage_done(root / other, stage, recipe.settings) for other in same)
 
     return all(
-        recipes[name].get(stage) != recipe or made(stage, recipe)
-        for other in at_work
+        recipes[name].get(stage) != recipe or is_complete(stage, recipe)
+        for other in running
         for stage, recipe in recipes[other].items()
     )
 
 
-def _done(config: Config, path: pathlib.Path) -> bool:
+def _is_done(config: Config, path: pathlib.Path) -> bool:
     try:
         return pipeline.up_to_date(config, path)
-    except UserError:  # A damaged file: the run itself says so, and stops no other.
+    except UserError:  # A damaged file, which the run itself will report.
         return False
 
 
-def _made(path: pathlib.Path, stage: str, settings: Mapping[str, object]) -> bool:
-    """Whether a run has made a stage with these settings."""
+def _is_stage_done(path: pathlib.Path, stage: str, settings: Mapping[str, object]) -> bool:
+    """Returns whether a run has completed a stage with these settings."""
     try:
         note = Workdir.note(path, stage)
-    except UserError:  # Damaged: the run itself says so.
+    except UserError:  # Damaged, which the run itself will report.
         return False
     if note is None or not note["complete"]:
         return False
     return all(note["fingerprint"].get(key) == value for key, value in settings.items())
 
 
-class _Teller:
-    """Says which run begins, which stage it is at, how it ended and how many are left."""
+class _Reporter:
+    """Prints which runs start, their stages, how they ended and how many are done."""
 
     def __init__(self, root: pathlib.Path, done: int, total: int, *, show_stages: bool) -> None:
         self._root, self._done, self._total = root, done, total
         self._show_stages = show_stages
         self._stages: dict[str, str] = {}
-        self._began: dict[str, float] = {}
+        self._start_times: dict[str, float] = {}
 
-    def __call__(self, at_work: Collection[str], ended: Mapping[str, int]) -> None:
+    def __call__(self, running: Collection[str], ended: Mapping[str, int]) -> None:
         for name, code in ended.items():
             self._done += 1
-            took = time.monotonic() - self._began.pop(name)
-            how = f"failed: {_reason(self._root / name, code)}" if code else "done"
-            self._say(f"{name}: {how} ({took:.0f} s)")
-        for name in at_work:
-            if name not in self._began:
-                self._began[name] = time.monotonic()
-                self._say(name)
+            seconds = time.monotonic() - self._start_times.pop(name)
+            outcome = f"failed: {_reason(self._root / name, code)}" if code else "done"
+            self._print(f"{name}: {outcome} ({seconds:.0f} s)")
+        for name in running:
+            if name not in self._start_times:
+                self._start_times[name] = time.monotonic()
+                self._print(name)
             elif self._show_stages:
                 stage = None
                 with contextlib.suppress(UserError):
                     stage = Workdir.running_stage(self._root / name)
                 if stage and self._stages.get(name) != stage:
                     self._stages[name] = stage
-                    self._say(f"{name}: {stage}")
+                    self._print(f"{name}: {stage}")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         print(f"[{self._done} of {self._total} done] {line}", flush=True)
 
 
 def _reason(path: pathlib.Path, code: int) -> str:
-    """Why a run failed: what it said itself, or else how its process ended."""
+    """Returns why a run failed: the reason it left, else how its process ended."""
     with contextlib.suppress(UserError, KeyError, TypeError):
         return str(files.read_json(path / _FAILURE)["reason"])
     if code < 0:
-        full = "; the machine's memory may have been full" if -code == signal.SIGKILL else ""
-        return f"its process was ended by {signal.Signals(-code).name}{full}"
-    return f"its process ended with code {code}"
+        hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"its process was killed by {signal.Signals(-code).name}{hint}"
+    return f"its process exited with code {code}"
 
 
-def _answering_for(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-    """`_alone` in the first of several processes that work together."""
-    return contextlib.nullcontext() if jax.process_index() else _alone(path)
+def _locked_by_first(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Locks a directory in the first of several cooperating processes only."""
+    return contextlib.nullcontext() if jax.process_index() else _locked(path)
 
 
 @contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[None]:
-    """Holds a directory against other processes; the system lets go when the process ends.
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Locks a directory against other processes; the OS unlocks it when the process ends.
 
-    Not of a bucket, which has no locks.
+    Buckets have no locks and are not locked.
     """
     path = Workdir(path).path
     if files.is_remote(path):
@@ -271,18 +271,20 @@ def _alone(path: pathlib.Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"Another process is at work in {path}. Wait for it, or choose another --workdir."
+                f"Another process is running in {path}. Wait for it, or choose another --workdir."
             ) from error
         yield
 
 
 def _load(sweep: str) -> dict[str, Config]:
-    """The sweep's configurations by name, all of them checked."""
+    """Returns the sweep's configurations by name, all of them checked."""
     path, _, argument = files.config_file(sweep).partition(":")
     runs = _module(path).get_runs(argument)
     for name, config in runs.items():
         if not name or pathlib.PurePath(name).name != name:
-            raise UserError(f"--sweep={path}: run {name!r}: expected a name for a directory.")
+            raise UserError(
+                f"--sweep={path}: expected run names that can name directories, got {name!r}."
+            )
         try:
             checks.check(config)
         except UserError as error:

@@ -1,6 +1,6 @@
-"""Asking a teacher, a large language model, for rationales: `--mode=teach`.
+"""Generates rationales with a teacher, a large language model: `--mode=teach`.
 
-Its endpoint is any that is compatible with OpenAI's chat completions. Nothing here needs JAX.
+Any endpoint compatible with OpenAI's chat completions works. Nothing here needs JAX.
 """
 
 from kpod_jax.teacher.teach import teach

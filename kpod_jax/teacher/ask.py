@@ -1,7 +1,7 @@
-"""Asking an OpenAI-compatible endpoint, many requests at a time.
+"""Sends concurrent requests to an OpenAI-compatible endpoint.
 
-The `openai` client does the retries: exponential backoff with jitter, the endpoint's Retry-After
-where it names one. Here is what it leaves open: a common pace, when to stop, what to write down.
+The `openai` client retries requests, with exponential backoff and jitter or after the endpoint's
+Retry-After. This module adds a shared rate limit, decides when to stop, and records the answers.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from kpod_jax.teacher.completions import clean, read_completion
 from kpod_jax.teacher.requests import Request
 from kpod_jax.utils.errors import UserError
 
-# So many failures in a row, each after all of its retries, are the endpoint's, not the questions'.
-_GIVE_UP = 20
-# The client heeds no longer Retry-After either, and gives the request up.
-_LONGEST_HOLD = 120.0
+# Consecutive failures, each after all retries, that stop the run: the endpoint is the problem.
+_MAX_FAILURES = 20
+# Maximum Retry-After in seconds; if it is longer, the client does not retry the request.
+_MAX_RETRY_AFTER = 120.0
 _ADVICE = {
     401: "Set the environment variable OPENAI_API_KEY to a key of this endpoint.",
-    403: "The key may not use this endpoint or model; see its account, or name another model.",
-    404: "Check teacher.base_url, which mostly ends in /v1, and teacher.model.",
+    403: "The key has no access to this endpoint or model; check the account or the model.",
+    404: "Check teacher.base_url, which usually ends in /v1, and teacher.model.",
 }
 
 
 class Pace:
-    """Sends requests evenly spaced, and none while the endpoint wants to be left alone."""
+    """Rate limiter that spaces requests evenly and honors the endpoint's Retry-After."""
 
     def __init__(
         self,
@@ -39,19 +39,19 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Lets the first one through at once.
+        """Initializes the limiter; the first request is sent at once.
 
         Args:
-          per_minute: most requests in any minute, retries included; 0: no limit.
-          clock: in seconds.
-          sleep: of so many seconds.
+          per_minute: maximum requests per minute, including retries; 0: no limit.
+          clock: returns the time in seconds.
+          sleep: sleeps for a number of seconds.
         """
         self._gap = 60 / per_minute if per_minute else 0.0
         self._clock, self._sleep = clock, sleep
         self._next = -float("inf")
 
     async def turn(self, *_: object) -> None:
-        """Returns when the next request may be sent."""
+        """Waits until the next request may be sent."""
         now = self._clock()
         start = max(now, self._next)
         self._next = start + self._gap
@@ -59,37 +59,37 @@ class Pace:
             await self._sleep(start - now)
 
     async def heed(self, response: Any) -> None:
-        """Holds all requests for as long as a throttling response says."""
+        """Delays all requests if a throttling response says so."""
         if response.status_code not in (429, 503):
             return
         try:
             seconds = float(response.headers.get("retry-after", ""))
-        except ValueError:  # A date, or nothing: the client waits for it with this request alone.
+        except ValueError:  # A date or nothing: only the client's retry of this request waits.
             return
-        if 0 < seconds <= _LONGEST_HOLD:
+        if 0 < seconds <= _MAX_RETRY_AFTER:
             self._next = max(self._next, self._clock() + seconds)
 
 
 def make_client(teacher: Config) -> openai.AsyncOpenAI:
-    """The client; the key is taken from the environment and kept nowhere else.
+    """Returns a client whose key comes from the environment and is stored nowhere else.
 
     Raises:
-      UserError: OpenAI itself is to be asked without a key.
+      UserError: the endpoint is OpenAI's and there is no key.
     """
     base_url = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or None
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key and base_url is None:
         raise UserError(
-            "There is no key for OpenAI: set the environment variable OPENAI_API_KEY, or "
+            "No key for OpenAI: set the environment variable OPENAI_API_KEY, or set "
             "--config.teacher.base_url to another endpoint, such as http://localhost:8000/v1."
         )
     pace = Pace(teacher.requests_per_minute)
     return openai.AsyncOpenAI(
-        api_key=key or "none",  # Local servers ask for none, but the client does.
+        api_key=key or "none",  # Local servers need no key, but the client does.
         base_url=base_url,
         timeout=teacher.timeout,
         max_retries=teacher.retries,
-        # Each try passes here, so that the pace counts retries as well.
+        # The hooks run on every attempt, so the rate limit includes retries.
         http_client=openai.DefaultAsyncHttpxClient(
             event_hooks={"request": [pace.turn], "response": [pace.heed]}
         ),
@@ -99,32 +99,32 @@ def make_client(teacher: Config) -> openai.AsyncOpenAI:
 async def ask(
     requests: Sequence[Request], teacher: Config, write: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Asks all of them, `teacher.concurrency` at a time.
+    """Sends all requests, `teacher.concurrency` at a time.
 
     Args:
-      requests: in the order in which they are sent.
-      teacher: the configuration's block.
-      write: is given each row as soon as it is there; rows with an `error` have no text.
+      requests: requests, in the order in which to send them.
+      teacher: `teacher` of the configuration.
+      write: called with each row as soon as it arrives; rows with an `error` have no text.
 
     Raises:
-      UserError: the endpoint refuses the key or does not know the address or the model; there is no
-        credit left; or nothing but failures comes.
+      UserError: the endpoint rejects the key, the address or the model; the account has no credit
+        left; or too many requests in a row fail.
     """
     problem: Exception | None = None
     async with make_client(teacher) as client:
-        asking = _Asking(client, iter(requests), write)
+        sender = _Sender(client, iter(requests), write)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(teacher.concurrency, len(requests))):
-                    group.create_task(asking.work())
+                    group.create_task(sender.run())
         except* UserError as errors:
             problem = errors.exceptions[0]
     if problem is not None:
         raise problem
 
 
-class _Asking:
-    """What those that ask at the same time share."""
+class _Sender:
+    """State shared by the concurrent tasks."""
 
     def __init__(
         self,
@@ -135,56 +135,56 @@ class _Asking:
         self._client, self._requests, self._write = client, requests, write
         self._failures = 0
 
-    async def work(self) -> None:
+    async def run(self) -> None:
         for request in self._requests:
             answer = await self._answer(request)
             self._failures = self._failures + 1 if answer["error"] else 0
             self._write(request.names | answer)
-            if self._failures >= _GIVE_UP:
+            if self._failures >= _MAX_FAILURES:
                 raise UserError(
-                    f"The last {_GIVE_UP} requests to {self._endpoint()} all failed. This one: "
-                    f"{answer['error']}. The answers before are kept; run the same command again "
-                    "when that is mended."
+                    f"The last {_MAX_FAILURES} requests to {self._endpoint()} all failed. The last "
+                    f"error: {answer['error']}. Earlier answers are kept; fix the problem and "
+                    "rerun the same command."
                 )
 
     async def _answer(self, request: Request) -> dict[str, Any]:
-        """The row of an answer, or of what was wrong with it."""
+        """Returns the row of an answer or an error."""
         try:
             response = await self._client.chat.completions.with_raw_response.create(**request.body)
             answer = read_completion(json.loads(response.content))
         except openai.APIStatusError as error:
-            answer = _failed(self._status(error))
+            answer = _error_row(self._error_message(error))
         except openai.APITimeoutError:
-            answer = _failed("the endpoint did not answer in time (teacher.timeout)")
+            answer = _error_row("the endpoint did not answer in time (teacher.timeout)")
         except openai.APIConnectionError as error:
             cause = error.__cause__
-            answer = _failed(f"no connection to {self._endpoint()}: {clean(cause or error)}")
+            answer = _error_row(f"no connection to {self._endpoint()}: {clean(cause or error)}")
         except (ValueError, RecursionError):
-            answer = _failed("the response is not JSON")
-        spelled = "".join(token for token, _ in answer.get("logprobs", ()))
-        if self._without_key(spelled) != spelled:
+            answer = _error_row("the response is not JSON")
+        text = "".join(token for token, _ in answer.get("logprobs", ()))
+        if self._redact_key(text) != text:
             del answer["logprobs"]
-        return {k: self._without_key(v) if isinstance(v, str) else v for k, v in answer.items()}
+        return {k: self._redact_key(v) if isinstance(v, str) else v for k, v in answer.items()}
 
-    def _status(self, error: openai.APIStatusError) -> str:
-        """What a refusal says.
+    def _error_message(self, error: openai.APIStatusError) -> str:
+        """Returns the message of an error response.
 
         Raises:
-          UserError: no other request would fare better.
+          UserError: every other request would fail, too.
         """
         code = error.status_code
-        said = clean(self._without_key(error.message))
+        message = clean(self._redact_key(error.message))
         advice = _ADVICE.get(code)
         if error.code == "insufficient_quota":
-            advice = "The account has no credit left; run the same command again when it has."
+            advice = "The account has no credit left; add credit and rerun the same command."
         if advice:
             raise UserError(
-                f"{self._endpoint()} answered {code}: {said} {advice} The answers before are kept."
+                f"{self._endpoint()} answered {code}: {message} {advice} Earlier answers are kept."
             ) from None
-        return f"the endpoint answered {code}: {said}"
+        return f"the endpoint answered {code}: {message}"
 
-    def _without_key(self, text: str) -> str:
-        """An endpoint may repeat the key; it goes into no file and onto no screen."""
+    def _redact_key(self, text: str) -> str:
+        """Redacts the key, which an endpoint may echo, so it is never stored or printed."""
         key = self._client.api_key
         return text.replace(key, "[key]") if len(key) > 4 else text
 
@@ -193,11 +193,11 @@ class _Asking:
 
 
 def endpoint(base_url: str) -> str:
-    """An address without what may be secret in it."""
+    """Returns an address without credentials, query and fragment, which may be secret."""
     parts = urllib.parse.urlsplit(base_url)
     host = parts.netloc.rpartition("@")[2]
     return urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
 
-def _failed(reason: str) -> dict[str, Any]:
+def _error_row(reason: str) -> dict[str, Any]:
     return read_completion(None) | {"error": reason}

@@ -1,7 +1,7 @@
-"""Files for OpenAI's batch API: requests to upload, and the results that come back.
+"""Writes request files for OpenAI's batch API and reads its result files.
 
-Nothing is uploaded from here. A request's `custom_id` is RECORD#SAMPLE#DIGEST, so that a result
-finds its question again, and no other.
+Uploading is left to the user. A request's `custom_id` is RECORD#SAMPLE#DIGEST, which matches each
+result to exactly its question.
 """
 
 import json
@@ -16,7 +16,7 @@ from kpod_jax.teacher.requests import Request
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
-# What the batch API takes in one file.
+# Limits of the batch API per file.
 MOST_REQUESTS = 50_000
 MOST_BYTES = 200_000_000
 
@@ -27,19 +27,19 @@ def write_batch(
     most_requests: int = MOST_REQUESTS,
     most_bytes: int = MOST_BYTES,
 ) -> list[pathlib.Path]:
-    """Writes `requests-1.jsonl`, `requests-2.jsonl`, ..., in place of older ones.
+    """Writes `requests-1.jsonl`, `requests-2.jsonl`, ..., replacing older files.
 
     Args:
-      directory: made if it is missing.
-      requests: those without an answer.
-      most_requests: of a file.
-      most_bytes: of a file.
+      directory: created if it is missing.
+      requests: requests without an answer.
+      most_requests: maximum requests per file.
+      most_bytes: maximum bytes per file.
 
     Returns:
-      The files.
+      The paths of the files.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: the files cannot be written.
     """
     parts: list[list[str]] = []
     size = most_bytes
@@ -61,7 +61,7 @@ def write_batch(
     for path, lines in zip(paths, parts, strict=True):
         files.write_text(path, "".join(lines))
     for path in directory.glob("requests-*.jsonl"):
-        if path not in paths:  # Of an earlier, longer batch: uploaded, it would be paid for again.
+        if path not in paths:  # From an earlier, larger batch; uploading it again costs money.
             path.unlink()
     return paths
 
@@ -69,35 +69,35 @@ def write_batch(
 def read_batch(
     path: files.PathLike, requests: Sequence[Request], write: Callable[[dict[str, Any]], None]
 ) -> int:
-    """Takes in a file of results, or of errors, of the batch API.
+    """Reads an output file or error file of the batch API.
 
     Args:
-      path: of the file that the API gave.
-      requests: those without an answer; results of others are passed over.
-      write: is given each row, as by `ask.ask`.
+      path: path of the file.
+      requests: requests without an answer; results for others are skipped.
+      write: called with each row, as in `ask.ask`.
 
     Returns:
-      How many results were passed over: answered before, of another question, or not readable.
+      Number of lines skipped: already answered, for another question, or unreadable.
 
     Raises:
-      UserError: the file cannot be read or holds no result at all.
+      UserError: the file cannot be read or has no results.
     """
-    awaited = {_custom_id(request.key): request for request in requests}
-    passed, results = 0, 0
+    pending = {_custom_id(request.key): request for request in requests}
+    skipped, results = 0, 0
     for _, row, _ in jsonl.read_rows(path):
         name = row.get("custom_id") if row else None
         results += isinstance(name, str)
-        request = awaited.pop(name, None) if isinstance(name, str) else None
+        request = pending.pop(name, None) if isinstance(name, str) else None
         if row is None or request is None:
-            passed += 1
+            skipped += 1
             continue
         write(request.names | _answer(row))
     if not results:
         raise UserError(
-            f"{path} has no result of a batch. Expected the output file of the batch API: a line "
-            'is {"custom_id": …, "response": {"status_code": 200, "body": {…}}, "error": null}.'
+            f"{path} has no batch results. Expected an output file of the batch API with lines "
+            '{"custom_id": …, "response": {"status_code": 200, "body": {…}}, "error": null}.'
         )
-    return passed
+    return skipped
 
 
 def _custom_id(key: Key) -> str:
@@ -109,10 +109,10 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
     response = response if isinstance(response, dict) else {}
     if response.get("status_code") == 200:
         return read_completion(response.get("body"))
-    # The file of errors has them in the body, expired requests beside it.
-    said = row.get("error") or response.get("body") or "no response"
-    if isinstance(said, dict):
-        said = said.get("error") or said
-    if isinstance(said, dict):
-        said = said.get("message") or said
-    return read_completion(None) | {"error": f"the batch API answered: {clean(said)}"}
+    # Error files have the error in the response's body, expired requests in the row.
+    error = row.get("error") or response.get("body") or "no response"
+    if isinstance(error, dict):
+        error = error.get("error") or error
+    if isinstance(error, dict):
+        error = error.get("message") or error
+    return read_completion(None) | {"error": f"the batch API answered: {clean(error)}"}

@@ -1,4 +1,4 @@
-"""Reading a chat completion, whoever sent it, and cutting its text into rationale and answer."""
+"""Parses untrusted chat completions and splits their text into rationale and answer."""
 
 import dataclasses
 import math
@@ -7,13 +7,13 @@ from typing import Any
 
 from kpod_jax.data import answers
 
-# The sentence that announces the answer, from its first word on.
-_ANNOUNCED = re.compile(
+# The beginning of the sentence that announces the answer.
+_ANSWER_IS = re.compile(
     r"[*_]{0,3}(?:\b(?:therefore|thus|so|hence),?\s{1,3})?"
     r"\bthe\s{1,3}(?:(?:final|correct|right|best)\s{1,3})?answer\s{1,3}is\b",
     re.IGNORECASE,
 )
-# A line that does: "#### 7", "**Answer:** 7", "Final answer: 7".
+# The beginning of a line that does: "#### 7", "**Answer:** 7", "Final answer: 7".
 _LABELLED = re.compile(
     r"^[^\w\n]{0,8}(?:####|(?:final\s{1,3})?answer[ *_]{0,3}:)", re.IGNORECASE | re.MULTILINE
 )
@@ -21,13 +21,13 @@ _LABELLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What a text is worth.
+    """Evaluation of a teacher's text.
 
     Attributes:
-      rationale: the text before its answer; empty where there is none.
-      extracted: the answer that it gives, written canonically, or None.
-      correct: whether that is the data set's.
-      reason: why it is not kept; empty if it is.
+      rationale: the text before the answer, or "".
+      extracted: the text's answer in canonical form, or None.
+      correct: whether it equals the data set's answer.
+      reason: why the text is rejected, or "" if it is kept.
     """
 
     rationale: str
@@ -37,13 +37,13 @@ class Judged:
 
 
 def read_completion(body: Any) -> dict[str, Any]:
-    """Text, tokens and model of a response's JSON; it may be anything.
+    """Returns text, token counts and model of a response's JSON, which may be any value.
 
     Returns:
-      `text`; `finish`, the endpoint's reason to stop; `prompt_tokens` and `completion_tokens`, None
-      where they are not told; `model`; and `error`, which says why there is no text, or None.
-      Where the endpoint gives them, `logprobs`: each token and the log probabilities of tokens that
-      could have stood there, itself among them.
+      `text`; `finish`, the finish reason; `prompt_tokens` and `completion_tokens`, None if not
+      reported; `model`; and `error`, the reason why there is no text, or None. If the endpoint
+      reports them, also `logprobs`: each token with the log probabilities of the top tokens at its
+      position, including itself.
     """
     body = _object(body)
     usage, choices = _object(body.get("usage")), body.get("choices")
@@ -67,18 +67,19 @@ def read_completion(body: Any) -> dict[str, Any]:
 
 
 def _logprobs(content: Any) -> list[tuple[str, dict[str, float]]]:
-    """Tokens and distributions of a response; [] where any of them is not as it should be."""
-    found = []
+    """Returns the tokens of a response and their distributions, or [] if any is malformed."""
+    distributions = []
     for entry in map(_object, content if isinstance(content, list) else []):
-        others, top = entry.get("top_logprobs"), {}
-        for one in (*map(_object, others if isinstance(others, list) else []), entry):
-            token, logprob = one.get("token"), one.get("logprob")
+        alternatives, top = entry.get("top_logprobs"), {}
+        alternatives = alternatives if isinstance(alternatives, list) else []
+        for item in (*map(_object, alternatives), entry):
+            token, logprob = item.get("token"), item.get("logprob")
             if not isinstance(token, str) or not isinstance(logprob, int | float):
                 return []
             if math.isfinite(logprob):
                 top[_utf8(token)] = min(0.0, float(logprob))
-        found.append((_utf8(entry["token"]), top))
-    return found
+        distributions.append((_utf8(entry["token"]), top))
+    return distributions
 
 
 def _utf8(text: str) -> str:
@@ -86,31 +87,31 @@ def _utf8(text: str) -> str:
 
 
 def clean(value: object, limit: int = 300) -> str:
-    """A foreign text on one short line, without what could change a terminal or break UTF-8."""
+    """Returns untrusted text as one short line of printable characters."""
     text = str(value)[: 4 * limit]
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def judge(text: str, finish: str | None, gold: str, kind: str, keep: str = "right") -> Judged:
-    """Cuts a teacher's text before the sentence that announces the answer, and judges the answer.
+    """Evaluates a teacher's answer, and cuts the text before the sentence that announces it.
 
-    What follows the answer is dropped with it: a student's targets end with their own sentence.
+    Text after the answer is dropped as well: the student's targets add their own answer sentence.
 
     Args:
-      text: as it was received.
-      finish: the endpoint's reason to stop; "length" is a text that was cut off.
+      text: text of the completion.
+      finish: finish reason; "length" means that the text was cut off.
       gold: the data set's answer.
-      kind: of `answers.KINDS`.
-      keep: "right" or "all".
+      kind: one of `answers.KINDS`.
+      keep: "right" keeps only correct answers, "all" also wrong and missing ones.
     """
-    found = list(_ANNOUNCED.finditer(text)) or list(_LABELLED.finditer(text))
-    cut = finish == "length" and not found  # Its last number is no answer.
-    extracted = None if cut else answers.extract_answer(text, kind)
-    correct = not cut and answers.answers_equal(text, gold, kind)
-    rationale = (text[: found[-1].start()] if found else text).strip()
+    matches = list(_ANSWER_IS.finditer(text)) or list(_LABELLED.finditer(text))
+    truncated = finish == "length" and not matches  # The last number is not the answer.
+    extracted = None if truncated else answers.extract_answer(text, kind)
+    correct = not truncated and answers.answers_equal(text, gold, kind)
+    rationale = (text[: matches[-1].start()] if matches else text).strip()
     reason = ""
-    if cut:
+    if truncated:
         reason = "the text was cut off before its answer; raise teacher.max_tokens"
     elif extracted is None and keep == "right":
         reason = "the text gives no answer"

@@ -1,7 +1,7 @@
-"""Every answer that came, one a line, on the disk before the next is waited for.
+"""Stores the teacher's answers, one per line, synced to disk as they arrive.
 
-A run that is killed loses only what was under way. Rows are what `completions.read_completion`
-tells, with `id`, `sample` and `question`, the digest of the question's text.
+An interrupted run loses only the requests in flight. Rows hold the output of
+`completions.read_completion`, and `id`, `sample` and `question`, the digest of the question's text.
 """
 
 import json
@@ -21,23 +21,23 @@ Key = tuple[str, int, str]
 
 
 class Ledger:
-    """A file of answers that is only ever added to; one process at a time writes it.
+    """Append-only file of answers, locked by one process at a time.
 
     with Ledger(path) as ledger:
         ledger.append(row)
 
     Attributes:
-      rows: all of them, in the order of their arrival.
-      prompt_tokens: of all rows, as far as the endpoint told them.
-      completion_tokens: likewise.
-      broken: lines that cannot be read, such as one that a kill cut; they are left where they are.
+      rows: all rows, in order of arrival.
+      prompt_tokens: total over all rows, where reported by the endpoint.
+      completion_tokens: total over all rows, where reported by the endpoint.
+      broken: number of unreadable lines, such as a partially written one; they stay in the file.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Reads what is there.
+        """Initializes the ledger; the file is opened and read on entering the context.
 
-        Raises:
-          UserError: the file cannot be read.
+        Args:
+          path: path of the file.
         """
         self.path = path
         self.rows: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ class Ledger:
             self._lock(self._file)
             self._end_line(self._file)
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._write_error(error) from error
         for _, row, _ in jsonl.read_rows(self.path):
             if row is None or not _is_answer(row):
                 self.broken += 1
@@ -65,10 +65,10 @@ class Ledger:
             self._file.close()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds a row; it is on the disk when this returns.
+        """Appends a row and syncs it to disk.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the row cannot be written.
         """
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         assert self._file is not None
@@ -77,19 +77,19 @@ class Ledger:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._write_error(error) from error
         self._add(row)
 
     def answered(self) -> dict[Key, dict[str, Any]]:
-        """The first answer of each sample; those that came without a text are none."""
-        found: dict[Key, dict[str, Any]] = {}
+        """Returns the first answer to each sample, without rows with an error."""
+        answers: dict[Key, dict[str, Any]] = {}
         for row in self.rows:
             if row["error"] is None:
-                found.setdefault(key_of(row), row)
-        return found
+                answers.setdefault(key_of(row), row)
+        return answers
 
     def errors(self) -> dict[Key, str]:
-        """What was last wrong with each sample, were it answered since or not."""
+        """Returns the last error of each sample, even if it has been answered since."""
         return {key_of(row): row["error"] for row in self.rows if row["error"] is not None}
 
     def _add(self, row: dict[str, Any]) -> None:
@@ -105,34 +105,34 @@ class Ledger:
         except BlockingIOError as error:
             file.close()
             raise UserError(
-                f"{self.path} is being written by another process. Wait for it, or end it: two "
-                "would ask, and pay for, everything twice."
+                f"{self.path} is being written by another process. Wait for it or stop it: two "
+                "processes would send, and pay for, every request twice."
             ) from error
-        except OSError:  # Some network file systems cannot lock; they do without.
+        except OSError:  # Some network file systems do not support locks.
             pass
 
     def _end_line(self, file: IO[bytes]) -> None:
-        """What a kill left of a last line is not to swallow the next one."""
+        """Ends a partially written last line, so the next row starts on a new line."""
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")  # At the end, wherever was read.
+                file.write(b"\n")  # Append mode always writes at the end.
                 file.flush()
 
-    def _failure(self, error: OSError) -> UserError:
+    def _write_error(self, error: OSError) -> UserError:
         return UserError(
-            f"Cannot write {self.path}: {error.strerror or error}. The answers before are kept; "
-            "free some space or mend the permissions, then run the same command again."
+            f"Cannot write {self.path}: {error.strerror or error}. Earlier answers are kept; free "
+            "some space or fix the permissions, then rerun the same command."
         )
 
 
 def key_of(row: dict[str, Any]) -> Key:
-    """Of a row of the file."""
+    """Returns the key of a row."""
     return row["id"], row["sample"], row["question"]
 
 
 def _is_answer(row: dict[str, Any]) -> bool:
-    """Whether a line has the fields, of the types that they are written with."""
+    """Returns whether a line has all fields, with the right types."""
     counts = (row.get("prompt_tokens", ""), row.get("completion_tokens", ""))
     return (
         all(isinstance(row.get(name), str) for name in ("id", "question", "text"))

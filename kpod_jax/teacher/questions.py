@@ -1,4 +1,4 @@
-"""The questions that a teacher is asked: the train split's, whether they have rationales or not."""
+"""Loads the questions for the teacher: the train split's, with or without rationales."""
 
 import dataclasses
 import re
@@ -12,9 +12,9 @@ class Question:
     """A record without its rationale.
 
     Attributes:
-      id: the record's.
-      question: x of the paper.
-      answer: the data set's.
+      id: id of the record.
+      question: x in the paper.
+      answer: the data set's answer.
     """
 
     id: str
@@ -23,21 +23,21 @@ class Question:
 
     @property
     def row_id(self) -> str | int:
-        """Its id in a file for `data.rationales`: GSM8K's are lines of train.jsonl, from 0."""
+        """Its id in a file for `data.rationales`; for GSM8K, the line of train.jsonl, from 0."""
         line = re.fullmatch(r"gsm8k-train-(\d+)", self.id)
         return int(line[1]) if line else self.id
 
 
 def answer_kind(data: Config) -> str:
-    """What the answers are: one of `answers.KINDS`."""
+    """Returns the kind of the answers, one of `answers.KINDS`."""
     return sources.answer_kind(data.name, data.answer_kind)
 
 
 def load_questions(data: Config) -> list[Question]:
-    """Reads the train split of the configured data set.
+    """Loads the questions in the train split of the configured data set.
 
     Args:
-      data: the configuration's block; `train_examples` keeps the first so many.
+      data: `data` of the configuration; `train_examples` limits the number of questions.
 
     Raises:
       UserError: the data set cannot be read, is empty, or has too many broken records.

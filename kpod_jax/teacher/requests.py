@@ -1,4 +1,4 @@
-"""From questions to the bodies of chat completion requests."""
+"""Builds chat completion requests from questions."""
 
 import dataclasses
 import hashlib
@@ -14,20 +14,20 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.files import PathLike
 
-# What a teacher's answers depend on, with the examples: else they are another teacher's.
+# Settings that answers depend on, in addition to the examples.
 _SETTINGS = ("model", "style", "prompt", "instruction", "temperature", "top_p", "max_tokens")
-_OWN_EXAMPLES = pathlib.Path(kpod_jax.__file__).parent / "assets" / "few_shot.jsonl"
+_DEFAULT_EXAMPLES = pathlib.Path(kpod_jax.__file__).parent / "assets" / "few_shot.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One sample that is asked for.
+    """Request for one sample.
 
     Attributes:
-      id: the record's.
-      sample: from 0.
-      digest: of the question's text, so that an answer is never taken for another question's.
-      body: of the chat completion.
+      id: id of the record.
+      sample: number of the sample, from 0.
+      digest: digest of the question's text, so answers are never matched to another question.
+      body: body of the chat completion request.
     """
 
     id: str
@@ -37,26 +37,26 @@ class Request:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What tells it from every other."""
+        """Unique key of the request."""
         return self.id, self.sample, self.digest
 
     @property
     def names(self) -> dict[str, Any]:
-        """The same in a row of answers."""
+        """The key's fields, as stored in a row of answers."""
         return {"id": self.id, "sample": self.sample, "question": self.digest}
 
 
 def make_requests(questions: Sequence[Question], teacher: Config) -> list[Request]:
-    """The first sample of each question, then the second of each, ...
+    """Builds the requests: the first sample of each question, then the second of each, ...
 
     Args:
-      questions: to ask.
-      teacher: the configuration's block.
+      questions: the questions.
+      teacher: `teacher` of the configuration.
 
     Raises:
-      UserError: the file of examples cannot be used.
+      UserError: the file of examples is invalid.
     """
-    before = _messages_before(teacher)
+    examples = _example_messages(teacher)
     options: dict[str, Any] = {
         "model": teacher.model,
         teacher.max_tokens_name: teacher.max_tokens,
@@ -72,7 +72,13 @@ def make_requests(questions: Sequence[Question], teacher: Config) -> list[Reques
             question.id,
             sample,
             hashlib.sha256(question.question.encode()).hexdigest()[:16],
-            {**options, "messages": [*before, _asked(question.question, teacher, not before)]},
+            {
+                **options,
+                "messages": [
+                    *examples,
+                    _user_message(question.question, teacher, first=not examples),
+                ],
+            },
         )
         for sample in range(teacher.samples)
         for question in questions
@@ -80,24 +86,24 @@ def make_requests(questions: Sequence[Question], teacher: Config) -> list[Reques
 
 
 def settings(teacher: Config) -> dict[str, Any]:
-    """What answers depend on; those made under other settings are not to be mixed with them.
+    """Returns the settings that answers depend on; answers under other settings must not mix.
 
     Raises:
       UserError: the file of examples cannot be read.
     """
-    used = {f"teacher.{name}": teacher[name] for name in _SETTINGS}
-    if teacher.logprobs:  # Without them, answers are as they were before there was such a key.
-        used["teacher.logprobs"] = teacher.logprobs
+    values = {f"teacher.{name}": teacher[name] for name in _SETTINGS}
+    if teacher.logprobs:  # Left out if 0, so answers from before this key existed stay valid.
+        values["teacher.logprobs"] = teacher.logprobs
     if teacher.style == "few_shot":
-        used["teacher.examples"] = files.digest(teacher.examples or _OWN_EXAMPLES)
-    return used
+        values["teacher.examples"] = files.digest(teacher.examples or _DEFAULT_EXAMPLES)
+    return values
 
 
 def read_examples(path: PathLike) -> list[dict[str, str]]:
-    """Worked examples: question, rationale and answer of each line.
+    """Reads worked examples, each with question, rationale and answer.
 
     Raises:
-      UserError: the file cannot be read, is empty, or a line is none; the message names it.
+      UserError: the file cannot be read, is empty or has an invalid line; the message names it.
     """
     examples = []
     for number, row, problem in jsonl.read_rows(path):
@@ -108,7 +114,7 @@ def read_examples(path: PathLike) -> list[dict[str, str]]:
             examples.append({name: jsonl.text_column(row, name) for name in names})
         except ValueError as error:
             raise UserError(
-                f"{path}:{number} {error}. Expected an example a line: "
+                f"{path}:{number} {error}. Expected one example per line: "
                 '{"question": …, "rationale": …, "answer": …}.'
             ) from error
     if not examples:
@@ -118,20 +124,20 @@ def read_examples(path: PathLike) -> list[dict[str, str]]:
     return examples
 
 
-def _messages_before(teacher: Config) -> list[dict[str, str]]:
-    """The examples as a talk that was had already."""
+def _example_messages(teacher: Config) -> list[dict[str, str]]:
+    """Returns the examples as earlier turns of the conversation."""
     if teacher.style == "zero_shot":
         return []
     messages = []
-    for number, example in enumerate(read_examples(teacher.examples or _OWN_EXAMPLES)):
-        messages.append(_asked(example["question"], teacher, number == 0))
-        said = f"{example['rationale']} Therefore, the answer is {example['answer']}."
-        messages.append({"role": "assistant", "content": said})
+    for number, example in enumerate(read_examples(teacher.examples or _DEFAULT_EXAMPLES)):
+        messages.append(_user_message(example["question"], teacher, first=number == 0))
+        reply = f"{example['rationale']} Therefore, the answer is {example['answer']}."
+        messages.append({"role": "assistant", "content": reply})
     return messages
 
 
-def _asked(question: str, teacher: Config, first: bool) -> dict[str, str]:
-    """A user's turn: models whose template knows no system turn take it as well."""
+def _user_message(question: str, teacher: Config, *, first: bool) -> dict[str, str]:
+    """Returns a user turn; the first one has the instruction, as some models lack system turns."""
     text = teacher.prompt.replace("{question}", question)
     return {
         "role": "user",

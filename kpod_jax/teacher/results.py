@@ -1,4 +1,4 @@
-"""From answers to the file of rationales that a run reads, and an account of the others."""
+"""Writes the rationales for a run, the rejected answers and a summary."""
 
 import collections
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ def write_results(
     ledger: Ledger,
     config: Config,
 ) -> dict[str, Any]:
-    """Writes rationales.jsonl, rejected.jsonl and summary.json of what was answered so far.
+    """Writes rationales.jsonl, rejected.jsonl and summary.json for the answers so far.
 
-    Where the teacher's log probabilities were asked for, distributions.jsonl has those of the
-    rationales, as `baseline.distributions` reads them.
+    If log probabilities were requested, also writes those of the rationales to
+    distributions.jsonl, in the format that `baseline.distributions` reads.
 
-    A row of rationales.jsonl has `id`, `sample`, `question`, `rationale`, `answer` (that of the
-    data set), `teacher`, `extracted` (the teacher's answer) and `correct`.
+    A row of rationales.jsonl has `id`, `sample`, `question`, `rationale`, `answer` (the data
+    set's), `teacher`, `extracted` (the teacher's answer) and `correct`.
 
     Args:
       directory: DIR/teacher.
-      questions: that are asked.
-      requests: all of theirs.
+      questions: all questions.
+      requests: all requests for these questions.
       ledger: the answers.
       config: the whole configuration.
 
     Returns:
-      What summary.json holds.
+      The contents of summary.json.
 
     Raises:
       UserError: the files cannot be written.
@@ -59,15 +59,15 @@ def write_results(
         correct += judged.correct
         answer = {"extracted": judged.extracted, "answer": question.answer}
         if judged.reason:
-            reasons[_group(judged.reason)] += 1
+            reasons[_category(judged.reason)] += 1
             rejected.append(names | answer | {"reason": judged.reason, "text": row["text"]})
         else:
             pairs = row.get("logprobs", ())
             tokens, tops = [token for token, _ in pairs], [top for _, top in pairs]
-            # Tokens that are parts of characters may not spell the text.
+            # Tokens that split a character may not join to the text.
             if "".join(tokens).lstrip().startswith(judged.rationale):
-                spelled = {"rationale": judged.rationale, "tokens": tokens, "top_logprobs": tops}
-                distributions.append({"question": question.question} | spelled)
+                values = {"rationale": judged.rationale, "tokens": tokens, "top_logprobs": tops}
+                distributions.append({"question": question.question} | values)
             row = {"rationale": judged.rationale, "teacher": teacher.model}
             kept.append(names | row | answer | {"correct": judged.correct})
     count = len(requests) - reasons["no answer"] - reasons["not asked yet"]
@@ -98,10 +98,10 @@ def write_results(
 
 
 def cost(teacher: Config, ledger: Ledger) -> float:
-    """Dollars for all that was ever answered, kept or not."""
-    read, written = ledger.prompt_tokens, ledger.completion_tokens
-    return (read * teacher.input_price + written * teacher.output_price) / 1e6
+    """Returns the cost of all answers in the ledger, kept or not, in dollars."""
+    prompt, completion = ledger.prompt_tokens, ledger.completion_tokens
+    return (prompt * teacher.input_price + completion * teacher.output_price) / 1e6
 
 
-def _group(reason: str) -> str:
+def _category(reason: str) -> str:
     return "wrong answer" if reason.startswith("its answer is") else reason.partition(";")[0]

@@ -1,4 +1,4 @@
-"""`--mode=teach`: a data set's training questions in, DIR/teacher/rationales.jsonl out."""
+"""Implements `--mode=teach`: collects a teacher's rationales for the training questions."""
 
 import asyncio
 import os
@@ -24,36 +24,36 @@ _NAME = "answers"
 
 
 def teach(config: Config, workdir: files.PathLike) -> str:
-    """Asks what was not answered yet, or writes or reads batch files, and writes the results.
+    """Sends unanswered requests, or writes or reads batch files, and writes the results.
 
     Args:
-      config: checked (`configuration_checks.check`).
-      workdir: DIR; everything is written to DIR/teacher.
+      config: a checked configuration (see `cli.checks.check`).
+      workdir: DIR; all files are written to DIR/teacher.
 
     Returns:
-      What was done, for the user.
+      A summary for the user.
 
     Raises:
-      UserError: something that the user can put right; the answers that came before are kept.
-      SystemExit: interrupted by Ctrl-C; likewise.
+      UserError: an error that the user can fix; earlier answers are kept.
+      SystemExit: interrupted by Ctrl-C; earlier answers are kept.
     """
     teacher = config.teacher
     if files.is_remote(workdir):
         raise UserError(
-            f"--mode=teach with --workdir={workdir}: each answer is added to a file as it comes, "
-            "which a bucket has none of. Expected a directory of this machine, to be copied to the "
-            "bucket when all is done."
+            f"--mode=teach does not support --workdir={workdir}: it appends each answer to a file, "
+            "which buckets do not allow. Expected a directory on this machine; copy it to the "
+            "bucket when done."
         )
     if not teacher.model:
         raise UserError(
-            "teacher.model is missing: the teacher's name at its endpoint, such as "
+            "teacher.model is not set. Set it to the model's name at the endpoint, such as "
             "--config.teacher.model=gpt-4o-mini."
         )
-    began = time.monotonic()
+    start = time.monotonic()
     questions = load_questions(config.data)
     requests = make_requests(questions, teacher)
     directory = Workdir(pathlib.Path(workdir) / "teacher")
-    interrupted, passed = False, 0
+    interrupted, skipped = False, 0
     with Ledger(directory / f"{_NAME}.jsonl") as ledger:
         _check_settings(directory, ledger, settings(teacher))
         answered = ledger.answered()
@@ -62,21 +62,21 @@ def teach(config: Config, workdir: files.PathLike) -> str:
             return _write_batch(directory, missing)
         try:
             if teacher.batch == "read":
-                passed = read_batch(teacher.batch_results, missing, ledger.append)
+                skipped = read_batch(teacher.batch_results, missing, ledger.append)
             elif missing:
-                _ask(questions, requests, missing, ledger, config)
+                _send(questions, requests, missing, ledger, config)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             summary = write_results(directory, questions, requests, ledger, config)
-    shown = _shown(summary, directory, passed, teacher) + f" ({time.monotonic() - began:.1f} s)"
+    report = _describe(summary, directory, skipped) + f" ({time.monotonic() - start:.1f} s)"
     if interrupted:
-        print(f"\nInterrupted. {shown}\nThe same command asks for the others.", file=sys.stderr)
+        print(f"\nInterrupted. {report}\nRerun the same command to resume.", file=sys.stderr)
         sys.exit(130)
-    return shown
+    return report
 
 
-def _ask(
+def _send(
     questions: list[Question],
     requests: list[Request],
     missing: list[Request],
@@ -109,19 +109,21 @@ def _ask(
 
 
 def _check_settings(directory: Workdir, ledger: Ledger, used: dict[str, Any]) -> None:
-    """Answers of different teachers, or to different prompts, are never mixed."""
+    """Checks that existing answers come from the same teacher, prompt and settings."""
     fingerprint = directory.fingerprint(used, ())
     stored = directory.stored(_NAME)
     if stored == fingerprint:
         return
     if ledger.rows:
-        why = (
-            "it is not known which" if stored is None else directory.difference(_NAME, fingerprint)
+        change = (
+            "the original settings are unknown"
+            if stored is None
+            else directory.difference(_NAME, fingerprint)
         )
         raise UserError(
-            f"{ledger.path} holds answers that were asked for with other settings: {why}. Nothing "
-            "was changed. Use the settings that they were made with, another --workdir, or move "
-            f"{directory.path} away to ask anew."
+            f"{ledger.path} holds answers generated with other settings: {change}. Nothing was "
+            "changed. Use the original settings or another --workdir, or move "
+            f"{directory.path} away to start over."
         )
     directory.mark(_NAME, fingerprint)
 
@@ -129,22 +131,22 @@ def _check_settings(directory: Workdir, ledger: Ledger, used: dict[str, Any]) ->
 def _write_batch(directory: Workdir, missing: list[Request]) -> str:
     paths = write_batch(directory / "batch", missing)
     if not paths:
-        return "teach: everything is answered; there is nothing to write."
+        return "teach: all requests are answered; nothing to write."
     return (
         f"teach: {len(missing)} requests → {', '.join(map(str, paths))}\nUpload them to the batch "
-        "API, download the output files, and give each with --config.teacher.batch=read "
+        "API, download the output files, and read each with --config.teacher.batch=read "
         "--config.teacher.batch_results=FILE."
     )
 
 
-def _shown(summary: dict[str, Any], directory: Workdir, passed: int, teacher: Config) -> str:
-    lines = (
+def _describe(summary: dict[str, Any], directory: Workdir, skipped: int) -> str:
+    text = (
         f"teach: {summary['answered']} of {summary['questions'] * summary['samples']} answered, "
         f"{summary['kept']} kept ({100 * summary['kept_share']:.1f} %), "
         f"{summary['prompt_tokens']} + {summary['completion_tokens']} tokens"
     )
     if summary["cost"]:
-        lines += f", ${summary['cost']:.4f}"
-    if passed:
-        lines += f", {passed} results passed over (answered before, or of other questions)"
-    return lines + f" → {directory / 'rationales.jsonl'}, rejected.jsonl, summary.json"
+        text += f", ${summary['cost']:.4f}"
+    if skipped:
+        text += f", {skipped} results skipped (already answered, or for other questions)"
+    return text + f" → {directory / 'rationales.jsonl'}, rejected.jsonl, summary.json"

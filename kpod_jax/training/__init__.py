@@ -1,1 +1,1 @@
-"""Losses (Eq. 1, 15), the train step, its loop, checkpoints, metrics and monitoring."""
+"""Losses (Eq. 1, 15), train step, training loop, checkpoints, metrics and monitoring."""

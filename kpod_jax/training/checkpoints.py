@@ -1,9 +1,9 @@
-"""Checkpoints: Orbax behind one small interface, with every file's checksum.
+"""Checkpoints: a small interface to Orbax that adds a checksum for every file.
 
-A checkpoint is a directory named by its step. It is written in the background under a temporary
-name and renamed when it is whole, so that a run killed at any moment leaves the checkpoints before.
-Orbax notices a file that is cut off but not one whose bits have changed; so the SHA-256 of every
-file is written into the checkpoint before the renaming and compared before anything is restored.
+A checkpoint is a directory named after its step. It is written in the background under a temporary
+name and renamed when complete, so an interrupted run leaves the earlier checkpoints intact.
+Orbax detects truncated files but not flipped bits, so the SHA-256 of every file is stored in the
+checkpoint before the rename and verified before a restore.
 """
 
 import concurrent.futures
@@ -31,12 +31,12 @@ Which = int | Literal["latest", "best"]
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read.
+    """A restored checkpoint.
 
     Attributes:
-      state: like the abstract state that was asked for, on its shardings.
-      extra: what was given to `save`.
-      step: whose checkpoint it is, which need not be the one that was asked for first.
+      state: like the requested abstract state, with its shardings.
+      extra: the `extra` passed to `save`.
+      step: step of this checkpoint, which differs from the first choice if that one was damaged.
     """
 
     state: Any
@@ -45,10 +45,10 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training, in one directory.
+    """The checkpoints of one training run, in one directory.
 
-    Every method but `steps`, `latest_step` and `best_step` must be called by all processes. Use it
-    as a context manager, or call `close`: a save is done only when it has been waited for.
+    All processes must call every method except `steps`, `latest_step` and `best_step`. Use it as a
+    context manager, or call `close`: a save is complete only once it has been waited for.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Checkpoints:
         best_metric: str | None = None,
         read_only: bool = False,
     ) -> None:
-        """Opens the directory, making it if need be, and clears away saves that were cut short.
+        """Opens the directory, creating it if needed, and removes interrupted saves.
 
         Args:
-          directory: holds these checkpoints and nothing else.
-          max_to_keep: how many of the latest are kept.
-          best_metric: the metric given to `save` whose largest value's checkpoint is kept as well.
-          read_only: never write, not even to clear away; for readers beside a training that goes
-            on. The directory must be there.
+          directory: holds only these checkpoints.
+          max_to_keep: number of latest checkpoints to keep.
+          best_metric: a metric passed to `save`; the checkpoint with its largest value is kept too.
+          read_only: never write or clean up, for reading while a training run writes. The directory
+            must exist.
 
         Raises:
-          UserError: the directory is missing (`read_only`) or cannot be written to.
+          UserError: the directory does not exist (`read_only`) or is not writable.
         """
         directory = files.as_path(directory)
         self._directory = directory if files.is_remote(directory) else directory.absolute()
@@ -78,8 +78,8 @@ class Checkpoints:
         self._saving: int | None = None
         if read_only and not self._directory.is_dir():
             raise UserError(
-                f"There are no checkpoints at {self._directory}: no such directory. Run the stage "
-                "that trains first, or give the --workdir where it ran."
+                f"No checkpoints at {self._directory}: no such directory. Run the training stage "
+                "first, or pass the --workdir that it used."
             )
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
@@ -94,12 +94,12 @@ class Checkpoints:
             ),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
-        with self._explained():
+        with self._reporting_disk_errors():
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=options,
                 item_handlers={
-                    # Floats hardly shrink by compression, which takes most of the time of a save.
+                    # Compression barely shrinks floats and takes most of the save time.
                     _STATE: ocp.PyTreeCheckpointHandler(use_compression=False),
                     _EXTRA: ocp.JsonCheckpointHandler(),
                 },
@@ -112,21 +112,21 @@ class Checkpoints:
         if kind is None:
             self.close()
             return
-        try:  # What went wrong first is what the user must see.
+        try:  # The original error is the one the user must see.
             self.close()
         except Exception as error:
             logging.warning("The last checkpoint was not saved: %s", error)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, rising; one that is being saved counts."""
+        """Returns the steps that have a checkpoint, ascending, including one being saved."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
-        """The last step that has a checkpoint, or None."""
+        """Returns the latest step that has a checkpoint, or None."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step whose metric is best, of equal ones the latest; without metrics, the latest."""
+        """Returns the latest step with the best metric; without metrics, the latest step."""
         return self._manager.best_step()
 
     def save(
@@ -139,26 +139,26 @@ class Checkpoints:
     ) -> None:
         """Saves in the background; waits only for an earlier save and for the copy to the host.
 
-        A step that has a checkpoint already keeps it.
+        A step that already has a checkpoint is not saved again.
 
         Args:
-          step: of training, not negative.
-          state: pytree of jax.Arrays, which may be donated or deleted as soon as this returns.
-            Random keys are not stored: fold the step into the run's key instead.
-          extra: what else is needed to go on, such as the data iterator's state; plain JSON.
-          metrics: measured at this step. Of one without `best_metric`, or with a value that is not
-            finite, it is not known how good it is; such a checkpoint is worse than any other.
+          step: training step, nonnegative.
+          state: pytree of jax.Arrays, which may be donated or deleted once this returns. Random
+            keys are not stored: fold the step into the run's key instead.
+          extra: anything else needed to resume, such as the data iterator's state; plain JSON.
+          metrics: measured at this step. A checkpoint without `best_metric`, or with a non-finite
+            value, ranks below all others.
 
         Raises:
-          UserError: the disk is full or read-only; also when it was the save before that failed.
-          ValueError: the checkpoints were opened as `read_only`.
+          UserError: the disk is full or read-only, or was during the previous save.
+          ValueError: the checkpoints were opened with `read_only`.
         """
         if self._read_only:
-            raise ValueError(f"the checkpoints of {self._directory} were opened to be read alone")
+            raise ValueError(f"cannot save to {self._directory}: it was opened with read_only=True")
         if step in self.steps():
             return
         value = float((metrics or {}).get(self._best_metric or "", math.nan))
-        with self._explained():
+        with self._reporting_disk_errors():
             self._manager.wait_until_finished()
             self._saving = step
             self._manager.save(
@@ -174,25 +174,25 @@ class Checkpoints:
             )
 
     def restore(self, abstract_state: Any) -> Restored:
-        """Reads the latest checkpoint to go on with it; all is as it was saved, to the bit.
+        """Restores the latest checkpoint, bit for bit, to resume from it.
 
-        A damaged checkpoint is named in a warning, set aside under the name `damaged-STEP` (unless
-        `read_only`), and the one before it is read.
+        A damaged checkpoint is logged as a warning, renamed to `damaged-STEP` (unless `read_only`),
+        and the one before it is restored.
 
         Args:
-          abstract_state: the state's tree of jax.ShapeDtypeStruct with the shardings that are
-            wanted, which may be of another mesh than that of the run that saved.
+          abstract_state: tree of jax.ShapeDtypeStruct with the desired shardings, which may be on a
+            different mesh than that of the run that saved.
 
         Raises:
-          UserError: there is no checkpoint, or none that is whole, or it holds other arrays than
-            `abstract_state`; the message names them and both shapes.
+          UserError: there is no checkpoint, all are damaged, or the arrays differ from
+            `abstract_state`; the message lists their names and both shapes.
         """
-        step = self._whole("latest", set_aside=not self._read_only)
+        step = self._find_intact("latest", set_aside=not self._read_only)
         self._check(step, abstract_state, partial=False)
         return self._read(step, abstract_state, partial=False)
 
     def restore_like(self, state: Any) -> Restored:
-        """As `restore`, into arrays like those of a state."""
+        """Restores as `restore` does, with the shapes, dtypes and shardings of `state`."""
         return self.restore(
             jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -200,38 +200,39 @@ class Checkpoints:
         )
 
     def restore_params(self, abstract_params: Any, which: Which = "best") -> Restored:
-        """Reads the entry "params" of a state alone, for use without the optimiser's state.
+        """Restores only the "params" entry of a state, without the optimizer state.
 
-        Nothing is set aside. A dtype other than the stored one is cast to.
+        Renames no damaged checkpoints. Parameters are cast to the requested dtype.
 
         Args:
-          abstract_params: as for `restore`.
-          which: a step, of which alone a damaged checkpoint is an error, or "latest" or "best".
+          abstract_params: see `restore`.
+          which: "latest", "best" or a step; a damaged checkpoint is an error only if its step was
+            given.
 
         Raises:
-          UserError: as for `restore`.
+          UserError: see `restore`.
 
         Returns:
-          `state` of which is the parameters.
+          The checkpoint, with the parameters as its `state`.
         """
-        step = self._whole(which, set_aside=False)
+        step = self._find_intact(which, set_aside=False)
         abstract_state = {"params": abstract_params}
         self._check(step, abstract_state, partial=True)
         restored = self._read(step, abstract_state, partial=True)
         return restored._replace(state=restored.state["params"])
 
     def wait(self) -> None:
-        """Returns when the last save is done.
+        """Waits until the last save is complete.
 
         Raises:
-          UserError: it failed: the disk is full or read-only.
+          UserError: the save failed because the disk is full or read-only.
         """
-        with self._explained():
+        with self._reporting_disk_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of threads; raises as `wait` does."""
-        with self._explained():
+        """Waits for the last save and releases the threads; raises as `wait` does."""
+        with self._reporting_disk_errors():
             self._manager.close()
 
     def _score(self, metrics: Mapping[str, float]) -> float:
@@ -239,33 +240,33 @@ class Checkpoints:
         return -math.inf if value is None else value
 
     def _write_checksums(self) -> None:
-        """Adds the checksums to a checkpoint that is whole but for its name.
+        """Adds the checksums to a checkpoint that is complete but not yet renamed.
 
-        Orbax calls it in the first process, in the thread that saves.
+        Orbax calls this in the first process, on the thread that saves.
         """
         names = [str(self._saving), f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}*"]
         path = next(path for name in names for path in self._directory.glob(name))
         files.write_json(path / _CHECKSUMS, _checksums(path))
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files, or None."""
+        """Returns what is wrong with a checkpoint's files, or None."""
         path = self._directory / str(step)
         try:
             expected = files.read_json(path / _CHECKSUMS)
-            found = _checksums(path)
+            actual = _checksums(path)
         except UserError as error:
             return str(error).rstrip(".")
-        if missing := sorted(expected.keys() - found.keys()):
+        if missing := sorted(expected.keys() - actual.keys()):
             return f"{missing[0]} is missing"
-        if changed := [name for name in sorted(expected) if found[name] != expected[name]]:
-            return f"{changed[0]} is not as it was written (its SHA-256 differs)"
+        if changed := [name for name in sorted(expected) if actual[name] != expected[name]]:
+            return f"{changed[0]} is corrupt (its SHA-256 differs)"
         return None
 
-    def _whole(self, which: Which, *, set_aside: bool) -> int:
-        """The step of the first whole checkpoint, beginning with `which`."""
+    def _find_intact(self, which: Which, *, set_aside: bool) -> int:
+        """Returns the step of the first undamaged checkpoint, starting with `which`."""
         self.wait()
         if self._read_only:
-            self._manager.reload()  # Another process may have saved or deleted some.
+            self._manager.reload()  # Another process may have saved or deleted checkpoints.
         if isinstance(which, int):
             candidates = [step for step in self.steps() if step == which]
         else:
@@ -275,54 +276,58 @@ class Checkpoints:
         if not candidates:
             raise UserError(
                 f"{self._directory} has no checkpoint"
-                + (f" of step {which}; it has {self.steps()}." if isinstance(which, int) else ".")
-                + " Run the stage that trains first, or give the --workdir where it ran."
+                + (f" for step {which}; it has {self.steps()}." if isinstance(which, int) else ".")
+                + " Run the training stage first, or pass the --workdir that it used."
             )
         damages = []
         for step in candidates:
-            # All processes must take the same one, so the first looks and the others are told.
-            damage = self._damage(step) if jax.process_index() == 0 else "the first process says so"
+            # All processes must pick the same checkpoint, so the first one checks for all.
+            damage = self._damage(step) if jax.process_index() == 0 else "see the first process"
             if not multihost_utils.broadcast_one_to_all(np.int32(damage is not None)):
                 return step
             damages.append(f"checkpoint {self._directory / str(step)} is damaged: {damage}")
             if not isinstance(which, int):
-                logging.warning("%s. Trying the one before it.", damages[-1])
+                logging.warning("%s. Trying the previous one.", damages[-1])
                 if set_aside:
                     self._set_aside(step)
         raise UserError(
-            f"No whole checkpoint: {'; '.join(damages)}. Restore {self._directory} from a copy, or "
-            "delete it and train again."
+            f"No intact checkpoint: {'; '.join(damages)}. Restore {self._directory} from a copy, "
+            "or delete it and train again."
         )
 
     def _set_aside(self, step: int) -> None:
-        with self._explained():
+        with self._reporting_disk_errors():
             if jax.process_index() == 0:
-                aside = self._directory / f"damaged-{step}"
-                files.remove(aside)
-                (self._directory / str(step)).rename(aside)
+                target = self._directory / f"damaged-{step}"
+                files.remove(target)
+                (self._directory / str(step)).rename(target)
             multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
             self._manager.reload()
 
     def _check(self, step: int, abstract_state: Any, *, partial: bool) -> None:
-        """Compares names and shapes, and dtypes unless `partial`, with what is stored."""
-        stored = _named(self._manager.item_metadata(step)[_STATE].tree)
-        wanted = _named(abstract_state)
-        problems = [f"{name} is not in it" for name in wanted.keys() - stored.keys()]
+        """Compares names, shapes and (unless `partial`) dtypes with what is stored.
+
+        Raises:
+          UserError: they differ.
+        """
+        stored = _leaf_specs(self._manager.item_metadata(step)[_STATE].tree)
+        expected = _leaf_specs(abstract_state)
+        problems = [f"{name} is missing" for name in expected.keys() - stored.keys()]
         if not partial:
-            problems += [f"{name} is not expected" for name in stored.keys() - wanted.keys()]
-        for name in wanted.keys() & stored.keys():
-            (shape, dtype), (other_shape, other_dtype) = stored[name], wanted[name]
-            if shape != other_shape or (dtype != other_dtype and not partial):
+            problems += [f"{name} is unexpected" for name in stored.keys() - expected.keys()]
+        for name in expected.keys() & stored.keys():
+            (shape, dtype), (expected_shape, expected_dtype) = stored[name], expected[name]
+            if shape != expected_shape or (dtype != expected_dtype and not partial):
                 problems.append(
-                    f"{name} is {dtype}{list(shape)} in it, "
-                    f"{other_dtype}{list(other_shape)} was expected"
+                    f"{name} is {dtype}{list(shape)}, "
+                    f"expected {expected_dtype}{list(expected_shape)}"
                 )
         if problems:
             raise UserError(
-                f"Checkpoint {self._directory / str(step)} is of another model or optimiser: "
+                f"Checkpoint {self._directory / str(step)} does not match the model or optimizer: "
                 + "; ".join(sorted(problems)[:5])
                 + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-                + ". Use the configuration that it was made with, or another --workdir."
+                + ". Use the configuration it was saved with, or another --workdir."
             )
 
     def _read(self, step: int, abstract_state: Any, *, partial: bool) -> Restored:
@@ -342,25 +347,25 @@ class Checkpoints:
         return Restored(restored[_STATE], restored[_EXTRA], step)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Makes a UserError of what the disk refuses; other errors pass."""
+    def _reporting_disk_errors(self) -> Iterator[None]:
+        """Turns disk errors into a UserError; other errors propagate."""
         try:
             yield
         except Exception as error:
             if reason := _disk_error(error):
                 raise UserError(
-                    f"Cannot write checkpoints to {self._directory}: {reason}. Those saved before "
-                    "are whole; free some space, mend the permissions or choose another "
-                    "--workdir, then run the same command again: it goes on from the latest."
+                    f"Cannot write checkpoints to {self._directory}: {reason}. Earlier "
+                    "checkpoints are intact. Free some space, fix the permissions or choose "
+                    "another --workdir, then run the same command again to resume."
                 ) from error
             raise
 
 
 def _checksums(path: pathlib.Path) -> dict[str, str]:
-    """SHA-256 by relative path of all files of a checkpoint's items."""
+    """Returns the SHA-256 of all files of a checkpoint's items, by relative path."""
     items = (item for item in path.iterdir() if item.is_dir())
     paths = sorted(file for item in items for file in files.files_under(item))
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # Hashing lets go of the GIL.
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # Hashing releases the GIL.
         digests = pool.map(files.digest, paths)
         return {
             file.relative_to(path).as_posix(): digest
@@ -368,8 +373,8 @@ def _checksums(path: pathlib.Path) -> dict[str, str]:
         }
 
 
-def _named(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every leaf by its path, `params/decoder/embedding`."""
+def _leaf_specs(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns each leaf's shape and dtype by path, such as `params/decoder/embedding`."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             tuple(leaf.shape),
@@ -380,12 +385,12 @@ def _named(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def _disk_error(error: BaseException | None) -> str | None:
-    """What the operating system said, if `error` or what caused it comes from there."""
+    """Returns the operating system's message if `error`, or its cause, comes from there."""
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
-        # TensorStore raises ValueErrors that hold "[os_error_code='28']" or "[OS error 28: ...".
-        if found := re.search(r"\[(?:OS error |os_error_code=')(\d+)", str(error)):
-            return os.strerror(int(found[1]))
+        # TensorStore raises ValueErrors containing "[os_error_code='28']" or "[OS error 28: ...".
+        if match := re.search(r"\[(?:OS error |os_error_code=')(\d+)", str(error)):
+            return os.strerror(int(match[1]))
         error = error.__cause__ or error.__context__
     return None

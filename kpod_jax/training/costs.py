@@ -1,8 +1,7 @@
-"""What a jitted step computes and sends, read from its jaxpr and from its compiled text.
+"""FLOPs and communication of a jitted step, from its jaxpr and its compiled text.
 
-A compiler's own count (`cost_analysis`) takes the body of a loop once, however often it runs. Here
-loops are multiplied out, where their length is known: scans over layers, chunks of logits and
-micro-batches.
+The compiler's count (`cost_analysis`) includes a loop body once, however often it runs. Here loops
+of known length are multiplied out: scans over layers, chunks of logits and micro-batches.
 """
 
 import dataclasses
@@ -23,23 +22,23 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
 def flops(jaxpr: Any, *, once: bool = False) -> float:
-    """Floating-point operations of all matrix products, over all devices.
+    """Counts the floating-point operations of all matrix products, over all devices.
 
     Args:
-      jaxpr: as of `jax.jit(f).trace(...).jaxpr`.
-      once: counts the body of a scan once, as compilers do. That of a while loop, whose length
-        nobody knows, is counted once in any case; of branches the costliest is.
+      jaxpr: from `jax.jit(f).trace(...).jaxpr`.
+      once: count the body of a scan once, as compilers do. The body of a while loop, whose length
+        is unknown, always counts once; of several branches, only the costliest counts.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        inner = [flops(part, once=once) for part in _parts(params)]
+        inner = [flops(part, once=once) for part in _inner_jaxprs(params)]
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            summed = math.prod(left[axis] for axis in contracted)
-            total += 2.0 * summed * math.prod(equation.outvars[0].aval.shape)
+            contracted_size = math.prod(left[axis] for axis in contracted)
+            total += 2.0 * contracted_size * math.prod(equation.outvars[0].aval.shape)
         elif name == "cond":
             total += max(inner)
         elif name == "scan":
@@ -49,8 +48,8 @@ def flops(jaxpr: Any, *, once: bool = False) -> float:
     return total
 
 
-def _parts(params: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """Yields the jaxprs among an equation's parameters."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
@@ -59,11 +58,11 @@ def _parts(params: dict[str, Any]) -> Iterator[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """How often a step runs a kind of collective, and what it moves.
+    """Executions and size of one kind of collective in a step.
 
     Attributes:
-      count: of executions by a device.
-      bytes: of a device's larger side, what goes in or what comes out, over all of them.
+      count: executions per device.
+      bytes: the larger of a device's input and output, summed over all executions.
     """
 
     count: int
@@ -71,14 +70,14 @@ class Collective:
 
 
 def collectives(text: str) -> dict[str, Collective]:
-    """The collectives of a compiled program, by kind.
+    """Returns the collectives of a compiled program, by kind.
 
     Args:
-      text: `compiled.as_text()`. The body of a loop counts as often as its condition says, once
-        where that is not a number; of branches each counts.
+      text: `compiled.as_text()`. A loop body counts as often as the loop's condition says, or once
+        if that is not a constant; all branches count.
     """
     computations, entry = _computations(text)
-    found: dict[str, Collective] = {}
+    result: dict[str, Collective] = {}
     for name, times in _executions(computations, entry).items():
         shapes = {n: shape for n, shape, _, _ in computations[name]}
         for _, shape, opcode, rest in computations[name]:
@@ -86,17 +85,19 @@ def collectives(text: str) -> dict[str, Collective]:
             if kind not in _KINDS:
                 continue
             operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-            given = sum(_bytes(shapes.get(operand, "")) for operand in operands)
-            # What starts a collective returns what it was given as well.
-            made = _bytes(shape) - given * opcode.endswith("-start") * (kind != "all-reduce")
-            before = found.get(kind, Collective(0, 0))
-            size = max(given, made)
-            found[kind] = Collective(before.count + times, before.bytes + times * size)
-    return found
+            input_bytes = sum(_bytes(shapes.get(operand, "")) for operand in operands)
+            # An asynchronous start returns its operands as well.
+            output_bytes = _bytes(shape) - input_bytes * opcode.endswith("-start") * (
+                kind != "all-reduce"
+            )
+            previous = result.get(kind, Collective(0, 0))
+            size = max(input_bytes, output_bytes)
+            result[kind] = Collective(previous.count + times, previous.bytes + times * size)
+    return result
 
 
 def sent_bytes(found: dict[str, Collective]) -> int:
-    """What a device sends for them: a sum of all devices' arrays goes round twice, others once."""
+    """Returns the bytes that a device sends: an all-reduce sends its array twice, others once."""
     return sum(c.bytes * (2 if kind == "all-reduce" else 1) for kind, c in found.items())
 
 
@@ -104,7 +105,7 @@ _Instructions = list[tuple[str, str, str, str]]
 
 
 def _computations(text: str) -> tuple[dict[str, _Instructions], str]:
-    """Instructions (name, shape, opcode, rest) by computation, and the entry's name."""
+    """Returns each computation's instructions (name, shape, opcode, rest), and the entry's name."""
     result: dict[str, _Instructions] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -118,7 +119,7 @@ def _computations(text: str) -> tuple[dict[str, _Instructions], str]:
 
 
 def _executions(computations: dict[str, _Instructions], entry: str) -> dict[str, int]:
-    """How often each computation runs."""
+    """Returns how often each computation runs."""
     result: dict[str, int] = {}
 
     def visit(name: str, times: int) -> None:
@@ -127,7 +128,7 @@ def _executions(computations: dict[str, _Instructions], entry: str) -> dict[str,
             called = dict(_CALLED.findall(rest))
             branches = _BRANCHES.search(rest)
             names = [*called.values(), *re.findall(r"[\w.\-]+", branches[1] if branches else "")]
-            loops = _length(computations[called["condition"]]) if opcode == "while" else 1
+            loops = _trip_count(computations[called["condition"]]) if opcode == "while" else 1
             for part in names:
                 if part in computations and part != called.get("condition"):
                     visit(part, times * loops)
@@ -136,8 +137,8 @@ def _executions(computations: dict[str, _Instructions], entry: str) -> dict[str,
     return result
 
 
-def _length(condition: _Instructions) -> int:
-    """How often a loop runs, by the one number that its counter is compared with; else 1."""
+def _trip_count(condition: _Instructions) -> int:
+    """Returns how often a loop runs: the one number its condition compares with, else 1."""
     numbers = [
         int(match[1])
         for _, shape, opcode, rest in condition
@@ -149,7 +150,7 @@ def _length(condition: _Instructions) -> int:
 
 
 def _bytes(shape: str) -> int:
-    """Of an array or a tuple of arrays, without padding."""
+    """Returns the size of an array or a tuple of arrays, without padding."""
     return sum(
         _TYPE_BYTES.get(kind, int(re.sub(r"\D", "", kind) or 0) // 8)
         * math.prod(int(size) for size in sizes.split(",") if size)

@@ -1,4 +1,4 @@
-"""The student under teacher forcing: its output, and the loss of every target token.
+"""The student under teacher forcing: its output and the loss of every target token.
 
 Letters: B rows, U target positions, D width, V vocabulary.
 """
@@ -24,13 +24,13 @@ def hidden_states(
     *,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The decoder's output [B, U, D] under teacher forcing, and the head, [..., D] -> [..., V].
+    """Returns the teacher-forced decoder output [B, U, D] and the head, [..., D] -> [..., V].
 
     Args:
       module: the student.
       params: its parameters.
-      batch: of a `BatchSource`.
-      dropout_key: turns the model's dropout on.
+      batch: from a `BatchSource`.
+      dropout_key: enables the model's dropout.
     """
     variables = {"params": params}
     packed: dict[str, Any] = {"segments_BxU": batch["segments"]} if "segments" in batch else {}
@@ -48,7 +48,7 @@ def hidden_states(
 
 
 def target_losses(module: nn.Module, params: Any, batch: Batch | dict[str, jax.Array]) -> jax.Array:
-    """[B, U] float32 -log P of every supervised target token, nats; 0 elsewhere."""
+    """Returns -log P of every supervised target token, [B, U] float32 in nats; 0 elsewhere."""
     hidden, head = hidden_states(module, params, batch)
     return losses.token_losses(hidden, batch["targets"], batch["supervised"], head)  # pyright: ignore
 
@@ -56,22 +56,24 @@ def target_losses(module: nn.Module, params: Any, batch: Batch | dict[str, jax.A
 def target_losses_of_all(
     module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, *, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Each batch of all examples: their numbers [B], -1 for padding, losses and supervised [B, U].
+    """Yields (indices, losses, supervised) for each batch, over all examples.
+
+    Indices are [B], -1 for padding; the other two are [B, U].
 
     Args:
       module: the student.
       params: its parameters.
-      source: of the examples.
-      mesh: that the parameters lie on.
-      batch_size: rows at a time.
+      source: source of the examples.
+      mesh: mesh of the parameters.
+      batch_size: rows per batch.
     """
-    losses_of = _compiled(module, mesh)
+    compute_losses = _compile_target_losses(module, mesh)
     with sharding.use(mesh):
         for batch in source.in_order(batch_size):
             index, supervised = batch.pop("index"), batch["supervised"]
             yield (
                 index,
-                np.asarray(losses_of(params, sharding.place_whole(batch, mesh))),
+                np.asarray(compute_losses(params, sharding.place_whole(batch, mesh))),
                 supervised,
             )
 
@@ -79,22 +81,22 @@ def target_losses_of_all(
 def mean_target_loss(
     module: nn.Module, params: Any, source: BatchSource, mesh: Mesh, *, batch_size: int
 ) -> float:
-    """-log P of a target token, nats, on average over those of all rationales and answers.
+    """Returns the mean -log P of a target token, in nats, over all rationales and answers.
 
-    Args are those of `target_losses_of_all`.
+    Args: see `target_losses_of_all`.
     """
     total, count = 0.0, 0
     batches = target_losses_of_all(module, params, source, mesh, batch_size=batch_size)
     for index, values, supervised in batches:
-        counts = supervised & (index >= 0)[:, None]
-        total, count = total + float(values[counts].sum(dtype=np.float64)), count + counts.sum()
+        mask = supervised & (index >= 0)[:, None]
+        total, count = total + float(values[mask].sum(dtype=np.float64)), count + mask.sum()
     return total / int(count)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
-    """Compiled once, however often losses are asked for."""
-    # A whole copy on every device, for every process to read.
+def _compile_target_losses(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
+    """Returns the jitted `target_losses`, compiled once for all calls."""
+    # Replicated, so that every process can read the result.
     return jax.jit(
         lambda params, batch: target_losses(module, params, batch),
         out_shardings=sharding.replicated(mesh),

@@ -1,7 +1,7 @@
-"""The student's training: the loop around the train step, its checkpoints and its metrics.
+"""The student's training loop, with its checkpoints and metrics.
 
-A run is a function of its configuration and data, so one that was killed goes on from its last
-checkpoint to the same bits.
+A run is a function of its configuration and data, so an interrupted run resumes from its last
+checkpoint and ends with the same bits.
 """
 
 import dataclasses
@@ -37,12 +37,12 @@ STAGE = "distill"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long a training is.
+    """The length of a training run.
 
     Attributes:
-      steps_per_epoch: in which every example occurs once.
-      steps_per_phase: in which c_i stands still.
-      total_steps: of the whole training.
+      steps_per_epoch: steps in which every example occurs once.
+      steps_per_phase: steps during which c_i stays fixed.
+      total_steps: steps of the whole run.
     """
 
     steps_per_epoch: int
@@ -51,21 +51,21 @@ class Plan:
 
     @property
     def phases(self) -> int:
-        """Number of phases, the last perhaps cut short."""
+        """Number of phases; the last may be shorter."""
         return -(-self.total_steps // self.steps_per_phase)
 
     def phase_of_step(self, step: int) -> int:
-        """The phase, from 0, of a step from 0."""
+        """Returns the phase of a step, both counted from 0."""
         return step // self.steps_per_phase
 
 
 def plan(config: Config, steps_per_epoch: int, phase_steps: int = 0) -> Plan:
-    """The training's length by `distill.epochs` and `distill.max_steps`.
+    """Returns the training length set by `distill.epochs` and `distill.max_steps`.
 
     Args:
       config: `distill` of the configuration.
       steps_per_epoch: batches in which every example occurs once.
-      phase_steps: steps of a phase; 0: an epoch's.
+      phase_steps: steps per phase; 0: one epoch.
     """
     total = config.epochs * steps_per_epoch
     total = min(total, config.max_steps) if config.max_steps else total
@@ -74,11 +74,11 @@ def plan(config: Config, steps_per_epoch: int, phase_steps: int = 0) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a step minimises.
+    """What a step minimizes.
 
     Attributes:
       loss: see `make_train_step`.
-      group_size: so many neighbouring rows are never divided between micro-batches.
+      group_size: number of adjacent rows that are never split across micro-batches.
     """
 
     loss: Loss = cross_entropy
@@ -87,14 +87,14 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What is called while a student is trained.
+    """Callbacks of the training loop.
 
     Attributes:
-      validate: from parameters to figures of the validation split, which become the metrics
-        "validation_accuracy" and so on; the accuracy picks the best checkpoint. None: there are
-        none, and the last checkpoint is the best.
-      begin_phase: is told each phase and its first parameters before any of its batches is made.
-        None where the schedule is known beforehand: batches are then made ahead across phases.
+      validate: maps parameters to metrics on the validation split, which are logged as
+        "validation_accuracy" and so on; the accuracy selects the best checkpoint. None: no
+        validation, and the last checkpoint is the best.
+      begin_phase: called with each phase and its initial parameters before any of its batches is
+        built. None if the schedule is known in advance: batches are then prefetched across phases.
     """
 
     validate: Callable[[Params], Mapping[str, float]] | None = None
@@ -103,12 +103,12 @@ class Hooks:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """Where a training is written down, and what watches it.
+    """Where a training run is recorded, and how it is monitored.
 
     Attributes:
-      workdir: of the run.
+      workdir: work directory of the run.
       hang_seconds: see `monitoring.Watchdog`.
-      profile_steps: that the profiler traces.
+      profile_steps: number of steps to profile.
     """
 
     workdir: pathlib.Path
@@ -127,20 +127,20 @@ def train(
     hooks: Hooks,
     recording: Recording,
 ) -> Params:
-    """Trains from `params`, or resumes from the work directory's latest checkpoint.
+    """Trains from `params`, or resumes from the latest checkpoint in the work directory.
 
-    Every checkpoint goes to `checkpoints/student`, the metrics to `metrics.jsonl`. After the last
-    step, and every `validate_every` epochs, the student is validated.
+    Checkpoints go to `checkpoints/student`, metrics to `metrics.jsonl`. The student is validated
+    after the last step and every `validate_every` epochs.
 
     Args:
       config: `distill` of the configuration.
-      student: model without parameters; its seed is that of dropout.
-      params: where training starts, on a mesh; donated. Checkpoints hold those that are trained.
-      source: of batches.
-      length: of the training, from `plan`.
-      objective: what is minimised.
-      hooks: what is called.
-      recording: where it is written down.
+      student: model without parameters; its seed is used for dropout.
+      params: initial parameters, on a mesh; donated. Checkpoints hold only the trainable ones.
+      source: source of batches.
+      length: length of the run, from `plan`.
+      objective: what to minimize.
+      hooks: callbacks.
+      recording: where to record the run.
 
     Returns:
       The parameters after the last step.
@@ -175,32 +175,32 @@ def train(
             restored = checkpoints.restore_like(state)
             state, first = restored.state, restored.step
             iterator_state = restored.extra["iterator"]
-            logging.info("goes on from the checkpoint of step %d", first)
+            logging.info("Resuming from the checkpoint at step %d", first)
         if first >= length.total_steps:
             return layout.combine(state["params"], frozen)
-        per_phase, total = length.steps_per_phase, length.total_steps
-        # Where phases follow the student, none of a phase's batches may be made before it begins.
-        first_batch = first // per_phase * per_phase if begin_phase else 0
-        last_batch = min(total, first_batch + per_phase) if begin_phase else total
+        phase_steps, total = length.steps_per_phase, length.total_steps
+        # If a phase depends on the student, none of its batches may be built before it begins.
+        first_batch = first // phase_steps * phase_steps if begin_phase else 0
+        last_batch = min(total, first_batch + phase_steps) if begin_phase else total
         iterator = source.iterate(first_batch, last_batch)
         if iterator_state is not None:
             iterator.set_state(iterator_state)
-        late, window, sizes = OneStepLate(), monitoring.Window(), {}
+        delayed, window, step_flops = OneStepLate(), monitoring.Window(), {}
         tracer = monitoring.Tracer(workdir / "profile", first + 1, recording.profile_steps)
         with (
             MetricsWriter(workdir, STAGE, restored_step=first if first else None) as writer,
             Progress(total, "Distilling", initial=first) as progress,
-            processes.listening() as is_told_to_end,
+            processes.listening() as should_stop,
             monitoring.Watchdog(recording.hang_seconds, "distill") as watchdog,
         ):
 
             def record(done: tuple[int, dict[str, float]] | None) -> None:
-                """Writes a step's metrics, `log_every` steps apart."""
+                """Writes a step's metrics every `log_every` steps."""
                 if done is None:
                     return
                 step, values = done
                 watchdog.beat(f"step {step} of {total}")
-                window.add(values["supervised_tokens"], sizes.pop(step))
+                window.add(values["supervised_tokens"], step_flops.pop(step))
                 progress.update(loss=values["loss"])
                 if step % config.log_every and step != total:
                     return
@@ -210,34 +210,34 @@ def train(
                 values["mean_start_step"] = float(np.mean(source.start_steps(phase)))
                 writer.write(step, values)
 
-            every = config.validate_every * length.steps_per_epoch
+            validation_steps = config.validate_every * length.steps_per_epoch
             for step in range(first + 1, total + 1):
-                if begin_phase is not None and (step - 1) % per_phase == 0:
-                    record(late.flush())
+                if begin_phase is not None and (step - 1) % phase_steps == 0:
+                    record(delayed.flush())
                     with window.pausing():
                         phase = length.phase_of_step(step - 1)
                         begin_phase(phase, layout.combine(state["params"], frozen))
-                        iterator = source.iterate(step - 1, min(total, step - 1 + per_phase))
-                        watchdog.beat(f"the beginning of phase {phase}")
+                        iterator = source.iterate(step - 1, min(total, step - 1 + phase_steps))
+                        watchdog.beat(f"start of phase {phase}")
                 with window.waiting():
                     batch = next(iterator)
                 del batch["index"]
                 placed = sharding.place_batch(batch, mesh)
-                sizes[step] = flops_of(placed)
+                step_flops[step] = flops_of(placed)
                 tracer.before(step)
                 state, metrics = train_step(state, frozen, placed, key)
-                record(late.push(step, metrics))
-                told = is_told_to_end() and step < total
-                tracer.after(step, metrics, last=told or step == total)
-                validates = step == total or (every and step % every == 0)
-                if validates or told or step % config.checkpoint_every == 0:
-                    record(late.flush())  # A run that goes on from here finds the line written.
+                record(delayed.push(step, metrics))
+                stopping = should_stop() and step < total
+                tracer.after(step, metrics, last=stopping or step == total)
+                validating = step == total or (validation_steps and step % validation_steps == 0)
+                if validating or stopping or step % config.checkpoint_every == 0:
+                    record(delayed.flush())  # A run resumed from here has the line.
                     with window.pausing():
                         accuracy = None
-                        if validates and validate is not None:
-                            found = validate(layout.combine(state["params"], frozen))
-                            accuracy = found["accuracy"]
-                            writer.write(step, {f"validation_{k}": v for k, v in found.items()})
+                        if validating and validate is not None:
+                            scores = validate(layout.combine(state["params"], frozen))
+                            accuracy = scores["accuracy"]
+                            writer.write(step, {f"validation_{k}": v for k, v in scores.items()})
                         writer.send()
                         checkpoints.save(
                             step,
@@ -245,8 +245,8 @@ def train(
                             extra={"iterator": iterator.get_state()},
                             metrics=None if accuracy is None else {"accuracy": accuracy},
                         )
-                        watchdog.beat(f"the checkpoint of step {step}")
-                if told:
+                        watchdog.beat(f"checkpoint at step {step}")
+                if stopping:
                     checkpoints.wait()
-                    raise processes.Preempted(f"saved the student of step {step}")
+                    raise processes.Preempted(f"saved the student at step {step}")
     return layout.combine(state["params"], frozen)

@@ -1,10 +1,10 @@
-"""Metrics: one line of JSON an event and TensorBoard scalars, fetched one step late.
+"""Metrics: one JSON line per event and TensorBoard scalars, fetched one step late.
 
-`metrics.jsonl` of the work directory holds all stages. A stage that goes on from a checkpoint first
-cuts away what it wrote after that checkpoint, so that the file reads as one uninterrupted run.
+`metrics.jsonl` in the work directory holds all stages. A stage that resumes from a checkpoint first
+removes what it wrote after that checkpoint, so the file reads as one uninterrupted run.
 
-Objects of a bucket cannot be added to. There both are written in a local folder, and sent when a
-minute has gone or a checkpoint is to be saved.
+Objects in a bucket cannot be appended to. There, both are written to a local directory and uploaded
+once a minute and before each checkpoint.
 """
 
 import json
@@ -20,12 +20,12 @@ import jax
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
-# Seconds between two times that the files are sent to a bucket.
+# Seconds between uploads to a bucket.
 _SEND_EVERY = 60.0
 
 
 class MetricsWriter:
-    """Writes the metrics of one stage; in all processes but the first it does nothing."""
+    """Writes the metrics of one stage; does nothing outside the first process."""
 
     def __init__(
         self, workdir: files.PathLike, stage: str, *, restored_step: int | None = None
@@ -33,10 +33,10 @@ class MetricsWriter:
         """Opens `workdir/metrics.jsonl` and `workdir/tensorboard/STAGE`.
 
         Args:
-          workdir: the run's work directory; made if it is missing.
+          workdir: the run's work directory; created if missing.
           stage: "distill", "weigh" and so on.
-          restored_step: of the checkpoint from which the stage goes on: what it wrote after that
-            step is removed. None removes all that it wrote: it starts anew.
+          restored_step: step of the checkpoint that the stage resumes from; what it wrote after
+            that step is removed. None: the stage starts over, and all that it wrote is removed.
 
         Raises:
           UserError: the disk is full or read-only.
@@ -50,12 +50,12 @@ class MetricsWriter:
         self._events: Any = None  # A tensorboardX.SummaryWriter.
         if jax.process_index() != 0:
             return
-        import tensorboardX  # It imports PyTorch where that is installed, which takes seconds.
+        import tensorboardX  # Imports PyTorch if installed, which takes seconds.
 
         first_step = 0 if restored_step is None else restored_step + 1
         if restored_step is None:
             files.remove(self._workdir / "tensorboard" / stage)
-        _cut(self._path, stage, restored_step)
+        _truncate(self._path, stage, restored_step)
         folder = self._workdir
         if files.is_remote(self._workdir):
             self._local = tempfile.TemporaryDirectory()
@@ -66,9 +66,9 @@ class MetricsWriter:
             self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._events = tensorboardX.SummaryWriter(
                 str(folder / "tensorboard" / stage),
-                # TensorBoard hides older events from this step on.
+                # TensorBoard hides earlier events from this step on.
                 purge_step=first_step,
-                # Names hold the time in seconds: one of a quick restart would be overwritten.
+                # File names contain the time in seconds; a quick restart would overwrite one.
                 filename_suffix=f".{first_step}",
             )
         except OSError as error:
@@ -84,9 +84,9 @@ class MetricsWriter:
         """Writes one event; it is in the file when this returns.
 
         Args:
-          step: of the stage, not falling from call to call.
-          values: by name. Numbers go to TensorBoard as well. NaN and infinities are null in
-            `metrics.jsonl`, as JSON has no others.
+          step: step of the stage; must not decrease between calls.
+          values: values by name. Numbers go to TensorBoard as well. NaN and infinities become null
+            in `metrics.jsonl`, as JSON does not have them.
 
         Raises:
           UserError: the disk is full.
@@ -110,7 +110,7 @@ class MetricsWriter:
             self.send()
 
     def send(self) -> None:
-        """Sends what was written so far to a bucket; a local folder has it already."""
+        """Uploads what was written so far to a bucket; does nothing for a local work directory."""
         if self._local is None or self._events is None:
             return
         self._events.flush()
@@ -118,7 +118,7 @@ class MetricsWriter:
         self._sent = time.monotonic()
 
     def close(self) -> None:
-        """Writes what TensorBoard events are left and closes the files."""
+        """Flushes the TensorBoard events and closes the files."""
         if self._file is not None and self._events is not None:
             self._events.close()
             self._file.close()
@@ -128,10 +128,11 @@ class MetricsWriter:
 
 
 class OneStepLate:
-    """Holds a step's metrics on the device until the next step was started.
+    """Keeps a step's metrics on the device until the next step has started.
 
-    To read a value of the step that was just started is to wait for it, and the device then waits
-    for the host. The values of the step before are ready, or soon are, while the next one runs:
+    Reading a value of the step that just started blocks until the step is done, and the device then
+    waits for the host. The previous step's values are ready, or soon will be, while the next one
+    runs:
 
         late = OneStepLate()
         for step in range(steps):
@@ -143,37 +144,37 @@ class OneStepLate:
     """
 
     def __init__(self) -> None:
-        """Holds nothing yet."""
-        self._held: tuple[int, Any] | None = None
+        """Initializes without pending metrics."""
+        self._pending: tuple[int, Any] | None = None
 
     def push(self, step: int, metrics: Any) -> tuple[int, Any] | None:
-        """Takes the metrics of `step` and gives back those of the step before.
+        """Stores the metrics of `step` and returns those of the previous step.
 
         Args:
-          step: whose metrics they are.
-          metrics: pytree of scalars on the device, the same on all of them.
+          step: the step that was just started.
+          metrics: pytree of scalars on the device, the same on all devices.
 
         Returns:
-          (step, the pytree as Python numbers) of the call before; None at the first call.
+          (step, pytree of Python numbers) of the previous call; None on the first call.
         """
         for leaf in jax.tree.leaves(metrics):
             if isinstance(leaf, jax.Array):
                 leaf.copy_to_host_async()
         done = self.flush()
-        self._held = (step, metrics)
+        self._pending = (step, metrics)
         return done
 
     def flush(self) -> tuple[int, Any] | None:
-        """Waits for the last step: (step, metrics) as from `push`, or None where none is held."""
-        if self._held is None:
+        """Waits for the last step and returns it as `push` does; None if nothing is pending."""
+        if self._pending is None:
             return None
-        step, metrics = self._held
-        self._held = None
+        step, metrics = self._pending
+        self._pending = None
         return step, jax.tree.map(lambda leaf: leaf.item(), jax.device_get(metrics))
 
 
-def _cut(path: pathlib.Path, stage: str, restored_step: int | None) -> None:
-    """Removes the lines of a stage after a step, or all of them, and a line that is not whole."""
+def _truncate(path: pathlib.Path, stage: str, restored_step: int | None) -> None:
+    """Removes a stage's lines after a step (None: all of them) and an incomplete last line."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -182,17 +183,17 @@ def _cut(path: pathlib.Path, stage: str, restored_step: int | None) -> None:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     kept = []
     for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):  # Killed while it wrote the last line.
+        if not line.endswith(b"\n"):  # Interrupted while writing the last line.
             continue
         try:
             row = json.loads(line)
-            ours, step = row["stage"] == stage, row["step"]
+            same_stage, step = row["stage"] == stage, row["step"]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"{path}, line {number} is not a line of metrics: expected a JSON object with "
+                f"{path}, line {number} is not a metrics record: expected a JSON object with "
                 f'"stage" and "step", got {line[:80]!r}. Remove the line, or the whole file.'
             ) from error
-        if not ours or (restored_step is not None and step <= restored_step):
+        if not same_stage or (restored_step is not None and step <= restored_step):
             kept.append(line)
     if kept != lines:
         with files.atomic_write(path) as file:
@@ -204,5 +205,5 @@ def _cut(path: pathlib.Path, stage: str, restored_step: int | None) -> None:
 def _cannot_write(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(
         f"Cannot write {path}: {error.strerror or error}. Free some space or choose another "
-        "--workdir, then run the same command again: it goes on from the latest checkpoint."
+        "--workdir, then run the same command again to resume from the latest checkpoint."
     )

@@ -1,4 +1,4 @@
-"""Watching a training: what its steps cost, whether it still moves, and a trace on request."""
+"""Monitoring of a training run: cost of its steps, a watchdog for hangs, and profiler traces."""
 
 import contextlib
 import faulthandler
@@ -17,48 +17,48 @@ import numpy as np
 from kpod_jax.parallel import devices
 from kpod_jax.utils import files
 
-# As of a program that aborts; schedulers that start again after a crash do so here.
+# Same as of a program that aborts; schedulers that restart after a crash restart here too.
 EXIT_HUNG = 128 + signal.SIGABRT
-# Training steps before a trace begins: those at first compile.
-_TRACED_FROM = 10
+# Steps before a trace starts: the first ones compile.
+_WARMUP_STEPS = 10
 
 
 class Window:
-    """What the steps since the last line of metrics cost; pauses, such as validations, left out."""
+    """Cost of the steps since the last metrics line, without pauses such as validation."""
 
     def __init__(self) -> None:
-        """Begins now."""
+        """Starts the first window."""
         peak = devices.lookup(jax.local_devices()[0].device_kind)
         self._peak = peak.peak_flops * jax.device_count() if peak else None
         self._restart()
 
     def _restart(self) -> None:
-        self._began = self._last = time.monotonic()
+        self._start = self._last = time.monotonic()
         self._paused = self._waited = self._tokens = self._flops = 0.0
         self._step_seconds: list[float] = []
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
-        began = time.monotonic()
+        """Counts the block as waiting for data."""
+        start = time.monotonic()
         yield
-        self._waited += time.monotonic() - began
+        self._waited += time.monotonic() - start
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
-        """Around what is no training."""
-        began = time.monotonic()
+        """Excludes the block, which is not training."""
+        start = time.monotonic()
         yield
-        gone = time.monotonic() - began
-        self._paused += gone
-        self._last += gone
+        elapsed = time.monotonic() - start
+        self._paused += elapsed
+        self._last += elapsed
 
     def add(self, tokens: float, flops: float) -> None:
-        """Counts a step that has ended.
+        """Adds a finished step.
 
         Args:
-          tokens: supervised, of the whole batch.
-          flops: that the model needs for it, forward and backward.
+          tokens: supervised tokens of the whole batch.
+          flops: FLOPs that the model needs for it, forward and backward.
         """
         now = time.monotonic()
         self._step_seconds.append(now - self._last)
@@ -67,14 +67,14 @@ class Window:
         self._flops += flops
 
     def values(self) -> dict[str, float]:
-        """The metrics of the window, and begins a new one.
+        """Returns the metrics of the window and starts a new one.
 
         Returns:
-          Rates a second: tokens_per_second, flops_per_second; mfu, the share of all devices' peak,
-          where that is known; data_wait_share; step_seconds_p50 and _p95, as the host saw steps
-          end; hbm_peak_bytes of the first local device, where it tells.
+          tokens_per_second; flops_per_second; mfu, the fraction of all devices' peak, if known;
+          data_wait_share; step_seconds_p50 and _p95, between ends of steps as seen by the host;
+          hbm_peak_bytes of the first local device, if it reports that.
         """
-        seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
+        seconds = max(time.monotonic() - self._start - self._paused, 1e-9)
         result = {
             "tokens_per_second": self._tokens / seconds,
             "flops_per_second": self._flops / seconds,
@@ -93,22 +93,22 @@ class Window:
 
 
 class Watchdog:
-    """Ends the process when nothing has moved for long, as when another host hangs.
+    """Ends the process after a long time without progress, as when another host hangs.
 
-    A collective waits for ever for a process that does not come, so all of them would hang with it,
-    and be paid for. Use it as a context manager.
+    A collective waits forever for a missing process, so all processes would hang, and cost money.
+    Use it as a context manager.
     """
 
     def __init__(self, seconds: float, what: str, end: Callable[[int], object] = os._exit) -> None:
-        """Watches from `with` on.
+        """Initializes the watchdog, which starts on `with`.
 
         Args:
-          seconds: without a `beat` that are too many; 0: it does not watch.
-          what: is watched, for the message.
-          end: is called with EXIT_HUNG; a hung thread can be ended by no exception.
+          seconds: time without a `beat` after which the process is ended; 0: never.
+          what: what is watched, for the message.
+          end: called with EXIT_HUNG; no exception can end a hung thread.
         """
         self._seconds, self._what, self._end = seconds, what, end
-        self._state, self._last = "it began", time.monotonic()
+        self._state, self._last = "start", time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -123,7 +123,7 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, state: str) -> None:
-        """Says that it moves, and what was reached."""
+        """Reports progress, and the state that was reached."""
         self._state, self._last = state, time.monotonic()
 
     def _watch(self) -> None:
@@ -131,46 +131,51 @@ class Watchdog:
             if time.monotonic() - self._last < self._seconds:
                 continue
             print(
-                f"\nerror: {self._what}: nothing has moved for {self._seconds:.0f} s in process "
-                f"{jax.process_index()} of {jax.process_count()}; the last that was reached: "
-                f"{self._state}. Another process or the link between them may hang: look at "
-                "the other processes' logs for one that stands elsewhere. The same command goes "
-                "on from the last checkpoint; monitoring.hang_seconds sets the time. Where each "
-                "thread stands:",
+                f"\nerror: {self._what}: no progress for {self._seconds:.0f} s in process "
+                f"{jax.process_index()} of {jax.process_count()}; last reached: {self._state}. "
+                "Another process or the network may hang: check the other processes' logs for "
+                "one that stopped elsewhere. The same command resumes from the last checkpoint; "
+                "monitoring.hang_seconds sets the limit. Stack of each thread:",
                 file=sys.stderr,
                 flush=True,
             )
-            with contextlib.suppress(OSError, ValueError):  # Standard error may be no real file.
+            with contextlib.suppress(OSError, ValueError):  # Standard error may not be a real file.
                 faulthandler.dump_traceback(sys.stderr)
             self._end(EXIT_HUNG)
             return
 
 
 class Tracer:
-    """A trace of JAX's profiler of some steps, for TensorBoard's profile tab or Perfetto."""
+    """A JAX profiler trace of a few steps, for TensorBoard's profile tab or Perfetto."""
 
     def __init__(self, directory: files.PathLike, first_step: int, steps: int) -> None:
-        """Traces nothing yet.
+        """Chooses the steps to trace.
 
         Args:
-          directory: for the trace.
-          first_step: of this process's training.
-          steps: to trace; 0: none.
+          directory: destination of the trace.
+          first_step: first training step of this process.
+          steps: number of steps to trace; 0: none.
         """
         self._directory = directory
-        self._from = first_step + _TRACED_FROM
-        self._to = self._from + steps
+        self._start = first_step + _WARMUP_STEPS
+        self._stop = self._start + steps
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def before(self, step: int) -> None:
-        """Call it before a step is started."""
-        if step == self._from < self._to:
+        """Starts the trace if it begins at `step`; call before each step."""
+        if step == self._start < self._stop:
             self._folder = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._folder.name)
 
     def after(self, step: int, results: Any, *, last: bool) -> None:
-        """Call it after a step was started, with what it gives; `last` where no other follows."""
-        if self._folder is None or (step < self._to - 1 and not last):
+        """Ends the trace if `step` is its last; call after each step is started.
+
+        Args:
+          step: the step.
+          results: outputs of the step.
+          last: whether it is the last step of the run.
+        """
+        if self._folder is None or (step < self._stop - 1 and not last):
             return
         jax.block_until_ready(results)
         jax.profiler.stop_trace()

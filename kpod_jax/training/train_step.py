@@ -1,6 +1,6 @@
-"""The student's train step: optimiser, objective, and one jitted, donated, sharded update (Eq. 15).
+"""The student's train step: optimizer, objective and one jitted, donated, sharded update (Eq. 15).
 
-The step is plain weighted cross entropy: which tokens count in a phase, and how much, comes with
+The step minimizes a weighted cross entropy: which tokens count in a phase, and how much, comes with
 the batch.
 """
 
@@ -22,30 +22,31 @@ from kpod_jax.utils.errors import UserError
 
 Params = Any
 Batch = dict[str, jax.Array]
-# (module, parameters, batch, dropout key or None) -> (what is minimised, Σ nll), both sums over the
-# batch's rows: the step divides them by the batch's "divisor", or the number of supervised tokens.
+# (module, parameters, batch, dropout key or None) -> (objective, Σ nll), both summed over the
+# batch's rows. The step divides the gradient by the batch's "divisor", and the metrics by the
+# number of supervised tokens.
 Loss = Callable[[nn.Module, Params, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant, linear or cosine."""
+    """Returns the schedule: linear warm-up, then constant, linear or cosine."""
     warmup = min(config.warmup_steps, max(0, total_steps - 1))
-    rest = max(1, total_steps - warmup)
+    decay_steps = max(1, total_steps - warmup)
     after = {
         "constant": optax.constant_schedule(config.learning_rate),
-        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, decay_steps),
     }[config.decay]
     start = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup))
     return optax.join_schedules([start, after], [warmup])
 
 
 def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
-    """The optimiser of the configuration.
+    """Returns the configured optimizer.
 
     Args:
       config: `distill` of the configuration.
-      total_steps: for the learning rate's decay.
+      total_steps: length of the learning rate's decay.
     """
     rate = learning_rate(config, total_steps)
     if config.optimizer == "adafactor":
@@ -60,20 +61,20 @@ def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransforma
 
 
 def clip(limit: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, by one factor for all.
+    """Clips gradients as `optax.clip_by_global_norm` does, with a single factor for all of them.
 
-    Its division of every gradient is not fused with what Adam does with them: on a CPU that is a
-    pass over memory more.
+    Optax divides every gradient, which is not fused with Adam's update: on a CPU that costs another
+    pass over memory.
 
     Args:
-      limit: the largest norm of all gradients together.
+      limit: maximum norm of all gradients together.
     """
 
-    def scaled(updates: Params, _: Params) -> Params:
+    def scale(updates: Params, _: Params) -> Params:
         factor = limit / jnp.maximum(optax.global_norm(updates), limit)
         return jax.tree.map(lambda update: update * factor.astype(update.dtype), updates)
 
-    return optax.stateless(scaled)
+    return optax.stateless(scale)
 
 
 def cross_entropy(
@@ -84,7 +85,7 @@ def cross_entropy(
     *,
     token_loss: losses.TokenLoss = losses.negative_log_likelihood,
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ weight · nll (Eq. 15) and Σ nll: a `Loss`; of another token loss likewise."""
+    """Returns Σ weight · nll (Eq. 15) and Σ nll, a `Loss`; `token_loss` may replace nll."""
     hidden, head = hidden_states(module, params, batch, dropout_key=dropout_key)
     total, nll = losses.weighted_token_losses(
         hidden,
@@ -98,20 +99,20 @@ def cross_entropy(
 
 
 def loss_of(name: str, objective: Loss = cross_entropy) -> Loss:
-    """What is minimised under `distill.loss`.
+    """Returns the loss to minimize under `distill.loss`.
 
     Args:
-      name: of the token loss, see `losses.token_loss_of`.
-      objective: of the method.
+      name: name of the token loss, see `losses.token_loss_of`.
+      objective: the method's loss.
 
     Raises:
-      UserError: the loss cannot be used, or both it and the method's are other than cross entropy.
+      UserError: the loss is not usable, or neither it nor the method's loss is cross entropy.
     """
     if name == losses.CROSS_ENTROPY:
         return objective
     if objective is not cross_entropy:
         raise UserError(
-            f"distill.loss={name!r}: the method has a loss of its own; expected "
+            f"distill.loss={name!r}: the method already defines a loss; expected "
             f"{losses.CROSS_ENTROPY}."
         )
     return functools.partial(cross_entropy, token_loss=losses.token_loss_of(name))
@@ -129,53 +130,53 @@ def make_train_step(
 ) -> Callable[
     [dict[str, Any], Params, Batch, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]
 ]:
-    """Makes the step: (state, frozen, batch, key) -> (state, metrics); the state is donated.
+    """Builds the step: (state, frozen, batch, key) -> (state, metrics); it donates the state.
 
-    The gradient is that of Σ weight · nll (Eq. 15) over the batch's "divisor", [B] float32 of one
-    value: the mean number of supervised tokens of a batch (see `BatchSource`). It is NOT Σ weight,
-    so that weights below 1 make the rationale's part of the loss smaller, and the answer's share of
-    it larger, as Eq. 15 has it. The metrics "loss" and "token_loss" are means over the batch's own
-    supervised tokens. All is the same whatever the micro-batches and the mesh. Frozen parameters
-    have neither gradient nor state.
+    The gradient is that of Σ weight · nll (Eq. 15) divided by the batch's "divisor", a constant [B]
+    float32: the mean number of supervised tokens per batch (see `BatchSource`). The divisor is NOT
+    Σ weight, so weights below 1 reduce the rationale's part of the loss and raise the answer's
+    fraction of it, as in Eq. 15. The metrics "loss" and "token_loss" are means over the batch's
+    supervised tokens. Results do not depend on the micro-batches or the mesh. Frozen parameters
+    have neither gradient nor optimizer state.
 
     Args:
       module: the student.
       optimizer: from `make_optimizer`.
-      rate: for the metrics.
-      micro_batches: parts that a batch is worked off in; divides its rows.
-      dropout: with the module's own rates, seeded by `key` and the step.
-      loss: what is minimised.
-      group_size: so many neighbouring rows are never divided between micro-batches.
+      rate: learning rate, for the metrics.
+      micro_batches: number of parts that a batch is split into; divides its rows.
+      dropout: enable dropout with the module's rates, seeded by `key` and the step.
+      loss: what to minimize.
+      group_size: number of adjacent rows that are never split across micro-batches.
     """
 
-    def weighted(
+    def compute_loss(
         trained: Params, frozen: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         params = layout.combine(trained, frozen)
         return loss(module, params, batch, key if dropout else None)
 
-    gradient = jax.value_and_grad(weighted, has_aux=True)
+    gradient = jax.value_and_grad(compute_loss, has_aux=True)
 
     def sums(
         params: Params, frozen: Params, batch: Batch, key: jax.Array
     ) -> tuple[Any, jax.Array, jax.Array]:
-        """Gradient and value of Σ weight · nll, and Σ nll."""
+        """Returns gradient and value of Σ weight · nll, and Σ nll."""
         if micro_batches == 1:
-            (total, plain), grads = gradient(params, frozen, batch, key)
-            return grads, total, plain
+            (total, nll_sum), grads = gradient(params, frozen, batch, key)
+            return grads, total, nll_sum
 
-        def dealt(x: jax.Array) -> jax.Array:
-            """Rows are dealt out in turn, so that every device keeps its share of each part."""
+        def deal(x: jax.Array) -> jax.Array:
+            """Deals out rows in turn, so that every device keeps its rows in each part."""
             groups = x.reshape(-1, micro_batches, group_size, *x.shape[1:])
             return jnp.moveaxis(groups, 1, 0).reshape(micro_batches, -1, *x.shape[1:])
 
-        parts = jax.tree.map(dealt, batch)
+        parts = jax.tree.map(deal, batch)
 
         def add(carry, part):
-            number, batch = part
-            key_of_part = jax.random.fold_in(key, number)
-            (total, plain), grads = gradient(params, frozen, batch, key_of_part)
-            return jax.tree.map(jnp.add, carry, (grads, total, plain)), None
+            index, batch = part
+            part_key = jax.random.fold_in(key, index)
+            (total, nll_sum), grads = gradient(params, frozen, batch, part_key)
+            return jax.tree.map(jnp.add, carry, (grads, total, nll_sum)), None
 
         zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(())
         return jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))[0]
@@ -186,13 +187,13 @@ def make_train_step(
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         step, params = state["step"], state["params"]
         count = jnp.maximum(1.0, jnp.sum(batch["supervised"]).astype(jnp.float32))
-        grads, total, plain = sums(params, frozen, batch, jax.random.fold_in(key, step))
-        divisor = jnp.max(batch["divisor"])  # One value, whichever device has its rows.
+        grads, total, nll_sum = sums(params, frozen, batch, jax.random.fold_in(key, step))
+        divisor = jnp.max(batch["divisor"])  # All rows have the same value.
         grads = jax.tree.map(lambda g: g / divisor, grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         metrics = {
             "loss": total / count,
-            "token_loss": plain / count,
+            "token_loss": nll_sum / count,
             "gradient_norm": optax.global_norm(grads),
             "supervised_tokens": count,
             "learning_rate": jnp.asarray(rate(step), jnp.float32),
@@ -204,53 +205,54 @@ def make_train_step(
 
 
 def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """Shapes, dtypes and shardings of `start_state`'s result: a tree of jax.ShapeDtypeStruct.
+    """Returns shapes, dtypes and shardings of `start_state`'s result, as jax.ShapeDtypeStructs.
 
-    What the optimiser keeps for a parameter lies as the parameter does; the rest is whole on every
-    device.
+    Optimizer state with a parameter's shape is sharded like the parameter; the rest is replicated.
 
     Args:
-      params: those that are trained, on a mesh, concrete or abstract.
+      params: the trained parameters, on a mesh, concrete or abstract.
       optimizer: from `make_optimizer`.
     """
-    whole = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
+    replicated = sharding.replicated(jax.tree.leaves(params)[0].sharding.mesh)
 
-    def placed(leaf: jax.ShapeDtypeStruct, param: Any = None) -> jax.ShapeDtypeStruct:
+    def place(leaf: jax.ShapeDtypeStruct, param: Any = None) -> jax.ShapeDtypeStruct:
         # Adafactor keeps vectors for a matrix.
-        where = param.sharding if param is not None and param.shape == leaf.shape else whole
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        placement = (
+            param.sharding if param is not None and param.shape == leaf.shape else replicated
+        )
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
 
-    state = jax.eval_shape(functools.partial(_first_state, optimizer), params)
+    state = jax.eval_shape(functools.partial(_init_state, optimizer), params)
     return {
-        "params": jax.tree.map(placed, state["params"], params),
+        "params": jax.tree.map(place, state["params"], params),
         "opt_state": optax.tree_map_params(
-            optimizer, placed, state["opt_state"], params, transform_non_params=placed
+            optimizer, place, state["opt_state"], params, transform_non_params=place
         ),
-        "step": placed(state["step"]),
+        "step": place(state["step"]),
     }
 
 
 def start_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """The state before the first step; the parameters are donated to it.
+    """Returns the state before the first step; donates the parameters.
 
-    Where its parts lie is said by `abstract_state`: left to itself the compiler would copy the
-    optimiser's zeros to every device.
+    `abstract_state` sets the shardings: left to itself, the compiler would replicate the
+    optimizer's zeros.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(params, optimizer))
-    start = functools.partial(_first_state, optimizer)
+    start = functools.partial(_init_state, optimizer)
     return jax.jit(start, donate_argnums=0, out_shardings=shardings)(params)
 
 
-def _first_state(optimizer: optax.GradientTransformation, params: Params) -> dict[str, Any]:
+def _init_state(optimizer: optax.GradientTransformation, params: Params) -> dict[str, Any]:
     opt_state = optimizer.init(params)
     return {"params": params, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32)}
 
 
 def model_flops(module: nn.Module, params: Params, frozen: Params) -> Callable[[Batch], float]:
-    """From a batch to the FLOPs that a step on it needs: forward, and backward where trained.
+    """Returns a function from a batch to its step's FLOPs: forward, and backward where trained.
 
-    Attention and logits are in them; what is computed again to save memory is not, be it by `remat`
-    or by the loss, which makes logits twice. A shape is counted once.
+    Includes attention and logits, but not what is recomputed to save memory, whether by `remat` or
+    by the loss, which computes logits twice. Each shape is counted once.
     """
     plain = module.clone(remat="none", attention="xla")
     params, frozen = jax.eval_shape(lambda: (params, frozen))

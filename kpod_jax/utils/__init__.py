@@ -1,1 +1,1 @@
-"""Errors, files, progress and plugins: what every room uses."""
+"""Utilities shared by all packages: errors, files, stages, progress and plugins."""

@@ -1,4 +1,4 @@
-"""What a run was made with: its configuration, versions, revision and devices."""
+"""Records a run's configuration, package versions, git revision and devices."""
 
 import importlib.metadata
 import pathlib
@@ -13,7 +13,7 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy"
 
 def write_config(path: files.PathLike, config: Any) -> None:
     """Writes the resolved configuration, versions, git revision and devices as JSON."""
-    import jax  # Rooms of the host use none.
+    import jax  # Imported here because host-only code does not use JAX.
 
     value = {
         "config": config.to_dict(),
@@ -26,17 +26,17 @@ def write_config(path: files.PathLike, config: Any) -> None:
 
 
 def read_config(path: files.PathLike) -> dict[str, Any]:
-    """What `write_config` wrote, with the keys of earlier versions under their new names."""
+    """Reads a file written by `write_config`, converting renamed keys of earlier versions."""
     written = files.read_json(path)
     return written | {"config": renamed.current(written["config"])}
 
 
 def _revision() -> str | None:
-    """The git revision of the package's own directory, if it is in a repository."""
+    """Returns the git revision of the package's source, or None outside a repository."""
     root = pathlib.Path(kpod_jax.__file__).parents[1]
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,8 +1,8 @@
-"""Files that are there in whole or not at all: written to a temporary name, then renamed.
+"""Atomic file I/O: files are written under a temporary name, then renamed.
 
-Only open formats are written: text, JSON, JSON lines and NPZ without pickle. Paths may be of a
-bucket, such as gs://BUCKET/run, where a file appears when it is closed. Of a run's processes the
-first alone writes; in the others writing does nothing.
+Formats are text, JSON, JSON Lines and NPZ without pickle. Paths may point to a bucket, such as
+gs://BUCKET/run, where a file appears once it is closed. Only a run's first process writes; in the
+others, writing does nothing.
 """
 
 import contextlib
@@ -26,41 +26,46 @@ from etils import epath
 from kpod_jax.utils.errors import UserError
 
 PathLike = str | os.PathLike[str]
-# Of this process; see `set_writer`.
+# Whether this process writes files; see `set_writer`.
 _is_writer = True
 
 
 def set_writer(value: bool) -> None:
-    """Says whether this process writes files, as the first of a run does."""
+    """Sets whether this process writes files; only a run's first process should."""
     global _is_writer
     _is_writer = value
 
 
 def is_writer() -> bool:
-    """Whether this process writes files: the first of a run, or the only one."""
+    """Returns whether this process writes files."""
     return _is_writer
 
 
 def as_path(path: PathLike) -> pathlib.Path:
-    """A path to work with: local, or of a bucket (gs://, s3://), which has the same methods."""
+    """Converts a local or bucket (gs://, s3://) path to an object with the methods of pathlib.
+
+    Raises:
+      UserError: the bucket's filesystem package is not installed.
+    """
     if not is_remote(path):
         return pathlib.Path(path)
     scheme = os.fspath(path).partition(":")[0]
-    # Another process may have written since a listing was fetched.
+    # Other processes may write at any time, so do not cache listings.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     try:
-        found = epath.Path(path)
-        fsspec.get_filesystem_class(scheme)  # Imports it, and asks nothing of the network.
+        remote_path = epath.Path(path)
+        fsspec.get_filesystem_class(scheme)  # Imports the package without network access.
     except ImportError as error:
         package = {"gs": "gcsfs", "s3": "s3fs"}.get(scheme, "the fsspec package of this scheme")
         raise UserError(
-            f"{os.fspath(path)}: reading and writing there needs {package}: pip install {package}."
+            f"Cannot access {os.fspath(path)}: {package} is not installed. Run pip install "
+            f"{package}."
         ) from error
-    return found  # pyright: ignore[reportReturnType]
+    return remote_path  # pyright: ignore[reportReturnType]
 
 
 def local(name: PathLike) -> pathlib.Path:
-    """A local path; kpod_jax/assets/… is the package's own wherever the working directory is."""
+    """Returns a local path; kpod_jax/assets/… resolves to the package from any directory."""
     path = pathlib.Path(name).expanduser()
     if path.parts[:2] == ("kpod_jax", "assets") and not path.exists():
         return pathlib.Path(__file__).parents[2] / path
@@ -68,24 +73,25 @@ def local(name: PathLike) -> pathlib.Path:
 
 
 def config_file(name: str) -> str:
-    """The path of a configuration file, which may have an argument behind a colon.
+    """Resolves a configuration file, which may carry an argument after a colon.
 
-    configs/… is the package's own (kpod_jax/configs) where the working directory has no such file.
+    configs/… falls back to the package's files (kpod_jax/configs) if the working directory has no
+    such file.
     """
     path, colon, argument = name.partition(":")
-    own = pathlib.Path(__file__).parents[1] / path
-    if pathlib.Path(path).is_file() or not path.startswith("configs/") or not own.is_file():
+    packaged = pathlib.Path(__file__).parents[1] / path
+    if pathlib.Path(path).is_file() or not path.startswith("configs/") or not packaged.is_file():
         return name
-    return f"{own}{colon}{argument}"
+    return f"{packaged}{colon}{argument}"
 
 
 def is_remote(path: PathLike) -> bool:
-    """Whether a path is of a bucket, not of this machine."""
+    """Returns whether a path points to a bucket."""
     return "://" in os.fspath(path)
 
 
 def files_under(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All files of a directory and of those in it; of a bucket, too, which knows no `**`."""
+    """Yields all files under a directory, recursively. Buckets do not support `**`."""
     for path in directory.iterdir():
         if path.is_dir():
             yield from files_under(path)
@@ -94,7 +100,7 @@ def files_under(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def copy_folder(folder: PathLike, target: PathLike) -> None:
-    """Copies the files of a local folder and of those in it, each in whole or not at all."""
+    """Copies a local folder recursively, each file atomically."""
     for path in files_under(pathlib.Path(folder)):
         name = path.relative_to(folder).as_posix()
         with atomic_write(as_path(target) / name) as file:
@@ -102,7 +108,7 @@ def copy_folder(folder: PathLike, target: PathLike) -> None:
 
 
 def remove(path: PathLike) -> None:
-    """Removes a file or a directory with all that is in it, if it is there."""
+    """Removes a file or directory, if it exists."""
     path = as_path(path)
     if not _is_writer:
         return
@@ -120,7 +126,8 @@ def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` and renames it to `path` when the block succeeds.
 
     Raises:
-      UserError: the disk is full, read-only or not ours; an older `path` stays as it was.
+      UserError: the disk is full or read-only, or permission is denied. An existing `path` is
+        left unchanged.
     """
     if not _is_writer:
         yield io.BytesIO()
@@ -131,9 +138,9 @@ def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         raise UserError(
-            f"Cannot write {path}: {error.strerror or error}. Nothing was changed there; free some "
-            "space, mend the permissions or choose another --workdir, then run the same command "
-            "again."
+            f"Cannot write {path}: {error.strerror or error}. Existing files were not changed. "
+            "Free some space, fix the permissions or choose another --workdir, then run the "
+            "command again."
         ) from error
 
 
@@ -141,7 +148,8 @@ def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
 def _renaming(path: pathlib.Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with contextlib.suppress(FileExistsError):  # Where it is a file, opening says so better.
+        # If the parent is a file, opening `temporary` fails with a clearer error.
+        with contextlib.suppress(FileExistsError):
             path.parent.mkdir(parents=True)
         with temporary.open("xb") as file:
             yield file
@@ -149,13 +157,13 @@ def _renaming(path: pathlib.Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # It is gone where it was renamed.
+        with contextlib.suppress(OSError):  # Already gone if renamed.
             temporary.unlink()
 
 
 @contextlib.contextmanager
 def _uploading(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """An object of a bucket is there once all of it was sent, so it is sent when it is whole."""
+    """Buffers the file locally and uploads it when it is complete."""
     with tempfile.TemporaryFile() as file:
         yield file
         file.seek(0)
@@ -170,21 +178,21 @@ def write_text(path: PathLike, text: str) -> None:
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON; NaN and infinities are refused."""
+    """Writes `value` as indented JSON. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line; NaN and infinities are refused."""
+    """Writes one JSON object per line. Raises ValueError for NaN and infinity."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_text(path, "".join(lines))
 
 
 def write_npz(path: PathLike, **arrays: np.ndarray) -> None:
-    """Writes named arrays; object arrays (which would need pickle) are refused."""
+    """Writes named arrays. Raises TypeError for object arrays, which would need pickle."""
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
-            raise TypeError(f"{path}: array {name} holds Python objects")
+            raise TypeError(f"{path}: array {name} has dtype object, which cannot be saved")
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
@@ -193,7 +201,7 @@ def read_json(path: PathLike) -> Any:
     """Reads a JSON file.
 
     Raises:
-      UserError: the file is missing or not JSON; the message names the place.
+      UserError: the file is missing or is not JSON; the message gives the position.
     """
     path = as_path(path)
     try:
@@ -205,7 +213,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def read_npz(path: PathLike) -> dict[str, np.ndarray]:
-    """Reads all arrays of an NPZ file, never unpickling.
+    """Reads all arrays of an NPZ file, without unpickling.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -215,14 +223,14 @@ def read_npz(path: PathLike) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except Exception as error:  # zipfile, zlib and NumPy each have their own errors for damage.
+    except Exception as error:  # zipfile, zlib and NumPy raise different errors for damaged files.
         raise UserError(
-            f"{path} is not a whole NPZ file: {error}. Delete it to have it made again."
+            f"{path} is not a valid NPZ file: {error}. Delete it, then run the command again."
         ) from error
 
 
 def digest(path: PathLike) -> str:
-    """SHA-256 of a file's bytes, or of the names and bytes of all files under a directory.
+    """Returns the SHA-256 of a file, or of the names and contents of all files in a directory.
 
     Raises:
       UserError: the file is missing or cannot be read.
@@ -232,10 +240,10 @@ def digest(path: PathLike) -> str:
         if not path.is_dir():
             if is_remote(path):
                 return _digest(path)
-            state = os.stat(path)
-            if state.st_size < _LARGE:
+            stat = os.stat(path)
+            if stat.st_size < _CACHE_BYTES:
                 return _digest(path)
-            return _digest_once(path, state.st_size, state.st_mtime_ns)
+            return _cached_digest(path, stat.st_size, stat.st_mtime_ns)
         lines = [
             f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files_under(path)
         ]
@@ -249,12 +257,12 @@ def _digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# Weights of many gigabytes are read through once a process, not once a stage.
-_LARGE = 64 << 20
+# Larger files, such as weights, are hashed once per process rather than once per stage.
+_CACHE_BYTES = 64 << 20
 
 
 @functools.cache
-def _digest_once(path: pathlib.Path, size: int, modified: int) -> str:
-    """Of one file, whose versions are told apart by their size and time of change."""
+def _cached_digest(path: pathlib.Path, size: int, modified: int) -> str:
+    """Returns a file's digest, cached until its size or modification time changes."""
     del size, modified
     return _digest(path)

@@ -1,4 +1,4 @@
-"""What is in a GGUF file: its metadata, and its tensors, which stay on the disk until used."""
+"""The contents of a GGUF file: metadata, and tensors that are read from disk when used."""
 
 import dataclasses
 import functools
@@ -11,12 +11,12 @@ from kpod_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class GGUFContents:
-    """A GGUF file.
+    """The contents of a GGUF file.
 
     Attributes:
-      path: of the file.
-      fields: metadata by key: numbers, texts and lists of them.
-      tensors: `gguf.gguf_reader.ReaderTensor` by name, as they are quantised.
+      path: the file.
+      fields: metadata by key: numbers, strings and lists of them.
+      tensors: `gguf.gguf_reader.ReaderTensor` by name, still quantized.
     """
 
     path: pathlib.Path
@@ -24,31 +24,31 @@ class GGUFContents:
     tensors: dict[str, Any]
 
     def field(self, key: str) -> Any:
-        """The value of a field that must be there.
+        """Returns the value of a required field.
 
         Raises:
-          UserError: it is not.
+          UserError: the field is missing.
         """
         if key not in self.fields:
-            raise UserError(f"{self.path} lacks the field {key}. Fetch or convert it again.")
+            raise UserError(f"{self.path} lacks the field {key}. Download or convert it again.")
         return self.fields[key]
 
 
 def read_gguf(path: pathlib.Path) -> GGUFContents:
-    """Reads a GGUF file's metadata. The last file read is remembered for as long as it is the same.
+    """Reads a GGUF file, caching the last one read until it changes.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     try:
         status = os.stat(path)
         return _read(path, status.st_mtime_ns, status.st_size)
     except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"Cannot read {path}: {error}. Fetch or copy it again.") from error
+        raise UserError(f"Cannot read {path}: {error}. Download or copy it again.") from error
 
 
-# A student's configuration, tokenizer and weights are read one after another from the same file,
-# and going through a vocabulary takes seconds.
+# A student's configuration, tokenizer and weights come from the same file, and parsing its
+# vocabulary takes seconds.
 @functools.lru_cache(maxsize=1)
 def _read(path: pathlib.Path, modified_ns: int, size: int) -> GGUFContents:
     import gguf

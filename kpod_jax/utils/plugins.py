@@ -1,4 +1,4 @@
-"""What is one's own, named in a configuration by `package.module:Class`, or a function so."""
+"""Loads custom classes and functions that a configuration names as `package.module:Name`."""
 
 import importlib
 import importlib.util
@@ -11,16 +11,16 @@ _Class = TypeVar("_Class")
 
 
 def is_path(name: str) -> bool:
-    """Whether a name has the form package.module:Class."""
+    """Returns whether a name has the form package.module:Class."""
     return re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None
 
 
 def load(name: str, key: str) -> Any:
-    """Imports what a configuration key names.
+    """Imports the object that a configuration key names.
 
     Args:
       name: package.module:Class.
-      key: of the configuration, for messages.
+      key: configuration key, for error messages.
 
     Raises:
       UserError: it cannot be imported.
@@ -30,33 +30,43 @@ def load(name: str, key: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{key}={name!r} cannot be imported: {error}. Expected package.module:Class, with the "
-            "package in the working directory or installed."
+            f"{key}={name!r} cannot be imported: {error}. Expected package.module:Class, where the "
+            "package is installed or in the working directory."
         ) from error
 
 
 def load_subclass(name: str, key: str, base: type[_Class]) -> type[_Class]:
-    """As `load`, of a class.
+    """Imports the concrete subclass of `base` that a configuration key names.
+
+    Args:
+      name: package.module:Class.
+      key: configuration key, for error messages.
+      base: required base class.
 
     Raises:
-      UserError: it cannot be imported, or is no subclass of `base` that is whole.
+      UserError: it cannot be imported, is not a subclass of `base`, or is abstract.
     """
-    found = load(name, key)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    cls = load(name, key)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
         raise UserError(
-            f"{key}={name!r} is no subclass of {base.__module__}.{base.__qualname__}; see "
+            f"{key}={name!r} is not a subclass of {base.__module__}.{base.__qualname__}; see "
             "docs/extending.md."
         )
-    if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise UserError(f"{key}={name!r} has no {', '.join(missing)}; see docs/extending.md.")
-    return found
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise UserError(
+            f"{key}={name!r} does not implement {', '.join(missing)}; see docs/extending.md."
+        )
+    return cls
 
 
 def source_files(name: str) -> list[str]:
-    """The file that a name is from, whose change makes what it made stale; else nothing."""
+    """Returns the source file of a custom name as a list, empty if there is none.
+
+    A change to the file makes the outputs of custom code stale.
+    """
     module, _, attribute = name.partition(":")
     try:
         spec = importlib.util.find_spec(module) if attribute else None
     except ImportError:
-        return []  # `load` says so.
+        return []  # `load` reports it.
     return [spec.origin] if spec is not None and spec.origin is not None else []

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, periodic lines in a log."""
 
 import sys
 import time
@@ -8,11 +8,13 @@ from tqdm import tqdm
 
 from kpod_jax.utils import files
 
-_LINE = "{desc}: {n_fmt}/{total_fmt} {unit} ({percentage:.0f} %), {elapsed} gone, {remaining} left"
+_LINE = (
+    "{desc}: {n_fmt}/{total_fmt} {unit} ({percentage:.0f} %), {elapsed} elapsed, {remaining} left"
+)
 
 
 class Progress:
-    """Counts up to a total; only the first process shows anything.
+    """A progress counter; only the first process prints it.
 
     with Progress(len(batches), "Scoring", unit="batches") as progress:
         for batch in batches:
@@ -30,22 +32,22 @@ class Progress:
         seconds: float = 30.0,
         file: IO[str] | None = None,
     ) -> None:
-        """Shows the bar, or nothing yet where there is no terminal.
+        """Starts counting, and shows the bar on a terminal.
 
         Args:
-          total: how much there is to do.
-          description: what is being done.
-          unit: what is counted.
-          initial: how much was done before, by a run that is gone on with.
-          seconds: time between two lines where there is no terminal.
-          file: where to show it; standard error if None.
+          total: final count.
+          description: label of the work.
+          unit: plural name of what is counted.
+          initial: initial count, such as that of a resumed run.
+          seconds: interval between lines without a terminal.
+          file: output stream; None: standard error.
         """
         self._file = sys.stderr if file is None else file
         self._is_first = files.is_writer()
         self._description, self._unit, self._total = description, unit, total
         self._initial = self._done = initial
         self._seconds = seconds
-        self._began = self._shown = time.monotonic()
+        self._start = self._last_shown = time.monotonic()
         self._values = ""
         self._bar: tqdm | None = None
         if self._is_first and self._file.isatty():
@@ -65,31 +67,31 @@ class Progress:
         self.close()
 
     def update(self, count: int = 1, **values: float) -> None:
-        """Counts on and shows `values` beside the count, such as the loss, in four digits."""
+        """Adds to the count and shows `values`, such as the loss, to four digits."""
         self._done += count
         if values:
             self._values = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(self._values, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._shown >= self._seconds:
+        elif time.monotonic() - self._last_shown >= self._seconds:
             self._print_line()
 
     def close(self) -> None:
-        """Leaves the bar as it is; without a terminal, says how far it came if it spoke before."""
+        """Closes the bar; without one, prints a last line if any was printed before."""
         if self._bar is not None:
             self._bar.close()
-        elif self._shown != self._began:
+        elif self._last_shown != self._start:
             self._print_line()
 
     def _print_line(self) -> None:
-        self._shown = time.monotonic()
+        self._last_shown = time.monotonic()
         if not self._is_first:
             return
         line = tqdm.format_meter(
             self._done,
             self._total,
-            self._shown - self._began,
+            self._last_shown - self._start,
             initial=self._initial,
             prefix=self._description,
             unit=self._unit,

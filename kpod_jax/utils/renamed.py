@@ -1,4 +1,4 @@
-"""Configuration keys that were renamed in version 0.2.0. The old names work until the next one."""
+"""Configuration keys renamed in version 0.2.0. Old names work until the next release."""
 
 import functools
 import sys
@@ -28,11 +28,11 @@ RENAMED = {
     "watch": "monitoring",
     "baseline.format_shares": "baseline.format_weights",
 }
-_LAST = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
+_NEW_NAMES = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 
 
 class ConfigDict(ml_collections.ConfigDict):
-    """A ConfigDict that knows its keys by their old names too, and warns once about each."""
+    """A ConfigDict that also accepts old key names, warning once about each."""
 
     def __getitem__(self, key: str) -> Any:
         return super().__getitem__(self._current(key))
@@ -44,11 +44,11 @@ class ConfigDict(ml_collections.ConfigDict):
         return super().__contains__(self._current(key))
 
     def get_type(self, key: str, *args: Any) -> Any:
-        """The type of a key's value."""
+        """Returns the type of a key's value."""
         return super().get_type(self._current(key), *args)
 
     def _current(self, key: str) -> str:
-        new = _LAST.get(key)
+        new = _NEW_NAMES.get(key)
         if new is None or key in self._fields or new not in self._fields:
             return key
         _warn(key, new)
@@ -56,21 +56,21 @@ class ConfigDict(ml_collections.ConfigDict):
 
 
 def current(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Settings that an earlier version wrote, flat or nested, under their new names.
+    """Renames the keys of settings written by an earlier version.
 
     Args:
-      settings: names and values.
-      section: of the configuration that they belong to, with a dot at its end; "": all of it.
+      settings: values by key, flat or nested.
+      section: the settings' section of the configuration, with a trailing dot; "": all of it.
     """
-    found = {}
+    result = {}
     for key, value in settings.items():
         new = RENAMED.get(section + key, section + key).removeprefix(section)
         if isinstance(value, Mapping):
-            # A fingerprint may hold another one, whose keys are flat.
-            flat = any("." in name for name in value)
-            value = current(value, "" if flat else f"{section}{new}.")
-        found[new] = value
-    return found
+            # A fingerprint may contain another one, whose keys are flat.
+            is_flat = any("." in name for name in value)
+            value = current(value, "" if is_flat else f"{section}{new}.")
+        result[new] = value
+    return result
 
 
 @functools.cache

@@ -1,9 +1,9 @@
-"""Stages whose results are kept in a work directory: skipped, reused, or made again with a reason.
+"""Caches the results of stages in a work directory, to skip, reuse or rerun each stage.
 
-A stage's function takes data and returns data, and knows nothing of files. `StageCache` wraps it:
-it saves the result, and loads it wherever it is needed. Each stage leaves `.stages/NAME.json`: the
-configuration keys and the digests of the files that it was made from. While these stay the same the
-stage is skipped; what another run made from the very same may be reused.
+A stage's function takes and returns data without accessing files. `StageCache` saves the result and
+loads it where needed. Each stage writes `.stages/NAME.json`, with the configuration keys and file
+digests that it depends on. A stage is skipped while these stay the same, and another run's outputs
+with the same fingerprint may be reused.
 """
 
 import dataclasses
@@ -22,32 +22,33 @@ T = TypeVar("T")
 
 
 class Result(Protocol):
-    """What a stage's function returns; `str` of it says in a few words what was done."""
+    """The result of a stage's function; its `str` summarizes what was done."""
 
     def save(self, root: pathlib.Path) -> None:
-        """Writes the stage's outputs under a work directory."""
+        """Writes the stage's outputs to a work directory."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage depends on, and what it leaves in a work directory.
+    """A stage's dependencies and outputs.
 
     Attributes:
-      keys: parts of the configuration that it depends on.
-      outputs: files that it leaves.
-      inputs: files that it reads; "{split}" is the split of the evaluation.
-      optional: outputs of other stages that it reads where the configuration needs those.
-      shown: outputs of other stages that it reads where they are there.
-      load: the result, from a work directory; None where nothing is loaded.
-      needed: whether the configuration asks for it at all.
-      outside: files and directories elsewhere that it reads.
-      settings: further keys and values that it depends on.
-      training: a stale output may have taken days: it is not overwritten, and it is a run's own.
-      partial: what else it leaves, such as what an interrupted run resumes from; removed where that
-        was another one's.
-      host: work of the host, which one process does for all.
-      always: it is never skipped.
+      keys: configuration keys or sections that it depends on.
+      outputs: files that it writes to the work directory.
+      inputs: files that it reads from the work directory; "{split}" is the evaluation split.
+      optional: outputs of other stages that it reads if the configuration needs those stages.
+      shown: outputs of other stages that it reads if they exist.
+      load: loads the result from a work directory; None: there is nothing to load.
+      needed: returns whether the configuration needs the stage.
+      outside: returns the files and directories that it reads outside the work directory.
+      settings: returns additional keys and values that it depends on.
+      training: whether it trains a model. Stale outputs, which may have taken days, are not
+        overwritten, and outputs are not shared between runs.
+      partial: other files that it writes, such as those from which an interrupted run resumes;
+        removed if they have another fingerprint.
+      host: whether it runs on the host, in one process for all.
+      always: whether it is never skipped.
     """
 
     keys: tuple[str, ...]
@@ -66,26 +67,26 @@ class Stage:
 
 
 class Processes(Protocol):
-    """What is asked of the processes of a job (`kpod_jax.parallel.processes`)."""
+    """Interface to a job's processes (`kpod_jax.parallel.processes`)."""
 
     def barrier(self, name: str) -> None:
-        """Waits for all of them."""
+        """Waits for all processes."""
         ...
 
     def first_alone(self, work: Callable[[], str]) -> str:
-        """Does work in the first one, while the others wait."""
+        """Runs `work` in the first process while the others wait."""
         ...
 
     def log(self, line: str) -> None:
-        """Prints a line once for all."""
+        """Prints a line, in the first process only."""
         ...
 
 
 class Lazy:
-    """A value that is made when it is first asked for."""
+    """A value that is computed on first access."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        """Takes what makes it."""
+        """Stores the function that computes the value."""
         self._make = make
 
     @functools.cached_property
@@ -95,16 +96,16 @@ class Lazy:
 
 
 def lazily(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """The result of a call that is made when a stage first needs it.
+    """Returns the result of a call, deferred until a stage needs it.
 
-    Arguments that are lazy themselves are given to the function as values. For type checkers the
-    result is the value: whoever uses it outside of a stage calls `value_of`.
+    The function receives the values of lazy arguments. For type checkers the result is the value
+    itself; outside of a stage, call `value_of` to get it.
     """
     return cast(T, Lazy(lambda: _call(function, arguments, options)))
 
 
 def value_of(value: T) -> T:
-    """A value that may be lazy."""
+    """Returns a value, computing it if it is lazy."""
     return cast(T, value.value) if isinstance(value, Lazy) else value
 
 
@@ -125,46 +126,47 @@ class StageCache:
         processes: Processes,
         chosen: Sequence[str] = (),
     ) -> None:
-        """Runs nothing yet.
+        """Initializes the cache without running any stage.
 
         Args:
-          stages: in their order.
-          config: the configuration.
-          workdir: of the run.
-          processes: of the job.
-          chosen: names of the stages that are to be run; the results of others are loaded.
+          stages: stages by name, in order.
+          config: the run's configuration.
+          workdir: the run's work directory.
+          processes: the job's processes.
+          chosen: names of the stages to run; results of the others are loaded.
         """
         self._stages, self._config, self._workdir = stages, config, workdir
         self._processes, self._chosen = processes, chosen
         self.root = workdir.path
 
     def run(self, name: str, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Runs a stage, if it is chosen and not up to date.
+        """Runs a stage if it is chosen and not up to date.
 
         Args:
-          name: of the stage.
-          function: that makes its result.
-          *arguments: of the function; lazy ones are given as values.
-          **options: likewise.
+          name: name of the stage.
+          function: computes its result.
+          *arguments: positional arguments of the function; lazy ones are evaluated.
+          **options: keyword arguments of the function; lazy ones are evaluated.
 
         Returns:
-          The result, lazily loaded from the work directory; None where the configuration does not
-          need the stage.
+          The result, lazily loaded from the work directory; None if the stage has nothing to load
+          or the configuration does not need it.
 
         Raises:
-          UserError: an input is missing, or a training of another configuration would be lost.
+          UserError: an input is missing, or a training with another configuration would be
+            overwritten.
         """
         stage = self._stages[name]
         if name in self._chosen:
             self._run(name, lambda: _call(function, arguments, options))
-            # The first process has written what the others read.
+            # Wait until the first process has written what the others read.
             self._processes.barrier(f"{name} ends")
         if stage.load is None or not stage.needed(self._config):
             return cast(T, None)
         return lazily(stage.load, self._workdir.path)
 
     def up_to_date(self, name: str) -> bool:
-        """Whether a stage's outputs are there and were made from this configuration."""
+        """Returns whether a stage's outputs exist and match this configuration."""
         stage = self._stages[name]
         if not stage.needed(self._config):
             return True
@@ -180,32 +182,32 @@ class StageCache:
         missing = [file for file in self._inputs(name) if not (workdir / file).exists()]
         if missing:
             raise UserError(
-                f"--mode={name} reads {workdir / missing[0]}, which is not there. Run the "
-                "stages before it first, or --mode=all."
+                f"--mode={name} reads {workdir / missing[0]}, which does not exist. Run the "
+                "earlier stages first, or use --mode=all."
             )
         fingerprint = self.fingerprint(name)
         if not stage.always and workdir.done(name, fingerprint, stage.outputs):
             log(f"{name}: up to date")
             return
         if not stage.always and workdir.reuse(name, fingerprint, stage.outputs):
-            log(f"{name}: reused from another run that made it from the same inputs")
+            log(f"{name}: reused from another run with the same inputs")
             return
         stored = workdir.stored(name)
         if stored is not None and stored != fingerprint:
-            why = workdir.difference(name, fingerprint)
+            reason = workdir.difference(name, fingerprint)
             if stage.training and any((workdir / file).exists() for file in stage.outputs):
                 raise UserError(
-                    f"{workdir.path} holds the {name} stage of another configuration: {why}. "
-                    "Nothing was changed. Use the configuration that it was made with, another "
-                    f"--workdir, or delete {workdir / stage.outputs[0]} to train anew."
+                    f"{workdir.path} contains the {name} stage of another configuration: {reason}. "
+                    "Nothing was changed. Use the original configuration or another --workdir, or "
+                    f"delete {workdir / stage.outputs[0]} to train from scratch."
                 )
-            log(f"{name}: made again: {why}")
+            log(f"{name}: rerunning: {reason}")
         if stored != fingerprint:
             for part in stage.partial:
                 files.remove(workdir / part)
-        began = time.monotonic(), time.process_time()
+        start, cpu_start = time.monotonic(), time.process_time()
         workdir.mark(name, fingerprint, complete=False)
-        self._processes.barrier(f"{name} begins")  # No process reads what was removed.
+        self._processes.barrier(f"{name} begins")  # Processes wait until stale files are removed.
 
         def work() -> str:
             result = make()
@@ -215,52 +217,52 @@ class StageCache:
             return str(result)
 
         message = self._processes.first_alone(work) if stage.host else work()
-        seconds = time.monotonic() - began[0], time.process_time() - began[1]
+        seconds = time.monotonic() - start, time.process_time() - cpu_start
         workdir.mark(name, fingerprint, seconds=seconds)
         log(f"{name}: {message} → {', '.join(stage.outputs)} ({seconds[0]:.1f} s)")
 
     def fingerprint(self, name: str) -> dict[str, Any]:
-        """What a stage's output depends on."""
+        """Returns the fingerprint of what a stage depends on."""
         stage = self._stages[name]
         settings = settings_of(stage, self._config, self._workdir)
-        shown = [file for file in stage.shown if (self._workdir / file).exists()]
-        inputs = [*self._inputs(name), *shown]
+        existing = [file for file in stage.shown if (self._workdir / file).exists()]
+        inputs = [*self._inputs(name), *existing]
         return self._workdir.fingerprint(settings, inputs, stage.outside(self._config))
 
     def _inputs(self, name: str) -> list[str]:
-        """Files of the work directory that a stage reads."""
+        """Returns the files of the work directory that a stage reads."""
         needed = (stage for stage in self._stages.values() if stage.needed(self._config))
-        made = {file for stage in needed for file in stage.outputs}
+        outputs = {file for stage in needed for file in stage.outputs}
         stage = self._stages[name]
         inputs = [file.format(split=self._config.eval.split) for file in stage.inputs]
-        return [*inputs, *(file for file in stage.optional if file in made)]
+        return [*inputs, *(file for file in stage.optional if file in outputs)]
 
 
 def settings_of(stage: Stage, config: Any, workdir: Workdir | None = None) -> dict[str, Any]:
-    """The configuration's keys and values that a stage depends on, flat."""
+    """Returns the configuration's flat keys and values that a stage depends on."""
     return {
         key: value
-        for key, value in _flat(config.to_dict()).items()
+        for key, value in _flatten(config.to_dict()).items()
         if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
     } | stage.settings(config, workdir)
 
 
-def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= (
-            _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+        flat |= (
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
-    return found
+    return flat
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a stage is made from, as far as a configuration tells before anything is made.
+    """A stage's dependencies as determined from the configuration alone, before anything runs.
 
     Attributes:
-      settings: the configuration's keys that it depends on.
-      before: the recipes of the stages whose files it reads.
+      settings: configuration keys and values that it depends on.
+      before: recipes of the stages whose files it reads.
     """
 
     settings: dict[str, Any]
@@ -268,15 +270,19 @@ class Recipe:
 
 
 def recipes(stages: Mapping[str, Stage], config: Any) -> dict[str, Recipe]:
-    """Recipes of the stages that runs share; where they are equal, so is what two runs make."""
-    found: dict[str, Recipe] = {}
-    maker: dict[str, str] = {}
+    """Returns the recipes of the stages whose outputs runs may share.
+
+    Two runs' outputs of a stage are equal if its recipes are.
+    """
+    result: dict[str, Recipe] = {}
+    producers: dict[str, str] = {}
     for name, stage in stages.items():
         if stage.training:
-            break  # Trainings, and what follows from them, are a run's own.
+            break  # Training and the stages after it are not shared between runs.
         if stage.needed(config):
-            read = {maker[file] for file in (*stage.inputs, *stage.optional) if file in maker}
-            before = tuple(found[other] for other in sorted(read))
-            found[name] = Recipe(json.loads(json.dumps(settings_of(stage, config))), before)
-            maker |= dict.fromkeys(stage.outputs, name)
-    return found
+            inputs = (*stage.inputs, *stage.optional)
+            read = {producers[file] for file in inputs if file in producers}
+            before = tuple(result[other] for other in sorted(read))
+            result[name] = Recipe(json.loads(json.dumps(settings_of(stage, config))), before)
+            producers |= dict.fromkeys(stage.outputs, name)
+    return result

@@ -1,7 +1,7 @@
-"""One run's directory, and which of its stages are done, with which inputs.
+"""A run's work directory, and the status and fingerprints of its stages.
 
-Each stage leaves `.stages/NAME.json`: the configuration keys and the digests of the files that it
-was made from.
+Each stage writes `.stages/NAME.json`, with the configuration keys and file digests that it depends
+on.
 """
 
 import json
@@ -16,17 +16,17 @@ from kpod_jax.utils.errors import UserError
 
 
 class Workdir:
-    """One run's directory."""
+    """A run's work directory."""
 
     def __init__(self, path: files.PathLike, siblings: Sequence[files.PathLike] = ()) -> None:
-        """Makes the directory if it is missing.
+        """Creates the directory if it is missing.
 
         Args:
-          path: of the run.
-          siblings: other runs, whose outputs may be reused.
+          path: the work directory.
+          siblings: work directories of other runs, whose outputs may be reused.
 
         Raises:
-          UserError: it cannot be made or written to.
+          UserError: the directory cannot be created.
         """
         self.path = files.as_path(path)
         self._siblings = [files.as_path(sibling) for sibling in siblings]
@@ -34,8 +34,8 @@ class Workdir:
             (self.path / ".stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"Cannot make the work directory {self.path}: {error.strerror or error}. Choose "
-                "another --workdir, or mend its permissions."
+                f"Cannot create the work directory {self.path}: {error.strerror or error}. Choose "
+                "another --workdir, or fix the permissions."
             ) from error
 
     def __truediv__(self, name: str) -> pathlib.Path:
@@ -44,12 +44,12 @@ class Workdir:
     def fingerprint(
         self, settings: Mapping[str, object], inputs: Iterable[str], outside: Iterable[str] = ()
     ) -> dict[str, Any]:
-        """What a stage depends on, as plain JSON.
+        """Returns the fingerprint of what a stage depends on, as JSON values.
 
         Args:
           settings: configuration keys and values.
-          inputs: files of this directory.
-          outside: files or directories elsewhere; names that are neither, such as a hub's, pass.
+          inputs: files in this directory.
+          outside: files or directories elsewhere; other names, such as hub ids, are ignored.
         """
         result: dict[str, Any] = dict(settings)
         for name in inputs:
@@ -57,25 +57,25 @@ class Workdir:
         for name in outside:
             if name and os.path.exists(path := files.local(name)):
                 result[f"file {name}"] = files.digest(path)
-        return json.loads(json.dumps(result))  # As it will be read again, with lists for tuples.
+        return json.loads(json.dumps(result))  # Normalized as if read back: tuples become lists.
 
     def stored(self, stage: str) -> dict[str, Any] | None:
-        """The fingerprint that a stage was made with, or None."""
+        """Returns the fingerprint that a stage last ran with, or None."""
         path = self._stage_file(stage)
         return renamed.current(files.read_json(path)["fingerprint"]) if path.is_file() else None
 
     def done(self, stage: str, fingerprint: Mapping[str, Any], outputs: Iterable[str]) -> bool:
-        """Whether the outputs are there and were made from just this."""
+        """Returns whether a stage is complete, with this fingerprint and all outputs."""
         path = self._stage_file(stage)
         if not path.is_file() or not all((self.path / name).exists() for name in outputs):
             return False
         return bool(files.read_json(path)["complete"]) and self.stored(stage) == fingerprint
 
     def difference(self, stage: str, fingerprint: Mapping[str, Any]) -> str:
-        """What changed since a stage was made: the first few keys, with both values."""
+        """Describes what changed since a stage ran: the first three keys, with both values."""
         old = self.stored(stage) or {}
         changes = [
-            f"{key} was {old.get(key)!r:.60} and is {fingerprint.get(key)!r:.60}"
+            f"{key} was {old.get(key)!r:.60}, now {fingerprint.get(key)!r:.60}"
             if not key.startswith("file ")
             else f"{key.removeprefix('file ')} changed"
             for key in sorted(old.keys() | fingerprint.keys())
@@ -91,14 +91,14 @@ class Workdir:
         complete: bool = True,
         seconds: tuple[float, float] | None = None,
     ) -> None:
-        """Notes what a stage was, or is being, made from.
+        """Records a stage's fingerprint and status.
 
         Args:
-          stage: its name.
-          fingerprint: see there.
-          complete: whether its outputs are whole.
-          seconds: of time and of this process's processors, that it took since it last began; None
-            where another run made it.
+          stage: name of the stage.
+          fingerprint: what its outputs depend on (see `fingerprint`).
+          complete: whether its outputs are complete.
+          seconds: wall-clock time and this process's CPU time since it last started; None if the
+            outputs were reused from another run.
         """
         note: dict[str, Any] = {"fingerprint": fingerprint, "complete": complete}
         if seconds is not None:
@@ -106,13 +106,17 @@ class Workdir:
         files.write_json(self._stage_file(stage), note)
 
     def reuse(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
-        """Copies the stage's outputs from a sibling that made them from the very same."""
+        """Copies a stage's outputs from a sibling with the same fingerprint.
+
+        Returns:
+          Whether such a sibling exists.
+        """
         for path in self._siblings:
-            if not path.is_dir():  # It was not run yet.
+            if not path.is_dir():  # Not started yet.
                 continue
             sibling = Workdir(path)
             if sibling.path == self.path or any((path / name).is_dir() for name in outputs):
-                continue  # Directories, such as checkpoints, are not copied.
+                continue  # Do not copy directories, such as checkpoints.
             if sibling.done(stage, fingerprint, outputs):
                 for name in outputs:
                     with (
@@ -126,19 +130,19 @@ class Workdir:
 
     @staticmethod
     def note(path: files.PathLike, stage: str) -> dict[str, Any] | None:
-        """What `mark` wrote of a stage of some directory, or None."""
+        """Returns what `mark` wrote for a stage in the work directory `path`, or None."""
         file = files.as_path(path) / ".stages" / f"{stage}.json"
         return files.read_json(file) if file.is_file() else None
 
     @staticmethod
     def running_stage(path: files.PathLike) -> str | None:
-        """The stage of a directory of this machine that was begun last and is not complete."""
-        begun = [
+        """Returns the most recently started incomplete stage in a local work directory, or None."""
+        running = [
             file
             for file in (pathlib.Path(path) / ".stages").glob("*.json")
             if not files.read_json(file)["complete"]
         ]
-        return max(begun, key=lambda file: file.stat().st_mtime).stem if begun else None
+        return max(running, key=lambda file: file.stat().st_mtime).stem if running else None
 
     def _stage_file(self, stage: str) -> pathlib.Path:
         return self.path / ".stages" / f"{stage}.json"

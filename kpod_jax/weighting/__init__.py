@@ -1,1 +1,1 @@
-"""Token weights by mask learning (Eq. 2-7). Nothing here knows what they are used for."""
+"""Token weights by mask learning (Eq. 2-7), independent of how they are used."""

@@ -1,4 +1,4 @@
-"""The answerer θw: the answer's loss, given question and masked prefix of the rationale (Eq. 5).
+"""The answerer θw: the answer's loss given the question and a masked rationale prefix (Eq. 5).
 
 Letters: B rows (an example with one prefix and one mask), S question tokens, R rationale tokens,
 A answer tokens, D width.
@@ -19,16 +19,16 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Answerer:
-    """A pre-trained model that answers from question and masked prefix.
+    """A pre-trained model that answers from the question and a masked prefix.
 
     Attributes:
-      module: `models.t5.T5`, or one with its methods.
-      mask_id: token whose embedding stands for a masked token.
-      start_id: what the decoder begins with.
-      eos_id: what follows the prefix, as it ends every input that the model was trained on. It also
-        tells where the prefix ends, which relative positions alone do not. None: nothing follows.
-      causal: whether what stands behind a token changes nothing at the token. Then all prefixes of
-        a rationale are read at once; else each is read by itself. Needs eos_id None.
+      module: `models.t5.T5`, or a module with its methods.
+      mask_id: token whose embedding replaces masked tokens.
+      start_id: first input of the decoder.
+      eos_id: token appended to the prefix, as it ends every input in pre-training. It also marks
+        the end of the prefix, which relative positions alone do not. None: nothing is appended.
+      causal: whether a token's encoding is independent of later tokens. If so, all prefixes of a
+        rationale are encoded at once, else one by one. Requires eos_id None.
     """
 
     module: nn.Module
@@ -39,7 +39,9 @@ class Answerer:
 
     def __post_init__(self) -> None:
         if self.causal and self.eos_id is not None:
-            raise ValueError("prefixes that are read at once have no EOS of their own")
+            raise ValueError(
+                "causal=True encodes all prefixes at once, without EOS: expected eos_id=None"
+            )
 
     def losses(
         self,
@@ -48,14 +50,14 @@ class Answerer:
         keep_BxR: jax.Array,
         prefix_B: jax.Array,
     ) -> jax.Array:
-        """-Σ_j log P(y_j | y_<j, r[m]_<k, x; θw) of every row (Eq. 5, one prefix a row).
+        """Returns -Σ_j log P(y_j | y_<j, r[m]_<k, x; θw) of every row (Eq. 5, one prefix per row).
 
-        A token is masked in embedding space, m Emb(r_j) + (1 - m) Emb(mask), so that the gradient
-        of the answer's loss reaches m and through it the generator.
+        Tokens are masked in embedding space, m Emb(r_j) + (1 - m) Emb(mask), so the gradient of the
+        answer's loss reaches m and, through it, the generator.
 
         Args:
-          params: of the answerer.
-          batch: rows.
+          params: the answerer's parameters.
+          batch: the rows.
           keep_BxR: float32 m_j, 1 kept, 0 masked.
           prefix_B: int32 k: the encoder sees the first k rationale tokens, masked or not.
 
@@ -71,9 +73,9 @@ class Answerer:
         keep_BxR: jax.Array,
         prefix_BxP: jax.Array,
     ) -> jax.Array:
-        """[B, P] float32, the `losses` of P prefixes of each row under the row's one mask.
+        """Returns the `losses` of P prefixes per row, all under the row's one mask, [B, P] float32.
 
-        A causal answerer reads each rationale once for all of them.
+        A causal answerer encodes each rationale once for all prefixes.
         """
         count = prefix_BxP.shape[1]
         if not self.causal and count > 1:
@@ -82,28 +84,28 @@ class Answerer:
             return self.losses(params, rows, keep, prefix_BxP.ravel()).reshape(prefix_BxP.shape)
         variables = {"params": params}
 
-        def run(method: str, *args: Any, **options: Any) -> jax.Array:
+        def apply(method: str, *args: Any, **options: Any) -> jax.Array:
             return self.module.apply(variables, *args, method=method, **options)  # pyright: ignore
 
-        mask_embedding_D = run("embed", jnp.array(self.mask_id))
-        rationale_BxRxD = run("embed", batch.rationale)
+        mask_embedding_D = apply("embed", jnp.array(self.mask_id))
+        rationale_BxRxD = apply("embed", batch.rationale)
         keep = keep_BxR[..., None].astype(rationale_BxRxD.dtype)
         rationale_BxRxD = keep * rationale_BxRxD + (1 - keep) * mask_embedding_D
         length_BxP = jnp.minimum(prefix_BxP, batch.rationale_mask.sum(axis=1)[:, None])
         if self.eos_id is not None:
-            # It stands right behind the prefix, so there is one place more than rationale tokens.
+            # EOS directly follows the prefix, so there is one more position than rationale tokens.
             rationale_BxRxD = jnp.pad(rationale_BxRxD, [(0, 0), (0, 1), (0, 0)])
             ends = jnp.arange(rationale_BxRxD.shape[1]) == length_BxP
-            end_D = run("embed", jnp.array(self.eos_id))
+            end_D = apply("embed", jnp.array(self.eos_id))
             rationale_BxRxD = jnp.where(ends[..., None], end_D, rationale_BxRxD)
             length_BxP += 1
-        embeddings = jnp.concatenate([run("embed", batch.question), rationale_BxRxD], axis=1)
+        embeddings = jnp.concatenate([apply("embed", batch.question), rationale_BxRxD], axis=1)
         seen = jnp.arange(rationale_BxRxD.shape[1]) < length_BxP[..., None]
         question_mask = jnp.broadcast_to(
             batch.question_mask[:, None], (*seen.shape[:2], batch.question.shape[1])
         )
         visible_BxPxS = jnp.concatenate([question_mask, seen], axis=2)
-        encoded = run(
+        encoded = apply(
             "encode",
             None,
             visible_BxPxS.any(axis=1),
@@ -111,10 +113,13 @@ class Answerer:
             causal=self.causal,
         )
         inputs = jnp.roll(batch.answer, 1, axis=1).at[:, 0].set(self.start_id)
-        hidden = run("decode_prefixes", encoded, visible_BxPxS, inputs)
+        hidden = apply("decode_prefixes", encoded, visible_BxPxS, inputs)
         answers = jnp.repeat(batch.answer, count, axis=0)
         answer_mask = jnp.repeat(batch.answer_mask, count, axis=0)
         nll = losses.token_losses(
-            hidden.reshape(-1, *hidden.shape[2:]), answers, answer_mask, lambda h: run("logits", h)
+            hidden.reshape(-1, *hidden.shape[2:]),
+            answers,
+            answer_mask,
+            lambda h: apply("logits", h),
         )
         return nll.sum(axis=1).reshape(prefix_BxP.shape)

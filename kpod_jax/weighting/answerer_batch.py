@@ -15,16 +15,16 @@ from kpod_jax.data.buckets import padded, round_up
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 
-# Batches are cut to one of these shares of the widest: few shapes, few compilations, which take a
-# minute each where the answerer is a real language model.
-_SHARES = (0.25, 0.375, 0.5, 0.75, 1.0)
+# Batches are cut to one of these fractions of the full width. Few shapes mean few compilations,
+# which take a minute each if the answerer is a real language model.
+_WIDTH_FRACTIONS = (0.25, 0.375, 0.5, 0.75, 1.0)
 
 
 @flax.struct.dataclass
 class AnswererBatch:
-    """Rows for the answerer; questions are padded on their left, the others on their right.
+    """Rows for the answerer; questions are padded on the left, everything else on the right.
 
-    T5 knows relative positions alone, so padding must not come between question and rationale.
+    T5 has only relative positions, so no padding may separate question and rationale.
 
     Attributes:
       question: [B, S] int32.
@@ -45,27 +45,27 @@ class AnswererBatch:
     answer_mask: jax.Array
 
     def repeat(self, count: int) -> "AnswererBatch":
-        """Each row `count` times, one after the other."""
+        """Returns a batch with each row repeated `count` times consecutively."""
         return jax.tree.map(lambda array: jnp.repeat(array, count, axis=0), self)
 
 
 def make_answerer_batch(tokenized: TokenizedSet, pad_id: int) -> AnswererBatch:
-    """Lays a tokenised set out as NumPy arrays: questions to the right, without their EOS."""
+    """Converts a tokenized set to NumPy arrays, with right-aligned questions without EOS."""
     count, lengths = len(tokenized), tokenized.rationale_lengths.tolist()
 
     def question(i: int) -> np.ndarray:
-        """Without its EOS, which a decoder-only student's has not."""
+        """Returns the question without its EOS; a decoder-only student's has none."""
         ids, end = tokenized.questions[i], tokenized.targets[i][-1]
         return ids[:-1] if ids[-1] == end else ids
 
     questions = Ragged.from_list([question(i) for i in range(count)], np.int32)
     rationales = Ragged.from_list([tokenized.targets[i][:n] for i, n in enumerate(lengths)])
-    # The step of the next token is another one, be it that of the answer sentence.
+    # A step ends where the next token is in another step, or in the answer sentence.
     ends = Ragged.from_list(
         [np.diff(tokenized.steps[i][: n + 1]) > 0 for i, n in enumerate(lengths)]
     )
     rationale, rationale_mask = _rows(rationales, pad_id)
-    # From right to left and back again, questions end together.
+    # Reversed, padded and reversed again, questions end in the same column.
     question_ids, question_mask = (array[:, ::-1] for array in _rows(_reversed(questions), pad_id))
     return AnswererBatch(
         question_ids,  # pyright: ignore[reportArgumentType]
@@ -78,13 +78,13 @@ def make_answerer_batch(tokenized: TokenizedSet, pad_id: int) -> AnswererBatch:
 
 
 def take(batch: AnswererBatch, index: np.ndarray) -> AnswererBatch:
-    """Some rows, cut to the least of `_SHARES` of questions and rationales that holds them."""
+    """Returns the rows at `index`, cut to the smallest of `_WIDTH_FRACTIONS` that fits them."""
     rows = jax.tree.map(lambda array: array[index], batch)
     widest = np.array([batch.question.shape[1], batch.rationale.shape[1]])
     needed = [
         int(mask.sum(axis=1).max(initial=1)) for mask in (rows.question_mask, rows.rationale_mask)
     ]
-    sizes = [round_up(np.ceil(share * widest).astype(int)) for share in _SHARES]
+    sizes = [round_up(np.ceil(fraction * widest).astype(int)) for fraction in _WIDTH_FRACTIONS]
     s, r = next(size for size in sizes if (size >= needed).all())
     return rows.replace(
         question=rows.question[:, -s:],
@@ -96,30 +96,30 @@ def take(batch: AnswererBatch, index: np.ndarray) -> AnswererBatch:
 
 
 def batches(count: int, size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Batches of indices without end, every pass in a new order; short rests join the next pass.
+    """Yields batches of indices forever, in a new order each pass; a remainder joins the next pass.
 
     Args:
-      count: of examples.
-      size: of a batch.
-      seed: of the orders.
-      start: the batch to begin with.
+      count: number of examples.
+      size: batch size.
+      seed: seed of the orders.
+      start: first batch to yield.
     """
     rng = np.random.default_rng(seed)
-    rest = np.zeros(0, np.int64)
+    remaining = np.zeros(0, np.int64)
     for number in itertools.count():
-        while len(rest) < size:
-            rest = np.concatenate([rest, rng.permutation(count)])
+        while len(remaining) < size:
+            remaining = np.concatenate([remaining, rng.permutation(count)])
         if number >= start:
-            yield rest[:size]
-        rest = rest[size:]
+            yield remaining[:size]
+        remaining = remaining[size:]
 
 
 def _rows(ragged: Ragged, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """[N, longest, up to a multiple of 8] int32 and bool."""
+    """Pads to a multiple of 8 that fits the longest slice: [N, width] int32 and bool."""
     width = round_up(max(1, int(ragged.lengths.max(initial=1))))
     return padded(ragged, np.arange(len(ragged)), width, pad_id)
 
 
 def _reversed(ragged: Ragged) -> Ragged:
-    """Each slice from its end to its start."""
+    """Returns each slice in reverse order."""
     return Ragged.from_list([ragged[i][::-1] for i in range(len(ragged))], ragged.values.dtype)

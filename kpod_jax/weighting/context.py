@@ -1,7 +1,7 @@
-"""Token weights that depend on what stands before a token, not on the token itself.
+"""Token weights that depend on the tokens before a token, not on the token itself.
 
-A weighted cross entropy favours the continuations with high weights: at a context c the student
-learns q(t | c) ∝ p(t | c) E[w | t, c]. Where the weight is a function of c alone, q is p.
+A weighted cross entropy favors continuations with high weights: at a context c the student learns
+q(t | c) ∝ p(t | c) E[w | t, c]. If the weight is a function of c alone, q is p.
 
 Letters: M rationale tokens of all examples together.
 """
@@ -10,18 +10,18 @@ import numpy as np
 
 from kpod_jax.data.records import Ragged
 
-_PRIOR = 5.0  # A longer context counts as much as the shorter one after so many tokens.
+_PRIOR = 5.0  # Occurrences with which a longer context counts as much as the shorter one.
 
 
 def weights_by_context(weights: Ragged, targets: Ragged, length: int) -> Ragged:
-    """The mean weight of the tokens that follow the same `length` tokens.
+    """Replaces each weight by the mean weight of all tokens that follow the same `length` tokens.
 
     Rare contexts are interpolated with shorter ones, as in an n-gram language model.
 
     Args:
       weights: w_j of every rationale token, N slices.
       targets: ids, N slices that begin with the rationale's tokens.
-      length: tokens of a context; 0 leaves the weights as they are.
+      length: tokens in a context; 0 leaves the weights unchanged.
 
     Returns:
       N slices of float32.

@@ -1,11 +1,10 @@
-"""Mask learning: fitting the answerer, training the generator, and the weights of a data set.
+"""Mask learning: fits the answerer, trains the generator and computes a data set's weights.
 
-What mask learning lives on is the gap of the answer's loss between a rationale with nothing and
-one with everything masked, on examples that the answerer was not fit on. Where the answerer has
-memorised the answers, or never learned to read, there is no gap, and Eq. 7 is best served by
-keeping nothing. So the answerer is fit first and apart: it reads whole rationales, then prefixes
-under random masks, of examples other than those whose weights are learned. What the generator
-minimises is in kpod_jax/weighting/objective.py.
+Mask learning depends on the gap between the answer's loss with everything masked and with nothing
+masked, on examples that the answerer was not fit on. If the answerer has memorized the answers, or
+never learned to read, there is no gap, and keeping nothing minimizes Eq. 7. So the answerer is fit
+first and separately: it reads whole rationales, then prefixes under random masks, of examples other
+than those whose weights are learned. kpod_jax/weighting/objective.py has the generator's objective.
 """
 
 import dataclasses
@@ -30,10 +29,10 @@ Log = Callable[[str, int, dict[str, float]], None]
 
 
 class Recorder(NamedTuple):
-    """Where a training is written down.
+    """Where a training run is recorded.
 
     Attributes:
-      log: is told what is trained, the step and its values.
+      log: called with what is trained, the step and its values.
       checkpoints: to resume from, to the same bits, and to save to; None: nothing is saved.
     """
 
@@ -43,12 +42,12 @@ class Recorder(NamedTuple):
 
 # Steps between checkpoints.
 _SAVE_EVERY = 100
-# Steps between lines of metrics and of progress.
+# Steps between metrics lines and progress updates.
 _LOG_EVERY = 10
 
 
 def answerer_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """Adam for fitting the answerer in so many steps: a warm-up, then a cosine."""
+    """Returns Adam for fitting the answerer, with a warm-up and a cosine decay."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(50, steps - 1), steps, learning_rate / 20
     )
@@ -58,7 +57,7 @@ def answerer_optimizer(learning_rate: float, steps: int) -> optax.GradientTransf
 def generator_optimizer(
     learning_rate: float, clip_norm: float, steps: int
 ) -> optax.GradientTransformation:
-    """Adam for training the generator in so many steps, at a rate that falls to a tenth."""
+    """Returns Adam for training the generator, with a rate that decays to a tenth."""
     rate = optax.linear_schedule(learning_rate, learning_rate / 10, steps)
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
 
@@ -66,10 +65,10 @@ def generator_optimizer(
 def make_fit_step(
     learner: MaskLearner, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Params, Any, jax.Array]]:
-    """The answerer's step: (params, opt_state, batch, key, masked) -> (params, opt_state, loss).
+    """Builds the answerer's step, which returns parameters, state and loss.
 
-    `masked`, a scalar bool, is whether prefixes and masks are drawn, see `random_masks`. Parameters
-    and state are donated.
+    It takes (params, opt_state, batch, key, masked); the first two are donated. `masked`, a scalar
+    bool, says whether to sample prefixes and masks, see `random_masks`.
     """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -88,11 +87,11 @@ def make_fit_step(
 def make_learn_step(
     learner: MaskLearner, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Params, Any, dict[str, jax.Array]]]:
-    """The generator's step (Eq. 7), which gives new parameters, state, and the objective's parts.
+    """Builds the generator's step (Eq. 7), which returns parameters, state and objective parts.
 
-    It takes (params, opt_state, answerer_params, embeddings, batch, key, alpha, temperature);
-    the first two are donated. The embeddings are those of `learner`, whose own are not looked at:
-    what a jitted function closes over becomes a constant of the compiled program.
+    It takes (params, opt_state, answerer_params, embeddings, batch, key, alpha, temperature); the
+    first two are donated. Pass `learner.embeddings`: they are an argument because arrays that a
+    jitted function closes over become constants of the compiled program.
     """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -119,19 +118,19 @@ def fit_answerer(
 ) -> Params:
     """Fits θw: first on whole rationales, then on masked prefixes.
 
-    With checkpoints, a fitting that was killed resumes to the same bits, and one that is done is
-    not done again.
+    With checkpoints, an interrupted fit resumes to the same bits, and a finished one is not
+    repeated.
 
     Args:
-      learner: the parts.
-      params: of the answerer.
+      learner: the mask learner.
+      params: the answerer's parameters.
       examples: examples to fit it on.
       config: `weighting` of the configuration.
-      recorder: is told the loss, and holds the checkpoints.
-      seed: of everything random.
+      recorder: logs the loss and holds the checkpoints.
+      seed: seed of everything random.
 
     Returns:
-      New parameters; those given are not changed.
+      New parameters; the given ones are not changed.
     """
     steps, (log, checkpoints) = config.fit_unmasked_steps + config.fit_masked_steps, recorder
     if not steps:
@@ -139,10 +138,10 @@ def fit_answerer(
     optimizer = answerer_optimizer(config.fit_learning_rate, steps)
     fit_step = make_fit_step(learner, optimizer)
     params, root = jax.tree.map(jnp.copy, params), jax.random.key(seed)
-    state, first, _ = _go_on(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
+    state, first, _ = _resume(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
     params, state = state["params"], state["opt_state"]
     indices = batches(len(examples.question), config.batch_size, seed, start=first)
-    with processes.listening() as is_told_to_end:
+    with processes.listening() as should_stop:
         for step in range(first, steps):
             batch = learner.take(examples, next(indices))
             masked = jnp.array(step >= config.fit_unmasked_steps)
@@ -151,29 +150,29 @@ def fit_answerer(
             )
             if (step + 1) % _LOG_EVERY == 0 or step == steps - 1:
                 log("answerer", step + 1, {"answer_loss": float(loss)})
-            ends, told = step == steps - 1, is_told_to_end()
-            if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends or told):
+            is_last, stopping = step == steps - 1, should_stop()
+            if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or is_last or stopping):
                 checkpoints.save(step + 1, {"params": params, "opt_state": state})
-            if told and not ends:
-                raise processes.Preempted(f"saved the answerer of step {step + 1}")
+            if stopping and not is_last:
+                raise processes.Preempted(f"saved the answerer at step {step + 1}")
     return params
 
 
 def measure_gap(
     learner: MaskLearner, params: Params, examples: AnswererBatch, batch_size: int
 ) -> dict[str, Any]:
-    """The answer's loss with nothing and with everything masked, averaged over prefixes.
+    """Measures the answer's loss with nothing and with everything masked, averaged over prefixes.
 
-    Ten prefixes are taken of each rationale, evenly among those that are looked at. Give it
+    Uses ten evenly spaced prefixes of each rationale, among those that `prefixes` allows. Pass
     held-out examples.
 
     Returns:
-      "none_masked" and "all_masked" in nats, their difference "gap", and "by_prefix": both for
-      each of the ten.
+      "none_masked" and "all_masked" in nats, their difference "gap", and "by_prefix": both losses
+      for each of the ten.
     """
-    where = None if learner.mesh is None else sharding.replicated(learner.mesh)
+    replicated = None if learner.mesh is None else sharding.replicated(learner.mesh)
 
-    @functools.partial(jax.jit, out_shardings=where)
+    @functools.partial(jax.jit, out_shardings=replicated)
     def losses(params, batch, places, keep):
         places = jnp.broadcast_to(places, (len(batch.question), len(places)))
         prefix_BxP = learner.nth_prefix(batch, places)
@@ -182,13 +181,13 @@ def measure_gap(
 
     count = len(examples.question)
     tenths = np.arange(10)
-    # All at once where that is no more work in memory than one.
+    # All at once if that needs no more memory than one.
     groups = [tenths] if learner.answerer.causal else np.split(tenths, 10)
     table = np.zeros((10, 2))
     for start in range(0, count, batch_size):
         batch = learner.take(examples, np.arange(start, min(start + batch_size, count)))
         for group in groups:
-            places = (group + 0.999) / 10  # The last one of each tenth.
+            places = (group + 0.999) / 10  # The last prefix in each tenth.
             for kept in (0, 1):
                 table[group, kept] += np.asarray(losses(params, batch, places, float(kept))) / count
     all_masked, none_masked = table.mean(axis=0)
@@ -211,28 +210,28 @@ def learn_masks(
     recorder: Recorder,
     seed: int,
 ) -> tuple[Params, Params]:
-    """Trains the generator (Eq. 7); the answerer is frozen, or follows on `joint_examples`.
+    """Trains the generator (Eq. 7); the answerer is frozen, or trained jointly on `joint_examples`.
 
-    What counts is the objective on held-out examples: the generator that had the lowest is
-    returned, and training stops when it has not fallen for long.
+    Returns the generator with the lowest objective on held-out examples, and stops early when that
+    no longer falls.
 
     Args:
-      learner: the parts.
-      answerer_params: of the fitted answerer.
-      examples: examples whose tokens are to be weighted.
-      config: `weighting` of the configuration. The temperature falls geometrically. α rises from 0
-        over `alpha_warmup` of the steps: its gradient is steady from the first step, the answer's
-        is noisy, and without the rise it can win before anything is learned, where the gradient
-        goes through the answerer. The score function's masks need the price.
-      joint_examples: what a following answerer (`joint_learning_rate` > 0) is fit on.
-      judge: the held-out objective of parameters of the generator and the answerer, called every
-        `eval_every` steps; `patience` calls in a row without a lower value end the training. With
-        `eval_every` = 0 it is never called, and the last generator is returned.
-      recorder: is told the parts of the objective, and holds the checkpoints.
-      seed: of everything random.
+      learner: the mask learner.
+      answerer_params: parameters of the fitted answerer.
+      examples: examples whose tokens are weighted.
+      config: `weighting` of the configuration. The temperature decays geometrically. α rises from 0
+        over the fraction `alpha_warmup` of the steps: its gradient is steady from the first step,
+        the answer's is noisy, so if the gradient goes through the answerer, α may win before
+        anything is learned. The score function needs the price from the start.
+      joint_examples: examples to train the answerer on jointly, if `joint_learning_rate` > 0.
+      judge: maps parameters of the generator and the answerer to the held-out objective; called
+        every `eval_every` steps. `patience` calls in a row without a lower value end the training.
+        With `eval_every` = 0 it is never called, and the last generator is returned.
+      recorder: logs the parts of the objective and holds the checkpoints.
+      seed: seed of everything random.
 
     Returns:
-      The parameters of the generator, and of the answerer as it is in the end.
+      The generator's parameters, and the answerer's at the end of training.
     """
     steps, batch_size, (log, checkpoints) = config.steps, config.batch_size, recorder
     joint_learning_rate = config.joint_learning_rate
@@ -251,11 +250,11 @@ def learn_masks(
     )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def follow_step(answerer_params, state, params, embeddings, batch, key, temperature):
+    def joint_step(answerer_params, state, params, embeddings, batch, key, temperature):
         def loss(answerer_params):
-            # A backward pass keeps what every mask needs: the fewest that the score function takes.
-            of = dataclasses.replace(learner, embeddings=embeddings, mask_samples=2)
-            return of.objective(params, answerer_params, batch, key, 0.0, temperature)[0]
+            # The backward pass stores activations of every mask: use the score function's minimum.
+            joint_learner = dataclasses.replace(learner, embeddings=embeddings, mask_samples=2)
+            return joint_learner.objective(params, answerer_params, batch, key, 0.0, temperature)[0]
 
         gradient = jax.grad(loss)(answerer_params)
         updates, state = joint_optimizer.update(gradient, state, answerer_params)
@@ -266,14 +265,14 @@ def learn_masks(
     if joint_learning_rate:
         state["answerer"] = answerer_params = jax.tree.map(jnp.copy, answerer_params)
         state["joint_state"] = joint_optimizer.init(answerer_params)
-    state, start, extra = _go_on(checkpoints, state)
+    state, start, extra = _resume(checkpoints, state)
     done = extra.get("done", False)
-    # The lowest objective so far, and looks since then.
-    best_value, since = extra.get("best_value"), extra.get("since", 0)
+    # The lowest objective so far, and evaluations since then.
+    best_value, num_worse = extra.get("best_value"), extra.get("since", 0)
     indices = batches(len(examples.question), batch_size, seed, start)
     joint_indices = batches(len(joint_examples.question), batch_size, seed + 1, start)
     first, last = config.temperature_start, config.temperature_end
-    with processes.listening() as is_told_to_end:
+    with processes.listening() as should_stop:
         for step in range(start, 0 if done else steps):
             temperature = first * (last / first) ** (step / steps)
             alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, config.alpha_warmup * steps))
@@ -293,7 +292,7 @@ def learn_masks(
             if joint_learning_rate:
                 batch = learner.take(joint_examples, next(joint_indices))
                 key = jax.random.fold_in(key, 1)
-                answerer_params, state["joint_state"] = follow_step(
+                answerer_params, state["joint_state"] = joint_step(
                     answerer_params,
                     state["joint_state"],
                     state["params"],
@@ -303,34 +302,34 @@ def learn_masks(
                     temperature,
                 )
                 state["answerer"] = answerer_params
-            judged = (step + 1) % eval_every == 0
-            if judged:
+            evaluating = (step + 1) % eval_every == 0
+            if evaluating:
                 value = judge(state["params"], answerer_params)
                 parts["held_out_objective"] = jnp.asarray(value)
                 if best_value is None or value < best_value:
                     state["best"] = jax.tree.map(jnp.copy, state["params"])
-                    best_value, since = value, 0
+                    best_value, num_worse = value, 0
                 else:
-                    since += 1
-            ends = step == steps - 1 or since == patience
-            if judged or (step + 1) % _LOG_EVERY == 0 or ends:
+                    num_worse += 1
+            is_last = step == steps - 1 or num_worse == patience
+            if evaluating or (step + 1) % _LOG_EVERY == 0 or is_last:
                 log("generator", step + 1, {k: float(v) for k, v in parts.items()})
-            told = is_told_to_end()
-            if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or ends or told):
-                extra = {"done": ends, "best_value": best_value, "since": since}
+            stopping = should_stop()
+            if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or is_last or stopping):
+                extra = {"done": is_last, "best_value": best_value, "since": num_worse}
                 checkpoints.save(step + 1, state, extra=extra)
-            if ends:
+            if is_last:
                 break
-            if told:
-                raise processes.Preempted(f"saved the generator of step {step + 1}")
+            if stopping:
+                raise processes.Preempted(f"saved the generator at step {step + 1}")
     params = state["params"] if best_value is None else state["best"]
     return params, state.get("answerer", answerer_params)
 
 
-def _go_on(
+def _resume(
     checkpoints: Checkpoints | None, state: dict[str, Any]
 ) -> tuple[dict[str, Any], int, dict[str, Any]]:
-    """The state of the latest checkpoint, its step, and what was saved beside it."""
+    """Returns the latest checkpoint's state, step and extra data, or the given state at step 0."""
     if checkpoints is None or checkpoints.latest_step() is None:
         return state, 0, {}
     restored = checkpoints.restore_like(state)
@@ -340,10 +339,10 @@ def _go_on(
 def compute_weights(
     learner: MaskLearner, generator_params: Params, examples: AnswererBatch, batch_size: int
 ) -> Ragged:
-    """w_j of every rationale token, without noise (Eq. 3): N slices of float32 in (0, 1)."""
-    where = None if learner.mesh is None else sharding.replicated(learner.mesh)
+    """Returns w_j of every rationale token without noise (Eq. 3): N float32 slices in (0, 1)."""
+    replicated = None if learner.mesh is None else sharding.replicated(learner.mesh)
 
-    @functools.partial(jax.jit, out_shardings=where)
+    @functools.partial(jax.jit, out_shardings=replicated)
     def weights(params, batch):
         return jax.nn.sigmoid(learner.logits(params, batch))
 

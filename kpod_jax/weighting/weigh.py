@@ -1,9 +1,9 @@
-"""Token weights: fit the answerer apart, check that it can teach, learn masks, weigh the tokens.
+"""Token weights: fits the answerer, checks that it reads, learns masks and weighs the tokens.
 
-With `fit="other_fold"` the training set is cut in two halves: each half's weights are learned from
-an answerer that was fit on the other half, so no answerer knows the answers that it is asked for.
-With `fit="fresh"` it is fit on new problems, and one pass does. `fit="same"` is the paper's plain
-way, which works while the answerer cannot memorise.
+With `fit="other_fold"` the training set is split in half: each half's weights are learned with an
+answerer that was fit on the other half, so no answerer has seen the answers that it must predict.
+With `fit="fresh"` it is fit on new problems, and one pass suffices. `fit="same"` is the paper's
+method, which works as long as the answerer cannot memorize.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ _COLLAPSED = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class TokenWeights(Ragged):
-    """w_j of every training rationale token, N slices of float32, and how they came about.
+    """w_j of every training rationale token, N slices of float32, and how they were learned.
 
     Attributes:
-      summary: plain JSON: "objective" on held-out examples beside that of keeping every token and
-        none, "keep_all" and "keep_none", "gap", "mean_weight", "auc"; of each fold in "folds".
-      held_out: the weights of the held-out examples that were judged; of several folds, the mean.
+      summary: plain JSON: "objective" on held-out examples, beside that of keeping every token and
+        none, "keep_all" and "keep_none", "gap", "mean_weight", "auc"; per fold in "folds".
+      held_out: weights of the held-out examples used for evaluation, averaged over folds.
       spans: the characters of each token in its rationale.
     """
 
@@ -70,14 +70,14 @@ class TokenWeights(Ragged):
 
     @classmethod
     def load(cls, root: pathlib.Path) -> "TokenWeights":
-        """What `save` wrote."""
+        """Loads the weights and the summary that `save` wrote."""
         arrays = files.read_npz(root / "token_weights.npz")
         return cls(arrays["values"], arrays["offsets"], files.read_json(root / "weighting.json"))
 
     def __str__(self) -> str:
-        """What was done, in a few words."""
+        """Returns a one-line summary."""
         if "gap" not in self.summary:
-            return f"{len(self.values)} token weights of your own"
+            return f"{len(self.values)} custom token weights"
         summary = self.summary
         gap = summary["gap"]["all_masked"] - summary["gap"]["none_masked"]
         text = (
@@ -103,17 +103,18 @@ def learn_token_weights(
     """Learns how much each token of the training rationales matters (Eq. 2-7).
 
     Args:
-      config: `weighting` of a configuration. With `weights=FILE.npz` yours are read instead.
-      student: whose tokens are weighted, and whose input embeddings the generator reads.
-      data: of which the validation split judges the weights.
-      mesh: of the devices; None: all of them.
+      config: `weighting` of a configuration. With `weights=FILE.npz`, reads custom weights instead.
+      student: the model whose tokens are weighted, and whose input embeddings the generator reads.
+      data: data set, whose validation split is used to evaluate the weights.
+      mesh: mesh of the devices; None: all of them.
       answerer: θw before it is fit; None: `config.answerer`, or the student without adapters.
-      fresh: new problems to fit the answerer on, for `fit="fresh"`; an answerer that is not fit
-        needs none.
-      workdir: for metrics and checkpoints, from which a killed run resumes; None: none are kept.
+      fresh: new problems to fit the answerer on, for `fit="fresh"`; not needed if the answerer is
+        not fit.
+      workdir: for metrics and checkpoints, from which an interrupted run resumes; None: none are
+        kept.
 
     Raises:
-      UserError: no held-out rationales, or as `weigh` and `read_token_weights` do.
+      UserError: there are no held-out rationales; see also `weigh` and `read_token_weights`.
     """
     spans = data.train.rationale_char_spans
     if config.weights != "learned":
@@ -124,19 +125,19 @@ def learn_token_weights(
     held_out, _ = student.tokenize(data.records("validation"))
     if not held_out.records:
         raise UserError(
-            "Token weights are judged on the validation split, whose records have no rationales "
-            "that fit. Give some, by data.rationales or in the data, or set "
+            "Token weights are evaluated on the validation split, whose records have no rationales "
+            "that fit. Provide some in the data or through data.rationales, or set "
             "weighting.weights=uniform."
         )
     if config.fit == "fresh" and not fresh and config.fit_unmasked_steps + config.fit_masked_steps:
         raise UserError(
-            "weighting.fit='fresh' fits the answerer on new problems, and none were given. "
-            "Expected some as `fresh`, or fit='other_fold'."
+            "weighting.fit='fresh' fits the answerer on new problems, but none were given. "
+            "Pass some as `fresh`, or use fit='other_fold'."
         )
     with contextlib.ExitStack() as stack:
         if workdir is None:
             workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        found = weigh(
+        weights = weigh(
             config,
             student,
             data.train,
@@ -146,14 +147,14 @@ def learn_token_weights(
             fresh=student.tokenize(fresh)[0] if config.fit == "fresh" and fresh else None,
             workdir=workdir,
         )
-    return dataclasses.replace(found, spans=spans)
+    return dataclasses.replace(weights, spans=spans)
 
 
 def answerer_of(student: Student, config: Config, **changes: Any) -> Student:
-    """The answerer before it is fit: a model without adapters, as all of its weights are fit.
+    """Returns the answerer before it is fit: a model without adapters, as all its weights are fit.
 
     Args:
-      student: whose settings it has.
+      student: provides the settings.
       config: `weighting` of a configuration.
       **changes: see `load_student`.
     """
@@ -166,11 +167,11 @@ def answerer_of(student: Student, config: Config, **changes: Any) -> Student:
 
 
 def read_token_weights(path: str, lengths_N: np.ndarray) -> Ragged:
-    """Token weights of one's own.
+    """Reads custom token weights.
 
     Args:
-      path: a .npz file as token_weights.npz is: "values" [M], the weights of the rationale tokens
-        of all training records in their order, and "offsets" [N + 1], where each record's begin.
+      path: .npz file like token_weights.npz: "values" [M], the weights of the rationale tokens of
+        all training records in order, and "offsets" [N + 1], where each record's weights begin.
       lengths_N: rationale tokens of each record.
 
     Raises:
@@ -180,17 +181,17 @@ def read_token_weights(path: str, lengths_N: np.ndarray) -> Ragged:
     if not {"values", "offsets"} <= arrays.keys():
         raise UserError(
             f"weighting.weights={path} holds {', '.join(arrays) or 'nothing'}; expected the arrays "
-            '"values" and "offsets", as token_weights.npz of a run has them.'
+            '"values" and "offsets", as in token_weights.npz of a run.'
         )
     weights = Ragged(arrays["values"].astype(np.float32), arrays["offsets"])
     if not np.array_equal(weights.lengths, lengths_N) or weights.offsets[0] != 0:
         raise UserError(
-            f"weighting.weights={path} has the weights of {len(weights)} rationales with "
+            f"weighting.weights={path} has weights of {len(weights)} rationales with "
             f"{len(weights.values)} tokens; expected those of the {len(lengths_N)} training "
             f"records, whose rationales have {int(lengths_N.sum())} tokens under this student."
         )
-    if not ((weights.values >= 0) & (weights.values <= 1)).all():  # NaN is neither.
-        raise UserError(f"weighting.weights={path}: expected weights from 0 to 1 alone.")
+    if not ((weights.values >= 0) & (weights.values <= 1)).all():  # NaN fails both.
+        raise UserError(f"weighting.weights={path}: expected weights between 0 and 1.")
     return weights
 
 
@@ -209,17 +210,17 @@ def weigh(
 
     Args:
       config: `weighting` of the configuration.
-      student: whose input embeddings the generator reads; its seed is that of everything random.
-      train: whose tokens are to be weighted.
+      student: the model whose input embeddings the generator reads; its seed is used throughout.
+      train: examples whose tokens are weighted.
       held_out: examples of another split, on which gap and objectives are measured.
-      mesh: of the devices.
-      answerer: θw before it is fit; of the student's tokenizer.
+      mesh: mesh of the devices.
+      answerer: θw before it is fit; has the student's tokenizer.
       fresh: new problems to fit the answerer on, for `fit="fresh"`.
-      workdir: for the metrics and the checkpoints, from which a killed run resumes.
+      workdir: for metrics and checkpoints, from which an interrupted run resumes.
 
     Raises:
-      UserError: the answerer has another tokenizer, there is no gap for masks to be learned from,
-        the weights collapsed, or keeping every token, or none, serves the objective better.
+      UserError: the answerer has a different tokenizer, there is no gap to learn masks from, the
+        weights collapsed, or keeping every token, or none, has a lower objective.
     """
     _check_tokenizers(student, answerer)
     _check_lengths(train, answerer)
@@ -227,16 +228,19 @@ def weigh(
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     embeddings = jax.device_put(embeddings, sharding.replicated(mesh))
     learner, seed = make_learner(answerer, embeddings, config, mesh), student.seed
-    examples, judged = make_answerer_batch(train, pad_id), make_answerer_batch(held_out, pad_id)
-    judged = jax.tree.map(lambda array: array[: config.eval_examples], judged)
+    examples, held_out_batch = (
+        make_answerer_batch(train, pad_id),
+        make_answerer_batch(held_out, pad_id),
+    )
+    held_out_batch = jax.tree.map(lambda array: array[: config.eval_examples], held_out_batch)
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
-    folds, parts, judged_weights = _folds(len(train), config.fit, seed), [], []
+    folds, parts, held_out_weights = _folds(len(train), config.fit, seed), [], []
     steps = config.fit_unmasked_steps + config.fit_masked_steps + config.steps
     passes = [
         _Fold(learner, config, seed + n, steps * n, workdir / f"{CHECKPOINTS}/fold_{n}")
         for n in range(len(folds))
     ]
-    reached = max(fold.reached() for fold in passes)
+    reached = max(fold.resume_step() for fold in passes)
     with (
         sharding.use(mesh),
         MetricsWriter(workdir, STAGE, restored_step=reached or None) as writer,
@@ -245,37 +249,39 @@ def weigh(
         for fold, (fit_on, weigh_on) in zip(passes, folds, strict=True):
             fit = _rows(examples, fit_on) if fresh is None else make_answerer_batch(fresh, pad_id)
             params, part = fold.learn(
-                answerer_params, fit, _rows(examples, weigh_on), judged, writer, progress
+                answerer_params, fit, _rows(examples, weigh_on), held_out_batch, writer, progress
             )
             weights = learn.compute_weights(
                 learner, params, _rows(examples, weigh_on), config.batch_size
             )
-            for place, i in enumerate(weigh_on):
-                values[i] = weights[place]
+            for row, i in enumerate(weigh_on):
+                values[i] = weights[row]
             part["mean_weight"] = float(weights.values.mean())
             _check_health(part, config)
             parts.append(part)
-            judged_weights.append(learn.compute_weights(learner, params, judged, config.batch_size))
+            held_out_weights.append(
+                learn.compute_weights(learner, params, held_out_batch, config.batch_size)
+            )
     weights = Ragged.from_list(values, np.float32)
     summary: dict[str, Any] = {
         key: float(np.mean([part[key] for part in parts])) for key in parts[0]
     }
     summary["mean_weight"] = float(weights.values.mean())
-    judged_M = np.mean([weights.values for weights in judged_weights], axis=0)
-    judged_weights = Ragged(judged_M, judged_weights[0].offsets)
-    summary["auc"] = keypoint_auc(judged_M, held_out, len(judged.question))
+    held_out_M = np.mean([weights.values for weights in held_out_weights], axis=0)
+    held_out_weights = Ragged(held_out_M, held_out_weights[0].offsets)
+    summary["auc"] = keypoint_auc(held_out_M, held_out, len(held_out_batch.question))
     summary["folds"] = parts
     summary["gap"] = {key: summary.pop(key) for key in ("none_masked", "all_masked")}
-    return TokenWeights(weights.values, weights.offsets, summary, judged_weights)
+    return TokenWeights(weights.values, weights.offsets, summary, held_out_weights)
 
 
 def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> float | None:
-    """Probability that a keypoint's weight is above a filler token's; None where unknown.
+    """Returns the probability that a keypoint's weight exceeds a filler token's; None if unknown.
 
     Args:
       weights_M: w_j of the rationale tokens of the first `count` examples.
       tokenized: the examples.
-      count: how many of them.
+      count: number of examples to use.
     """
     truth = keypoint_tokens(tokenized.records[:count], tokenized.rationale_char_spans)
     if truth is None or truth.all() or not truth.any():
@@ -285,14 +291,14 @@ def keypoint_auc(weights_M: np.ndarray, tokenized: TokenizedSet, count: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Fold:
-    """One pass: an answerer, fit on some examples, and a generator, trained on others.
+    """One pass: an answerer fit on some examples, and a generator trained on others.
 
     Attributes:
-      learner: of masks.
+      learner: the mask learner.
       config: `weighting` of the configuration.
-      seed: of this pass.
-      first_step: of the stage, where this pass begins.
-      directory: for the checkpoints of both.
+      seed: seed of this pass.
+      first_step: step of the stage at which this pass begins.
+      directory: directory for the checkpoints of both.
     """
 
     learner: MaskLearner
@@ -301,15 +307,15 @@ class _Fold:
     first_step: int
     directory: pathlib.Path
 
-    def reached(self) -> int:
-        """The stage's step that the pass goes on from; 0 where it has not begun."""
-        before = {
+    def resume_step(self) -> int:
+        """Returns the stage's step that the pass resumes from; 0 if it has not begun."""
+        offsets = {
             "answerer": 0,
             "generator": self.config.fit_unmasked_steps + self.config.fit_masked_steps,
         }
         steps = [
-            self.first_step + before[part] + int(path.name)
-            for part in before
+            self.first_step + offsets[part] + int(path.name)
+            for part in offsets
             for path in (self.directory / part).glob("[0-9]*")
             if path.name.isdecimal()
         ]
@@ -320,26 +326,26 @@ class _Fold:
         answerer_params: Params,
         fit: AnswererBatch,
         weigh: AnswererBatch,
-        judged: AnswererBatch,
+        held_out: AnswererBatch,
         writer: MetricsWriter,
         progress: Progress,
     ) -> tuple[Params, dict[str, float]]:
-        """The generator's parameters, and gap and objectives on the judged examples."""
+        """Fits and trains; returns the generator's parameters, and held-out gap and objectives."""
         config, learner = self.config, self.learner
-        done = self.reached()
+        done = self.resume_step()
 
         def log(what: str, step: int, values: dict[str, float]) -> None:
             nonlocal done
-            before = (
+            offset = (
                 config.fit_unmasked_steps + config.fit_masked_steps if what == "generator" else 0
             )
-            step += self.first_step + before
+            step += self.first_step + offset
             progress.update(max(0, step - max(done, self.first_step)), **values)
             done = step
             writer.write(step, {"part": what, **values})
             if not all(map(math.isfinite, values.values())):
                 raise UserError(
-                    f"Token weighting: step {step} of the {what} gave {values}. Lower "
+                    f"Token weighting diverged: step {step} of the {what} gave {values}. Lower "
                     "weighting.fit_learning_rate or weighting.learning_rate."
                 )
 
@@ -352,7 +358,7 @@ class _Fold:
                 recorder=learn.Recorder(log, checkpoints),
                 seed=self.seed,
             )
-        gap = learn.measure_gap(learner, answerer_params, judged, config.batch_size)
+        gap = learn.measure_gap(learner, answerer_params, held_out, config.batch_size)
         by_prefix = ", ".join(
             f"{a - n:.1f}"
             for a, n in zip(
@@ -366,7 +372,7 @@ class _Fold:
         )
         if gap["gap"] < config.min_gap:
             raise UserError(_no_gap(gap, config))
-        judge = objective_on(learner, judged, config.batch_size, self.seed)
+        evaluate = objective_on(learner, held_out, config.batch_size, self.seed)
         with Checkpoints(self.directory / "generator") as checkpoints:
             params, answerer_params = learn.learn_masks(
                 learner,
@@ -374,24 +380,24 @@ class _Fold:
                 weigh,
                 config,
                 joint_examples=fit,
-                judge=judge,
+                judge=evaluate,
                 recorder=learn.Recorder(log, checkpoints),
                 seed=self.seed,
             )
         keep_all, keep_none = constant_objectives(
-            learner, answerer_params, judged, config.batch_size, self.seed
+            learner, answerer_params, held_out, config.batch_size, self.seed
         )
         return params, {
             "none_masked": gap["none_masked"],
             "all_masked": gap["all_masked"],
-            "objective": judge(params, answerer_params),
+            "objective": evaluate(params, answerer_params),
             "keep_all": keep_all,
             "keep_none": keep_none,
         }
 
 
 def _folds(count: int, fit: str, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of (examples the answerer is fit on, examples whose weights are learned)."""
+    """Returns pairs of (examples that the answerer is fit on, examples to weigh)."""
     everything = np.arange(count)
     if fit != "other_fold":
         return [(everything, everything)]
@@ -407,31 +413,31 @@ def _rows(batch: AnswererBatch, index: np.ndarray) -> AnswererBatch:
 def _check_tokenizers(student: Student, answerer: Student) -> None:
     if student.tokenizer.get_vocab() != answerer.tokenizer.get_vocab():
         raise UserError(
-            "The answerer (weighting.answerer) has another tokenizer than the student; rationale "
-            "tokens are masked one by one, so both must have the same. Choose an answerer of the "
-            "student's family, or leave weighting.answerer empty to use the student."
+            "The answerer (weighting.answerer) has a different tokenizer than the student. "
+            "Rationale tokens are masked one by one, so the two must match. Choose an answerer of "
+            "the student's family, or leave weighting.answerer empty to use the student."
         )
 
 
 def _check_lengths(tokenized: TokenizedSet, answerer: Student) -> None:
-    limit = getattr(answerer.config, "max_position_embeddings", None)  # T5 has none.
+    limit = getattr(answerer.config, "max_position_embeddings", None)  # T5 has no limit.
     lengths = tokenized.questions.lengths + tokenized.rationale_lengths + tokenized.answers.lengths
     if limit is None or not len(lengths) or lengths.max() <= limit:
         return
     longest = int(lengths.argmax())
     raise UserError(
         f"Record {tokenized.records[longest].id}: question, rationale and answer have "
-        f"{lengths[longest]} tokens together, and the answerer {answerer.model!r} was trained on "
+        f"{lengths[longest]} tokens together, but the answerer {answerer.model!r} was trained on "
         f"{limit} at most (max_position_embeddings in its config.json). Lower "
         "student.max_question_tokens and student.max_target_tokens, so that such records are "
-        "rejected by name, or choose another weighting.answerer."
+        "rejected, or choose another weighting.answerer."
     )
 
 
 def make_learner(
     answerer: Student, embeddings: jax.Array, config: Config, mesh: Mesh | None = None
 ) -> MaskLearner:
-    """Mask learning with a model as its answerer, as `weighting` of the configuration has it."""
+    """Returns the mask learner that `weighting` of the configuration describes."""
     return MaskLearner(
         make_answerer(answerer, config.encoding),
         Generator(config.hidden_size, config.num_heads, config.initial_weight),
@@ -448,17 +454,17 @@ def make_learner(
 
 
 def make_answerer(model: Student, encoding: str = "bidirectional") -> Answerer:
-    """The answerer that a model is; masked tokens are T5's first sentinel, else padding.
+    """Returns the answerer for a model; masked tokens become T5's first sentinel, else padding.
 
     Args:
-      model: its module, configuration and tokenizer.
+      model: provides the module, configuration and tokenizer.
       encoding: "bidirectional", as T5 is pre-trained, or "causal": all prefixes of a rationale are
-        encoded at once. A decoder-only model is causal in any case.
+        encoded at once. A decoder-only model is always causal.
     """
     tokenizer, config = model.tokenizer, model.config
     mask_id = tokenizer.get_vocab().get("<extra_id_0>", tokenizer.pad_token_id)
     if model.decoder_only:
-        # The answer follows the prefix in one sequence; the end token parts them.
+        # Prefix and answer are one sequence, separated by the end token.
         return Answerer(model.module, mask_id, config.eos_token_id, None, causal=True)
     causal = encoding == "causal"
     eos_id = None if causal else config.eos_token_id
@@ -471,23 +477,23 @@ def _no_gap(gap: dict[str, Any], config: Config) -> str:
         "The answerer does not read rationales: raise weighting.fit_unmasked_steps or "
         "weighting.fit_masked_steps, or start from a stronger weighting.answerer."
         if gap["none_masked"] > 1.0
-        else "The answerer answers from the question alone; it may have memorised the answers: use "
+        else "The answerer answers from the question alone; it may have memorized the answers: use "
         "weighting.fit=other_fold (or fresh), fewer weighting.fit_masked_steps, or more examples."
     )
     return (
         "Token weights cannot be learned: on held-out examples the answer's loss is "
         f"{gap['none_masked']:.2f} nats with nothing masked and {gap['all_masked']:.2f} with "
         f"everything masked. The gap of {gap['gap']:.2f} is below weighting.min_gap="
-        f"{config.min_gap}, so keeping nothing would serve Eq. 7 best. {advice} Or train without "
+        f"{config.min_gap}, so keeping nothing would minimize Eq. 7. {advice} Or train without "
         "token weights: --config.weighting.weights=uniform."
     )
 
 
 def _check_health(part: dict[str, float], config: Config) -> None:
-    """Stops at weights that say nothing.
+    """Rejects weights that carry no information.
 
     Raises:
-      UserError: all are near 0 or 1, or keeping everything or nothing would be the better mask.
+      UserError: nearly all are 0 or 1, or keeping everything, or nothing, is a better mask.
     """
     mean, objective = part["mean_weight"], part["objective"]
     if not _COLLAPSED <= mean <= 1 - _COLLAPSED:
@@ -508,7 +514,7 @@ def _check_health(part: dict[str, float], config: Config) -> None:
         f"{part['keep_none']:.3f} with none."
     )
     if config.allow_failed:
-        logging.warning("weigh: %s Going on, as weighting.allow_failed says.", failure)
+        logging.warning("weigh: %s Continuing, as weighting.allow_failed is set.", failure)
         return
     raise UserError(
         f"{failure} Try more weighting.steps or weighting.mask_samples, another weighting.alpha, "

@@ -162,9 +162,9 @@ def test_scott_reads_a_teachers_counterfactuals(tmp_path):
     assert (found.question, found.answer, found.steps) == ("2 + 2?", "5", ("2 + 3 = 5.",))
     with pytest.raises(UserError, match=r"counterfactuals.jsonl:2 has no 'answer'"):
         read(wrong, {k: v for k, v in wrong.items() if k != "answer"})
-    with pytest.raises(UserError, match="has the answer 'many', which is no number"):
+    with pytest.raises(UserError, match="has the answer 'many', which is not a number"):
         read(wrong | {"answer": "many"})
-    with pytest.raises(UserError, match="no rationale that supports another answer"):
+    with pytest.raises(UserError, match="no rationale for a non-gold answer"):
         read(wrong | {"answer": 4})
     method = make(Scott, counterfactuals=str(path))
     read(wrong)
@@ -280,7 +280,7 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
     ("method", "changes", "said"),
     [
         ("scott", {"weighting.weights": "learned"}, "weighting.weights='learned': expected unif"),
-        ("scott", {"data.name": "gsm8k"}, "baseline.counterfactuals='': expected a teacher's"),
+        ("scott", {"data.name": "gsm8k"}, "baseline.counterfactuals='': expected a JSONL file"),
         (
             "mcc_kd",
             {"data.rationales_per_question": 1},
@@ -305,23 +305,23 @@ def test_methods_are_those_of_the_configuration_and_their_keys_exist():
         ),
         ("mcc_kd", {"baseline.ngram": 0}, "baseline.ngram=0: expected at least 1"),
         ("mcc_kd", {"baseline.diverse_rationales": 1}, "diverse_rationales=1: expected at least 2"),
-        ("specialized_kd", {"baseline.formats": ("few",)}, "expected different ones of"),
+        ("specialized_kd", {"baseline.formats": ("few",)}, "expected distinct formats from"),
         (
             "specialized_kd",
             {"baseline.formats": ("zero_shot_answer_only",)},
-            "expected zero_shot_chain_of_thought, which students are asked in",
+            "expected zero_shot_chain_of_thought to be included",
         ),
         (
             "specialized_kd",
             {"baseline.format_weights": (1.0, 0.0, 1.0, 1.0)},
-            "baseline.format_weights=(1.0, 0.0, 1.0, 1.0): expected numbers above 0, one for each",
+            "baseline.format_weights=(1.0, 0.0, 1.0, 1.0): expected positive numbers, one for each",
         ),
         ("answer_only", {"baseline.answer_prompt": "Q"}, "baseline.answer_prompt='Q': expected"),
         ("no.such.module:Method", {}, "method='no.such.module:Method' cannot be imported"),
         (
             "json:JSONDecoder",
             {},
-            "is no subclass of kpod_jax.baselines.protocol.Method",
+            "is not a subclass of kpod_jax.baselines.protocol.Method",
         ),
     ],
 )
@@ -366,15 +366,19 @@ class Own(Method):
 @pytest.mark.parametrize(
     ("made", "shares", "said"),
     [
-        ([], {}, "Own has no example that fits the student: it made none"),
-        ([Example(RECORDS[0], PROMPT)] * 2, {}, "Own makes two examples with the id 'a'"),
+        ([], {}, "Own has no example that fits the student: it creates none"),
+        ([Example(RECORDS[0], PROMPT)] * 2, {}, "Own creates two examples with the id 'a'"),
         (
             [Example(RECORDS[0].__class__("x", "q", (), "1"), PROMPT, answer_sentence=False)],
             {},
             "'x' with neither a rationale nor an answer sentence",
         ),
-        ([Example(RECORDS[0], PROMPT, task="t")], {"u": 1}, "Own has no share for the task 't'"),
-        ([Example(RECORDS[0], "Q:")], {}, "must hold {question} exactly once"),
+        (
+            [Example(RECORDS[0], PROMPT, task="t")],
+            {"u": 1},
+            "Own.shares has no entry for the task 't'",
+        ),
+        ([Example(RECORDS[0], "Q:")], {}, "must contain {question} exactly once"),
     ],
 )
 def test_examples_that_are_none_are_named(build, made, shares, said):

@@ -144,7 +144,7 @@ def test_a_whole_run_with_a_teachers_distributions(at_home, tmp_path, capsys):
     )
     workdir = pipeline.run(config, tmp_path / "run")
     said = capsys.readouterr().out
-    assert "distributions for 8 of 16 rationales and " in said and "does not give" not in said
+    assert "distributions for 8 of 16 rationales and " in said and "does not provide" not in said
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     losses = [row["loss"] for row in found if "loss" in row]
     assert np.isfinite(losses).all() and min(losses) > 0

@@ -15,7 +15,7 @@ def test_a_row_counts_what_is_at_hand(shared_data, tmp_path):
     assert len(cells) == datasets.HEADER[0].count("|") - 1
     assert cells[:3] == [
         "ASDiv",
-        "14 / 3 / 3 (20 at hand of 1462 / 313 / 314)",
+        "14 / 3 / 3 (20 available of 1462 / 313 / 314)",
         "1.0 (to 1)",
     ]
     assert cells[5:] == ["100.00%", "0", "20 of 20", "none"]

@@ -76,6 +76,7 @@ def test_both_sides_do_the_same_work(config, lora):
     assert work.batch()["supervised"].sum() == 16
 
 
+@pytest.mark.slow
 def test_generations_of_both_sides_are_as_long_as_asked_for():
     for config in (T5, LLAMA):
         work = Work(config, 2, 8, 4)
@@ -83,6 +84,7 @@ def test_generations_of_both_sides_are_as_long_as_asked_for():
         assert generation.Ours(work, rows=4)(samples=3).shape == (2, 3, 4)
 
 
+@pytest.mark.slow
 def test_the_tables_of_an_accelerator_in_miniature():
     """So that what runs on a GPU seldom does not rot."""
     trained, decoded = columns(gpu.training(True)), columns(gpu.decoding(True))

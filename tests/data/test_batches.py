@@ -350,7 +350,7 @@ def test_the_hosts_parts_are_the_batch(tokenized, hosts, buckets, seed, epoch, i
 
 
 def test_a_batch_that_hosts_cannot_divide_is_named(tokenized):
-    with pytest.raises(UserError, match="batch of 4 rows cannot be divided between 3 hosts"):
+    with pytest.raises(UserError, match="batch of 4 rows evenly among 3 hosts"):
         make(tokenized, host=(0, 3))
 
 
@@ -419,7 +419,7 @@ def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized, step_starts):
                 assert (targets[:-size] == PAD).all()
     assert sorted(seen) == list(range(len(tokenized)))
     with pytest.raises(
-        UserError, match=r"Record 9 has 131 tokens, more than a row of distill\.pack_length=30"
+        UserError, match=r"Record 9 has 131 tokens, more than distill\.pack_length=30"
     ):
         make(tokenized, pack_length=30)
 

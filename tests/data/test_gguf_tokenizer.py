@@ -213,8 +213,8 @@ def test_real_vocabularies_give_the_ids_of_sentencepiece(shared_data, tmp_path, 
 @pytest.mark.parametrize(
     ("model", "pre", "message"),
     [
-        ("bert", "default", r"kind 'bert'.*Supported are gpt2, llama, t5"),
-        ("gpt2", "tekken", r"way 'tekken'.*Supported are default, gpt-2, smollm, qwen2"),
+        ("bert", "default", r"tokenizer 'bert'.*expected one of gpt2, llama, t5"),
+        ("gpt2", "tekken", r"'tekken'.*expected one of default, gpt-2, smollm, qwen2"),
     ],
 )
 def test_other_kinds_are_named(tmp_path, model, pre, message):

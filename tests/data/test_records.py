@@ -22,10 +22,10 @@ def test_records_come_back_as_they_were(tmp_path):
     ("line", "reason"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "not a JSON object but list"),
+        ("[1]", r"not a JSON object \(got list\)"),
         ('{"id": "c", "question": "q", "steps": []}', "has no 'answer'"),
-        ('{"id": "c", "question": "q", "steps": "One.", "answer": "1"}', "'steps' are texts"),
-        ('{"id": "c", "question": "q", "steps": [1], "answer": "1"}', "'steps' are texts"),
+        ('{"id": "c", "question": "q", "steps": "One.", "answer": "1"}', "'steps' must be strings"),
+        ('{"id": "c", "question": "q", "steps": [1], "answer": "1"}', "'steps' must be strings"),
         ('{"id": "a", "question": "q", "steps": [], "answer": "1"}', "id 'a' of line 1"),
     ],
 )

@@ -35,7 +35,9 @@ def test_csv_folder(tmp_path):
         ("a", 'How many, say "pens"?', ("Line one.\n", "So 2."), "2"),
         ("train-1", "Why?", ("So 3.",), "3"),
     ]
-    with pytest.raises(UserError, match=r"no .*validation\.csv .*the first line names the columns"):
+    with pytest.raises(
+        UserError, match=r"validation\.csv does not exist.*the first line names the columns"
+    ):
         load(tmp_path, "validation")
 
 
@@ -46,7 +48,7 @@ def test_csv_columns_of_any_names(tmp_path):
     with pytest.raises(
         UserError,
         match=r"train\.csv:2 has no 'question'; its columns are 'prompt', 'cot', 'final' "
-        r"\(name the right one with --config\.data\.columns\.question\)",
+        r"\(set --config\.data\.columns\.question to the right one\)",
     ):
         load(tmp_path)
 
@@ -55,8 +57,8 @@ def test_csv_columns_of_any_names(tmp_path):
     ("line", "reason"),
     [
         (",,", "has an empty 'question'"),
-        ("Why?,So 3.", "has 2 fields where the first line names 3"),
-        ("Why?,So 3.,3,4", "has 4 fields where the first line names 3"),
+        ("Why?,So 3.", "has 2 fields; the first line names 3"),
+        ("Why?,So 3.,3,4", "has 4 fields; the first line names 3"),
         ('"Why"?,So 3.,3', "is not valid CSV: ',' expected after '\"'"),
         ("Caf\udce9?,So 3.,3", "is not UTF-8 text; save the file as UTF-8"),
         ("Why?, ,3", "has an empty 'rationale'"),
@@ -79,7 +81,7 @@ def test_a_quotation_mark_that_is_not_closed_is_named_where_it_opens(tmp_path):
     _, rejected = load(tmp_path, max_rejected_fraction=0.5)
     [bad] = rejected
     assert bad.reason.startswith(f"{path}:3 is not valid CSV: ")
-    assert "quotation mark not closed" in bad.reason
+    assert "unclosed quotation mark" in bad.reason
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", HEADER, "\ufeff"])
@@ -143,7 +145,7 @@ def test_hugging_face_directory_with_splits(tmp_path, hub):
     records, rejected = load(tmp_path / "saved", name="huggingface", max_rejected_fraction=0.5)
     assert [(r.id, r.steps) for r in records] == [("n0", ("So 1.",)), ("n1", ("So 1.",))]
     assert rejected[0].reason == (
-        f"{tmp_path / 'saved'} (train) row 2 has a 'answer' of type NoneType; expected a text"
+        f"{tmp_path / 'saved'} (train) row 2 has a 'answer' of type NoneType; expected text"
     )
     assert len(load(tmp_path / "saved", "test", "huggingface")[0]) == 1
     with pytest.raises(UserError, match="no validation split; its splits are train, test"):

@@ -135,7 +135,7 @@ def test_an_answer_that_cannot_be_written_is_rejected(shared_data):
     records = [Record("a", "How many?", ("It is 5.",), "五"), Record("b", "?", ("It is 5.",), "5")]
     tokenized, rejected = tokenize(records, tokenizer)
     assert [r.id for r in tokenized.records] == ["b"]
-    assert [r.id for r in rejected] == ["a"] and "no tokens for all of its answer '五'" in (
+    assert [r.id for r in rejected] == ["a"] and "cannot represent its answer '五'" in (
         rejected[0].reason
     )
 
@@ -258,7 +258,7 @@ def test_prompts_in_a_chat_template(byte_tokenizer):
 def test_a_chat_template_that_fails_is_named(byte_tokenizer, template):
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.chat_template = template
-    with pytest.raises(UserError, match=r"student\.chat=True.*cannot be used"):
+    with pytest.raises(UserError, match=r"student\.chat=True.*no usable chat template"):
         tokens.resolve_prompt(tokenizer, "Q: {question}", decoder_only=True, chat=True)
 
 

@@ -19,10 +19,10 @@ def test_every_key_and_no_other_is_explained():
 def test_comments_of_every_kind_are_read():
     blocks, keys = reference.explanations()
     assert keys["schedule.p"] == "Exponent of the velocity (Eq. 10). [paper]"
-    assert keys["teacher.base_url"].endswith("The key comes from OPENAI_API_KEY alone.")
-    assert keys["baseline.formats"] == "specialized_kd: of the data. [paper: these four]"
-    assert blocks["baseline"].startswith("Methods' own keys")  # Above the block,
-    assert blocks["monitoring"] == "Of the training; changes nothing in it."  # or behind it.
+    assert keys["teacher.base_url"].endswith("The API key is read from OPENAI_API_KEY only.")
+    assert keys["baseline.formats"] == "specialized_kd: formats of the data. [paper: these four]"
+    assert blocks["baseline"].startswith("Keys of individual methods")  # Above the block,
+    assert blocks["monitoring"].startswith("Monitoring of the training")  # or behind it.
 
 
 def test_a_row_has_what_is_allowed_and_the_papers_value():

@@ -49,9 +49,9 @@ def test_two_runs_by_hand(tmp_path):
     assert result["runs"][0]["interval"] == list(intervals.wilson_interval(8, 10))
     assert result["missing"] == {}
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "| A right | 2 | 6 |\n| A wrong | 1 | 1 |" in text
+    assert "| A correct | 2 | 6 |\n| A wrong | 1 | 1 |" in text
     # p = 0.125: nothing may be claimed, in either direction.
-    assert "No difference between a and b is shown" in text and "equally good" in text
+    assert "No significant difference between a and b" in text and "equally good" in text
 
 
 def test_a_difference_that_is_shown_names_the_better_run(tmp_path):
@@ -60,8 +60,8 @@ def test_a_difference_that_is_shown_names_the_better_run(tmp_path):
     (row,) = compared(tmp_path, a, b)["comparisons"]
     assert row["p"] == pytest.approx(2 / 2**30)
     assert row["difference"] == -0.6 and row["interval"][1] < 0
-    assert row["verdict"].startswith("better answers 60.0 percentage points more")
-    assert "not of other data or other seeds" in row["verdict"]
+    assert row["verdict"].startswith("better is 60.0 percentage points more accurate than worse")
+    assert "not for other data or other seeds" in row["verdict"]
 
 
 def test_the_bootstrap_is_that_of_resampled_seeds_and_questions():
@@ -118,7 +118,7 @@ def test_more_runs_are_held_against_the_first_with_holm(tmp_path):
     d = predictions(tmp_path, "d", "0" * 6 + "1" * 6 + "0" * 8)
     first, second = compared(tmp_path, a, b, d)["comparisons"]
     assert first["p_holm"] == pytest.approx(1 / 16)
-    assert first["verdict"].startswith("No difference")
+    assert first["verdict"].startswith("No significant difference")
 
 
 def test_seeds_are_paired_on_their_mean(tmp_path):
@@ -139,11 +139,11 @@ def test_seeds_are_paired_on_their_mean(tmp_path):
     # Per question +2/3, +2/3, +1/2, 0: nothing goes the other way in any resample.
     assert len(row["a_better"]) == 30 and row["b_better"] == []
     assert row["p"] == pytest.approx(2 / (significance.RESAMPLES + 1))
-    assert "of the means over seeds" in row["verdict"]
-    assert row["verdict"].endswith("not of other data.")
+    assert "for the means over seeds" in row["verdict"]
+    assert row["verdict"].endswith("not for other data.")
     (row,) = compared(tmp_path, f"{a0}+{a1}", b2)["comparisons"]
     assert row["seeds"] == [2, 1]
-    assert row["verdict"].endswith("not of other data or other seeds.")
+    assert row["verdict"].endswith("not for other data or other seeds.")
 
 
 def test_seeds_whose_means_are_equal_differ_nowhere(tmp_path):
@@ -163,16 +163,16 @@ def test_missing_questions_are_named_and_the_shared_ones_compared(tmp_path):
         "both": 1, "only_a": 1, "only_b": 1, "neither": 0,
     }  # fmt: skip
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "b lacks 1 questions, left out: q4" in text
+    assert "b lacks 1 questions, which are left out: q4" in text
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"q1": {"question": "1 + 2?"}}, "The question of q1 is not the same"),
-        ({"q1": {"gold": "7"}}, "The gold answer of q1 is not the same"),
+        ({"q1": {"question": "1 + 2?"}}, "The question of q1 differs"),
+        ({"q1": {"gold": "7"}}, "The gold answer of q1 differs"),
         ({f"q{i}": {"id": f"other{i}"} for i in range(4)}, "No test question has the same id"),
-        ({"q3": {"id": "q0"}}, "test.jsonl:4 q0 comes twice"),
+        ({"q3": {"id": "q0"}}, "test.jsonl:4 q0 is repeated"),
         ({"q3": {"correct": "yes"}}, "test.jsonl:4 q3 has a 'correct' that is not true or false"),
     ],
 )
@@ -187,11 +187,11 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, change, said):
 
 def test_what_is_not_there_is_said(tmp_path):
     a = predictions(tmp_path, "a", "1100")
-    with pytest.raises(UserError, match="needs two work directories"):
+    with pytest.raises(UserError, match="needs at least two work directories"):
         significance.compare([a])
-    with pytest.raises(UserError, match="those there: test"):
+    with pytest.raises(UserError, match="available: test"):
         significance.compare([a, a], "validation")
-    with pytest.raises(UserError, match="those there: none"):
+    with pytest.raises(UserError, match="available: none"):
         significance.compare([a, str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="empty directory"):
         significance.compare([a, ""])
@@ -200,7 +200,7 @@ def test_what_is_not_there_is_said(tmp_path):
 def test_a_comparison_of_something_else_is_not_lost(tmp_path):
     a, b = predictions(tmp_path, "a", "1100"), predictions(tmp_path, "b", "1000")
     files.write_json(tmp_path / "out" / "comparison.json", [{"method": "kpod"}])
-    with pytest.raises(UserError, match="choose another folder with --output"):
+    with pytest.raises(UserError, match="choose a different folder with --output"):
         significance.compare([a, b], output=tmp_path / "out")
     assert files.read_json(tmp_path / "out" / "comparison.json") == [{"method": "kpod"}]
     significance.compare([a, b])  # Into the first run's directory, and once more over it.
@@ -242,7 +242,9 @@ def test_the_table_adds_up_and_exchanging_the_runs_turns_the_signs(pairs):
     assert (there["difference"], there["p"]) == (-back["difference"], back["p"])
     low, high = there["interval"]
     assert low - 1e-9 <= there["difference"] <= high + 1e-9 or math.isclose(low, high)
-    assert ("No difference" in there["verdict"]) == ("No difference" in back["verdict"])
+    assert ("No significant difference" in there["verdict"]) == (
+        "No significant difference" in back["verdict"]
+    )
 
 
 def test_the_command_needs_neither_configuration_nor_work_directory(tmp_path, capsys):

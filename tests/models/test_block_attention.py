@@ -174,7 +174,12 @@ def gradients(module: Any, batch: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("remat", "scan_layers"), [("none", True), ("dots", False), ("full", True)]
+    ("remat", "scan_layers"),
+    [
+        pytest.param("none", True, marks=pytest.mark.slow),
+        pytest.param("dots", False),
+        pytest.param("full", True, marks=pytest.mark.slow),
+    ],
 )
 def test_students_learn_the_same(remat, scan_layers):
     length, rng = block_attention.WORTH_WHILE + 4, np.random.default_rng(0)
@@ -202,9 +207,10 @@ def test_packed_texts_do_not_see_each_other():
     none = np.zeros((1, 0), np.int32)
     params = tiny.init(module)
 
-    def run(ids: np.ndarray) -> np.ndarray:
+    @jax.jit
+    def run(ids: np.ndarray) -> jax.Array:
         arguments = (none, none > 0, ids)
-        return np.asarray(module.apply({"params": params}, *arguments, segments_BxU=segments))
+        return module.apply({"params": params}, *arguments, segments_BxU=segments)
 
     changed = ids.copy()
     changed[:, :100] = rng.integers(2, 64, (1, 100))

@@ -239,7 +239,7 @@ def weighed(name: str, sizes: tuple[int, int, int]) -> tuple[Any, Any]:
         )
         assert parts_of(params) == where["params"]
         assert parts_of(opt_state) == where["opt_state"]
-        of_masks = learner.generator.init(
+        of_masks = jax.jit(learner.generator.init)(
             jax.random.key(2), table[np.asarray(part.rationale)], part.rationale_mask
         )["params"]
         step = learn.make_learn_step(learner, optimizer)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_results_alone_are_supervised_in_the_decoders_equations(mixture, tokeniz
                 assert words.strip() in known
 
 
+@pytest.mark.slow
 def test_the_student_calculates_in_its_own_text(tokenizer):
     """Or else a third of all errors would be slips of arithmetic, whatever the method."""
     found = load_student("kpod_jax/assets/tiny_t5", scan_layers=False)
@@ -122,13 +124,14 @@ def test_the_student_calculates_in_its_own_text(tokenizer):
     assert student.held_out_losses(found.module, params, tokenizer)["results"] < 0.02
 
 
+@pytest.mark.slow
 def test_the_answerer_works_out_the_last_result_before_it_is_written(tokenizer):
     """Or else operands would be worth nothing to the masks, which would keep results alone."""
     found = load_student("kpod_jax/assets/tiny_answerer", scan_layers=False)
     params, reader = found.load(sharding.make_mesh()), weigh.make_answerer(found)
     rows = answerer._problems("validation", 64, tokenizer, seed=0)
     (equals,) = tokenizer("=", add_special_tokens=False).input_ids
-    size = rows.rationale.shape[1]
+    size, losses = rows.rationale.shape[1], jax.jit(reader.losses)
     prefix = np.max((1 + np.arange(size)) * (rows.rationale == equals), axis=1)
 
     def loss(*masked: int) -> float:
@@ -136,7 +139,7 @@ def test_the_answerer_works_out_the_last_result_before_it_is_written(tokenizer):
         keep = np.ones((len(prefix), size), np.float32)
         for back in masked:
             keep[np.arange(len(prefix)), prefix - 1 - back] = 0
-        return float(reader.losses(params, rows, jnp.asarray(keep), jnp.asarray(prefix)).mean())
+        return float(losses(params, rows, jnp.asarray(keep), jnp.asarray(prefix)).mean())
 
     assert loss() < 0.6
     assert min(loss(1), loss(2), loss(3)) > 2  # An operand or the operator.
@@ -153,7 +156,7 @@ def test_the_command_makes_a_student_and_an_answerer_of_it(tmp_path):
     small, reader = tmp_path / "student", tmp_path / "answerer"
     make("--what=student", f"--output={small}")
     said = make("--what=answerer", f"--student={small}", f"--output={reader}")
-    assert "held out, nats: {'none_masked'" in said
+    assert "held-out loss in nats: {'none_masked'" in said
     tokenizer = "tokenizer.json"
     assert (small / tokenizer).read_bytes() == (reader / tokenizer).read_bytes()
     # The committed student's tokenizer is the one that the script makes.

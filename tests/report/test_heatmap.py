@@ -48,7 +48,7 @@ def test_a_token_of_white_space_and_a_word_without_token_do_not_count():
 
 
 def test_spans_of_other_tokens_are_refused():
-    with pytest.raises(ValueError, match="2 spans and 1 weights"):
+    with pytest.raises(ValueError, match="got 2 spans and 1 weights"):
         heatmap.words("ab cd", np.array([(0, 2), (3, 5)]), np.array([0.5]))
 
 

@@ -123,7 +123,7 @@ def test_settings_that_are_not_the_papers_are_listed(tmp_path):
     assert "schedule.beta 10.0 12.0" in text and "schedule.solver greedy ftgp" in text
     assert "distill.learning_rate 1e-05" not in text.split("settings, versions and devices")[0]
     # What the paper says of this student on this data set.
-    assert "The paper reports 46.7%, with its own teacher and splits." in text
+    assert "The paper reports 46.7%, with another teacher and other splits." in text
 
 
 def test_phases_of_the_training_are_marked_and_told(tmp_path):

@@ -90,7 +90,7 @@ def test_markdown_by_hand(root):
     assert "## arithmetic: KPOD minus each other method" in text
     # By question: 0, 1, 1, 1/2.
     assert "| SCoTD | +62.5 | " in text
-    assert "the paper" not in text
+    assert "(paper)" not in text
 
 
 def test_latex_by_hand(tmp_path):
@@ -125,9 +125,9 @@ def test_latex_escapes_what_it_takes_for_commands(tmp_path):
     )
     runs = {
         "a": ("kpod", 0, {}, "10"),
-        "b": ("kpod", 0, {"schedule__initial_share": 0.1}, "11"),
+        "b": ("kpod", 0, {"schedule__initial_fraction": 0.1}, "11"),
     }
-    assert r"KPOD, schedule.initial\_share = 0.1 & 1.5 & 100.0 \\" in sweep_text.latex(
+    assert r"KPOD, schedule.initial\_fraction = 0.1 & 1.5 & 100.0 \\" in sweep_text.latex(
         made(tmp_path, runs)
     )
 

@@ -169,12 +169,12 @@ def test_no_examples_and_examples_without_steps():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ramp_phases": -1}, r"ramp_phases=-1 .* not below 0"),
-        ({"p": -1.0}, r"p=-1.0 .* above -1"),
+        ({"ramp_phases": -1}, r"ramp_phases=-1; .* at least 0"),
+        ({"p": -1.0}, r"p=-1.0; .* above -1"),
         ({"p": float("nan")}, "p=nan"),
-        ({"initial_fraction": 1.01}, r"initial_fraction=1.01 .* in \[0, 1\]"),
-        ({"beta": -0.5}, r"beta=-0\.5 .*Eq\. 12"),
-        ({"clusters": np.array([0])}, r"2 examples have clusters of shape \(1,\)"),
+        ({"initial_fraction": 1.01}, r"initial_fraction=1.01; .* in \[0, 1\]"),
+        ({"beta": -0.5}, r"beta=-0\.5; .*Eq\. 12"),
+        ({"clusters": np.array([0])}, r"clusters of 2 examples have shape \(1,\)"),
         ({"clusters": np.array([0.0, 1.0])}, "float64; expected one integer"),
         ({"clusters": np.array([0, -3])}, "Example 1 .* cluster -3"),
         ({"difficulty": ragged([1.0], [float("nan")])}, "Step 0 of example 1"),

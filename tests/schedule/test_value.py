@@ -100,5 +100,5 @@ def test_sums_on_the_exact_grid_do_not_depend_on_the_order(slices, random):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
 def test_a_bad_difficulty_is_named(bad):
     difficulty = Ragged.from_list([[1.0], [], [1.0, bad], [bad]], np.float64)
-    with pytest.raises(UserError, match=r"Step 1 of example 2 .* 1 further"):
+    with pytest.raises(UserError, match=r"Step 1 of example 2 .* 1 other steps"):
         value.on_exact_grid(difficulty)

@@ -128,7 +128,7 @@ def test_questions_that_do_not_fit_are_noted_and_the_rest_stays(tmp_path):
     result = compared(tmp_path, runs, {"c": "no memory"})
     assert cells(result)["SCoTD"]["mean"] == 0.25
     assert cells(result)["SCoTD"]["against"] is None
-    assert result["notes"][0].startswith("arithmetic: no paired tests. There is no ")
+    assert result["notes"][0].startswith("arithmetic: no paired tests. No such file: ")
     assert result["failed"] == {"c": "no memory"}
     files.write_json(tmp_path / "comparison.json", result)  # All of it is plain JSON.
 

@@ -118,7 +118,7 @@ def test_sensitivity_covers_the_papers_ranges_one_setting_at_a_time():
         for key, values in (sensitivity.SETTINGS["alpha"], sensitivity.SETTINGS["p"])
     ]
     assert len(some) == 1 + sum(map(len, others))
-    with pytest.raises(UserError, match="settings=gamma: expected some of alpha, beta"):
+    with pytest.raises(UserError, match="settings=gamma: expected one or more of alpha, beta"):
         sensitivity.get_runs("quickstart,settings=gamma")
 
 
@@ -176,15 +176,15 @@ def test_settings_of_all_runs_follow_the_colon(key, text, value):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("quickstarts", "there is no configs/quickstarts.py; expected one of flan_t5_large"),
-        ("quickstart,seeds=0", "cannot read 'seeds=0'"),
-        ("quickstart,steps=0", "cannot read 'steps=0'"),
+        ("quickstarts", "no such file: configs/quickstarts.py. Expected one of flan_t5_large"),
+        ("quickstart,seeds=0", "cannot parse 'seeds=0'"),
+        ("quickstart,steps=0", "cannot parse 'steps=0'"),
         ("quickstart,seed=3", "other than method and seed"),
-        ("quickstart,method=scotd", "cannot read 'method=scotd'"),
-        ("quickstart,five", "cannot read 'five'"),
-        ("quickstart,distill.epoch=5", "cannot read 'distill.epoch=5'"),
-        ("quickstart,distill.epochs=few", "distill.epochs='few': expected a value of the type"),
-        ("../quickstart", "there is no configs/../quickstart.py"),
+        ("quickstart,method=scotd", "cannot parse 'method=scotd'"),
+        ("quickstart,five", "cannot parse 'five'"),
+        ("quickstart,distill.epoch=5", "cannot parse 'distill.epoch=5'"),
+        ("quickstart,distill.epochs=few", "distill.epochs='few': expected the type of the default"),
+        ("../quickstart", "no such file: configs/../quickstart.py"),
     ],
 )
 def test_arguments_that_cannot_be_read_say_what_was_expected(argument, said):

@@ -139,7 +139,7 @@ def test_one_run_that_fails_and_one_that_is_killed_stop_no_other(fake, capsys):
     failed = made.run(parallel=2)
     assert failed.keys() == {"kpod-1", "scotd-0"}
     assert failed["kpod-1"] == "no <b>memory</b>"
-    assert "SIGKILL" in failed["scotd-0"] and "memory may have been full" in failed["scotd-0"]
+    assert "SIGKILL" in failed["scotd-0"] and "run out of memory" in failed["scotd-0"]
     result = files.read_json(made.root / "comparison.json")
     assert result["failed"] == failed
     assert [len(row["cells"][0]["seeds"]) for row in result["rows"]] == [1, 1]
@@ -208,7 +208,7 @@ def test_a_stage_is_waited_for_only_while_it_is_not_made(tmp_path):
     recipes["b"] = pipeline.recipes(quickstart.get_config("without_progression"))
 
     def ready():
-        return runner._ready(recipes, tmp_path, "b", ["a"])
+        return runner._is_ready(recipes, tmp_path, "b", ["a"])
 
     workdir = Workdir(tmp_path / "a")
     assert not ready()
@@ -231,7 +231,7 @@ def test_a_stage_is_waited_for_only_while_it_is_not_made(tmp_path):
 
 def test_two_sweeps_do_not_share_a_directory(fake):
     made = fake("kpod-0")
-    with runner._alone(made.root), pytest.raises(UserError, match="Another process is at work"):
+    with runner._locked(made.root), pytest.raises(UserError, match="Another process is running"):
         made.run()
     assert made.run() == {}
 
@@ -242,16 +242,16 @@ def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(fake, tmp_pat
         sweep.run("nowhere.py", made.root)
     with pytest.raises(UserError, match="--parallel=0"):
         made.run(parallel=0)
-    with pytest.raises(UserError, match="Expected 1, or a directory of this machine"):
+    with pytest.raises(UserError, match="Use --parallel=1, or a local directory"):
         sweep.run(made.sweep, "gs://bucket/sweep", parallel=2)
-    with pytest.raises(UserError, match="no such run; it has kpod-0"):
+    with pytest.raises(UserError, match="no such run in the sweep; expected one of kpod-0"):
         sweep.make(made.sweep, made.root, ["kpod-7"])
     bad = tmp_path / "bad.py"
     bad.write_text(SWEEP.replace("return runs", "runs[name].schedule.p = -5.0\n    return runs"))
     with pytest.raises(UserError, match=r"Run kpod-0: .*\n  schedule.p=-5.0"):
         sweep.run(f"{bad}:kpod-0", made.root)
     bad.write_text(SWEEP.replace("runs[name]", "runs['a/' + name]"))
-    with pytest.raises(UserError, match="expected a name for a directory"):
+    with pytest.raises(UserError, match="expected run names that can name directories"):
         sweep.run(f"{bad}:kpod-0", made.root)
     bad.write_text("def get_runs(argument): return {}")
     with pytest.raises(UserError, match="has no runs"):
@@ -315,7 +315,7 @@ def test_a_whole_sweep_from_outside(tmp_path):
     blocked.write_text("in the way")
     done = subprocess.run(command, **options)
     assert done.returncode == 1, done.stderr
-    assert "Runs that failed:\n  scotd-seed0: " in done.stderr
+    assert "Failed runs:\n  scotd-seed0: " in done.stderr
     assert json.loads((root / "comparison.json").read_text())["failed"].keys() == {"scotd-seed0"}
     logs = {path.parent.name: path.read_text() for path in root.glob("*/log.txt")}
     taken = [name for name, log in logs.items() if "reused" in log]

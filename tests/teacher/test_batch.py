@@ -50,7 +50,7 @@ def test_results_in_any_order_become_rationales(config, written, endpoint, tmp_p
     assert [row["id"] for row in kept] == [f"train-{n}" for n in range(1, 6)]
     assert kept[0]["rationale"] == "1 + 1 = 2." and summary(tmp_path)["completion_tokens"] == 25
     # The same file again changes nothing, and the rest can be asked for either way.
-    assert "5 results passed over" in teach(config, tmp_path)
+    assert "5 results skipped" in teach(config, tmp_path)
     assert summary(tmp_path)["completion_tokens"] == 25
     config.teacher.batch = "write"
     assert "1 requests" in teach(config, tmp_path)
@@ -78,7 +78,7 @@ def test_failed_and_foreign_results(config, written, sums, tmp_path):
     (tmp_path / "results.jsonl").write_text("\n".join(lines))
     config.teacher.batch = "read"
     config.teacher.batch_results = str(tmp_path / "results.jsonl")
-    assert "3 results passed over" in teach(config, tmp_path)
+    assert "3 results skipped" in teach(config, tmp_path)
     assert [row["id"] for row in rows(tmp_path, "rationales.jsonl")] == ["train-0"]
     reasons = {row["id"]: row["reason"] for row in rows(tmp_path, "rejected.jsonl")}
     assert reasons == {
@@ -92,7 +92,7 @@ def test_failed_and_foreign_results(config, written, sums, tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"question": "?"}\n')
-    with pytest.raises(UserError, match="no result of a batch"):
+    with pytest.raises(UserError, match="no batch results"):
         read_batch(tmp_path / "x.jsonl", [], lambda row: None)
     with pytest.raises(UserError, match="Cannot read"):
         read_batch(tmp_path / "none.jsonl", [], lambda row: None)

@@ -68,7 +68,7 @@ def test_gsm8k_ids_are_lines():
     ("changes", "message"),
     [
         ({"style": "many_shot"}, "zero_shot, few_shot"),
-        ({"prompt": "Q:"}, "once in it"),
+        ({"prompt": "Q:"}, "exactly once"),
         ({"samples": 2}, "temperature above 0"),
         ({"base_url": "localhost:8000"}, "http://localhost:8000/v1"),
         ({"batch": "read"}, "batch_results"),

@@ -352,6 +352,6 @@ def test_distributions_that_spell_the_key_are_not_stored(config, endpoint, tmp_p
 
 
 def test_a_bucket_takes_no_answers(config, endpoint):
-    with pytest.raises(UserError, match="a directory of this machine"):
+    with pytest.raises(UserError, match="a directory on this machine"):
         teach(config, "gs://bucket/run")
     assert not asked(endpoint)

@@ -222,12 +222,12 @@ def test_another_model_is_refused_by_name_and_shapes(tmp_path):
         with pytest.raises(UserError) as error:
             checkpoints.restore(wanted)
         assert (
-            "params/embedding is float32[16, 8] in it, float32[32, 8] was expected; "
-            "params/lora is not in it" in str(error.value)
+            "params/embedding is float32[16, 8], expected float32[32, 8]; "
+            "params/lora is missing" in str(error.value)
         )
-        with pytest.raises(UserError, match="opt_state/1/0/count is not expected"):
+        with pytest.raises(UserError, match="opt_state/1/0/count is unexpected"):
             checkpoints.restore({"params": abstract(make_state()["params"])})
-        with pytest.raises(UserError, match="params/lora is not in it"):
+        with pytest.raises(UserError, match="params/lora is missing"):
             checkpoints.restore_params(wanted["params"])
 
 
@@ -237,10 +237,10 @@ def test_says_what_is_missing(tmp_path):
     save_steps(tmp_path / "here")
     with Checkpoints(tmp_path / "here") as checkpoints:
         assert checkpoints.latest_step() is None
-        with pytest.raises(UserError, match=r"has no checkpoint. Run the stage"):
+        with pytest.raises(UserError, match=r"has no checkpoint. Run the training stage"):
             checkpoints.restore(abstract(make_state()))
         checkpoints.save(1, make_state())
-        with pytest.raises(UserError, match=r"no checkpoint of step 4; it has \[1\]"):
+        with pytest.raises(UserError, match=r"no checkpoint for step 4; it has \[1\]"):
             checkpoints.restore_params(abstract(make_state()["params"]), 4)
 
 

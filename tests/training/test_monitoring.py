@@ -68,7 +68,7 @@ def test_a_run_that_does_not_move_is_ended(capfd):
         assert ended.wait(30)
     assert codes == [134]
     message = capfd.readouterr().err
-    assert "nothing has moved" in message
+    assert "no progress for" in message
     assert "step 7 of 9" in message
     assert "process 0 of 1" in message
     assert "Thread" in message  # Where each stands.

@@ -208,6 +208,7 @@ def test_a_sweep_in_a_bucket(bucket, tmp_path, monkeypatch):
         sweep.run(str(tmp_path / "runs.py"), bucket)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_several_writes(bucket):
     """Of more than TensorStore sends at once, whose index it writes again and again."""
     state = {f"w{i}": jnp.full(200_000, float(i)) for i in range(120)}

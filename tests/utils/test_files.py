@@ -125,13 +125,13 @@ def test_what_json_does_not_know_is_refused_and_nothing_is_written(tmp_path, bad
 
 def test_objects_are_neither_written_nor_read(tmp_path):
     path = tmp_path / "a.npz"
-    with pytest.raises(TypeError, match="array names holds Python objects"):
+    with pytest.raises(TypeError, match="array names has dtype object"):
         files.write_npz(path, names=np.array(["a", None], object))
-    with pytest.raises(TypeError, match="array pairs holds Python objects"):
+    with pytest.raises(TypeError, match="array pairs has dtype object"):
         files.write_npz(path, pairs=np.zeros(1, [("a", object), ("b", int)]))
     assert names(tmp_path) == []
     np.savez(path, a=np.array([{}], object))
-    with pytest.raises(UserError, match=r"a\.npz is not a whole NPZ file"):
+    with pytest.raises(UserError, match=r"a\.npz is not a valid NPZ file"):
         files.read_npz(path)
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_npz_file_is_named(tmp_path, damage):
             "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
         }[damage]
     )
-    with pytest.raises(UserError, match=r"a\.npz is not a whole NPZ file: .* Delete it"):
+    with pytest.raises(UserError, match=r"a\.npz is not a valid NPZ file: .* Delete it"):
         files.read_npz(path)
 
 

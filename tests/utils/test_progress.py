@@ -26,11 +26,11 @@ def test_a_log_gets_a_plain_line_now_and_then(monkeypatch):
             clock.now += 10
             shown.update(5, loss=0.123456)
         assert log.getvalue().splitlines() == [
-            "Scoring: 25/110 batches (23 %), 00:30 gone, 02:50 left, loss=0.1235",
-            "Scoring: 40/110 batches (36 %), 01:00 gone, 02:20 left, loss=0.1235",
+            "Scoring: 25/110 batches (23 %), 00:30 elapsed, 02:50 left, loss=0.1235",
+            "Scoring: 40/110 batches (36 %), 01:00 elapsed, 02:20 left, loss=0.1235",
         ]
     assert log.getvalue().splitlines()[2:] == [
-        "Scoring: 50/110 batches (45 %), 01:20 gone, 02:00 left, loss=0.1235"
+        "Scoring: 50/110 batches (45 %), 01:20 elapsed, 02:00 left, loss=0.1235"
     ]
     assert "\r" not in log.getvalue()
 

@@ -51,8 +51,8 @@ def test_difference_says_what_changed(tmp_path):
     (workdir / "in.txt").write_text("IN")
     now = workdir.fingerprint({"alpha": 0.4, "steps": 3, "added": "x"}, ["in.txt"])
     text = workdir.difference("weigh", now)
-    assert "alpha was 0.5 and is 0.4" in text
-    assert "added was None and is 'x'" in text
+    assert "alpha was 0.5, now 0.4" in text
+    assert "added was None, now 'x'" in text
     assert "in.txt changed" in text
     assert "steps" not in text
     assert text.endswith("; and 1 more")
@@ -94,7 +94,7 @@ def test_a_sibling_that_was_not_run_yet_is_left_alone(tmp_path):
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"Cannot make .*file/run.* another --workdir"):
+    with pytest.raises(UserError, match=r"Cannot create .*file/run.* another --workdir"):
         Workdir(tmp_path / "file/run")
 
 

@@ -78,7 +78,7 @@ def test_a_weight_depends_on_what_stands_beside_the_token():
 def test_heads_begin_at_one_neighbour_each():
     generator = Generator(hidden_size=32, num_heads=4)
     mask = jnp.ones((1, 40), bool)
-    params = generator.init(jax.random.key(0), jnp.zeros((1, 40, 8)), mask)["params"]
+    params = jax.jit(generator.init)(jax.random.key(0), jnp.zeros((1, 40, 8)), mask)["params"]
     bias = np.asarray(params["relative_bias"])
     zero = bias.shape[1] // 2
     assert (bias.argmax(axis=1) - zero).tolist() == [-1, 1, -2, 2]

@@ -5,6 +5,7 @@ answer's loss, the generator is trained by the price of its masks alone and keep
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -62,11 +63,15 @@ def learner(answerer_class=Answerer, estimator="straight_through", **changes) ->
 
 def generator_params(of: MaskLearner, problems, seed=0, spread=0.1):
     """Random parameters whose weights differ from token to token."""
-    params = of.generator.init(
-        jax.random.key(seed), of.embeddings[problems.rationale], problems.rationale_mask
-    )["params"]
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    return unravel(flat + spread * jax.random.normal(jax.random.key(seed + 1), flat.shape))
+
+    @jax.jit
+    def make():
+        embeddings = of.embeddings[problems.rationale]
+        params = of.generator.init(jax.random.key(seed), embeddings, problems.rationale_mask)
+        flat, unravel = jax.flatten_util.ravel_pytree(params["params"])
+        return unravel(flat + spread * jax.random.normal(jax.random.key(seed + 1), flat.shape))
+
+    return make()
 
 
 @pytest.fixture(scope="module")
@@ -291,20 +296,23 @@ def test_the_score_functions_gradient_is_that_of_the_expectation_over_all_masks(
     masks_MxR = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=width)))
     rows, alpha = len(problems.question), 0.4
     every = jax.tree.map(lambda array: jnp.repeat(array, len(masks_MxR), axis=0), problems)
-    prefix, share = of._prefixes(jax.random.key(0), problems)
-    losses = of.answerer.prefix_losses(
+    prefix, share = of._sample_prefixes(jax.random.key(0), problems)
+    losses = jax.jit(of.answerer.prefix_losses)(
         random_answerer,
         every,
         jnp.tile(masks_MxR, (rows, 1)),
         jnp.repeat(prefix, len(masks_MxR), axis=0),
     ).reshape(rows, len(masks_MxR), -1)
+    w = jax.nn.sigmoid(of.logits(params, problems))
+    assert exploration == 0 or ((w > 1 - exploration) & problems.rationale_mask).any()
 
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def expected(params):
         """Where masks explore, their logits are the weights' own, moved by a constant."""
         logits = of.logits(params, problems)
         w = jax.nn.sigmoid(logits)
         q = jnp.clip(w, exploration, 1 - exploration)
-        assert exploration == 0 or ((w > 1 - exploration) & problems.rationale_mask).any()
         moved = jax.nn.sigmoid(logits + jax.lax.stop_gradient(jax.scipy.special.logit(q) - logits))
         q_Bx1xR = moved[:, None]
         probability_BxM = jnp.prod(jnp.where(masks_MxR == 1, q_Bx1xR, 1 - q_Bx1xR), axis=-1)
@@ -320,7 +328,7 @@ def test_the_score_functions_gradient_is_that_of_the_expectation_over_all_masks(
         value, gradient = jax.value_and_grad(objective)(params)
         return jnp.append(jax.flatten_util.ravel_pytree(gradient)[0], value)
 
-    (_, value), gradient = jax.value_and_grad(expected, has_aux=True)(params)
+    (_, value), gradient = expected(params)
     exact = np.append(jax.flatten_util.ravel_pytree(gradient)[0], value)
     keys = jax.random.split(jax.random.key(1), 3000)
     found = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys))
@@ -529,7 +537,8 @@ def test_the_objective_on_examples_is_the_same_for_every_estimator(random_answer
         objective_on(one, problems, 2, 0)(params, random_answerer) for one in (of, *others)
     )
     assert found == [plain] * len(others)
-    explored = exploring.objective(params, random_answerer, problems, jax.random.key(0), ALPHA, 1.0)
+    explore = jax.jit(exploring.objective)
+    explored = explore(params, random_answerer, problems, jax.random.key(0), ALPHA, 1.0)
     assert plain != pytest.approx(float(explored[0]), rel=1e-3)
 
 

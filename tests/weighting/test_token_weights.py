@@ -40,8 +40,8 @@ def test_weights_of_ones_own_are_taken_as_they_are(tmp_path):
     [
         ({"values": [0.5, 1.0], "offsets": [0, 2]}, "of 1 rationales with 2 tokens; expected"),
         ({"values": [0.5, 1.0, 0.0], "offsets": [0, 1, 3]}, "the 2 training records"),
-        ({"values": [0.5, np.nan, 0.0], "offsets": [0, 2, 3]}, "weights from 0 to 1"),
-        ({"values": [0.5, 1.5, 0.0], "offsets": [0, 2, 3]}, "weights from 0 to 1"),
+        ({"values": [0.5, np.nan, 0.0], "offsets": [0, 2, 3]}, "weights between 0 and 1"),
+        ({"values": [0.5, 1.5, 0.0], "offsets": [0, 2, 3]}, "weights between 0 and 1"),
         ({"weights": [0.5]}, 'holds weights; expected the arrays "values" and "offsets"'),
     ],
 )

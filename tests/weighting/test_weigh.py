@@ -60,8 +60,8 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
         fits.append(problems)
         return params
 
-    def learn_masks(learner, params, problems, *_, joint_problems, recorder, **options):
-        assert joint_problems is fits[-1]
+    def learn_masks(learner, params, problems, *_, joint_examples, recorder, **options):
+        assert joint_examples is fits[-1]
         weighed.append(problems)
         recorder.log("generator", 2, {"answer_loss": 1.0})
         row = take(problems, np.arange(1))
@@ -140,12 +140,12 @@ def test_it_refuses_to_go_on_with_an_answerer_that_does_not_read(tmp_path):
 
 def test_it_refuses_to_go_on_with_an_answerer_that_knows_the_answers(tmp_path, monkeypatch):
     monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.1, 0.2))
-    with pytest.raises(UserError, match=r"0\.10 nats .* 0\.20 .*memorised.*weighting.fit"):
+    with pytest.raises(UserError, match=r"0\.10 nats .* 0\.20 .*memorized.*weighting.fit"):
         run(tmp_path, settings(fit="same", min_gap=0.5))
 
 
 def test_it_refuses_another_tokenizer(tmp_path):
-    with pytest.raises(UserError, match=r"another tokenizer.*leave weighting.answerer empty"):
+    with pytest.raises(UserError, match=r"different tokenizer.*leave weighting.answerer empty"):
         run(tmp_path, settings(), answerer=tiny.student(("<pad>", "other")))
 
 
