@@ -35,7 +35,7 @@ from benchmarks import tables
 from configs import quickstart
 from kpod_jax.data import arithmetic
 from kpod_jax.data.buckets import padded
-from kpod_jax.data.ground_truth import shared
+from kpod_jax.data.ground_truth import spans_overlap
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import load_student
@@ -97,7 +97,7 @@ def _kinds(tokenized: TokenizedSet, i: int) -> np.ndarray:
     keys = sorted(record.keypoints or ())
     results = {max((key for key in keys if key[0] < end), default=None) for end in ends}
     kinds = []
-    for (start, end), inside in zip(spans, shared(spans, keys), strict=True):
+    for (start, end), inside in zip(spans, spans_overlap(spans, keys), strict=True):
         text = record.rationale[start:end].strip()
         if not inside.any():
             kinds.append(3 if text.isdigit() else 4)

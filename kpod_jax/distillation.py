@@ -29,7 +29,7 @@ from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting.context import weights_by_context
 
 CHECKPOINTS = "checkpoints/student"
-SUPERVISED = "distill.json"  # Supervised token counts, for the evaluation.
+SUPERVISED_FILE = "distill.json"  # Supervised token counts, for the evaluation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Trained:
         if self.left_out:
             files.write_jsonl(root / "records/left_out.jsonl", self.left_out)
         assert self.supervised is not None
-        files.write_json(root / SUPERVISED, self.supervised)
+        files.write_json(root / SUPERVISED_FILE, self.supervised)
 
     def __str__(self) -> str:
         """One-line summary."""
@@ -140,7 +140,7 @@ def distill(
         f"{training}{length.total_steps} steps in {length.phases} phases, "
         f"{rationale:,} rationale and {answer:,} answer tokens supervised, "
         f"batches of shapes {', '.join(f'{s}+{u}' for s, u in source.shapes)}, "
-        f"{source.padding_share:.0%} padding"
+        f"{source.padding_fraction:.0%} padding"
     )
     left_out = [{"id": bad.id, "reason": bad.reason} for bad in training.left_out]
     return Trained(params, length.total_steps, _supervised(rationale, answer), message, left_out)
@@ -266,7 +266,7 @@ def read_trained(
     params = restored.state
     if student.module.lora is not None:
         params = param_layout.combine(params, student.split(student.load(mesh))[1])
-    path = workdir / SUPERVISED
+    path = workdir / SUPERVISED_FILE
     return Trained(params, restored.step, files.read_json(path) if path.exists() else None)
 
 

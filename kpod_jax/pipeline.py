@@ -129,7 +129,7 @@ def make_hooks(
     )
 
 
-class Written(NamedTuple):
+class StoredResult(NamedTuple):
     """A result that is already on disk; `message` is a one-line summary."""
 
     message: str
@@ -142,18 +142,20 @@ class Written(NamedTuple):
         return self.message
 
 
-def write_report(root: pathlib.Path) -> Written:
+def write_report(root: pathlib.Path) -> StoredResult:
     """Writes report.html."""
     from kpod_jax import report  # Matplotlib is slow to import.
 
-    return Written(f"{len(report.write(root).read_bytes()) // 1000} kB")
+    return StoredResult(f"{len(report.write(root).read_bytes()) // 1000} kB")
 
 
-def export_run(config: Config, student: Student, trained: Trained, root: pathlib.Path) -> Written:
+def export_run(
+    config: Config, student: Student, trained: Trained, root: pathlib.Path
+) -> StoredResult:
     """Exports the student to export/, with its results in the model card."""
     from kpod_jax.report import exported
 
-    return Written(exported.write(config, student, trained.params, trained.step, root))
+    return StoredResult(exported.write(config, student, trained.params, trained.step, root))
 
 
 def up_to_date(config: Config, workdir: files.PathLike) -> bool:

@@ -6,7 +6,7 @@ from kpod_jax import baselines
 from kpod_jax.config.defaults import Config
 from kpod_jax.data import prepare, sources
 from kpod_jax.data.prepare import Data
-from kpod_jax.distillation import SUPERVISED, Trained
+from kpod_jax.distillation import SUPERVISED_FILE, Trained
 from kpod_jax.evaluation.evaluate import Results
 from kpod_jax.schedule.difficulty import StepDifficulty
 from kpod_jax.schedule.schedule import Schedule
@@ -107,12 +107,12 @@ STAGES: dict[str, Stage] = {
         outside=_training_files,
         settings=lambda config, workdir: baselines.settings(config),
         training=True,
-        partial=(SUPERVISED,),
+        partial=(SUPERVISED_FILE,),
     ),
     "eval": Stage(
         keys=("student", "eval", "method", "data.answer_kind", "seed"),
         inputs=("records/{split}.jsonl",),
-        shown=(SUPERVISED,),
+        shown=(SUPERVISED_FILE,),
         outputs=Results.OUTPUTS,
         outside=_evaluation_files,
         settings=_checkpoints,

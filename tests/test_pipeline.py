@@ -248,12 +248,12 @@ def test_other_data_sets_are_read_anew_when_they_change_and_refused_by_kind(
     rows = tmp_path / "test.jsonl"
     rows.write_text(json.dumps({"question": "Which?", "answer": "4"}) + "\n")
     before = fingerprint(config, finished.workdir, "eval")
-    assert len(evaluate.read_others(config)[0]["jsonl"]) == 1
+    assert len(evaluate.read_ood_records(config)[0]["jsonl"]) == 1
     rows.write_text(json.dumps({"question": "Which?", "answer": "A"}) + "\n")
     assert fingerprint(config, finished.workdir, "eval") != before
     said = "record test-0 has the answer 'A', which does not match data.answer_kind='number'"
     with pytest.raises(UserError, match=said):
-        evaluate.read_others(config)
+        evaluate.read_ood_records(config)
 
 
 LEARNED = {

@@ -77,13 +77,13 @@ def rectangles(examples: int) -> Iterator[str]:
         layout = Layout(inputs.ROWS, 0, pad_id=0, decoder_start_id=0, buckets=buckets)
         source = BatchSource(tokenized, layout)
         used = int((tokenized.questions.lengths + tokenized.targets.lengths).sum())
-        return round(used / (1 - source.padding_share))
+        return round(used / (1 - source.padding_fraction))
 
     one = padded(1)
     yield f"| length buckets, 4 instead of 1, by tokens | {one / padded(4):.2f} | |"
     lengths = packing.sequence_lengths(tokenized)
     capacity = 2 * int(lengths.max())
-    rows = len(packing.bins(lengths, capacity))
+    rows = len(packing.pack_bins(lengths, capacity))
     yield f"| packing instead of 1 bucket, by tokens | {one / (rows * capacity):.2f} | |"
 
 

@@ -287,7 +287,7 @@ def advice(report: Report, config: Config, count: int) -> str:
     is_large = persistent > report.hbm_bytes / 2
     tips = []
     if is_large and config.mesh.fsdp * config.mesh.tensor not in (count, -count):
-        tips.append(f"shard parameters and optimizer state (mesh.fsdp up to {count})")
+        tips.append(f"shard parameters and optimizer state (at most mesh.fsdp={count})")
     if is_large and report.name in ("fit", "learn"):
         tips.append("use a smaller answerer (weighting.answerer)")
     elif is_large and not config.student.lora.rank:

@@ -271,7 +271,7 @@ def _key() -> jax.ShapeDtypeStruct:
 def _rows_per_device(rows: int, mesh: Mesh) -> int:
     """Returns the number of a batch's rows per device."""
     with sharding.use(mesh):
-        return sharding.rows_of_a_device(rows)
+        return sharding.rows_per_device(rows)
 
 
 def _logits_bytes(rows: int, target: int, job: Job) -> int:
@@ -289,7 +289,7 @@ def _embeddings(job: Job) -> Any:
 def _answerer_batch(job: Job) -> AnswererBatch:
     """Returns an abstract batch for the answerer, placed as by `MaskLearner.place`."""
     rows, (source, target) = job.config.weighting.batch_size, _max_lengths(job)
-    where = sharding.whole_sharding((rows,), job.mesh)
+    where = sharding.global_sharding((rows,), job.mesh)
 
     def pair(size: int) -> list[Any]:
         return [

@@ -19,10 +19,12 @@ class AnswerOnly(Method):
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """Returns one example per question; it does not depend on the rationales."""
-        return [Example(without_steps(record), self.prompt) for record in one_each(records)]
+        return [
+            Example(without_steps(record), self.prompt) for record in first_per_question(records)
+        ]
 
 
-def one_each(records: Sequence[Record]) -> list[Record]:
+def first_per_question(records: Sequence[Record]) -> list[Record]:
     """Returns the first record of each question."""
     first = {(record.question, record.answer): record for record in reversed(records)}
     return list(reversed(first.values()))

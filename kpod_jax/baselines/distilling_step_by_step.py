@@ -25,7 +25,7 @@ class DistillingStepByStep(Method):
         return LABEL + self.setting.options["answer_prompt"]
 
     @property
-    def shares(self) -> Mapping[str, float]:
+    def loss_fractions(self) -> Mapping[str, float]:
         """Loss fractions of label and rationale, 1 : λ."""
         weight = self.setting.options["rationale_weight"]
         return {"label": 1 / (1 + weight), "rationale": weight / (1 + weight)}

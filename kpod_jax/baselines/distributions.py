@@ -20,7 +20,7 @@ import numpy as np
 from kpod_jax.data import jsonl
 from kpod_jax.data.batches import Batch
 from kpod_jax.data.buckets import padded
-from kpod_jax.data.overlap import normalised
+from kpod_jax.data.overlap import normalize_question
 from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.utils.errors import UserError
@@ -78,7 +78,7 @@ def read(path: str, tokenized: TokenizedSet, tokenizer: "PreTrainedTokenizerFast
     matches: dict[int, list[tuple[int, float]]] = {}  # By position in `targets.values`.
     rationales = 0
     for i, record in enumerate(tokenized.records):
-        row = rows.get((normalised(record.question), record.rationale.strip()))
+        row = rows.get((normalize_question(record.question), record.rationale.strip()))
         if not record.steps or row is None:
             continue
         rationales += 1
@@ -141,7 +141,7 @@ def _read_rows(path: str) -> dict[tuple[str, str], tuple[list[str], list[dict[st
                 '{"question": …, "rationale": …, "tokens": […], "top_logprobs": [{token: log '
                 "probability, …}, …]}."
             ) from error
-        rows[normalised(question), rationale] = tokens, tops
+        rows[normalize_question(question), rationale] = tokens, tops
     return rows
 
 

@@ -69,10 +69,10 @@ class MccKd(Method):
     def objective(self, tokenized: TokenizedSet, examples: Sequence[Example]) -> Objective:
         """Returns cross entropy plus consistency."""
         answers = _answer_tokens(tokenized)
-        groups = pairs.groups_of([example.group for example in examples])
+        groups = pairs.group_by_name([example.group for example in examples])
         # Both terms are means over tokens: cross entropy of all targets, consistency of answers.
-        tokens = pairs.expected(tokenized.targets.lengths, groups)
-        ratio = tokens / (pairs.expected(answers.lengths, groups) / 2)
+        tokens = pairs.expected_lengths(tokenized.targets.lengths, groups)
+        ratio = tokens / (pairs.expected_lengths(answers.lengths, groups) / 2)
         weight = self.setting.options["consistency_weight"] * ratio
         return Objective(
             functools.partial(consistency_loss, weight=weight),

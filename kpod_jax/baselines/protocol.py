@@ -58,7 +58,7 @@ class Example:
       prompt: prompt template that contains `{question}`.
       answer_sentence: whether the target ends with the answer sentence; otherwise it is the
         rationale alone.
-      task: name of the task; `Method.shares` divides the loss among tasks.
+      task: name of the task; `Method.loss_fractions` divides the loss among tasks.
       rationale_given: whether the rationale, and the answer sentence up to the answer, are context,
         so that the student learns only the answer and what follows it.
       group: examples of the same group can be paired by the loss; "" for no group.
@@ -135,7 +135,7 @@ class Method(abc.ABC):
         return self.setting.prompt
 
     @property
-    def shares(self) -> Mapping[str, float]:
+    def loss_fractions(self) -> Mapping[str, float]:
         """Fraction of the loss per task, as a mean over its tokens; {} for equal token weights."""
         return {}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from kpod_jax.baselines.protocol import Example, Method
 from kpod_jax.data import answers, arithmetic, jsonl
-from kpod_jax.data.overlap import normalised
+from kpod_jax.data.overlap import normalize_question
 from kpod_jax.data.records import Record
 from kpod_jax.data.steps import split_steps
 from kpod_jax.utils.errors import UserError
@@ -56,7 +56,7 @@ class Scott(Method):
         return FACTUAL + self.setting.prompt
 
     @property
-    def shares(self) -> Mapping[str, float]:
+    def loss_fractions(self) -> Mapping[str, float]:
         """Loss fractions, 1 - α and α."""
         weight = self.setting.options["counterfactual_weight"]
         return {"factual": 1 - weight, "counterfactual": weight}
@@ -104,7 +104,7 @@ def read_counterfactuals(
     Raises:
       UserError: if the file cannot be read, a line is malformed, or no row is usable.
     """
-    gold = {normalised(record.question): record for record in reversed(records)}
+    gold = {normalize_question(record.question): record for record in reversed(records)}
     counterfactuals = []
     for number, row, problem in jsonl.read_rows(path):
         try:
@@ -118,7 +118,7 @@ def read_counterfactuals(
                 f"{path}:{number} {error}. Expected one counterfactual per line: "
                 '{"question": …, "rationale": …, "answer": …}.'
             ) from error
-        record = gold.get(normalised(question))
+        record = gold.get(normalize_question(question))
         if record is None or answers.answers_equal(answer, record.answer, kind):
             continue
         counterfactuals.append(

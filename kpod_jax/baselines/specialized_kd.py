@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import xlogy
 
 from kpod_jax.baselines import distributions
-from kpod_jax.baselines.answer_only import one_each, without_steps
+from kpod_jax.baselines.answer_only import first_per_question, without_steps
 from kpod_jax.baselines.protocol import Example, Method, Objective, row_layout_errors
 from kpod_jax.data.records import Record
 from kpod_jax.data.tokens import TokenizedSet
@@ -69,7 +69,7 @@ class SpecializedKd(Method):
         )
 
     @property
-    def shares(self) -> Mapping[str, float]:
+    def loss_fractions(self) -> Mapping[str, float]:
         """Weights of all formats; `task_weights` normalizes over those in use."""
         return dict(zip(FORMATS, self.setting.options["format_weights"], strict=True))
 
@@ -81,7 +81,7 @@ class SpecializedKd(Method):
             prompt = options["answer_prompt"] if answer_only else self.setting.prompt
             mark = f"#{name}"
             if answer_only:
-                targets = [without_steps(record, mark) for record in one_each(records)]
+                targets = [without_steps(record, mark) for record in first_per_question(records)]
             else:
                 targets = [_marked(record, mark) for record in records]
             contexts = self._demonstrations(targets, prompt) if in_context else [""] * len(targets)

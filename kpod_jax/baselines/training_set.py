@@ -91,11 +91,11 @@ def make_training_set(method: Method | None, student: Student, data: Data) -> Tr
             )
         return student.tokenize(records, [*map(resolved, prompts)], sentences, need_rationale=False)
 
-    training_set = make(method, data.records("train"), tokenize)
+    training_set = make_from_method(method, data.records("train"), tokenize)
     return dataclasses.replace(training_set, prompt=eval_prompt, notes=tuple(method.notes))
 
 
-def make(method: Method, records: Sequence[Record], tokenize: Tokenize) -> TrainingSet:
+def make_from_method(method: Method, records: Sequence[Record], tokenize: Tokenize) -> TrainingSet:
     """Creates a method's examples for the given records.
 
     Args:
@@ -140,7 +140,7 @@ def make(method: Method, records: Sequence[Record], tokenize: Tokenize) -> Train
         objective,
         weights=task_weights(tokenized, examples, method),
         start_steps=np.where(given_N, tokenized.num_steps, 0).astype(np.int32),
-        groups=pairs.groups_of([e.group for e in examples]) if objective.pairs else None,
+        groups=pairs.group_by_name([e.group for e in examples]) if objective.pairs else None,
         tasks=dict(Counter(example.task for example in examples)),
         left_out=tuple(left_out),
     )
@@ -179,17 +179,17 @@ def task_weights(
     Raises:
       UserError: if a task has no fraction.
     """
-    shares = method.shares
-    if not shares:
+    fractions = method.loss_fractions
+    if not fractions:
         return None
     tasks = [example.task for example in examples]
-    if unknown := set(tasks) - shares.keys():
+    if unknown := set(tasks) - fractions.keys():
         raise UserError(
-            f"{type(method).__name__}.shares has no entry for the task {min(unknown)!r}; it has "
-            f"entries for {', '.join(map(repr, shares))}."
+            f"{type(method).__name__}.loss_fractions lacks the task {min(unknown)!r}; it has "
+            f"entries for {', '.join(map(repr, fractions))}."
         )
     given_N = np.array([example.rationale_given for example in examples])
     counts_N = tokenized.targets.lengths - np.where(given_N, tokenized.rationale_lengths, 0)
     totals = {task: counts_N[np.array([t == task for t in tasks])].sum() for task in set(tasks)}
-    scale = counts_N.sum() / sum(shares[task] for task in totals)
-    return np.array([shares[task] * scale / totals[task] for task in tasks], np.float32)
+    scale = counts_N.sum() / sum(fractions[task] for task in totals)
+    return np.array([fractions[task] * scale / totals[task] for task in tasks], np.float32)

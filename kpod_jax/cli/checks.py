@@ -14,7 +14,7 @@ from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
 
 # Keys that also accept an import path, and its form.
-OWN = {
+CUSTOM = {
     "method": "package.module:Class",
     "data.name": "package.module:Class",
     "student.family": "package.module:FAMILY",
@@ -22,7 +22,7 @@ OWN = {
     "distill.loss": "package.module:function",
 }
 # Keys that also accept a file, and its suffix.
-FILES = {"weighting.weights": ".npz"}
+FILE_SUFFIXES = {"weighting.weights": ".npz"}
 CHOICES = {
     "method": tuple(METHODS),
     "data.name": sources.NAMES,
@@ -188,12 +188,12 @@ def check(config: Config) -> None:
 
 def _choice_errors(key: str, value: object) -> list[str]:
     """Checks a value that is none of its key's choices; imports what an import path names."""
-    if key in FILES and str(value).endswith(FILES[key]):
+    if key in FILE_SUFFIXES and str(value).endswith(FILE_SUFFIXES[key]):
         return []
-    if key not in OWN or not plugins.is_path(str(value)):
+    if key not in CUSTOM or not plugins.is_path(str(value)):
         choices = ", ".join(choice or "''" for choice in CHOICES[key])
-        others = f", or {OWN[key]}" if key in OWN else ""
-        others += f", or a {FILES[key]} file" if key in FILES else ""
+        others = f", or {CUSTOM[key]}" if key in CUSTOM else ""
+        others += f", or a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else ""
         return [f"{key}={value!r}: expected one of {choices}{others}"]
     load: Callable[[str], object] = {
         "data.name": custom.class_of,

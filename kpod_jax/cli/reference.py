@@ -16,7 +16,7 @@ import tokenize
 
 from absl import app, flags
 
-from kpod_jax.cli.checks import CHOICES, FILES, OWN, RANGES
+from kpod_jax.cli.checks import CHOICES, CUSTOM, FILE_SUFFIXES, RANGES
 from kpod_jax.config import defaults, paper
 from kpod_jax.utils import files
 
@@ -129,8 +129,8 @@ def _allowed(key: str, value: object) -> str:
     """Returns the type and the values that `checks.check` accepts."""
     if key in CHOICES:
         choices = (f"`{choice}`" if choice else "`''`" for choice in CHOICES[key])
-        custom = f", or `{OWN[key]}`" if key in OWN else ""
-        file = f", or a {FILES[key]} file" if key in FILES else ""
+        custom = f", or `{CUSTOM[key]}`" if key in CUSTOM else ""
+        file = f", or a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else ""
         return "one of " + ", ".join(choices) + custom + file
     kind = type(value).__name__
     if isinstance(value, tuple):

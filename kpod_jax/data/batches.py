@@ -165,12 +165,12 @@ class BatchSource:
                     f"than distill.pack_length={pack_length}. Increase it, or reduce "
                     "student.max_question_tokens and student.max_target_tokens."
                 )
-            self._bins = packing.bins(lengths_N, pack_length)
+            self._bins = packing.pack_bins(lengths_N, pack_length)
             self._buckets = [(np.arange(len(self._bins)), np.array([0, pack_length]))]
         else:
             lengths_Nx2 = np.stack([tokenized.questions.lengths, tokenized.targets.lengths], axis=1)
             if groups is not None:
-                lengths_Nx2 = pairs.longest(lengths_Nx2, groups)
+                lengths_Nx2 = pairs.max_lengths(lengths_Nx2, groups)
             self._buckets = length_buckets(lengths_Nx2, buckets, self._items_of_batch)
         # An item is the content of one row (an example, or a bin of packed examples), or of two
         # rows (a pair from a group).
@@ -193,11 +193,13 @@ class BatchSource:
         return [(int(s + longer * u), int(u)) for _, (s, u) in self._buckets]
 
     @property
-    def padding_share(self) -> float:
+    def padding_fraction(self) -> float:
         """Fraction of padding among the tokens of an epoch's batches, in [0, 1)."""
         data = self._tokenized
         used_N = data.questions.lengths + data.targets.lengths
-        used = used_N.sum() if self._groups is None else pairs.expected(used_N, self._groups)
+        used = (
+            used_N.sum() if self._groups is None else pairs.expected_lengths(used_N, self._groups)
+        )
         batches = [-(-len(members) // self._items_of_batch) for members, _ in self._buckets]
         sizes = [int(shape.sum()) for _, shape in self._buckets]
         return 1 - float(used) / (self._batch_size * int(np.dot(batches, sizes)))
@@ -302,7 +304,7 @@ class BatchSource:
         rows_B = epoch_rows[place]
         shape = self._shape_of_item[rows_B[0]]  # The first row is never padding.
         if self._groups is not None:
-            rows_B = pairs.drawn(rows_B, self._groups, [self._seed, epoch])
+            rows_B = pairs.draw_pairs(rows_B, self._groups, [self._seed, epoch])
         return rows_B, shape
 
     def _counts(self, start_steps_N: np.ndarray) -> np.ndarray:

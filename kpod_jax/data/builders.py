@@ -218,7 +218,7 @@ PUBLISHED: dict[str, type[Published]] = {
 }
 
 
-def prepared(
+def prepare_builder(
     builder_type: type[_AnyBuilder], config: tfds.core.BuilderConfig, cache_dir: str = ""
 ) -> _AnyBuilder:
     """Returns a builder whose files exist, preparing them if needed.

@@ -105,7 +105,7 @@ def load(
                 steps = split_steps(rationale, separator)
                 loaded.records.append(Record(id_, question, steps, answer))
             else:
-                loaded.elsewhere.add(id_)
+                loaded.other_split_ids.add(id_)
         except ValueError as error:
             if part == split:
                 loaded.broken.append(Rejected(id_, f"{row.place} {error}"))

@@ -23,9 +23,9 @@ def files_in(data_set: DataSet, splits: Splits, folder: str) -> list[pathlib.Pat
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is None:
         return paths
-    if data_set.instead and (root / data_set.instead).is_file():
-        return [root / data_set.instead]
-    instead = f", or {data_set.instead} for all of them" if data_set.instead else ""
+    if data_set.single_file and (root / data_set.single_file).is_file():
+        return [root / data_set.single_file]
+    instead = f", or {data_set.single_file} for all of them" if data_set.single_file else ""
     raise UserError(
         f"No such file: {missing}. Expected a folder with {data_set.title}'s original "
         f"{' and '.join(names)}{instead}; set --config.data.path to it, or leave it empty to "

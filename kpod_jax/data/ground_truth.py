@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kpod_jax.data.records import Ragged, Record
 
 
-def shared(spans: npt.ArrayLike, others: npt.ArrayLike) -> np.ndarray:
+def spans_overlap(spans: npt.ArrayLike, others: npt.ArrayLike) -> np.ndarray:
     """Returns whether character spans (start, end), [n, 2] and [m, 2], overlap, [n, m] bool."""
     a_nx2, b_mx2 = (np.asarray(part, np.int64).reshape(-1, 2) for part in (spans, others))
     first = np.maximum(a_nx2[:, None, 0], b_mx2[:, 0])
@@ -31,7 +31,10 @@ def keypoint_tokens(records: Sequence[Record], spans: Ragged) -> np.ndarray | No
     if not records or any(record.keypoints is None for record in records):
         return None
     return np.concatenate(
-        [shared(spans[i], record.keypoints or ()).any(axis=1) for i, record in enumerate(records)]
+        [
+            spans_overlap(spans[i], record.keypoints or ()).any(axis=1)
+            for i, record in enumerate(records)
+        ]
     )
 
 

@@ -60,7 +60,7 @@ def split_of(splits: Splits, stem: str, id_: str) -> str | None:
     return "validation" if validation[line] == "1" else "test"
 
 
-def own_id(id_: str) -> str:
+def source_id(id_: str) -> str:
     """Returns the line number of a line of train.jsonl; other ids are returned unchanged."""
     return id_.removeprefix("gsm8k-train-")
 
@@ -88,5 +88,5 @@ DATA_SET = DataSet(
         "official": "GSM8K has no official validation split: a tenth of train, chosen by the hash "
         "of the question, is held out for validation",
     },
-    own_id=own_id,
+    source_id=source_id,
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from kpod_jax.data.records import Record
 
 
-def normalised(question: str) -> str:
+def normalize_question(question: str) -> str:
     """Returns a question in lower case with single spaces."""
     return " ".join(question.casefold().split())
 
@@ -24,13 +24,13 @@ def overlaps(
     for split, records in splits.items():
         seen = first_of.setdefault(split, {})
         for record in records:
-            seen.setdefault(normalised(record.question), record.id)
+            seen.setdefault(normalize_question(record.question), record.id)
     result = {}
     for one, other in itertools.combinations(splits, 2):
         pairs = [
             (record.id, first_of[other][question])
             for record in splits[one]
-            if (question := normalised(record.question)) in first_of[other]
+            if (question := normalize_question(record.question)) in first_of[other]
         ]
         if pairs:
             result[one, other] = pairs

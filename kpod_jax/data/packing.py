@@ -11,7 +11,7 @@ from kpod_jax.data.records import Ragged
 from kpod_jax.data.tokens import TokenizedSet
 
 
-def bins(lengths_N: np.ndarray, capacity: int) -> Ragged:
+def pack_bins(lengths_N: np.ndarray, capacity: int) -> Ragged:
     """Packs examples into rows by best-fit decreasing.
 
     Args:

@@ -10,18 +10,18 @@ import numpy as np
 from kpod_jax.data.records import Ragged
 
 
-def longest(lengths_NxK: np.ndarray, groups: Ragged) -> np.ndarray:
+def max_lengths(lengths_NxK: np.ndarray, groups: Ragged) -> np.ndarray:
     """Returns the maximum of each of the K lengths within each group, [G, K]."""
     return np.maximum.reduceat(lengths_NxK[groups.values], groups.offsets[:-1], axis=0)
 
 
-def expected(lengths_N: np.ndarray, groups: Ragged) -> float:
+def expected_lengths(lengths_N: np.ndarray, groups: Ragged) -> float:
     """Returns the expected total length of a pair, summed over the groups."""
     sums_G = np.add.reduceat(lengths_N[groups.values], groups.offsets[:-1])
     return float((2 * sums_G / groups.lengths).sum())
 
 
-def drawn(rows: np.ndarray, groups: Ragged, seed: Sequence[int]) -> np.ndarray:
+def draw_pairs(rows: np.ndarray, groups: Ragged, seed: Sequence[int]) -> np.ndarray:
     """Draws two different examples of each group, side by side.
 
     Args:
@@ -40,7 +40,7 @@ def drawn(rows: np.ndarray, groups: Ragged, seed: Sequence[int]) -> np.ndarray:
     return result_Bx2.reshape(-1)
 
 
-def groups_of(names: Sequence[str]) -> Ragged:
+def group_by_name(names: Sequence[str]) -> Ragged:
     """Groups examples by name; a single example forms a pair with itself.
 
     Args:

@@ -50,8 +50,8 @@ class DataSet:
         kind of splits, the stem of the file's name and the id. Official splits have no validation
         split: a tenth of train is held out for it.
       notes: notes for the user, for each kind of splits.
-      instead: name of a single file that may replace all of `files` in a folder.
-      own_id: returns the id that the data set's source uses for a record, from the record's id.
+      single_file: name of a single file that may replace all of `files` in a folder.
+      source_id: returns the id that the data set's source uses for a record, from the record's id.
       has_rationales: whether `parse` returns rationales.
     """
 
@@ -65,8 +65,8 @@ class DataSet:
     parse: Callable[[Mapping[str, Any]], dict[str, str]]
     split_of: Callable[[Splits, str, str], str | None]
     notes: Mapping[Splits, str]
-    instead: str = ""
-    own_id: Callable[[str], str] = str
+    single_file: str = ""
+    source_id: Callable[[str], str] = str
     has_rationales: bool = True
 
 

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kpod_jax.data import answers, custom, tables
-from kpod_jax.data.overlap import normalised
+from kpod_jax.data.overlap import normalize_question
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
 from kpod_jax.utils.errors import UserError
@@ -19,7 +19,7 @@ def apply(
     kind: str,
     columns: Mapping[str, str],
     separator: str,
-    own_id: Callable[[str], str] = str,
+    source_id: Callable[[str], str] = str,
     per_question: int = 1,
 ) -> Loaded:
     """Replaces the records' rationales with the teacher's.
@@ -38,9 +38,9 @@ def apply(
       kind: kind of the answers.
       columns: names of the source's columns.
       separator: text that ends a step.
-      own_id: returns the id that the data set's source uses for a record.
+      source_id: returns the id that the data set's source uses for a record.
       per_question: maximum rationales per training record; 0: all. The second and later ones go
-        to `Loaded.further`, as records whose ids end in #2, #3, …. Other splits use one.
+        to `Loaded.extra_rationales`, as records whose ids end in #2, #3, …. Other splits use one.
 
     Returns:
       The split with the teacher's rationales. Unreadable rows, and rows whose id or question
@@ -50,10 +50,12 @@ def apply(
     Raises:
       UserError: the source cannot be read.
     """
-    names: dict[str, Record] = {own_id(record.id): record for record in loaded.records}
+    names: dict[str, Record] = {source_id(record.id): record for record in loaded.records}
     names |= {record.id: record for record in loaded.records}
-    unused = {name for id_ in loaded.elsewhere for name in (id_, own_id(id_))} - names.keys()
-    unused |= {bad.id for bad in [*loaded.broken, *loaded.absent]} - names.keys()
+    unused = {
+        name for id_ in loaded.other_split_ids for name in (id_, source_id(id_))
+    } - names.keys()
+    unused |= {bad.id for bad in [*loaded.broken, *loaded.skipped]} - names.keys()
     maximum = per_question if split == "train" else 1
     usable: dict[str, list[str]] = {}
     broken, absent, surplus, others = [], [], [], []
@@ -68,9 +70,9 @@ def apply(
                 continue
             if record is None:
                 raise ValueError(f"has the id {id_!r}, which no record has")
-            if normalised(custom.column(row.values, "question", columns)) != normalised(
-                record.question
-            ):
+            if normalize_question(
+                custom.column(row.values, "question", columns)
+            ) != normalize_question(record.question):
                 raise ValueError(f"has the id of {record.id}, but another question")
             rationale = custom.column(row.values, "rationale", columns)
             stated = custom.column(row.values, "answer", columns)
@@ -113,8 +115,8 @@ def apply(
     return Loaded(
         [record for record in records if record.id in usable],
         loaded.broken + broken,
-        loaded.absent + absent,
-        loaded.elsewhere,
+        loaded.skipped + absent,
+        loaded.other_split_ids,
         further,
     )
 

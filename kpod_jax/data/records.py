@@ -84,16 +84,16 @@ class Loaded:
     Attributes:
       records: usable records.
       broken: invalid records, such as unreadable lines.
-      absent: valid records that are left out, such as questions without a usable rationale.
-      elsewhere: ids of records in other splits, if loaded.
-      further: additional rationales for a record's question, as records, by the record's id.
+      skipped: valid records that are left out, such as questions without a usable rationale.
+      other_split_ids: ids of records in other splits, if loaded.
+      extra_rationales: further rationales of a record's question, as records, by record id.
     """
 
     records: list[Record] = dataclasses.field(default_factory=list)
     broken: list[Rejected] = dataclasses.field(default_factory=list)
-    absent: list[Rejected] = dataclasses.field(default_factory=list)
-    elsewhere: set[str] = dataclasses.field(default_factory=set)
-    further: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
+    skipped: list[Rejected] = dataclasses.field(default_factory=list)
+    other_split_ids: set[str] = dataclasses.field(default_factory=set)
+    extra_rationales: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

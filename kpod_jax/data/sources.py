@@ -40,7 +40,7 @@ def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
     if name not in PUBLISHED or not path:
         return []
     data_set, folder = PUBLISHED[name], pathlib.Path(path).expanduser()
-    names = [*data_set.files.get(splits, ()), data_set.instead]
+    names = [*data_set.files.get(splits, ()), data_set.single_file]
     return [folder / name for name in names if (folder / name).is_file()]
 
 
@@ -110,10 +110,10 @@ def load_records(
             kind=answer_kind(name, settings.answer_kind),
             columns=custom.COLUMNS if is_file else columns,
             separator=separator,
-            own_id=PUBLISHED[name].own_id if name in PUBLISHED else str,
+            source_id=PUBLISHED[name].source_id if name in PUBLISHED else str,
             per_question=settings.rationales_per_question,
         )
-    rejected = loaded.broken + loaded.absent
+    rejected = loaded.broken + loaded.skipped
     check_rejected_fraction(
         loaded.broken, len(loaded.records) + len(rejected), settings.max_rejected_fraction
     )
@@ -129,7 +129,9 @@ def load_records(
         count, verbosity = max(1, settings.rationales_per_question), settings.arithmetic.verbosity
         groups = (arithmetic.rationales_per_question(r, count, verbosity) for r in records)
         return list(itertools.chain.from_iterable(groups)), rejected
-    return [r for first in records for r in (first, *loaded.further.get(first.id, ()))], rejected
+    return [
+        r for first in records for r in (first, *loaded.extra_rationales.get(first.id, ()))
+    ], rejected
 
 
 def fresh_records(config: Config) -> list[Record]:
@@ -174,7 +176,7 @@ def _load_arithmetic(settings: Config, split: str, limit: int, whole: bool) -> L
     sizes[split] = max(limit, sizes[split])
     task = arithmetic.Task(**settings.arithmetic.to_dict())
     config = builders.ArithmeticConfig.of(sizes, task)
-    builder = builders.prepared(builders.KpodArithmetic, config, settings.cache_dir)
+    builder = builders.prepare_builder(builders.KpodArithmetic, config, settings.cache_dir)
     loaded = Loaded()
     for row in _rows(builder, split, 0 if whole else limit):
         keypoints = tuple((int(start), int(end)) for start, end in row["keypoints"])
@@ -197,22 +199,22 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
 
     builder_type, separator = builders.PUBLISHED[settings.name], settings.step_separator
     config = builder_type.config_of(settings.splits, settings.path)
-    builder = builders.prepared(builder_type, config, settings.cache_dir)
+    builder = builders.prepare_builder(builder_type, config, settings.cache_dir)
     loaded = Loaded()
     for bad, broken in builder.rejected(split):
-        (loaded.broken if broken else loaded.absent).append(bad)
+        (loaded.broken if broken else loaded.skipped).append(bad)
     for part in builder.info.splits:
         if part != split and not whole:
             continue
         for row in _rows(builder, part):
             id_, steps = row["id"], split_steps(row["rationale"], separator)
             if part != split:
-                loaded.elsewhere.add(id_)
+                loaded.other_split_ids.add(id_)
             elif steps or split != "train" or not need_rationale:
                 loaded.records.append(Record(id_, row["question"], steps, row["answer"]))
             elif row["problem"]:
                 reason = f"no rationale can be derived for it: {row['problem']}"
-                loaded.absent.append(Rejected(id_, reason))
+                loaded.skipped.append(Rejected(id_, reason))
             else:
                 loaded.broken.append(Rejected(id_, "its rationale is empty"))
     return loaded

@@ -146,8 +146,8 @@ class Results:
     Attributes:
       facts: facts about the run: its method and seed, the step of the checkpoint, and so on.
       split: the evaluated split of its own data.
-      own: the evaluation of that split.
-      others: evaluations of the test splits of data sets that the student was not trained on, by
+      in_domain: the evaluation of that split.
+      ood: evaluations of the test splits of data sets that the student was not trained on, by
         name.
       records: the records of those test splits.
       rejected: their unusable records.
@@ -155,8 +155,8 @@ class Results:
 
     facts: Mapping[str, Any]
     split: str
-    own: Evaluation
-    others: Mapping[str, Evaluation]
+    in_domain: Evaluation
+    ood: Mapping[str, Evaluation]
     records: Mapping[str, Sequence[Record]]
     rejected: Mapping[str, Sequence[Rejected]]
 
@@ -164,8 +164,8 @@ class Results:
 
     def save(self, root: pathlib.Path) -> None:
         """Writes predictions/ and results.json to a work directory, and other data to records/."""
-        files.write_jsonl(root / f"predictions/{self.split}.jsonl", self.own.predictions)
-        for name, other in self.others.items():
+        files.write_jsonl(root / f"predictions/{self.split}.jsonl", self.in_domain.predictions)
+        for name, other in self.ood.items():
             files.write_jsonl(root / f"predictions/{name}_test.jsonl", other.predictions)
             records_io.write_records(root / f"records/{name}_test.jsonl", self.records[name])
             rows = [{"id": bad.id, "reason": bad.reason} for bad in self.rejected[name]]
@@ -174,14 +174,16 @@ class Results:
         head = {key: facts.pop(key) for key in ("method", "seed")} | {"split": self.split}
         ood = {
             name: other.summary | {"rejected": len(self.rejected[name])}
-            for name, other in self.others.items()
+            for name, other in self.ood.items()
         }
-        files.write_json(root / "results.json", {**head, **self.own.summary, **facts, "ood": ood})
+        files.write_json(
+            root / "results.json", {**head, **self.in_domain.summary, **facts, "ood": ood}
+        )
 
     def __str__(self) -> str:
         """Returns a one-line summary."""
-        parts = [f"{self.split} {self.own}"]
-        parts += [f"{name}_test {other}" for name, other in self.others.items()]
+        parts = [f"{self.split} {self.in_domain}"]
+        parts += [f"{name}_test {other}" for name, other in self.ood.items()]
         return f"{'; '.join(parts)}, step {self.facts['checkpoint_step']}"
 
 
@@ -200,7 +202,7 @@ def evaluate_run(config: Config, student: Student, trained: Any, data: Data, mes
     """
     # Read and validate all data before generating anything.
     split, own_records = config.eval.split, data.records(config.eval.split)
-    other_records, rejected = read_others(config)
+    other_records, rejected = read_ood_records(config)
     options = {
         "prompt": baselines.prompt_of(config, student),
         "answer_kind": sources.answer_kind(config.data.name, config.data.answer_kind),
@@ -236,7 +238,7 @@ def make_validation(
     return lambda params: {"accuracy": evaluator.accuracy(params)} | token_loss(params)
 
 
-def read_others(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[Rejected]]]:
+def read_ood_records(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[Rejected]]]:
     """Reads the test splits of the data sets in `eval.ood`.
 
     Returns:

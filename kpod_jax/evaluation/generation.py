@@ -178,7 +178,7 @@ class Generator:
                 needed = np.pad(started // samples, padding, constant_values=-1)
                 needed, source = self._unique_prompts(needed, samples)
                 ids, mask = padded(prompts, needed, size, self._pad_id)
-                placed = sharding.place_whole({"ids": ids, "mask": mask}, self._mesh)
+                placed = sharding.place_global({"ids": ids, "mask": mask}, self._mesh)
                 slots = np.pad(slots, padding, constant_values=batch_size).astype(np.int32)
                 started = np.pad(started, padding).astype(np.int32)
                 rows = steps.fill(

@@ -48,7 +48,7 @@ def save_adapter(
         kernel = path.replace("lora_a", "kernel")
         for layer in range(leaf.shape[0]) if layout.is_stacked(path) else [None]:
             low = hub.fetch(flat, path, layer)
-            high = hub.fetch(flat, layout.beside(kernel, "lora_b"), layer)
+            high = hub.fetch(flat, layout.companion_path(kernel, "lora_b"), layer)
             assert low is not None and high is not None
             name = names.hf_name(kernel, layer or 0).removesuffix(".weight")
             # PyTorch puts outputs first and folds heads into one dimension.

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # The score of a masked key.
-WORTH_WHILE = 256  # Minimum number of queries and of keys to be faster (`benchmarks/RESULTS.md`).
+MASKED_SCORE = -0.7 * float(jnp.finfo(jnp.float32).max)  # The score of a masked key.
+MIN_LENGTH = 256  # Minimum number of queries and of keys to be faster (`benchmarks/RESULTS.md`).
 _MAX_BLOCKS, _MIN_BLOCK_QUERIES = 4, 64
 
 
@@ -191,7 +191,7 @@ def _scores(
     queries, keys = slice(block.first, block.end), slice(block.keys)
     scores = settings.scale * _einsum("qh,kh->qk", q_QxH[queries], k_KxH[keys])
     scores = scores if bias_QxK is None else scores + bias_QxK[queries, keys]
-    return jnp.where(mask_QxK[queries, keys], scores, HIDDEN)
+    return jnp.where(mask_QxK[queries, keys], scores, MASKED_SCORE)
 
 
 def _einsum(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:

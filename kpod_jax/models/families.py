@@ -30,7 +30,7 @@ class Family:
     Attributes:
       config: configuration class. Its `architectures` lists this family's values of `model_type`
         in config.json; its `names` is a module or similar with `hf_name`, `hf_keys`, `unused`,
-        PROJECTIONS, EMBEDDING, DECIDING and COPIES (see `llama_names`).
+        PROJECTIONS, EMBEDDING, STRUCTURE_KEYS and COPIES (see `llama_names`).
       module: Flax module class.
     """
 

@@ -101,7 +101,7 @@ def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
     """
     tensors = Tensors(find(model))
     flat = layout.flatten(abstract)
-    leaves = {k: v for k, v in flat.items() if not k.endswith(layout.BESIDE_KERNEL)}
+    leaves = {k: v for k, v in flat.items() if not k.endswith(layout.KERNEL_COMPANIONS)}
     names = {path: _names(path, leaf, config) for path, leaf in leaves.items()}
     if "lm_head.weight" not in tensors.names and "lm_head/kernel" in names:
         # transformers 5 does not write a head that equals the embedding table.
@@ -109,7 +109,7 @@ def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
     tensors.check_names({name for group in names.values() for name in group}, config)
     result = {}
     for path, leaf in leaves.items():
-        scale_path = layout.beside(path, "kernel_scale")
+        scale_path = layout.companion_path(path, "kernel_scale")
         targets = {key: flat[key] for key in (path, scale_path) if key in flat}
         stacked = layout.is_stacked(path)
         # The host holds one layer of a stack at a time.
@@ -189,7 +189,7 @@ def save_pretrained(
     sources = {
         name: (path, i if layout.is_stacked(path) else None)
         for path, leaf in flat.items()
-        if not path.endswith(layout.BESIDE_KERNEL)
+        if not path.endswith(layout.KERNEL_COMPANIONS)
         for i, name in enumerate(_names(path, leaf, config))
     }
     size = jnp.dtype(dtype).itemsize
@@ -242,8 +242,11 @@ def _to_hf(
     assert array is not None
     if not path.endswith("/kernel"):
         return array.reshape(-1) if path.endswith("/bias") else array
-    parts = {name: fetch(flat, layout.beside(path, name), layer) for name in layout.BESIDE_KERNEL}
-    array = np.asarray(layout.merged_kernel(array, parts, lora))  # pyright: ignore
+    parts = {
+        name: fetch(flat, layout.companion_path(path, name), layer)
+        for name in layout.KERNEL_COMPANIONS
+    }
+    array = np.asarray(layout.merge_kernel(array, parts, lora))  # pyright: ignore
     outputs = math.prod(array.shape[_num_input_dims(path) :])
     return np.ascontiguousarray(array.reshape(-1, outputs).T)
 

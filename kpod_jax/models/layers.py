@@ -241,7 +241,7 @@ def attend(
     """
     lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
     if implementation == "blocks":
-        is_long = min(lengths) >= block_attention.WORTH_WHILE
+        is_long = min(lengths) >= block_attention.MIN_LENGTH
         shares_bias = bias is None or bias.shape[0] == 1  # Across examples.
         if is_long and shares_bias and drop is None and on_one_cpu():
             return block_attention.attend(
@@ -279,7 +279,7 @@ def attend(
         causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
         mask = causal if mask is None else mask & causal
     if mask is not None:
-        scores = jnp.where(mask, scores, block_attention.HIDDEN)
+        scores = jnp.where(mask, scores, block_attention.MASKED_SCORE)
     weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
     return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
 
@@ -312,7 +312,7 @@ def attend_cache(
         "BMGH,BMKH->BMGK", query, key_BxMxKxH, preferred_element_type=jnp.float32
     )
     scores = scores if bias is None else scores + bias
-    scores = jnp.where(mask, scores, block_attention.HIDDEN)
+    scores = jnp.where(mask, scores, block_attention.MASKED_SCORE)
     weights = jax.nn.softmax(scores).astype(value_BxMxKxH.dtype)
     result = jnp.einsum("BMGK,BMKH->BMGH", weights, value_BxMxKxH)
     return result.reshape(query_Bx1xNxH.shape)

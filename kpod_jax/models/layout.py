@@ -50,27 +50,27 @@ def merge(params: Any, lora: LoRAConfig | None) -> Any:
     result = {}
     for path, leaf in flat.items():
         if path.endswith("/kernel"):
-            parts = {name: flat.get(beside(path, name)) for name in BESIDE_KERNEL}
+            parts = {name: flat.get(companion_path(path, name)) for name in KERNEL_COMPANIONS}
             if is_stacked(path):
-                merge_all = functools.partial(merged_kernel, lora=lora)
+                merge_all = functools.partial(merge_kernel, lora=lora)
                 leaf = jax.vmap(merge_all)(leaf, parts)
             else:
-                leaf = merged_kernel(leaf, parts, lora)
-        if not path.endswith(BESIDE_KERNEL):
+                leaf = merge_kernel(leaf, parts, lora)
+        if not path.endswith(KERNEL_COMPANIONS):
             result[path] = leaf
     return unflatten(result)
 
 
 # Parameters next to a kernel that `merge` folds into it.
-BESIDE_KERNEL = ("kernel_scale", "lora_a", "lora_b")
+KERNEL_COMPANIONS = ("kernel_scale", "lora_a", "lora_b")
 
 
-def beside(path: str, name: str) -> str:
+def companion_path(path: str, name: str) -> str:
     """Returns the path of parameter `name` next to the kernel at `path`."""
     return path.removesuffix("kernel") + name
 
 
-def merged_kernel(kernel: jax.Array, parts: dict[str, Any], lora: LoRAConfig | None) -> jax.Array:
+def merge_kernel(kernel: jax.Array, parts: dict[str, Any], lora: LoRAConfig | None) -> jax.Array:
     """Merges one layer's kernel.
 
     Args:

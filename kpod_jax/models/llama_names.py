@@ -23,7 +23,7 @@ _KEYS = {
     "down": ("hidden_size", "intermediate_size"),
 }
 # The keys of config.json that determine which weights exist.
-DECIDING = "num_hidden_layers, model_type, attention_bias or tie_word_embeddings"
+STRUCTURE_KEYS = "num_hidden_layers, model_type, attention_bias or tie_word_embeddings"
 EMBEDDING = "model.embed_tokens.weight"
 COPIES: frozenset[str] = frozenset()
 

@@ -27,7 +27,7 @@ _KEYS = {
 PROJECTIONS = {name: name for name in ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")}
 EMBEDDING = "shared.weight"
 # The keys of config.json that determine which weights exist.
-DECIDING = "num_layers, num_decoder_layers, feed_forward_proj or tie_word_embeddings"
+STRUCTURE_KEYS = "num_layers, num_decoder_layers, feed_forward_proj or tie_word_embeddings"
 # Copies of the embedding table in some checkpoints.
 COPIES = frozenset({"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"})
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"

@@ -50,7 +50,7 @@ class Tensors:
           UserError: a weight is missing or unexpected, or weights that should be tied differ.
         """
         names = config.names
-        keys = names.DECIDING
+        keys = names.STRUCTURE_KEYS
         if missing := sorted(expected - self.names):
             raise UserError(
                 f"{self.directory} lacks {_summarize(missing)}, which its config.json requires "

@@ -86,7 +86,7 @@ def log(line: str) -> None:
         print(line, flush=True)
 
 
-def first_alone(work: Callable[[], str]) -> str:
+def run_on_first(work: Callable[[], str]) -> str:
     """Runs `work`, which uses only the host, in the first process while the others wait.
 
     Returns:
@@ -112,7 +112,7 @@ def first_alone(work: Callable[[], str]) -> str:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Callable[[], bool]]:
+def defer_sigterm() -> Iterator[Callable[[], bool]]:
     """Lets a loop finish its step on SIGTERM: inside the block, the signal is only recorded.
 
     Yields:
@@ -135,7 +135,7 @@ def listening() -> Iterator[Callable[[], bool]]:
 
 
 def raise_on_sigterm() -> None:
-    """Makes SIGTERM raise `Preempted` anywhere except inside `listening`.
+    """Makes SIGTERM raise `Preempted` anywhere except inside `defer_sigterm`.
 
     With several processes, JAX keeps handling the signal, since it has to forward it.
     """

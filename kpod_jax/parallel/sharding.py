@@ -101,7 +101,7 @@ def on_one_cpu() -> bool:
     return platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
-def rows_of_a_device(rows: int) -> int:
+def rows_per_device(rows: int) -> int:
     """Returns how many rows of a traced batch `constrain` puts on a device; all outside `use`."""
     mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
     if mesh.empty or not rules:
@@ -187,7 +187,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
-def place_whole(tree: Any, mesh: Mesh) -> Any:
+def place_global(tree: Any, mesh: Mesh) -> Any:
     """Places a tree of NumPy arrays, which every process has in full, on the mesh.
 
     Rows are split like those of a batch if they divide evenly; otherwise the array is replicated.
@@ -195,14 +195,14 @@ def place_whole(tree: Any, mesh: Mesh) -> Any:
 
     def place(array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
-        sharding = whole_sharding(array.shape, mesh)
+        sharding = global_sharding(array.shape, mesh)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(place, tree)
 
 
-def whole_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that `place_whole` gives an array of this shape."""
+def global_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that `place_global` gives an array of this shape."""
     parts = row_parts(mesh)
     splits = len(shape) > 0 and shape[0] % parts == 0
     return batch_sharding(mesh) if splits else replicated(mesh)

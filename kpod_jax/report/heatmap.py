@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kpod_jax.data.ground_truth import shared
+from kpod_jax.data.ground_truth import spans_overlap
 from kpod_jax.data.records import Record
 
 # Numbers keep their separators and words their apostrophes; any other sign is a separate word.
@@ -83,7 +83,7 @@ def pieces(
       keypoints: character spans of known keypoints.
     """
     text_words = words(text, spans, weights)
-    are_keys = shared([word[:2] for word in text_words], keypoints)
+    are_keys = spans_overlap([word[:2] for word in text_words], keypoints)
     result, at = [], 0
     for word, overlaps in zip(text_words, are_keys, strict=True):
         result.append(Piece(text[at : word.start]))

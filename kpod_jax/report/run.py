@@ -31,8 +31,8 @@ class Run:
       weighting: final state of the training of the token weights.
       metrics: events of the run, one per row.
       predictions: evaluated questions, one per row.
-      judged: record of each evaluated question, by id.
-      before: the student's generations before distillation, by question id.
+      evaluated_records: record of each evaluated question, by id.
+      generations_before: the student's generations before distillation, by question id.
       results: accuracy with its interval.
     """
 
@@ -46,8 +46,8 @@ class Run:
     weighting: dict[str, Any] | None = None
     metrics: tuple[dict[str, Any], ...] = ()
     predictions: tuple[dict[str, Any], ...] = ()
-    judged: dict[str, Record] = dataclasses.field(default_factory=dict)
-    before: dict[str, str] = dataclasses.field(default_factory=dict)
+    evaluated_records: dict[str, Record] = dataclasses.field(default_factory=dict)
+    generations_before: dict[str, str] = dataclasses.field(default_factory=dict)
     results: dict[str, Any] | None = None
 
 
@@ -86,7 +86,7 @@ def load(workdir: files.PathLike) -> Run:
         weighting=_optional(files.read_json, root / "weighting.json"),
         metrics=read_jsonl(root / "metrics.jsonl") if (root / "metrics.jsonl").exists() else (),
         predictions=predictions,
-        judged={record.id: record for record in judged},
+        evaluated_records={record.id: record for record in judged},
         results=results,
     )
     _check(run)

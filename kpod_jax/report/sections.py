@@ -199,7 +199,7 @@ def step_difficulty(run: Run) -> Section:
 
 def accuracy_by_difficulty(run: Run) -> Section:
     """Returns accuracy by the number of steps in the teacher's rationale, and by hardness."""
-    rows = [(row, run.judged.get(str(row["id"]))) for row in run.predictions]
+    rows = [(row, run.evaluated_records.get(str(row["id"]))) for row in run.predictions]
     rows = [(row, record) for row, record in rows if record is not None and record.steps]
     correct = np.asarray([row["correct"] for row, _ in rows], np.float64)
     charts: list[tuple[str, str, list[float]]] = [
@@ -228,9 +228,9 @@ def generations(run: Run) -> Section:
     def cards(selection: slice) -> list[dict[str, Any]]:
         result = []
         for row in (*wrong[selection], *right[selection]):
-            record = run.judged.get(str(row["id"]))
+            record = run.evaluated_records.get(str(row["id"]))
             rationale = record.rationale if record is not None else ""
-            before = run.before.get(str(row["id"]))
+            before = run.generations_before.get(str(row["id"]))
             result.append({"row": row, "rationale": rationale, "before": before})
         return result
 

@@ -115,7 +115,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     for row in result["rows"]:
         cells = [_marked(cell, r"\*") for cell in row["cells"]]
-        tokens = tokens_of(row, columns)
+        tokens = row_tokens(row, columns)
         lines.append(f"| {escaped(row['name'])} | {seeds(row)} | {tokens} | {' | '.join(cells)} |")
     for name, values in papers(result):
         cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
@@ -154,7 +154,7 @@ def latex(result: Mapping[str, Any]) -> str:
     ]
     for row in result["rows"]:
         cells = [_marked(cell, "$^{*}$").replace("±", r"$\pm$") for cell in row["cells"]]
-        lines.append(rf"{' & '.join([tex(row['name']), tokens_of(row, columns), *cells])} \\")
+        lines.append(rf"{' & '.join([tex(row['name']), row_tokens(row, columns), *cells])} \\")
     if published := papers(result):
         lines.append(r"\midrule")
         for name, values in published:
@@ -192,7 +192,7 @@ def thousands(cell: Mapping[str, Any]) -> str:
     return "" if tokens is None else f"{tokens / 1000:,.1f}"
 
 
-def tokens_of(row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
+def row_tokens(row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
     """Formats a row's rationale tokens for each data set that it is trained on."""
     pairs = zip(columns, row["cells"], strict=True)
     tokens = {column["data"]: thousands(cell) for column, cell in pairs if cell}

@@ -31,9 +31,9 @@ from kpod_jax.schedule.protocol import (
     Feedback,
     Setting,
     check,
-    checked,
     example_means,
-    frozen,
+    read_only,
+    validated_start_steps,
 )
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
@@ -50,7 +50,7 @@ class FullRationale:
         Args:
           num_steps: [N] n_i.
         """
-        self._start_steps = frozen(np.zeros(len(num_steps), np.int32))
+        self._start_steps = read_only(np.zeros(len(num_steps), np.int32))
 
     def start_steps(self, phase: int, feedback: Feedback | None = None) -> np.ndarray:
         """Returns [N] int32 zeros."""
@@ -83,8 +83,8 @@ class GrowingSuffix:
         """Returns max(0, n_i - (t + 1) growth), [N] int32."""
         del feedback
         if phase >= self._ramp_phases:
-            return frozen(np.zeros_like(self._num_steps))
-        return frozen(np.maximum(0, self._num_steps - (phase + 1) * self._growth))
+            return read_only(np.zeros_like(self._num_steps))
+        return read_only(np.maximum(0, self._num_steps - (phase + 1) * self._growth))
 
 
 class EasyFirst:
@@ -137,7 +137,7 @@ class EasyFirst:
         left_out = np.argsort(mixed_N, kind="stable")[math.ceil(fraction * len(mixed_N)) :]
         start_steps_N = np.zeros(len(mixed_N), np.int32)
         start_steps_N[left_out] = self._num_steps[left_out] + 1
-        return frozen(start_steps_N)
+        return read_only(start_steps_N)
 
 
 def _kpod(setting: Setting) -> Curriculum:
@@ -229,7 +229,9 @@ def plan(curriculum: Curriculum, phases: int, difficulty: Ragged, name: str = ""
     """
     feedback = Feedback(difficulty) if curriculum.needs_feedback else None
     rows = [
-        checked(curriculum.start_steps(phase, feedback), difficulty.lengths, phase, name)
+        validated_start_steps(
+            curriculum.start_steps(phase, feedback), difficulty.lengths, phase, name
+        )
         for phase in range(1 if curriculum.needs_feedback else phases)
     ]
     target = None

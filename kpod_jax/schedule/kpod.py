@@ -7,7 +7,7 @@ import numpy as np
 
 from kpod_jax.data.records import Ragged
 from kpod_jax.schedule import solvers, value
-from kpod_jax.schedule.protocol import Feedback, check, frozen
+from kpod_jax.schedule.protocol import Feedback, check, read_only
 from kpod_jax.utils.errors import UserError
 
 
@@ -98,7 +98,7 @@ class KPOD:
         if phase < 0:
             raise ValueError(f"Expected a nonnegative phase, got {phase}.")
         while len(self._rows) <= min(phase, self._ramp_phases):
-            self._rows.append(frozen(self._next_row()))
+            self._rows.append(read_only(self._next_row()))
         return self._rows[min(phase, self._ramp_phases)]
 
     def _next_row(self) -> np.ndarray:

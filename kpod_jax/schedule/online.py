@@ -5,7 +5,7 @@ Letters: N examples.
 
 import numpy as np
 
-from kpod_jax.schedule.protocol import Curriculum, Feedback, checked
+from kpod_jax.schedule.protocol import Curriculum, Feedback, validated_start_steps
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
@@ -60,6 +60,6 @@ class OnlineSchedule:
     def begin(self, phase: int, feedback: Feedback) -> None:
         """Chooses c_i of a phase from the student's losses before it."""
         row = self._curriculum.start_steps(phase, feedback)
-        row = checked(row, self._num_steps, phase, self._name)
+        row = validated_start_steps(row, self._num_steps, phase, self._name)
         self._rows = [*self._rows[:phase], row]
         files.write_npz(self._path, start_steps=np.stack(self._rows))

@@ -87,7 +87,9 @@ def example_means(step_values: Ragged) -> np.ndarray:
     return sums / np.maximum(step_values.lengths, 1)
 
 
-def checked(start_steps: Any, num_steps_N: np.ndarray, phase: int, name: str) -> np.ndarray:
+def validated_start_steps(
+    start_steps: Any, num_steps_N: np.ndarray, phase: int, name: str
+) -> np.ndarray:
     """Validates the start steps from a curriculum; returns them as a read-only [N] int32 array.
 
     Args:
@@ -113,10 +115,10 @@ def checked(start_steps: Any, num_steps_N: np.ndarray, phase: int, name: str) ->
             f"in phase {phase}; expected 0 to {num_steps_N[i]}, its number of steps, or one more "
             "to leave it out."
         )
-    return frozen(row.astype(np.int32))
+    return read_only(row.astype(np.int32))
 
 
-def frozen(array: np.ndarray) -> np.ndarray:
+def read_only(array: np.ndarray) -> np.ndarray:
     """Makes an array read-only and returns it."""
     array.setflags(write=False)
     return array

@@ -78,7 +78,7 @@ def run(
             print(f"{len(done)} of {len(runs)} runs are done: {', '.join(done)}", flush=True)
         for name in waiting:
             files.remove(root / name / _FAILURE)
-        codes = workers.work_off(
+        codes = workers.run_jobs(
             waiting,
             command or functools.partial(_command, sweep, root),
             parallel=parallel,
@@ -114,7 +114,7 @@ def _run_together(sweep: str, runs: Mapping[str, Config], root: pathlib.Path) ->
                 failed[name] = _reason_of(error)
         finished = {name: config for name, config in runs.items() if name not in failed}
         if finished:
-            processes.first_alone(lambda: _compare(sweep, finished, failed, root))
+            processes.run_on_first(lambda: _compare(sweep, finished, failed, root))
     return failed
 
 

@@ -17,7 +17,7 @@ class _Job(NamedTuple):
     slot: int
 
 
-def work_off(
+def run_jobs(
     names: Sequence[str],
     command: Callable[[str], Sequence[str]],
     *,
@@ -56,7 +56,7 @@ def work_off(
                     break
                 waiting.remove(name)
                 slot = min(set(range(parallel)) - {job.slot for job in running.values()})
-                environment = os.environ | share_of_gpus(gpus, slot, parallel)
+                environment = os.environ | gpu_environment(gpus, slot, parallel)
                 running[name] = _Job(_start(command(name), environment, log(name)), slot)
                 if parallel > 1:
                     _bind(running[name].process.pid, slot, parallel)
@@ -81,7 +81,7 @@ def visible_gpus() -> list[str]:
     return result.stdout.split()
 
 
-def share_of_gpus(gpus: Sequence[str], slot: int, parallel: int) -> dict[str, str]:
+def gpu_environment(gpus: Sequence[str], slot: int, parallel: int) -> dict[str, str]:
     """Returns environment variables that assign a process one GPU and part of its memory."""
     if not gpus:
         return {}
@@ -93,7 +93,7 @@ def share_of_gpus(gpus: Sequence[str], slot: int, parallel: int) -> dict[str, st
     return variables
 
 
-def share_of_cores(cores: Collection[int], slot: int, parallel: int) -> set[int]:
+def core_subset(cores: Collection[int], slot: int, parallel: int) -> set[int]:
     """Returns the cores of one of several processes: equally many for each, at least one."""
     ordered = sorted(cores)
     return set(ordered[slot::parallel]) or {ordered[slot % len(ordered)]}
@@ -103,7 +103,7 @@ def _bind(pid: int, slot: int, parallel: int) -> None:
     """Pins a process that just started, and all its future threads, to its cores."""
     if hasattr(os, "sched_setaffinity"):  # Linux only.
         with contextlib.suppress(ProcessLookupError):  # Already ended.
-            os.sched_setaffinity(pid, share_of_cores(os.sched_getaffinity(0), slot, parallel))
+            os.sched_setaffinity(pid, core_subset(os.sched_getaffinity(0), slot, parallel))
 
 
 def _start(

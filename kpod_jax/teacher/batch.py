@@ -17,23 +17,23 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 # Limits of the batch API per file.
-MOST_REQUESTS = 50_000
-MOST_BYTES = 200_000_000
+MAX_REQUESTS = 50_000
+MAX_BYTES = 200_000_000
 
 
 def write_batch(
     directory: pathlib.Path,
     requests: Sequence[Request],
-    most_requests: int = MOST_REQUESTS,
-    most_bytes: int = MOST_BYTES,
+    max_requests: int = MAX_REQUESTS,
+    max_bytes: int = MAX_BYTES,
 ) -> list[pathlib.Path]:
     """Writes `requests-1.jsonl`, `requests-2.jsonl`, ..., replacing older files.
 
     Args:
       directory: created if it is missing.
       requests: requests without an answer.
-      most_requests: maximum requests per file.
-      most_bytes: maximum bytes per file.
+      max_requests: maximum requests per file.
+      max_bytes: maximum bytes per file.
 
     Returns:
       The paths of the files.
@@ -42,7 +42,7 @@ def write_batch(
       UserError: the files cannot be written.
     """
     parts: list[list[str]] = []
-    size = most_bytes
+    size = max_bytes
     for request in requests:
         row = {
             "custom_id": _custom_id(request.key),
@@ -52,7 +52,7 @@ def write_batch(
         }
         line = json.dumps(row, ensure_ascii=False) + "\n"
         length = len(line.encode())
-        if size + length > most_bytes or len(parts[-1]) >= most_requests:
+        if size + length > max_bytes or len(parts[-1]) >= max_requests:
             parts.append([])
             size = 0
         parts[-1].append(line)

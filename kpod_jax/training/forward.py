@@ -73,7 +73,7 @@ def target_losses_of_all(
             index, supervised = batch.pop("index"), batch["supervised"]
             yield (
                 index,
-                np.asarray(compute_losses(params, sharding.place_whole(batch, mesh))),
+                np.asarray(compute_losses(params, sharding.place_global(batch, mesh))),
                 supervised,
             )
 

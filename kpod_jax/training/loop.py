@@ -190,7 +190,7 @@ def train(
         with (
             MetricsWriter(workdir, STAGE, restored_step=first if first else None) as writer,
             Progress(total, "Distilling", initial=first) as progress,
-            processes.listening() as should_stop,
+            processes.defer_sigterm() as should_stop,
             monitoring.Watchdog(recording.hang_seconds, "distill") as watchdog,
         ):
 

@@ -144,7 +144,7 @@ class _Layout:
 
     def __init__(self, supervised_BxU: jax.Array, chunk: int | None) -> None:
         rows, self._length = supervised_BxU.shape
-        self._chunk = chunk or chunk_of(sharding.rows_of_a_device(rows), self._length)
+        self._chunk = chunk or chunk_of(sharding.rows_per_device(rows), self._length)
         self._order = jnp.argsort(~supervised_BxU, axis=1, stable=True)
 
     def chunks(self, array: jax.Array) -> jax.Array:

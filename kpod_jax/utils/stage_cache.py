@@ -73,7 +73,7 @@ class Processes(Protocol):
         """Waits for all processes."""
         ...
 
-    def first_alone(self, work: Callable[[], str]) -> str:
+    def run_on_first(self, work: Callable[[], str]) -> str:
         """Runs `work` in the first process while the others wait."""
         ...
 
@@ -216,7 +216,7 @@ class StageCache:
             result.save(workdir.path)
             return str(result)
 
-        message = self._processes.first_alone(work) if stage.host else work()
+        message = self._processes.run_on_first(work) if stage.host else work()
         seconds = time.monotonic() - start, time.process_time() - cpu_start
         workdir.mark(name, fingerprint, seconds=seconds)
         log(f"{name}: {message} → {', '.join(stage.outputs)} ({seconds[0]:.1f} s)")

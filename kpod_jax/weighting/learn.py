@@ -141,7 +141,7 @@ def fit_answerer(
     state, first, _ = _resume(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
     params, state = state["params"], state["opt_state"]
     indices = batches(len(examples.question), config.batch_size, seed, start=first)
-    with processes.listening() as should_stop:
+    with processes.defer_sigterm() as should_stop:
         for step in range(first, steps):
             batch = learner.take(examples, next(indices))
             masked = jnp.array(step >= config.fit_unmasked_steps)
@@ -272,7 +272,7 @@ def learn_masks(
     indices = batches(len(examples.question), batch_size, seed, start)
     joint_indices = batches(len(joint_examples.question), batch_size, seed + 1, start)
     first, last = config.temperature_start, config.temperature_end
-    with processes.listening() as should_stop:
+    with processes.defer_sigterm() as should_stop:
         for step in range(start, 0 if done else steps):
             temperature = first * (last / first) ** (step / steps)
             alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, config.alpha_warmup * steps))

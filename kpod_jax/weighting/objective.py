@@ -62,7 +62,7 @@ class MaskLearner:
 
     def place(self, rows: AnswererBatch) -> AnswererBatch:
         """Moves rows from the host to the devices."""
-        return rows if self.mesh is None else sharding.place_whole(rows, self.mesh)
+        return rows if self.mesh is None else sharding.place_global(rows, self.mesh)
 
     def logits(self, generator_params: Params, batch: AnswererBatch) -> jax.Array:
         """Returns the logits of w_j, [B, R]."""

@@ -57,6 +57,6 @@ def build(byte_tokenizer):
                 **{"max_question_tokens": 1000, "max_target_tokens": 1000} | limits,
             )
 
-        return training_set.make(method, records, tokenize)
+        return training_set.make_from_method(method, records, tokenize)
 
     return make_set

@@ -356,7 +356,7 @@ class Own(Method):
     given: Mapping[str, float] = MappingProxyType({})
 
     @property
-    def shares(self):
+    def loss_fractions(self):
         return self.given
 
     def examples(self, records):
@@ -376,7 +376,7 @@ class Own(Method):
         (
             [Example(RECORDS[0], PROMPT, task="t")],
             {"u": 1},
-            "Own.shares has no entry for the task 't'",
+            "Own.loss_fractions lacks the task 't'",
         ),
         ([Example(RECORDS[0], "Q:")], {}, "must contain {question} exactly once"),
     ],

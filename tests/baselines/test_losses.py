@@ -68,7 +68,7 @@ def pair_batch(consistent=True):
     method = make(MccKd, consistency_weight=0.5)
     examples = [example(record, group) for record, group in zip(data.records, "aab", strict=True)]
     objective = method.objective(data, examples)
-    groups = mcc_kd.pairs.groups_of([e.group for e in examples])
+    groups = mcc_kd.pairs.group_by_name([e.group for e in examples])
     source = batch_source(
         data, 4, 0, pad_id=0, decoder_start_id=0, groups=groups, arrays=objective.arrays
     )
@@ -115,7 +115,7 @@ def test_pairs_stay_together_in_micro_batches():
     data = tiny.tokenized_set([[4]] * 8, rationales, answers, tuple(named(8)))
     examples = [example(record, f"{i // 2}") for i, record in enumerate(data.records)]
     objective = make(MccKd, consistency_weight=1.0).objective(data, examples)
-    groups = mcc_kd.pairs.groups_of([e.group for e in examples])
+    groups = mcc_kd.pairs.group_by_name([e.group for e in examples])
     source = batch_source(
         data, 8, 0, pad_id=0, decoder_start_id=0, buckets=1, groups=groups, arrays=objective.arrays
     )

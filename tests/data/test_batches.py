@@ -354,19 +354,19 @@ def test_a_batch_that_hosts_cannot_divide_is_named(tokenized):
         make(tokenized, host=(0, 3))
 
 
-def test_padding_share_by_hand(tokenized):
+def test_padding_fraction_by_hand(tokenized):
     source = make(tokenized, buckets=2)
     items = epoch_of(source, 0)
     used = sum(int(b["input_mask"].sum()) for b in items)
     used += int(tokenized.targets.lengths.sum())
     total = sum(b["input_ids"].size + b["targets"].size for b in items)
-    assert source.padding_share == pytest.approx(1 - used / total)
+    assert source.padding_fraction == pytest.approx(1 - used / total)
 
 
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=30), capacity=st.integers(20, 50))
 def test_bins_hold_each_example_once_and_no_row_too_much(lengths, capacity):
     lengths = np.array(lengths)
-    rows = packing.bins(lengths, capacity)
+    rows = packing.pack_bins(lengths, capacity)
     assert sorted(rows.values.tolist()) == list(range(len(lengths)))
     fills = [int(lengths[rows[i]].sum()) for i in range(len(rows))]
     assert max(fills) <= capacity
@@ -393,7 +393,7 @@ def test_a_packed_row_holds_what_its_examples_rows_hold(tokenized, step_starts):
     }
     assert packed.shapes == [(0, 160)]
     used = [batch["segments"] > 0 for batch in epoch_of(packed, 0)]
-    assert packed.padding_share == pytest.approx(1 - np.mean(used))
+    assert packed.padding_fraction == pytest.approx(1 - np.mean(used))
     seen = []
     for batch in epoch_of(packed, 0):
         for row, first in enumerate(batch["index"]):

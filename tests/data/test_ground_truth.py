@@ -7,13 +7,13 @@ from kpod_jax.data.records import Ragged, Record
 
 def test_spans_share_characters_but_not_ends():
     spans, others = [(0, 2), (2, 4), (3, 3), (4, 9)], [(1, 4), (8, 9)]
-    assert ground_truth.shared(spans, others).tolist() == [
+    assert ground_truth.spans_overlap(spans, others).tolist() == [
         [True, False],
         [True, False],
         [False, False],
         [False, True],
     ]
-    assert ground_truth.shared(spans, ()).shape == (4, 0)
+    assert ground_truth.spans_overlap(spans, ()).shape == (4, 0)
 
 
 def test_tokens_of_keypoints():

@@ -31,7 +31,7 @@ def apply(tmp_path, *rows, split="train", columns=None, kind="number"):
         kind=kind,
         columns=columns or {},
         separator="",
-        own_id=lambda id_: id_.removeprefix("set-train-"),
+        source_id=lambda id_: id_.removeprefix("set-train-"),
     )
     return result, path
 
@@ -51,7 +51,7 @@ def test_records_are_found_by_either_id_and_the_first_good_one_counts(tmp_path):
         "set-train-1": ("So 4.",),
     }
     assert result.broken == loaded().broken
-    assert [(bad.id, bad.reason) for bad in result.absent[1:]] == [
+    assert [(bad.id, bad.reason) for bad in result.skipped[1:]] == [
         (f"{path}:1", f"{path}:1 has the answer '5'; the data set's answer is '2'"),
         (
             str(path),
@@ -90,7 +90,7 @@ def test_rationales_of_other_splits_are_counted_and_not_broken(tmp_path):
     result, path = apply(tmp_path, *others, good(0))
     assert len(result.records) == 1
     assert result.broken == loaded().broken
-    assert result.absent[1].reason == (
+    assert result.skipped[1].reason == (
         f"{path} has 4 rationales for records that are not in the train split: set-test-0, broken, "
         "left-out"
     )
@@ -99,7 +99,7 @@ def test_rationales_of_other_splits_are_counted_and_not_broken(tmp_path):
 def test_validation_records_stay_without_one(tmp_path):
     result, _ = apply(tmp_path, good(1), "{", split="validation")
     assert [record.rationale for record in result.records] == ["", "So 4.", ""]
-    assert (result.broken, result.absent) == (loaded().broken, loaded().absent)
+    assert (result.broken, result.skipped) == (loaded().broken, loaded().skipped)
 
 
 def test_a_long_rationale_is_kept_whole(tmp_path):
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     for source in (str(tmp_path / "none"), "./none.parquet", "none.jsonl", "none.csv"):
         with pytest.raises(UserError, match=r"Cannot read .*none"):
             rationales.apply(
-                loaded(), source, "train", kind="number", columns={}, separator="", own_id=str
+                loaded(), source, "train", kind="number", columns={}, separator="", source_id=str
             )
 
 

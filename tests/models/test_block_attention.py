@@ -148,7 +148,7 @@ def test_scores_are_never_held_whole():
 
 @pytest.mark.parametrize("why", ["short", "many devices", "dropout", "a TPU", "none of these"])
 def test_what_it_is_not_for_is_left_to_xla(why):
-    length = block_attention.WORTH_WHILE - (why == "short")
+    length = block_attention.MIN_LENGTH - (why == "short")
     mesh: Any = sharding.make_mesh() if why == "many devices" else tiny.one_device()
     drop = (lambda weights: 2 * weights) if why == "dropout" else None
     if why == "a TPU":
@@ -182,7 +182,7 @@ def gradients(module: Any, batch: dict[str, Any]) -> Any:
     ],
 )
 def test_students_learn_the_same(remat, scan_layers):
-    length, rng = block_attention.WORTH_WHILE + 4, np.random.default_rng(0)
+    length, rng = block_attention.MIN_LENGTH + 4, np.random.default_rng(0)
     ids = rng.integers(2, 64, (2, length)).astype(np.int32)
     batch: dict[str, Any] = {
         "input_ids": ids,
@@ -200,7 +200,7 @@ def test_students_learn_the_same(remat, scan_layers):
 
 
 def test_packed_texts_do_not_see_each_other():
-    rng, length = np.random.default_rng(0), block_attention.WORTH_WHILE
+    rng, length = np.random.default_rng(0), block_attention.MIN_LENGTH
     ids = rng.integers(2, 64, (1, length)).astype(np.int32)
     segments = np.repeat([1, 2], [100, length - 100])[None]
     module: Any = Llama(_LLAMA, attention="blocks")

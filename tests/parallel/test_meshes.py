@@ -205,7 +205,7 @@ def test_generation_splits_parameters_and_cache(name):
         rows = steps.start(prepared, 16)
         where = parts_of(rows.cache)
         ids = {"ids": np.full((4, 16), 7, np.int32), "mask": np.ones((4, 16), bool)}
-        placed = sharding.place_whole(ids, mesh)
+        placed = sharding.place_global(ids, mesh)
         slots = np.arange(4, dtype=np.int32)
         rows = steps.fill(prepared, rows, placed["ids"], placed["mask"], slots, slots, None)
         rows = steps.decode(prepared, rows, jax.random.key(0), np.int32(8))

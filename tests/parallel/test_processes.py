@@ -100,20 +100,20 @@ def test_flags_that_say_half_are_named():
 
 
 def test_work_of_the_first_process_gives_its_result_and_its_error():
-    assert processes.first_alone(lambda: "done") == "done"
+    assert processes.run_on_first(lambda: "done") == "done"
 
     def fails():
         raise UserError("no such file")
 
     with pytest.raises(UserError, match="no such file"):
-        processes.first_alone(fails)
+        processes.run_on_first(fails)
 
 
 def test_sigterm_is_noted_in_a_loop_and_raised_elsewhere():
     before = signal.getsignal(signal.SIGTERM)
     try:
         processes.raise_on_sigterm()
-        with processes.listening() as told:
+        with processes.defer_sigterm() as told:
             assert not told()
             os.kill(os.getpid(), signal.SIGTERM)
             assert told()
@@ -128,7 +128,7 @@ def test_another_thread_listens_in_vain():
     found = []
 
     def work():
-        with processes.listening() as told:
+        with processes.defer_sigterm() as told:
             found.append(told())
 
     thread = threading.Thread(target=work)

@@ -11,7 +11,7 @@ import pytest
 from kpod_jax.data.records import Ragged
 from kpod_jax.schedule import curricula
 from kpod_jax.schedule.online import OnlineSchedule
-from kpod_jax.schedule.protocol import Feedback, Setting, checked
+from kpod_jax.schedule.protocol import Feedback, Setting, validated_start_steps
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
 
@@ -135,7 +135,7 @@ def test_a_curriculum_of_ones_own(tmp_path, monkeypatch):
 )
 def test_an_answer_that_is_no_schedule_is_named(answer, message):
     with pytest.raises(UserError, match=message):
-        checked(np.array(answer), DIFFICULTY.lengths, 2, "mine")
+        validated_start_steps(np.array(answer), DIFFICULTY.lengths, 2, "mine")
 
 
 def test_choices_that_follow_the_student_are_kept_and_made_again_from_before_a_stage(tmp_path):

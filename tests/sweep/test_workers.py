@@ -17,12 +17,12 @@ def test_codes_and_logs(tmp_path):
         "if name == 'b': sys.exit(3)\n"
         "if name == 'c': os.kill(os.getpid(), 9)"
     )
-    codes = workers.work_off(
+    codes = workers.run_jobs(
         ["a", "b", "c"], python(code), parallel=3, log=lambda name: tmp_path / name / "log.txt"
     )
     assert codes == {"a": 0, "b": 3, "c": -signal.SIGKILL}
     assert (tmp_path / "b/log.txt").read_text() == "I am b\n"
-    workers.work_off(["a"], python(code), parallel=2, log=lambda name: tmp_path / name / "log.txt")
+    workers.run_jobs(["a"], python(code), parallel=2, log=lambda name: tmp_path / name / "log.txt")
     assert (tmp_path / "a/log.txt").read_text() == "I am a\n" * 2
 
 
@@ -36,7 +36,7 @@ def test_no_more_than_so_many_at_a_time_and_none_before_it_is_ready():
     def ready(name, at_work):
         return name != "a" or "b" not in at_work
 
-    workers.work_off(
+    workers.run_jobs(
         list("bacd"), python("import time; time.sleep(.3)"), parallel=2, ready=ready, tell=tell
     )
     assert max(most) == 2
@@ -55,18 +55,18 @@ def test_processes_are_ended_with_this_one(tmp_path):
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        workers.work_off(["a"], python(code), tell=tell)
+        workers.run_jobs(["a"], python(code), tell=tell)
     assert time.monotonic() - began < 50  # It did not sleep on.
 
 
 def test_shares_of_cores_and_gpus():
-    assert [workers.share_of_cores({4, 5, 6, 7, 8}, slot, 2) for slot in (0, 1)] == [
+    assert [workers.core_subset({4, 5, 6, 7, 8}, slot, 2) for slot in (0, 1)] == [
         {4, 6, 8}, {5, 7},
     ]  # fmt: skip
-    assert [workers.share_of_cores({0, 1}, slot, 3) for slot in range(3)] == [{0}, {1}, {0}]
-    assert workers.share_of_gpus([], 0, 2) == {}
-    assert workers.share_of_gpus(["0", "1"], 1, 2) == {"CUDA_VISIBLE_DEVICES": "1"}
-    three = [workers.share_of_gpus(["2", "5"], slot, 3) for slot in range(3)]
+    assert [workers.core_subset({0, 1}, slot, 3) for slot in range(3)] == [{0}, {1}, {0}]
+    assert workers.gpu_environment([], 0, 2) == {}
+    assert workers.gpu_environment(["0", "1"], 1, 2) == {"CUDA_VISIBLE_DEVICES": "1"}
+    three = [workers.gpu_environment(["2", "5"], slot, 3) for slot in range(3)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in three] == ["2", "5", "2"]
     assert three[0]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in three[1]

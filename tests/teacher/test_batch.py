@@ -100,10 +100,10 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 def test_files_are_as_large_as_the_api_takes(tmp_path):
     requests = [Request(str(n), 0, "d", {"messages": "é" * 10}) for n in range(7)]
-    paths = write_batch(tmp_path, requests, most_requests=3)
+    paths = write_batch(tmp_path, requests, max_requests=3)
     assert [len(read(path)) for path in paths] == [3, 3, 1]
     size = paths[-1].stat().st_size
-    paths = write_batch(tmp_path, requests, most_bytes=2 * size)
+    paths = write_batch(tmp_path, requests, max_bytes=2 * size)
     assert [len(read(path)) for path in paths] == [2, 2, 2, 1]
     assert all(path.stat().st_size <= 2 * size for path in paths)
     # What an earlier batch had more would be uploaded by mistake.

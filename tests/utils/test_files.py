@@ -203,7 +203,7 @@ def test_equal_arrays_make_equal_files(tmp_path):
 def test_large_files_are_read_once_while_they_stay_as_they_are(tmp_path, monkeypatch):
     path = tmp_path / "weights"
     path.write_bytes(b"one")
-    monkeypatch.setattr(files, "_LARGE", 2)
+    monkeypatch.setattr(files, "_CACHE_BYTES", 2)
     read, digest = [], files._digest
     monkeypatch.setattr(files, "_digest", lambda path: read.append(path) or digest(path))
     first = files.digest(path)
