@@ -16,6 +16,8 @@ Modules are imported lazily, and importing the package initializes no devices.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kpod_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from kpod_jax.api import run as run
     from kpod_jax.baselines import TrainingSet as TrainingSet
@@ -47,8 +49,6 @@ if TYPE_CHECKING:
     from kpod_jax.utils.errors import UserError as UserError
     from kpod_jax.weighting.weigh import TokenWeights as TokenWeights
     from kpod_jax.weighting.weigh import learn_token_weights as learn_token_weights
-
-__version__ = "0.2.0"
 
 _MODULES = {
     "api": ("run",),

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from kpod_jax.cli import usage
+from kpod_jax.config.defaults import Config
 from kpod_jax.parallel import processes
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
@@ -111,23 +112,56 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
-    if _MODE.value == "compare":
-        from kpod_jax.evaluation import significance
+    mode, workdir = _MODE.value, _WORKDIR.value or ""
+    if mode in ("compile", "teach"):
+        # Ahead-of-time compilation needs no accelerator; a teacher on this machine needs it.
+        jax.config.update("jax_platforms", "cpu")
+    if mode not in ("compare", "compile"):
+        _prepare(mode)
+    # Each mode imports what it needs, so that --help and errors come at once.
+    match mode:
+        case "compare":
+            from kpod_jax.evaluation import significance
 
-        text, path = significance.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value)
-        print(f"{text}\n{path}")
-        return
-    if _MODE.value == "compile":
-        from kpod_jax.aot import compile
-        from kpod_jax.cli import checks
+            print(*significance.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value), sep="\n")
+        case "compile":
+            from kpod_jax.aot import compile
 
-        jax.config.update("jax_platforms", "cpu")  # Ahead-of-time compilation needs no accelerator.
-        if _CONFIG.value is None:
-            raise UserError("Missing --config, such as --config=configs/t5_base.py.")
-        checks.check(_CONFIG.value)
-        steps = _STEPS.value or compile.STEPS
-        compile.compile_for(_CONFIG.value, _TOPOLOGY.value, _WORKDIR.value, steps)
-        return
+            steps = _STEPS.value or compile.STEPS
+            compile.compile_for(_config(), _TOPOLOGY.value, workdir, steps)
+        case "heatmap":
+            from kpod_jax import report
+
+            page, picture, text = report.heat_map(workdir, _RECORDS.value)
+            print(text, "", page, picture, sep="\n")
+        case "teach":
+            from kpod_jax import teacher
+
+            print(teacher.teach(_config(), workdir))
+        case "sweep":
+            from kpod_jax import sweep
+
+            if not _SWEEP.value:
+                raise UserError("Missing --sweep, such as --sweep=configs/sweeps/quickstart.py.")
+            if not sweep.main(_SWEEP.value, workdir, _RUNS.value, _PARALLEL.value):
+                sys.exit(1)
+        case stage:
+            from kpod_jax import pipeline
+
+            pipeline.run(_config(), workdir, stage)
+
+
+def _config() -> Config:
+    if _CONFIG.value is None:
+        raise UserError("Missing --config, such as --config=configs/quickstart.py.")
+    from kpod_jax.cli import checks
+
+    checks.check(_CONFIG.value)
+    return _CONFIG.value
+
+
+def _prepare(mode: str) -> None:
+    """Sets up the process of a mode that writes into a work directory."""
     if not _WORKDIR.value:
         raise UserError("Missing --workdir, the directory for all files of the run.")
     # Reuse compiled steps across processes.
@@ -137,49 +171,16 @@ def _run() -> None:
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # Only tokenizers of transformers are used; silence its warnings about missing frameworks.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Must come before the first use of devices. These modes need no devices, and parallel runs of a
-    # sweep are separate processes.
-    if _MODE.value not in ("heatmap", "teach"):
-        # Import before SIGTERM raises: C++ libraries do not survive an interrupted import.
-        import kpod_jax.pipeline
-        import kpod_jax.sweep  # noqa: F401
+    if mode in ("heatmap", "teach"):
+        return  # These need no devices.
+    # Import before SIGTERM raises: C++ libraries do not survive an interrupted import.
+    import kpod_jax.pipeline
+    import kpod_jax.sweep  # noqa: F401
 
-        if _MODE.value != "sweep" or _RUNS.value or _PARALLEL.value == 1:
-            processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        processes.raise_on_sigterm()
-    if _MODE.value == "sweep":
-        from kpod_jax import sweep
-
-        if not _SWEEP.value:
-            raise UserError("Missing --sweep, such as --sweep=configs/sweeps/quickstart.py.")
-        if _RUNS.value:
-            sweep.make(_SWEEP.value, _WORKDIR.value, _RUNS.value)
-        elif failed := sweep.run(_SWEEP.value, _WORKDIR.value, parallel=_PARALLEL.value):
-            lines = [f"  {name}: {reason}" for name, reason in failed.items()]
-            print("\nFailed runs:", *lines, sep="\n", file=sys.stderr)
-            sys.exit(1)
-        return
-    if _MODE.value == "heatmap":
-        from kpod_jax import report
-
-        page, picture, shown = report.heat_map(_WORKDIR.value, _RECORDS.value)
-        print(f"{shown}\n\n{page}\n{picture}")
-        return
-    if _CONFIG.value is None:
-        raise UserError("Missing --config, such as --config=configs/quickstart.py.")
-    from kpod_jax.cli import checks
-
-    checks.check(_CONFIG.value)
-    if _MODE.value == "teach":
-        from kpod_jax import teacher
-
-        # Leave the GPU to a teacher that is served on this machine.
-        jax.config.update("jax_platforms", "cpu")
-        print(teacher.teach(_CONFIG.value, _WORKDIR.value))
-        return
-    from kpod_jax import pipeline
-
-    pipeline.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+    # Must come before the first use of devices. Parallel runs of a sweep are separate processes.
+    if mode != "sweep" or _RUNS.value or _PARALLEL.value == 1:
+        processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    processes.raise_on_sigterm()
 
 
 def _cache_directory() -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 
 from kpod_jax.config import defaults, paper
 from kpod_jax.config.defaults import METHODS, Config
+from kpod_jax.utils import config_dict
 from kpod_jax.utils.errors import UserError
 
 
@@ -119,7 +120,7 @@ def methods(names: Iterable[str]) -> dict[str, tuple[str, Mapping[str, object]]]
 
 
 # Sweeps set method and seed themselves.
-_KEYS = defaults.flatten(defaults.get_config()).keys() - {"method", "seed"}
+_KEYS = config_dict.flatten(defaults.get_config()).keys() - {"method", "seed"}
 _CONFIGS = pathlib.Path(__file__).parents[1]
 
 
@@ -160,7 +161,7 @@ def shorten(config: Config) -> None:
 
 def _value(key: str, text: str) -> object:
     """Converts a key's value to the type of its default."""
-    default = defaults.flatten(defaults.get_config())[key]
+    default = config_dict.flatten(defaults.get_config())[key]
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]

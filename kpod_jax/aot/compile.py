@@ -81,7 +81,7 @@ def compile_for(
     """Compiles a job's steps, prints their memory and cost, and writes `compile.json`.
 
     Args:
-      config: a configuration that `configuration_checks.check` accepts.
+      config: a configuration that `cli.checks.check` accepts.
       topology: TPU topology, such as "v5e:4x4".
       workdir: directory of `compile.json`; None: write nothing.
       names: steps to compile, from STEPS.

@@ -15,11 +15,10 @@ from kpod_jax.baselines.scott import Scott
 from kpod_jax.baselines.specialized_kd import SpecializedKd
 from kpod_jax.baselines.training_set import TrainingSet as TrainingSet
 from kpod_jax.baselines.training_set import make_training_set as make_training_set
-from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
 from kpod_jax.data import sources
 from kpod_jax.models.student import Student
-from kpod_jax.utils import plugins
+from kpod_jax.utils import config_dict, plugins
 
 METHODS: dict[str, type[Method]] = {
     "answer_only": AnswerOnly,
@@ -98,7 +97,7 @@ def settings(config: Config) -> dict[str, Any]:
     if method is None:
         return {}
     keys = [f"baseline.{key}" for key in method.keys] + [f"data.{key}" for key in _DATA_KEYS]
-    flat = defaults.flatten(config)
+    flat = config_dict.flatten(config)
     return {"method": config.method} | {key: flat[key] for key in keys}
 
 

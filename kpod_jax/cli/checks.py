@@ -5,12 +5,12 @@ import re
 from collections.abc import Callable
 
 from kpod_jax import baselines
-from kpod_jax.config.defaults import METHODS, Config, flatten
+from kpod_jax.config.defaults import METHODS, Config
 from kpod_jax.data import custom, sources
 from kpod_jax.data.published import SPLITS
 from kpod_jax.models import families
 from kpod_jax.training import losses
-from kpod_jax.utils import plugins
+from kpod_jax.utils import config_dict, plugins
 from kpod_jax.utils.errors import UserError
 
 # Keys that also accept an import path, and its form.
@@ -123,7 +123,7 @@ def check(config: Config) -> None:
       UserError: the message lists each invalid key, its value and what was expected.
     """
     errors = []
-    for key, value in flatten(config).items():
+    for key, value in config_dict.flatten(config).items():
         if key in CHOICES:
             if value not in CHOICES[key]:
                 errors += _choice_errors(key, value)
@@ -198,7 +198,7 @@ def _choice_errors(key: str, value: object) -> list[str]:
     load: Callable[[str], object] = {
         "data.name": custom.class_of,
         "distill.loss": losses.token_loss_of,
-        "student.family": families.own_family,
+        "student.family": families.load_custom_family,
     }.get(key, functools.partial(plugins.load, key=key))
     try:
         load(str(value))

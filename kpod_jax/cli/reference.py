@@ -18,7 +18,7 @@ from absl import app, flags
 
 from kpod_jax.cli.checks import CHOICES, CUSTOM, FILE_SUFFIXES, RANGES
 from kpod_jax.config import defaults, paper
-from kpod_jax.utils import files
+from kpod_jax.utils import config_dict, files
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "configuration.md"
 _HEAD = """\
@@ -62,7 +62,7 @@ over which the paper shows accuracy to change by at most a few points. Its resul
 def text() -> str:
     """Returns the page as Markdown."""
     blocks, keys = explanations()
-    values = defaults.flatten(defaults.get_config())
+    values = config_dict.flatten(defaults.get_config())
     parts = [_HEAD]
     for block in ["", *blocks]:
         title = f"`{block}`" if block else "Top level"

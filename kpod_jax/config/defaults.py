@@ -8,11 +8,9 @@ kpod_jax/cli/checks.py.
 
 from typing import Any, TypeAlias
 
-import ml_collections
-
 from kpod_jax.utils import plugins
+from kpod_jax.utils.config_dict import ConfigDict
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.renamed import ConfigDict
 
 # A ConfigDict; type checkers cannot know its values.
 Config: TypeAlias = Any
@@ -361,14 +359,3 @@ def apply_method(config: Config, method: str) -> Config:
     config.method = method
     config.update_from_flattened_dict(METHODS[method][1] if method in METHODS else _PLAIN)
     return config
-
-
-def flatten(config: Config) -> dict[str, object]:
-    """Returns the values by dotted key, in order."""
-    result: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            result |= {f"{key}.{k}": v for k, v in flatten(value).items()}
-        else:
-            result[key] = value
-    return result

@@ -1,13 +1,15 @@
 """Loads configurations from Python files, as `--config` does, or from runs."""
 
-import importlib.util
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
-from kpod_jax.utils import environment, files, renamed
+from kpod_jax.utils import config_dict, environment, files, plugins
 from kpod_jax.utils.errors import UserError
+
+_FIRST = {"data": "name", "student": "model"}
 
 
 def load_config(source: files.PathLike = "", **changes: Any) -> Config:
@@ -22,11 +24,33 @@ def load_config(source: files.PathLike = "", **changes: Any) -> Config:
       UserError: the file, method or key does not exist.
     """
     config = _read(str(source))
-    flat = renamed.current({key.replace("__", "."): value for key, value in changes.items()})
-    if unknown := flat.keys() - defaults.flatten(config).keys():
+    flat = config_dict.current({key.replace("__", "."): value for key, value in changes.items()})
+    if unknown := flat.keys() - config_dict.flatten(config).keys():
         raise UserError(f"No such configuration key: {min(unknown)!r}. See --help.")
     config.update_from_flattened_dict(flat)
     return config
+
+
+def section(name: str, given: str | Config, changes: Mapping[str, Any]) -> Config:
+    """Returns a locked copy of a section of the configuration, with changes.
+
+    Args:
+      name: "data" or "student".
+      given: such a section; or the value of its first key, `data.name` or `student.model`, with
+        the defaults of all others.
+      changes: keys and values.
+
+    Raises:
+      UserError: there is no such key.
+    """
+    settings = defaults.get_config()[name]
+    if unknown := changes.keys() - settings.keys():
+        raise UserError(
+            f"Unknown {name} setting {min(unknown)!r}; expected one of {', '.join(settings)}."
+        )
+    settings.update({_FIRST[name]: given} if isinstance(given, str) else given)
+    settings.update(changes)
+    return settings.lock()
 
 
 def _read(source: str) -> Config:
@@ -34,12 +58,7 @@ def _read(source: str) -> Config:
         return defaults.get_config()
     path, _, argument = source.partition(":") if ".py:" in source else (source, "", "")
     if path.endswith(".py"):
-        file = pathlib.Path(files.config_file(path))
-        specification = importlib.util.spec_from_file_location("kpod_config", file)
-        if specification is None or specification.loader is None or not file.is_file():
-            raise UserError(f"No such configuration file: {path}")
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
+        module = plugins.load_file(path, "config", "get_config")
         return module.get_config(argument) if argument else module.get_config()
     json_path = pathlib.Path(path)
     json_path = json_path / "config.json" if json_path.is_dir() else files.as_path(path)

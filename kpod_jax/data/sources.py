@@ -2,11 +2,11 @@
 
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
+from kpod_jax.config.loading import section
 from kpod_jax.data import arithmetic, asdiv, commonsense_qa, custom, gsm8k, rationales, svamp
 from kpod_jax.data.published import SPLITS, DataSet, Splits
 from kpod_jax.data.records import Loaded, Record, Rejected, check_rejected_fraction
@@ -72,7 +72,7 @@ def load_records(
       UserError: the name or split is unknown, a file is missing or unreadable, there are no
         records, or too many are broken; the message lists the first broken ones.
     """
-    settings = _settings(data, changes)
+    settings = section("data", data, changes)
     name = settings.name
     if split not in SPLITS:
         raise UserError(f"Unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
@@ -141,20 +141,6 @@ def fresh_records(config: Config) -> list[Record]:
     # Differs from the seed used to train the shipped answerers.
     count, task = config.weighting.fit_fresh_examples, config.data.arithmetic.to_dict()
     return arithmetic.generate("fresh", count, config.seed + 1, arithmetic.Task(**task))
-
-
-def _settings(data: str | Config, changes: Mapping[str, Any]) -> Config:
-    settings = defaults.get_config().data
-    if isinstance(data, str):
-        settings.name = data
-    else:
-        settings.update(data)
-    if unknown := changes.keys() - settings.keys():
-        raise UserError(
-            f"Unknown data setting {min(unknown)!r}; expected one of {', '.join(settings)}."
-        )
-    settings.update(changes)
-    return settings.lock()
 
 
 def _is_custom(name: str) -> bool:

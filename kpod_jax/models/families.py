@@ -41,7 +41,7 @@ class Family:
 FAMILIES = (Family(T5Config, T5), Family(LlamaConfig, Llama))
 
 
-def own_family(name: str) -> Family | None:
+def load_custom_family(name: str) -> Family | None:
     """Loads the custom family that `student.family` names (package.module:FAMILY); None for "".
 
     Raises:

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kpod_jax.config import defaults
 from kpod_jax.config.defaults import Config
+from kpod_jax.config.loading import section
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Record, Rejected
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.models import hub, layout
-from kpod_jax.models.families import Model, ModelConfig, family_of, own_family
+from kpod_jax.models.families import Model, ModelConfig, family_of, load_custom_family
 from kpod_jax.models.layers import LoRAConfig, best_attention, flash_attention_fits
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.parallel import sharding
@@ -202,7 +202,7 @@ def load_student(
     """
     settings = student_settings(model, **changes)
     name, init, dtype, attention = settings.model, settings.init, settings.dtype, settings.attention
-    family = own_family(settings.family)
+    family = load_custom_family(settings.family)
     config = hub.load_config(name, family)
     # A custom family may name the head size differently; its attention then uses XLA.
     head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
@@ -251,20 +251,10 @@ def student_settings(model: str | Config, **changes: Any) -> Config:
 
     Takes the arguments of `load_student`.
     """
-    settings = defaults.get_config().student
-    if isinstance(model, str):
-        settings.model = model
-    else:
-        settings.update(model)
     if "lora" in changes:
         lora = changes.pop("lora")
         changes["lora"] = {"rank": 0} if lora is None else dataclasses.asdict(lora)
-    if unknown := changes.keys() - settings.keys():
-        raise UserError(
-            f"Unknown student setting {min(unknown)!r}. Expected one of {', '.join(settings)}."
-        )
-    settings.update(changes)
-    return settings.lock()
+    return section("student", model, changes)
 
 
 def _resolve_targets(targets: Sequence[str], config: ModelConfig) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import huggingface_hub
 
-import kpod_jax
 from kpod_jax import baselines
 from kpod_jax.config.defaults import Config, method_name
+from kpod_jax.version import __version__
 
 _TEMPLATE = pathlib.Path(__file__).parent / "templates" / "model_card.md.j2"
 
@@ -55,7 +55,7 @@ def model_card(
         method=name,
         seed=config.seed,
         step=step,
-        version=kpod_jax.__version__,
+        version=__version__,
         results=results,
         auto="AutoModelForCausalLM" if decoder_only else "AutoModelForSeq2SeqLM",
         example=json.dumps(prompt.replace("{question}", "QUESTION"), ensure_ascii=False),

@@ -10,11 +10,11 @@ from typing import Any
 
 import jinja2
 
-from kpod_jax import __version__
 from kpod_jax.evaluation.comparison import is_significant, points
 from kpod_jax.report import colours, figures, sections, summary, sweep, sweep_text
 from kpod_jax.report import run as run_files
 from kpod_jax.utils import files
+from kpod_jax.version import __version__
 
 
 def write(workdir: files.PathLike) -> pathlib.Path:

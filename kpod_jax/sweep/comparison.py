@@ -12,7 +12,7 @@ from typing import Any
 from kpod_jax.config import defaults, paper
 from kpod_jax.config.defaults import Config
 from kpod_jax.evaluation import significance as paired
-from kpod_jax.utils import files
+from kpod_jax.utils import config_dict, files
 from kpod_jax.utils.errors import UserError
 
 
@@ -94,7 +94,7 @@ def _variants(runs: Mapping[str, Config]) -> dict[str, tuple[str, dict[str, Any]
     first: dict[tuple[str, str], dict[str, object]] = {}
     variants = {}
     for name, config in runs.items():
-        flat = defaults.flatten(config)
+        flat = config_dict.flatten(config)
         base = first.setdefault((config.method, config.data.name), flat)
         changed = {
             key: value for key, value in flat.items() if key != "seed" and value != base[key]
@@ -113,7 +113,7 @@ def _base(
 ) -> dict[str, Any]:
     """Returns the reference's values of all keys that variants change."""
     config = next(config for name, config in runs.items() if variants[name][0] == reference["name"])
-    flat = defaults.flatten(config)
+    flat = config_dict.flatten(config)
     return {key: flat[key] for _, settings in variants.values() for key in settings}
 
 

@@ -9,12 +9,10 @@ a failed run does not stop the others.
 import contextlib
 import fcntl
 import functools
-import importlib.util
 import pathlib
 import signal
 import sys
 import time
-import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
@@ -24,12 +22,34 @@ from kpod_jax.cli import checks
 from kpod_jax.config.defaults import Config
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import comparison, workers
-from kpod_jax.utils import files
+from kpod_jax.utils import files, plugins
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.workdir import Workdir
 
 _FAILURE = "failure.json"
 _MAX_REASON = 1000  # Characters; a runtime's report of its memory runs to pages.
+
+
+def main(sweep: str, workdir: files.PathLike, names: Sequence[str] = (), parallel: int = 1) -> bool:
+    """Executes a sweep, or only the named runs in this process, and reports failures.
+
+    Args:
+      sweep: see `run`.
+      workdir: see `run`.
+      names: runs to execute here without a comparison; empty: all runs, with a comparison.
+      parallel: see `run`.
+
+    Returns:
+      Whether all runs succeeded.
+    """
+    if names:
+        make(sweep, workdir, names)
+        return True
+    failed = run(sweep, workdir, parallel=parallel)
+    if failed:
+        lines = [f"  {name}: {reason}" for name, reason in failed.items()]
+        print("\nFailed runs:", *lines, sep="\n", file=sys.stderr)
+    return not failed
 
 
 def run(
@@ -278,8 +298,8 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 def _load(sweep: str) -> dict[str, Config]:
     """Returns the sweep's configurations by name, all of them checked."""
-    path, _, argument = files.config_file(sweep).partition(":")
-    runs = _module(path).get_runs(argument)
+    path, _, argument = sweep.partition(":")
+    runs = plugins.load_file(path, "--sweep", "get_runs").get_runs(argument)
     for name, config in runs.items():
         if not name or pathlib.PurePath(name).name != name:
             raise UserError(
@@ -292,14 +312,3 @@ def _load(sweep: str) -> dict[str, Config]:
     if not runs:
         raise UserError(f"--sweep={sweep} has no runs.")
     return runs
-
-
-def _module(path: str) -> types.ModuleType:
-    specification = importlib.util.spec_from_file_location("kpod_sweep", path)
-    if specification is None or specification.loader is None or not pathlib.Path(path).is_file():
-        raise UserError(f"--sweep={path}: no such Python file.")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    if not hasattr(module, "get_runs"):
-        raise UserError(f"--sweep={path} has no function get_runs(argument).")
-    return module

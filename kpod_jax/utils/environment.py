@@ -5,8 +5,8 @@ import pathlib
 import subprocess
 from typing import Any
 
-import kpod_jax
-from kpod_jax.utils import files, renamed
+from kpod_jax.utils import config_dict, files
+from kpod_jax.version import __version__
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
@@ -17,7 +17,7 @@ def write_config(path: files.PathLike, config: Any) -> None:
 
     value = {
         "config": config.to_dict(),
-        "kpod_jax": kpod_jax.__version__,
+        "kpod_jax": __version__,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "revision": _revision(),
         "devices": [str(device) for device in jax.devices()],
@@ -28,12 +28,12 @@ def write_config(path: files.PathLike, config: Any) -> None:
 def read_config(path: files.PathLike) -> dict[str, Any]:
     """Reads a file written by `write_config`, converting renamed keys of earlier versions."""
     written = files.read_json(path)
-    return written | {"config": renamed.current(written["config"])}
+    return written | {"config": config_dict.current(written["config"])}
 
 
 def _revision() -> str | None:
     """Returns the git revision of the package's source, or None outside a repository."""
-    root = pathlib.Path(kpod_jax.__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

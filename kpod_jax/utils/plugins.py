@@ -2,9 +2,12 @@
 
 import importlib
 import importlib.util
+import pathlib
 import re
+import types
 from typing import Any, TypeVar
 
+from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 _Class = TypeVar("_Class")
@@ -33,6 +36,28 @@ def load(name: str, key: str) -> Any:
             f"{key}={name!r} cannot be imported: {error}. Expected package.module:Class, where the "
             "package is installed or in the working directory."
         ) from error
+
+
+def load_file(path: files.PathLike, flag: str, function: str) -> types.ModuleType:
+    """Imports a Python file by its path.
+
+    Args:
+      path: the file; the package's own are also found from other directories.
+      flag: the flag that names it, for error messages.
+      function: a function that the file must define.
+
+    Raises:
+      UserError: there is no such file, or it lacks the function.
+    """
+    file = pathlib.Path(files.config_file(str(path)))
+    specification = importlib.util.spec_from_file_location("kpod_file", file)
+    if specification is None or specification.loader is None or not file.is_file():
+        raise UserError(f"{flag}={path}: no such Python file.")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise UserError(f"{flag}={path} does not define {function}.")
+    return module
 
 
 def load_subclass(name: str, key: str, base: type[_Class]) -> type[_Class]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-from kpod_jax.utils import files
+from kpod_jax.utils import config_dict, files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.workdir import Workdir
 
@@ -37,11 +37,11 @@ class Stage:
       keys: configuration keys or sections that it depends on.
       outputs: files that it writes to the work directory.
       inputs: files that it reads from the work directory; "{split}" is the evaluation split.
-      optional: outputs of other stages that it reads if the configuration needs those stages.
-      shown: outputs of other stages that it reads if they exist.
+      inputs_if_needed: outputs of stages that it reads if the configuration needs those stages.
+      inputs_if_present: outputs of other stages that it reads if they exist.
       load: loads the result from a work directory; None: there is nothing to load.
       needed: returns whether the configuration needs the stage.
-      outside: returns the files and directories that it reads outside the work directory.
+      external: returns the files and directories that it reads outside the work directory.
       settings: returns additional keys and values that it depends on.
       training: whether it trains a model. Stale outputs, which may have taken days, are not
         overwritten, and outputs are not shared between runs.
@@ -54,11 +54,11 @@ class Stage:
     keys: tuple[str, ...]
     outputs: tuple[str, ...]
     inputs: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()
+    inputs_if_needed: tuple[str, ...] = ()
+    inputs_if_present: tuple[str, ...] = ()
     load: Callable[[pathlib.Path], Any] | None = None
     needed: Callable[[Any], bool] = lambda config: True
-    outside: Callable[[Any], Sequence[str]] = lambda config: ()
+    external: Callable[[Any], Sequence[str]] = lambda config: ()
     settings: Callable[[Any, Workdir | None], dict[str, Any]] = lambda config, workdir: {}
     training: bool = False
     partial: tuple[str, ...] = ()
@@ -225,9 +225,9 @@ class StageCache:
         """Returns the fingerprint of what a stage depends on."""
         stage = self._stages[name]
         settings = settings_of(stage, self._config, self._workdir)
-        existing = [file for file in stage.shown if (self._workdir / file).exists()]
+        existing = [file for file in stage.inputs_if_present if (self._workdir / file).exists()]
         inputs = [*self._inputs(name), *existing]
-        return self._workdir.fingerprint(settings, inputs, stage.outside(self._config))
+        return self._workdir.fingerprint(settings, inputs, stage.external(self._config))
 
     def _inputs(self, name: str) -> list[str]:
         """Returns the files of the work directory that a stage reads."""
@@ -235,25 +235,16 @@ class StageCache:
         outputs = {file for stage in needed for file in stage.outputs}
         stage = self._stages[name]
         inputs = [file.format(split=self._config.eval.split) for file in stage.inputs]
-        return [*inputs, *(file for file in stage.optional if file in outputs)]
+        return [*inputs, *(file for file in stage.inputs_if_needed if file in outputs)]
 
 
 def settings_of(stage: Stage, config: Any, workdir: Workdir | None = None) -> dict[str, Any]:
     """Returns the configuration's flat keys and values that a stage depends on."""
     return {
         key: value
-        for key, value in _flatten(config.to_dict()).items()
+        for key, value in config_dict.flatten(config).items()
         if any(key == part or key.startswith(f"{part}.") for part in stage.keys)
     } | stage.settings(config, workdir)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,11 +253,11 @@ class Recipe:
 
     Attributes:
       settings: configuration keys and values that it depends on.
-      before: recipes of the stages whose files it reads.
+      dependencies: recipes of the stages whose files it reads.
     """
 
     settings: dict[str, Any]
-    before: "tuple[Recipe, ...]"
+    dependencies: "tuple[Recipe, ...]"
 
 
 def recipes(stages: Mapping[str, Stage], config: Any) -> dict[str, Recipe]:
@@ -280,9 +271,9 @@ def recipes(stages: Mapping[str, Stage], config: Any) -> dict[str, Recipe]:
         if stage.training:
             break  # Training and the stages after it are not shared between runs.
         if stage.needed(config):
-            inputs = (*stage.inputs, *stage.optional)
+            inputs = (*stage.inputs, *stage.inputs_if_needed)
             read = {producers[file] for file in inputs if file in producers}
-            before = tuple(result[other] for other in sorted(read))
-            result[name] = Recipe(json.loads(json.dumps(settings_of(stage, config))), before)
+            dependencies = tuple(result[other] for other in sorted(read))
+            result[name] = Recipe(json.loads(json.dumps(settings_of(stage, config))), dependencies)
             producers |= dict.fromkeys(stage.outputs, name)
     return result

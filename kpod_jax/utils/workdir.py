@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kpod_jax.utils import files, renamed
+from kpod_jax.utils import config_dict, files
 from kpod_jax.utils.errors import UserError
 
 
@@ -42,19 +42,19 @@ class Workdir:
         return self.path / name
 
     def fingerprint(
-        self, settings: Mapping[str, object], inputs: Iterable[str], outside: Iterable[str] = ()
+        self, settings: Mapping[str, object], inputs: Iterable[str], external: Iterable[str] = ()
     ) -> dict[str, Any]:
         """Returns the fingerprint of what a stage depends on, as JSON values.
 
         Args:
           settings: configuration keys and values.
           inputs: files in this directory.
-          outside: files or directories elsewhere; other names, such as hub ids, are ignored.
+          external: files or directories elsewhere; other names, such as hub ids, are ignored.
         """
         result: dict[str, Any] = dict(settings)
         for name in inputs:
             result[f"file {name}"] = files.digest(self.path / name)
-        for name in outside:
+        for name in external:
             if name and os.path.exists(path := files.local(name)):
                 result[f"file {name}"] = files.digest(path)
         return json.loads(json.dumps(result))  # Normalized as if read back: tuples become lists.
@@ -62,7 +62,7 @@ class Workdir:
     def stored(self, stage: str) -> dict[str, Any] | None:
         """Returns the fingerprint that a stage last ran with, or None."""
         path = self._stage_file(stage)
-        return renamed.current(files.read_json(path)["fingerprint"]) if path.is_file() else None
+        return config_dict.current(files.read_json(path)["fingerprint"]) if path.is_file() else None
 
     def done(self, stage: str, fingerprint: Mapping[str, Any], outputs: Iterable[str]) -> bool:
         """Returns whether a stage is complete, with this fingerprint and all outputs."""

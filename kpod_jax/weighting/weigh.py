@@ -21,11 +21,12 @@ from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
 from kpod_jax.config.defaults import Config
+from kpod_jax.config.loading import section
 from kpod_jax.data.ground_truth import keypoint_tokens
 from kpod_jax.data.prepare import Data
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.models.student import Student, load_student, student_settings
+from kpod_jax.models.student import Student, load_student
 from kpod_jax.parallel import sharding
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.metrics import MetricsWriter
@@ -160,9 +161,8 @@ def answerer_of(student: Student, config: Config, **changes: Any) -> Student:
     """
     if not config.answerer and not student.settings.lora.rank:
         return student
-    settings = student_settings(student.settings, lora=None)
-    with settings.unlocked():
-        settings.model = config.answerer or student.model
+    model = config.answerer or student.model
+    settings = section("student", student.settings, {"model": model, "lora": {"rank": 0}})
     return load_student(settings, student.seed, **changes)
 
 

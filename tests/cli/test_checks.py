@@ -6,6 +6,7 @@ import pytest
 from kpod_jax.cli import checks
 from kpod_jax.config import defaults
 from kpod_jax.schedule import curricula
+from kpod_jax.utils import config_dict
 from kpod_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,16 +92,16 @@ def test_checkpoints_by_name_or_step(checkpoint):
 
 
 def test_methods_set_their_keys_and_no_others():
-    plain = defaults.flatten(defaults.get_config())
+    plain = config_dict.flatten(defaults.get_config())
     for method, (_, keys) in defaults.METHODS.items():
         config = defaults.apply_method(defaults.get_config(), method)
-        assert defaults.flatten(config) == plain | keys | {"method": method}
+        assert config_dict.flatten(config) == plain | keys | {"method": method}
     with pytest.raises(UserError, match="Unknown method 'kpot'; expected one of kpod, scotd"):
         defaults.apply_method(defaults.get_config(), "kpot")
 
 
 def test_every_key_that_is_checked_exists():
-    keys = defaults.flatten(defaults.get_config()).keys()
+    keys = config_dict.flatten(defaults.get_config()).keys()
     assert checks.CHOICES.keys() <= keys
     assert checks.RANGES.keys() <= keys
 
@@ -116,8 +117,8 @@ def test_every_file_makes_a_sound_configuration_of_every_method(file, method):
     checks.check(config)
     assert config.method == (method or "kpod")
     # No file brings a key that the default tree does not have.
-    assert defaults.flatten(config).keys() == defaults.flatten(defaults.get_config()).keys()
-    flat = defaults.flatten(config)
+    assert config_dict.flatten(config).keys() == config_dict.flatten(defaults.get_config()).keys()
+    flat = config_dict.flatten(config)
     # What a method sets no file sets again.
     for key, value in defaults.METHODS[method or "kpod"][1].items():
         assert flat[key] == value

@@ -5,10 +5,11 @@ import pytest
 
 from configs import flan_t5_large, flan_t5_xl, llama_7b
 from kpod_jax.config import defaults, paper
+from kpod_jax.utils import config_dict
 
 
 def test_every_setting_is_a_key_of_the_configuration():
-    keys = defaults.flatten(defaults.get_config()).keys()
+    keys = config_dict.flatten(defaults.get_config()).keys()
     assert paper.SETTINGS.keys() <= keys
     assert paper.SENSITIVITY.keys() <= paper.SETTINGS.keys()
     for student in paper.STUDENTS.values():
@@ -23,7 +24,7 @@ def test_defaults_that_are_called_the_papers_are():
     said = re.findall(r"^    (\w+\.\w+) = .*?(#.*(?:\n    #.*)*)", source, re.MULTILINE)
     marks = [(key, word) for key, c in said for word in re.findall(r"(\S+)\s+(?:# )?\[paper\]", c)]
     assert ("weighting.alpha", "7).") in marks and len(marks) >= 12
-    values = defaults.flatten(defaults.get_config())
+    values = config_dict.flatten(defaults.get_config())
     for key, word in marks:
         # Behind a sentence the mark is of the default, behind a word of that value.
         assert paper.SETTINGS[key] == (values[key] if word.endswith(".") else word), key
@@ -33,7 +34,7 @@ def test_defaults_that_are_called_the_papers_are():
 def test_the_papers_students_have_its_settings(file):
     config = file.get_config()
     theirs = paper.settings(config.student.model, "gsm8k")
-    ours = defaults.flatten(config)
+    ours = config_dict.flatten(config)
     for key in ("distill.learning_rate", "distill.epochs", "distill.batch_size"):
         assert ours[key] == theirs[key]
     assert ours["student.lora.rank"] == theirs.get("student.lora.rank", 0)

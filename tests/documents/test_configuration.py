@@ -2,6 +2,7 @@
 
 from kpod_jax.cli import reference
 from kpod_jax.config import defaults, paper
+from kpod_jax.utils import config_dict
 
 
 def test_the_page_is_up_to_date():
@@ -11,7 +12,7 @@ def test_the_page_is_up_to_date():
 
 def test_every_key_and_no_other_is_explained():
     blocks, keys = reference.explanations()
-    assert sorted(keys) == sorted(defaults.flatten(defaults.get_config()))
+    assert sorted(keys) == sorted(config_dict.flatten(defaults.get_config()))
     assert {key: said for key, said in keys.items() if len(said) < 5} == {}
     assert blocks.keys() == {key.rpartition(".")[0] for key in keys} - {""}
 

@@ -10,6 +10,7 @@ import pytest
 
 from kpod_jax.cli import usage
 from kpod_jax.config import defaults
+from kpod_jax.utils import config_dict
 from tests.conftest import ROOT
 from tests.documents.markdown import PAGES
 
@@ -98,7 +99,7 @@ def test_figures_of_the_readme_are_those_of_the_pages():
 @pytest.mark.parametrize("page", PAGES)
 def test_keys_modes_and_flags_in_the_text_exist(page):
     text = (ROOT / page).read_text()
-    keys = defaults.flatten(defaults.get_config()).keys()
+    keys = config_dict.flatten(defaults.get_config()).keys()
     blocks = {key.rpartition(".")[0] for key in keys}
     rooms = {block.partition(".")[0] for block in blocks}
     code = " ".join(re.findall(r"`([^`\n]+)`", text))

@@ -10,6 +10,7 @@ from kpod_jax import pipeline
 from kpod_jax.cli import checks
 from kpod_jax.config import defaults, paper
 from kpod_jax.training import loop
+from kpod_jax.utils import config_dict
 from kpod_jax.utils.errors import UserError
 
 BASES = (
@@ -37,7 +38,7 @@ ABLATIONS = {
 
 
 def flat(config):
-    return defaults.flatten(config)
+    return config_dict.flatten(config)
 
 
 def changed(config, base):

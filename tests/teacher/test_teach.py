@@ -14,6 +14,7 @@ import pytest
 from kpod_jax.config import defaults
 from kpod_jax.data import sources
 from kpod_jax.teacher import teach
+from kpod_jax.utils import config_dict
 from kpod_jax.utils.errors import UserError
 from tests.teacher import endpoint as endpoints
 from tests.teacher.conftest import KEY, add, asked, number_of, rows, summary
@@ -228,10 +229,10 @@ def test_gsm8k_reads_what_was_written(config, endpoint, tmp_path):
 
 def command(config, workdir: pathlib.Path) -> list[str]:
     """The command line for a configuration of these tests."""
-    default = defaults.flatten(defaults.get_config())
+    default = config_dict.flatten(defaults.get_config())
     flags = [
         f"--config.{key}={value}"
-        for key, value in defaults.flatten(config).items()
+        for key, value in config_dict.flatten(config).items()
         if value != default[key]
     ]
     module = [sys.executable, "-m", "kpod_jax.main", "--config=configs/t5_base.py"]

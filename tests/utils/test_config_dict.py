@@ -6,20 +6,20 @@ import sys
 import pytest
 
 from kpod_jax.config import defaults, loading
-from kpod_jax.utils import renamed
+from kpod_jax.utils import config_dict
 from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
 def _every_warning():
-    renamed._warn.cache_clear()
+    config_dict._warn.cache_clear()
 
 
 def test_every_new_name_exists_and_no_old_one_does():
-    keys = defaults.flatten(defaults.get_config())
+    keys = config_dict.flatten(defaults.get_config())
     blocks = {key.split(".")[0] for key in keys}
-    assert set(renamed.RENAMED.values()) <= keys.keys() | blocks
-    assert not set(renamed.RENAMED) & (keys.keys() | blocks)
+    assert set(config_dict.RENAMED.values()) <= keys.keys() | blocks
+    assert not set(config_dict.RENAMED) & (keys.keys() | blocks)
 
 
 def test_an_old_name_reads_and_sets_the_new_key_and_warns_once(capsys):
@@ -62,7 +62,7 @@ def test_a_fingerprint_of_the_version_before_is_that_of_today():
         "seed": 1,
         "training": {"distill.keep": 2, "file x": "digest"},
     }
-    assert renamed.current(old) == {
+    assert config_dict.current(old) == {
         "schedule.phase_steps": 3,
         "seed": 1,
         "training": {"distill.max_to_keep": 2, "file x": "digest"},

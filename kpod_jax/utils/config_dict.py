@@ -1,4 +1,4 @@
-"""Configuration keys renamed in version 0.2.0. Old names work until the next release."""
+"""Configuration trees, and the keys renamed in version 0.2.0, whose old names still work."""
 
 import functools
 import sys
@@ -71,6 +71,17 @@ def current(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
             value = current(value, "" if is_flat else f"{section}{new}.")
         result[new] = value
     return result
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns the values of a configuration by dotted key, in order."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            found |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}
+        else:
+            found[key] = value
+    return found
 
 
 @functools.cache
