@@ -110,7 +110,7 @@ def test_your_records_and_your_model(tmp_path):
     ("call", "said"),
     [
         (lambda: kpod.load_config(distil__epochs=3), "No such configuration key: 'distil.epochs'"),
-        (lambda: kpod.load_config("nowhere.py"), "No such configuration file: nowhere.py"),
+        (lambda: kpod.load_config("nowhere.py"), "config=nowhere.py: no such Python file"),
         (lambda: kpod.load_student("kpod_jax/assets/tiny_t5", dtyp="x"), "setting 'dtyp'"),
         (lambda: kpod.load_records("jsonl", folder="x"), "setting 'folder'"),
     ],

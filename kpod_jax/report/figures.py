@@ -327,7 +327,7 @@ def by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
 
 @styled
 def accuracy_by_group(groups: summary.Groups, title: str, x_label: str) -> Figure:
-    """Plots the fraction of correct answers for each x, with its 95 % interval."""
+    """Plots the fraction of correct answers for each x, with its 95% interval."""
     figure, axes = _axes(title, x_label, "correct answers")
     axes.vlines(groups.x, groups.low, groups.high, color=SERIES[3], alpha=0.3, linewidth=7)
     axes.plot(groups.x, groups.mean, color=SERIES[3], marker="o", markersize=5)

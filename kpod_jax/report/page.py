@@ -54,7 +54,7 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
         split, rows = run_files.read_predictions(root / name, result["columns"][0]["file"])
         if split == result["columns"][0]["file"]:
             before = {str(row["id"]): str(row["prediction"]) for row in rows}
-            run = dataclasses.replace(run, before=before)
+            run = dataclasses.replace(run, generations_before=before)
     page_sections = {
         "failures": sweep.failures(result),
         "comparison": sweep.comparison(result),

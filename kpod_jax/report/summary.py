@@ -30,7 +30,7 @@ class Method:
       split: split of the data set.
       accuracies: accuracy of each run, in [0, 1].
       mean: their mean.
-      interval: (low, high) of the mean at 95 %, over questions and, with several runs, over runs.
+      interval: (low, high) of the mean at 95%, over questions and, with several runs, over runs.
       total: number of questions per run.
       curves: rows of metrics.jsonl of each run that has them.
     """
@@ -230,7 +230,7 @@ def grouped(x: np.ndarray, values: np.ndarray) -> Groups:
 
 
 def accuracy_by(x: np.ndarray, correct: np.ndarray) -> Groups:
-    """Groups `correct` by `x`, as `grouped` does, into accuracies with 95 % Wilson limits."""
+    """Groups `correct` by `x`, as `grouped` does, into accuracies with 95% Wilson limits."""
     keys = np.unique(x)[:_MAX_GROUPS]
     counts = [(int(correct[x == key].sum()), int((x == key).sum())) for key in keys]
     low, high = np.asarray([intervals.wilson_interval(*count) for count in counts]).T

@@ -130,7 +130,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines += [
                 f"## {escaped(column['name'])}: {reference} minus each other method",
                 "",
-                "| method | points | 95 % interval | p | Holm |",
+                "| method | points | 95% interval | p | Holm |",
                 "| --- | --- | --- | --- | --- |",
                 *(_test_row(row["name"], cell["against"]) for row, cell in tested),
                 "",

@@ -34,7 +34,7 @@ def compare(
       "columns", each with its name, data sets, split and predictions file;
       "rows", each with its name, method, settings and one cell per column (None if not evaluated):
       "mean", "spread" (the sample standard deviation over seeds, None for a single one), "interval"
-      (95 %, from `kpod_jax.evaluation.significance.interval`; without predictions, the range
+      (95%, from `kpod_jax.evaluation.significance.interval`; without predictions, the range
       covered by the seeds' intervals), "rationale_tokens" (supervised in training, mean over seeds;
       None if unknown for a run), "seeds", "against" (the paired test) and "paper" (the paper's
       accuracy);

@@ -65,7 +65,7 @@ def test_the_exponent_of_a_growth_is_found():
 
 
 @pytest.mark.parametrize("config", [T5, LLAMA])
-@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("lora", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_both_sides_do_the_same_work(config, lora):
     """Of random weights the loss is near that of guessing, and it falls."""
     work = Work(config, 2, 8, 16, supervised=0.5, lora=lora)

@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from kpod_jax.data import builders
 from kpod_jax.data.tokenizers import load_tokenizer
 
 
@@ -21,6 +22,13 @@ def byte_tokenizer_dir(tmp_path_factory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("byte_tokenizer")
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
+
+
+@pytest.fixture
+def few_problems(monkeypatch):
+    """The built-in task's data set with 20 problems a split."""
+    sizes = dict.fromkeys(builders.ARITHMETIC_SIZES, 20)
+    monkeypatch.setattr(builders, "ARITHMETIC_SIZES", sizes)
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ def test_a_task_without_filler_has_few_explanations():
     assert 2 <= len(arithmetic.rationales_per_question(record, 40, 0.0)) <= 10
 
 
+@pytest.mark.usefixtures("few_problems")
 def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path):
     records, _ = sources.load_records(
         "arithmetic", "train", limit=5, cache_dir=str(tmp_path), rationales_per_question=3
@@ -99,6 +100,7 @@ def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path)
     assert len({r.question for r in records[:3]}) == 1
 
 
+@pytest.mark.usefixtures("few_problems")
 def test_the_built_in_data_set_has_the_knobs_that_are_asked_for(tmp_path):
     task = Task(1.0, (5, 6))
     for asked in (task, None):

@@ -134,6 +134,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
             )
 
 
+@pytest.mark.usefixtures("few_problems")
 def test_a_teacher_for_the_built_in_task_and_for_ones_own(tmp_path):
     [record], _ = sources.load_records("arithmetic", "train", cache_dir=str(tmp_path), limit=1)
     row = {"id": record.id, "question": record.question, "answer": record.answer}

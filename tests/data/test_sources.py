@@ -154,6 +154,7 @@ def test_what_cannot_be_loaded(name, split, options, expected):
 # The built-in task.
 
 
+@pytest.mark.usefixtures("few_problems")
 def test_arithmetic_comes_back_as_it_was_made(cache):
     records, rejected = sources.load_records("arithmetic", "validation", cache_dir=cache, limit=12)
     assert rejected == []

@@ -173,13 +173,9 @@ def gradients(module: Any, batch: dict[str, Any]) -> Any:
         return jax.jit(jax.grad(total, has_aux=True))(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("remat", "scan_layers"),
-    [
-        pytest.param("none", True, marks=pytest.mark.slow),
-        pytest.param("dots", False),
-        pytest.param("full", True, marks=pytest.mark.slow),
-    ],
+    ("remat", "scan_layers"), [("none", True), ("dots", False), ("full", True)]
 )
 def test_students_learn_the_same(remat, scan_layers):
     length, rng = block_attention.MIN_LENGTH + 4, np.random.default_rng(0)

@@ -95,7 +95,7 @@ def test_embeddings_may_be_given_in_place_of_ids():
     embeddings = module.apply(variables, ids, method="embed")
     given = module.apply(variables, None, mask, embeddings_BxSxD=embeddings, method="encode")
     np.testing.assert_array_equal(given, module.apply(variables, ids, mask, method="encode"))
-    with pytest.raises(TypeError, match="either"):
+    with pytest.raises(TypeError, match="Expected exactly one"):
         module.apply(variables, ids, mask, embeddings_BxSxD=embeddings, method="encode")
 
 

@@ -35,7 +35,7 @@ def test_a_card_says_what_was_measured_and_how_to_ask():
     text, parsed = card(config)
     assert parsed.data.to_dict()["base_model"] == 'odd: "name"'
     assert parsed.data.to_dict()["library_name"] == "transformers"
-    assert "Accuracy on test: 25.0% (10 of 40; 95 % interval 14.0% to 40.0%), at step 384." in text
+    assert "Accuracy on test: 25.0% (10 of 40; 95% interval 14.0% to 40.0%), at step 384." in text
     assert 'tokenizer("Q: QUESTION A:", return_tensors="pt")' in text
     assert "AutoModelForSeq2SeqLM" in text
     assert "distilled on `arithmetic` by SCoTD" in text

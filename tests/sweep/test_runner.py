@@ -257,7 +257,7 @@ def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(fake, tmp_pat
     with pytest.raises(UserError, match="has no runs"):
         sweep.run(str(bad), made.root)
     bad.write_text("")
-    with pytest.raises(UserError, match="no function get_runs"):
+    with pytest.raises(UserError, match="does not define get_runs"):
         sweep.run(str(bad), made.root)
 
 
