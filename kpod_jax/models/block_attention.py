@@ -42,7 +42,7 @@ def attend(
     is_causal: bool = False,
     scale: float = 1.0,
 ) -> jax.Array:
-    """Computes softmax attention, equal to `layers.attend` up to rounding.
+    """Computes softmax attention, equal to `layers.Attention` up to rounding.
 
     A query that sees no key gets the mean of its block's values; XLA gives the mean of all values.
 

@@ -205,83 +205,92 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, deterministic: bool) -
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def attend(
-    query_BxQxNxH: jax.Array,
-    key_BxKxNxH: jax.Array,
-    value_BxKxNxH: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    *,
-    is_causal: bool = False,
-    causal_mask: bool = False,
-    scale: float = 1.0,
-    drop: Callable[[jax.Array], jax.Array] | None = None,
-    implementation: str = "xla",
-) -> jax.Array:
-    """Computes attention, with a float32 softmax.
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Attention with a float32 softmax.
 
-    Args:
-      query_BxQxNxH: queries; like keys and values, of the compute dtype.
-      key_BxKxNxH: keys; unless `drop` is given, they may have fewer heads, each shared by a group
-        of query heads.
-      value_BxKxNxH: values, with as many heads as the keys.
-      bias: added to the scores; broadcasts to [B, N, Q, K].
-      mask: bool, True where a query sees a key; broadcasts to [B, N, Q, K].
-      is_causal: query q sees only keys 0 ... q.
-      causal_mask: `mask` lets query q see only keys up to K - Q + q, so "blocks" may skip the
-        others.
-      scale: factor of the scores; T5 uses none.
-      drop: applied to the attention weights, which are then materialized.
+    Attributes:
       implementation: "xla"; "cudnn", flash attention on a GPU, for even lengths; or "blocks",
         `block_attention` on a single CPU device, for long sequences. Unsupported cases fall back
         to XLA.
-
-    Returns:
-      [B, Q, N, H].
+      scale: factor of the scores; T5 uses none.
+      is_causal: query q sees only keys 0 ... q.
+      causal_mask: the given mask lets query q see only keys up to K - Q + q, so "blocks" may skip
+        the others.
     """
-    lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
-    if implementation == "blocks":
-        is_long = min(lengths) >= block_attention.MIN_LENGTH
-        shares_bias = bias is None or bias.shape[0] == 1  # Across examples.
-        if is_long and shares_bias and drop is None and on_one_cpu():
-            return block_attention.attend(
+
+    implementation: str = "xla"
+    scale: float = 1.0
+    is_causal: bool = False
+    causal_mask: bool = False
+
+    def __call__(
+        self,
+        query_BxQxNxH: jax.Array,
+        key_BxKxNxH: jax.Array,
+        value_BxKxNxH: jax.Array,
+        bias: jax.Array | None,
+        mask: jax.Array | None,
+        drop: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """Computes attention.
+
+        Args:
+          query_BxQxNxH: queries; like keys and values, of the compute dtype.
+          key_BxKxNxH: keys; unless `drop` is given, they may have fewer heads, each shared by a
+            group of query heads.
+          value_BxKxNxH: values, with as many heads as the keys.
+          bias: added to the scores; broadcasts to [B, N, Q, K].
+          mask: bool, True where a query sees a key; broadcasts to [B, N, Q, K].
+          drop: applied to the attention weights, which are then materialized.
+
+        Returns:
+          [B, Q, N, H].
+        """
+        implementation = self.implementation
+        lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
+        if implementation == "blocks":
+            is_long = min(lengths) >= block_attention.MIN_LENGTH
+            shares_bias = bias is None or bias.shape[0] == 1  # Across examples.
+            if is_long and shares_bias and drop is None and on_one_cpu():
+                return block_attention.attend(
+                    query_BxQxNxH,
+                    key_BxKxNxH,
+                    value_BxKxNxH,
+                    bias,
+                    mask,
+                    is_causal=self.is_causal or self.causal_mask,
+                    scale=self.scale,
+                )
+            implementation = "xla"
+        if any(length % 2 for length in lengths):
+            implementation = "xla"
+        if implementation == "cudnn":
+            # cuDNN needs a bias of the inputs' dtype and a mask with full query and key dimensions.
+            bias = None if bias is None else bias.astype(query_BxQxNxH.dtype)
+            mask = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))
+        if drop is None:
+            return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
                 query_BxQxNxH,
                 key_BxKxNxH,
                 value_BxKxNxH,
                 bias,
                 mask,
-                is_causal=is_causal or causal_mask,
-                scale=scale,
+                scale=self.scale,
+                is_causal=self.is_causal,
+                implementation=implementation,  # pyright: ignore[reportArgumentType]
             )
-        implementation = "xla"
-    if any(length % 2 for length in lengths):
-        implementation = "xla"
-    if implementation == "cudnn":
-        # cuDNN needs a bias of the inputs' dtype and a mask with full query and key dimensions.
-        bias = None if bias is None else bias.astype(query_BxQxNxH.dtype)
-        mask = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))
-    if drop is None:
-        return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
-            query_BxQxNxH,
-            key_BxKxNxH,
-            value_BxKxNxH,
-            bias,
-            mask,
-            scale=scale,
-            is_causal=is_causal,
-            implementation=implementation,  # pyright: ignore[reportArgumentType]
+        scores = self.scale * jnp.einsum(
+            "BQNH,BKNH->BNQK", query_BxQxNxH, key_BxKxNxH, preferred_element_type=jnp.float32
         )
-    scores = scale * jnp.einsum(
-        "BQNH,BKNH->BNQK", query_BxQxNxH, key_BxKxNxH, preferred_element_type=jnp.float32
-    )
-    scores = scores if bias is None else scores + bias
-    if is_causal:
-        causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-        mask = causal if mask is None else mask & causal
-    if mask is not None:
-        scores = jnp.where(mask, scores, block_attention.MASKED_SCORE)
-    weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
-    return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
+        scores = scores if bias is None else scores + bias
+        if self.is_causal:
+            causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+            mask = causal if mask is None else mask & causal
+        if mask is not None:
+            scores = jnp.where(mask, scores, block_attention.MASKED_SCORE)
+        weights = drop(jax.nn.softmax(scores)).astype(value_BxKxNxH.dtype)
+        return jnp.einsum("BNQK,BKNH->BQNH", weights, value_BxKxNxH)
 
 
 def attend_cache(
@@ -293,7 +302,7 @@ def attend_cache(
     *,
     scale: float = 1.0,
 ) -> jax.Array:
-    """Computes attention for one decoding step; `attend` would transpose the whole cache each time.
+    """Computes attention for a decoding step, where `Attention` would transpose the whole cache.
 
     Args:
       query_Bx1xNxH: queries, of the compute dtype.
@@ -319,7 +328,7 @@ def attend_cache(
 
 
 def best_attention(dtype: Dtype, head: int) -> str:
-    """Returns the best `attend` implementation for the devices, compute dtype and head width."""
+    """Returns the best `Attention` implementation for the devices, compute dtype and head width."""
     if flash_attention_fits(dtype, head):
         return "cudnn"
     return "blocks" if jax.default_backend() == "cpu" else "xla"

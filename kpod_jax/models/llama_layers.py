@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kpod_jax.models.layers import (
+    Attention,
     Dtype,
     LoRAConfig,
     Projection,
     RMSNorm,
-    attend,
     attend_cache,
     pin_heads,
     pin_residual,
@@ -164,16 +164,8 @@ class _Attention(nn.Module):
     ) -> jax.Array:
         """Maps [B, Q, D] to [B, Q, D], given rotated keys and values, [B, K, M, H] each."""
         query, scale = self._queries(x, rotation, deterministic), self.config.head_dim**-0.5
-        result = attend(
-            query,
-            key,
-            value,
-            None,
-            seen,
-            causal_mask=True,
-            scale=scale,
-            implementation=self.attention,
-        )
+        attend = Attention(self.attention, scale, causal_mask=True)
+        result = attend(query, key, value, None, seen)
         return self.o(pin_heads(result), deterministic)
 
     def step(

@@ -25,7 +25,7 @@ class T5(nn.Module):
       scan_layers: True scans over stacked parameters (`layers`), which compiles fast; False
         unrolls the layers (`layers_0`, ...), which runs faster if there are few.
       lora: adapters, or None.
-      attention: "xla", "cudnn" or "blocks"; see `layers.attend`.
+      attention: "xla", "cudnn" or "blocks"; see `layers.Attention`.
     """
 
     config: T5Config

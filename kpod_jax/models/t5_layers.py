@@ -14,11 +14,11 @@ import numpy as np
 
 from kpod_jax.models.layers import (
     POLICIES,
+    Attention,
     Dtype,
     LoRAConfig,
     Projection,
     RMSNorm,
-    attend,
     attend_cache,
     dropout,
     partitioned,
@@ -282,22 +282,14 @@ class _Attention(nn.Module):
         deterministic: bool,
         is_causal: bool = False,
     ) -> jax.Array:
-        """Maps [B, Q, D] to [B, Q, D], given keys and values, [B, K, N, H] each; see `attend`."""
+        """Maps [B, Q, D] to [B, Q, D], given keys and values, [B, K, N, H] each."""
         rate = self.config.dropout_rate
         drop = None
         if not deterministic and rate > 0:
             drop = functools.partial(dropout, self, rate=rate, deterministic=False)
         query = pin_heads(self.q(x, deterministic))
-        result = attend(
-            query,
-            key,
-            value,
-            bias,
-            mask,
-            is_causal=is_causal,
-            drop=drop,
-            implementation=self.attention,
-        )
+        attend = Attention(self.attention, is_causal=is_causal)
+        result = attend(query, key, value, bias, mask, drop)
         return self.o(pin_heads(result), deterministic)
 
     def step(

@@ -60,6 +60,10 @@ def arrays(shape: tuple[int, ...], dtype: Any = jnp.float32) -> dict[str, Any]:
     }
 
 
+def at_once(*arrays: Any, **how: Any) -> jax.Array:
+    return layers.Attention(**how)(*arrays)
+
+
 def found(attend: Any, given: dict[str, Any], bias: bool, mask: Any, **how: Any) -> list[Any]:
     """The result and the gradients by query, key, value and bias."""
     names = ["query", "key", "value"] + ["bias"] * bias
@@ -80,7 +84,7 @@ def test_values_and_gradients_are_those_of_attention_at_once(shape, is_causal, b
     _, queries, keys, _, _ = shape
     seen = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
     mask = given["mask"] & seen if is_causal else given["mask"]
-    expected = found(layers.attend, given, bias, mask)
+    expected = found(at_once, given, bias, mask)
     for given_mask in [mask, given["mask"]] if is_causal else [mask]:
         blocks = found(block_attention.attend, given, bias, given_mask, is_causal=is_causal)
         for a, b in zip(blocks, expected, strict=True):
@@ -90,8 +94,7 @@ def test_values_and_gradients_are_those_of_attention_at_once(shape, is_causal, b
 def test_bfloat16_is_rounded_where_attention_at_once_rounds():
     given = arrays(SHAPES[0], jnp.bfloat16)
     found_all = [
-        found(attend, given, False, given["mask"])
-        for attend in (block_attention.attend, layers.attend)
+        found(attend, given, False, given["mask"]) for attend in (block_attention.attend, at_once)
     ]
     for a, b in zip(*found_all, strict=True):
         assert a.dtype == b.dtype == jnp.bfloat16
@@ -112,7 +115,7 @@ def test_without_mask_and_bias_everything_is_seen():
     given = arrays(SHAPES[2])
     for a, b in zip(
         found(block_attention.attend, given, False, None),
-        found(layers.attend, given, False, None),
+        found(at_once, given, False, None),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
@@ -122,8 +125,8 @@ def gradient_of(implementation: str, drop: Any = None) -> Any:
     """The jitted gradient of attention's sum by [8, length, 2, 8] arrays."""
 
     def total(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        attend = functools.partial(layers.attend, implementation=implementation, drop=drop)
-        return attend(query, key, value, None, None, is_causal=True).sum()
+        attend = layers.Attention(implementation, is_causal=True)
+        return attend(query, key, value, None, None, drop).sum()
 
     return jax.jit(jax.grad(total, (0, 1, 2)))
 
