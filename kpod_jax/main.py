@@ -200,13 +200,19 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (UserError, OSError) as error:
         message = str(error)
     except (KeyError, AttributeError, TypeError) as error:
-        message = f"no such configuration key: {error.args[0] if error.args else error}"
+        message = f"no such configuration key: {_text(error)}"
     print(
         f"error: {message}\nSee --help for the flags, and python -m kpod_jax.cli.reference or "
         "docs/configuration.md for the configuration keys.",
         file=sys.stderr,
     )
     sys.exit(2)
+
+
+def _text(error: Exception) -> str:
+    """Returns an error's own text on one line; ml_collections wraps one error in another."""
+    first = error.args[0] if error.args else ""
+    return _text(first) if isinstance(first, Exception) else " ".join(str(first).split())
 
 
 def command() -> None:
