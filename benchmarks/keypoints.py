@@ -43,6 +43,7 @@ from kpod_jax.parallel import sharding
 from kpod_jax.utils.errors import UserError
 from kpod_jax.weighting import weigh
 from kpod_jax.weighting.answerer_batch import batches, make_answerer_batch, take
+from kpod_jax.weighting.answerer_model import make_answerer
 from kpod_jax.weighting.generator import Generator
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds per row.")
@@ -134,7 +135,7 @@ def inverse_document_frequency(task: Task, seed: int) -> np.ndarray:
 def gradient_times_input(task: Task, seed: int) -> np.ndarray:
     """Returns the first-order effect of unmasking each token on the answer's loss (|-dL/dm|)."""
     problems = make_answerer_batch(task.held_out, task.student.tokenizer.pad_token_id)
-    answerer = weigh.make_answerer(task.answerer)
+    answerer = make_answerer(task.answerer)
     params, rng = task.answerer.load(task.mesh), np.random.default_rng(seed)
 
     @jax.jit
@@ -159,7 +160,7 @@ def occlusion(task: Task, seed: int) -> np.ndarray:
     """Returns the increase of the answer's loss L_p, in nats, from masking each token alone."""
     del seed
     problems = make_answerer_batch(task.held_out, task.student.tokenizer.pad_token_id)
-    answerer, params = weigh.make_answerer(task.answerer), task.answerer.load(task.mesh)
+    answerer, params = make_answerer(task.answerer), task.answerer.load(task.mesh)
 
     @jax.jit
     def losses(params, rows, keep):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from kpod_jax import distillation
+from kpod_jax.config import paper
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.buckets import round_up
 from kpod_jax.evaluation import generation
@@ -27,9 +28,12 @@ from kpod_jax.training.train_step import (
     make_train_step,
 )
 from kpod_jax.weighting import learn, weigh
+from kpod_jax.weighting.alignment import Reading
 from kpod_jax.weighting.answerer_batch import AnswererBatch
+from kpod_jax.weighting.answerer_model import load_answerer
 
 STEPS = ("train", "fit", "learn", "fill", "decode")
+_STUDENT_TOKENS = 8  # Student tokens that share characters with one of another answerer's.
 _ANSWER_TOKENS = 16  # Longer than any answer in the batches of weighting.
 
 
@@ -61,12 +65,14 @@ class Job(NamedTuple):
 
     Attributes:
       config: the run's configuration.
+      weighting: its section, with the preset applied.
       student: student without parameters or tokenizer.
       answerer: answerer without parameters or tokenizer.
       mesh: mesh of devices, which need not be present.
     """
 
     config: Config
+    weighting: Config
     student: Student
     answerer: Student
     mesh: Mesh
@@ -77,15 +83,17 @@ def make_job(config: Config, devices: Sequence[Any]) -> Job:
     settings = student_settings(config.student, init="random")
     student = load_student(settings, config.seed, with_tokenizer=False)
     distillation.check_layout(config.distill, student)
-    answerer = weigh.answerer_of(student, config.weighting, with_tokenizer=False)
-    return Job(config, student, answerer, sharding.make_mesh(**config.mesh, devices=devices))
+    weighting = paper.mask_learning(config.weighting)
+    answerer = load_answerer(student, weighting, with_tokenizer=False)
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    return Job(config, weighting, student, answerer, mesh)
 
 
 def job_steps(job: Job, names: Sequence[str]) -> Iterator[Step]:
     """Yields the named steps of a job, at their maximum shapes."""
     if "train" in names:
         yield train_step(job)
-    if job.config.weighting.weights == "learned":
+    if job.weighting.weights == "learned":
         makers = {"fit": fit_step, "learn": learn_step}
         yield from (make(job) for name, make in makers.items() if name in names)
     if "fill" in names or "decode" in names:
@@ -153,26 +161,26 @@ def batch_of(
 
 def fit_step(job: Job) -> Step:
     """Returns the step that fits the answerer."""
-    config, answerer = job.config.weighting, job.answerer
-    params = answerer.abstract(job.mesh)
+    config, answerer = job.weighting, job.answerer
+    trained, frozen = answerer.split(answerer.abstract(job.mesh))
     optimizer = learn.answerer_optimizer(config.fit_learning_rate, 1000)
-    state = abstract_state(params, optimizer)["opt_state"]
+    state = abstract_state(trained, optimizer)["opt_state"]
     learner = weigh.make_learner(answerer, _embeddings(job), config)
     batch = _answerer_batch(job)
     masked = jax.ShapeDtypeStruct((), jnp.bool_)
     return Step(
         "fit",
         learn.make_fit_step(learner, optimizer),
-        (params, state, batch, _key(), masked),
-        {"parameters": params, "optimiser state": state, "batch": batch},
-        gradients=params,
-        beside=(params, _embeddings(job)),  # The initial parameters are kept.
+        (trained, state, frozen, batch, _key(), masked),
+        {"parameters": (trained, frozen), "optimiser state": state, "batch": batch},
+        gradients=trained,
+        beside=(trained, _embeddings(job)),  # The initial parameters are kept.
     )
 
 
 def learn_step(job: Job) -> Step:
     """Returns the step that trains the mask generator."""
-    config, answerer = job.config.weighting, job.answerer
+    config, answerer = job.weighting, job.answerer
     embeddings, batch = _embeddings(job), _answerer_batch(job)
     learner = weigh.make_learner(answerer, embeddings, config)
     optimizer = learn.generator_optimizer(config.learning_rate, config.clip_norm, config.steps)
@@ -288,7 +296,7 @@ def _embeddings(job: Job) -> Any:
 
 def _answerer_batch(job: Job) -> AnswererBatch:
     """Returns an abstract batch for the answerer, placed as by `MaskLearner.place`."""
-    rows, (source, target) = job.config.weighting.batch_size, _max_lengths(job)
+    rows, (source, target) = job.weighting.batch_size, _max_lengths(job)
     where = sharding.global_sharding((rows,), job.mesh)
 
     def pair(size: int) -> list[Any]:
@@ -299,4 +307,7 @@ def _answerer_batch(job: Job) -> AnswererBatch:
 
     rationale, mask = pair(target)
     arrays = [*pair(source), rationale, mask, mask, *pair(_ANSWER_TOKENS)]
-    return AnswererBatch(*arrays)  # pyright: ignore
+    reading = None
+    if job.answerer.config.vocab_size != job.student.config.vocab_size:
+        reading = Reading(rationale, mask, rationale, rationale, width=_STUDENT_TOKENS)
+    return AnswererBatch(*arrays, reading=reading)  # pyright: ignore

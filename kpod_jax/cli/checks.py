@@ -41,6 +41,8 @@ CHOICES = {
     "export.lora": ("merged", "adapter"),
     "export.dtype": ("float32", "bfloat16"),
     "weighting.weights": ("learned", "uniform"),
+    "weighting.preset": ("", "paper"),
+    "weighting.lora.base_dtype": ("float32", "bfloat16", "int8"),
     "weighting.prefixes": ("sampled", "all", "step_ends", "late"),
     "weighting.encoding": ("bidirectional", "causal"),
     "weighting.estimator": ("score_function", "straight_through", "soft"),

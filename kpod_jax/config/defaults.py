@@ -163,7 +163,11 @@ def get_config() -> Config:
     weighting = config.weighting = ConfigDict()
     weighting.weights = "learned"  # Token weights: learned (Eq. 2-7); uniform: every w_j = 1; or a
     # .npz file in the format of token_weights.npz.
-    weighting.answerer = ""  # Answerer model: directory or hub id. Empty: the student.
+    weighting.preset = ""  # paper: the paper's literal mask learning instead of the keys below:
+    # straight-through Gumbel-Softmax, all prefixes, joint training, no fit; see config/paper.py.
+    weighting.answerer = ""  # Answerer model of any family: directory, hub id or GGUF file. Empty:
+    # the student.
+    weighting.tokenizer = ""  # Tokenizer of weighting.answerer. Empty: its own.
     weighting.alpha = 0.5  # Cost of a kept token (Eq. 7). [paper]
     weighting.alpha_warmup = 0.0  # Fraction of the steps over which alpha rises from 0; 0.25 suits
     # estimators other than score_function. [ours]
@@ -210,10 +214,19 @@ def get_config() -> Config:
     weighting.fit_unmasked_fraction = 0.5  # Fraction of the rows of fit_masked_steps with the whole
     # rationale and, independently, of those without a mask.
     weighting.fit_learning_rate = 1e-3  # Learning rate of all fitting steps.
+    weighting.fit_until_gap = (
+        0.0  # Held-out gap, in nats, that ends the fitting early; measured every
+    )
+    # 100 of fit_masked_steps. 0: all steps. [ours]
     weighting.joint_learning_rate = 0.0  # Learning rate of the answerer during mask learning. 0:
     # frozen.
     weighting.min_gap = 0.5  # Minimum held-out gap of L_p, in nats, between everything and nothing
     # masked.
+    lora = weighting.lora = ConfigDict()
+    lora.rank = 0  # Rank of the answerer's adapters. 0: fit all its weights.
+    lora.alpha = 16.0  # Scale of the adapters, divided by the rank. [ours]
+    lora.targets = ("q", "v")  # Projections with adapters; see student.lora.targets.
+    lora.base_dtype = "bfloat16"  # Dtype of the frozen weights: float32, bfloat16 or int8.
 
     difficulty = config.difficulty = ConfigDict()
     difficulty.weights = "learned"  # Weights ŵ of Eq. 8: learned (the token weights) or uniform.

@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from kpod_jax.config.defaults import Config
+
 # Settings shared by all students, by configuration key. Those the paper leaves open are absent.
 SETTINGS: dict[str, Any] = {
     "data.splits": "paper",
@@ -38,6 +40,20 @@ SETTINGS: dict[str, Any] = {
     "distill.decay": "constant",
     "distill.batch_size": 4,
 }
+# Keys of `weighting` that `weighting.preset=paper` sets. The answerer is trained jointly from the
+# start, and whatever weights that gives are used.
+_MASK_LEARNING: dict[str, Any] = {
+    "estimator": "straight_through",
+    "prefixes": "all",
+    "encoding": "bidirectional",
+    "exploration": 0.0,
+    "fit": "same",
+    "fit_unmasked_steps": 0,
+    "fit_masked_steps": 0,
+    "eval_every": 0,
+    "min_gap": -float("inf"),
+    "allow_failed": True,
+}
 _T5 = {"distill.learning_rate": 5e-5, "distill.input_steps": "encoder"}
 
 # Ranges within which accuracy on GSM8K changes by at most a few points.
@@ -48,6 +64,20 @@ SENSITIVITY: dict[str, tuple[float, float]] = {
     "schedule.clusters": (3, 9),
     "schedule.initial_fraction": (0.1, 0.4),
 }
+
+
+def mask_learning(weighting: Config) -> Config:
+    """Returns the section `weighting` with its preset applied, locked.
+
+    With the preset "paper", the answerer's joint learning rate is `fit_learning_rate`, unless
+    `joint_learning_rate` is set.
+    """
+    if not weighting.preset:
+        return weighting
+    result = weighting.copy_and_resolve_references()
+    result.update(_MASK_LEARNING)
+    result.joint_learning_rate = weighting.joint_learning_rate or weighting.fit_learning_rate
+    return result.lock()
 
 
 @dataclasses.dataclass(frozen=True)

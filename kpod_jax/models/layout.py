@@ -41,6 +41,14 @@ def combine(*parts: Any) -> Any:
     return unflatten(flat)
 
 
+def split_adapters(params: Any) -> tuple[Any, Any]:
+    """Splits parameters into adapters and all others; `combine` undoes it."""
+    adapters, others = {}, {}
+    for path, leaf in flatten(params).items():
+        (adapters if is_adapter(path) else others)[path] = leaf
+    return unflatten(adapters), unflatten(others)
+
+
 def merge(params: Any, lora: LoRAConfig | None) -> Any:
     """Returns equivalent parameters for the module without adapters.
 

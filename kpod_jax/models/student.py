@@ -135,12 +135,7 @@ class Student:
 
     def split(self, params: Any) -> tuple[Any, Any]:
         """Splits parameters into trained ones (only the adapters with LoRA) and frozen ones."""
-        if self.module.lora is None:
-            return params, {}
-        trained, frozen = {}, {}
-        for path, leaf in layout.flatten(params).items():
-            (trained if layout.is_adapter(path) else frozen)[path] = leaf
-        return layout.unflatten(trained), layout.unflatten(frozen)
+        return (params, {}) if self.module.lora is None else layout.split_adapters(params)
 
     def embeddings(self, params: Any) -> np.ndarray:
         """Returns the input embedding table, [V, D] float32."""

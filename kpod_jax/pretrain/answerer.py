@@ -166,12 +166,8 @@ def _problems(split: str, count: int, tokenizer: Any, seed: int) -> AnswererBatc
     short = ~batch.question_mask[:, :-_QUESTION].any(axis=1)
     short &= ~batch.rationale_mask[:, _RATIONALE:].any(axis=1)
     batch = jax.tree.map(lambda array: array[np.asarray(short)], batch)
-    return batch.replace(
-        question=batch.question[:, -_QUESTION:],
-        question_mask=batch.question_mask[:, -_QUESTION:],
-        rationale=batch.rationale[:, :_RATIONALE],
-        rationale_mask=batch.rationale_mask[:, :_RATIONALE],
-        step_ends=batch.step_ends[:, :_RATIONALE],
+    return dataclasses.replace(
+        batch.cut(_QUESTION, _RATIONALE),
         answer=batch.answer[:, :_ANSWER],
         answer_mask=batch.answer_mask[:, :_ANSWER],
     )

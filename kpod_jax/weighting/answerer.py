@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kpod_jax.models import layout
 from kpod_jax.training import losses
 from kpod_jax.weighting.answerer_batch import AnswererBatch
 
@@ -42,6 +43,11 @@ class Answerer:
             raise ValueError(
                 "causal=True encodes all prefixes at once, without EOS: expected eos_id=None"
             )
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """Splits parameters into trained ones (only the adapters with LoRA) and frozen ones."""
+        has_adapters = getattr(self.module, "lora", None) is not None
+        return layout.split_adapters(params) if has_adapters else (params, {})
 
     def losses(
         self,
@@ -87,11 +93,16 @@ class Answerer:
         def apply(method: str, *args: Any, **options: Any) -> jax.Array:
             return self.module.apply(variables, *args, method=method, **options)  # pyright: ignore
 
+        if batch.reading is None:
+            tokens_BxR = batch.rationale
+            length_BxP = jnp.minimum(prefix_BxP, batch.rationale_mask.sum(axis=1)[:, None])
+        else:
+            tokens_BxR, keep_BxR = batch.reading.tokens, batch.reading.keep(keep_BxR)
+            length_BxP = batch.reading.lengths(prefix_BxP)
         mask_embedding_D = apply("embed", jnp.array(self.mask_id))
-        rationale_BxRxD = apply("embed", batch.rationale)
+        rationale_BxRxD = apply("embed", tokens_BxR)
         keep = keep_BxR[..., None].astype(rationale_BxRxD.dtype)
         rationale_BxRxD = keep * rationale_BxRxD + (1 - keep) * mask_embedding_D
-        length_BxP = jnp.minimum(prefix_BxP, batch.rationale_mask.sum(axis=1)[:, None])
         if self.eos_id is not None:
             # EOS directly follows the prefix, so there is one more position than rationale tokens.
             rationale_BxRxD = jnp.pad(rationale_BxRxD, [(0, 0), (0, 1), (0, 0)])

@@ -19,6 +19,7 @@ import optax
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.records import Ragged
+from kpod_jax.models import layout
 from kpod_jax.parallel import processes, sharding
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.weighting.answerer import Params
@@ -65,21 +66,22 @@ def generator_optimizer(
 def make_fit_step(
     learner: MaskLearner, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Params, Any, jax.Array]]:
-    """Builds the answerer's step, which returns parameters, state and loss.
+    """Builds the answerer's step, which returns trained parameters, state and loss.
 
-    It takes (params, opt_state, batch, key, masked); the first two are donated. `masked`, a scalar
-    bool, says whether to sample prefixes and masks, see `random_masks`.
+    It takes (trained, opt_state, frozen, batch, key, masked); the first two are donated. `masked`,
+    a scalar bool, says whether to sample prefixes and masks, see `random_masks`.
     """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def fit_step(params, state, batch, key, masked):
-        def loss(params):
+    def fit_step(trained, state, frozen, batch, key, masked):
+        def loss(trained):
             keep, prefix = learner.random_masks(key, batch, masked)
+            params = layout.combine(trained, frozen)
             return learner.answerer.losses(params, batch, keep, prefix).mean()
 
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
+        value, gradient = jax.value_and_grad(loss)(trained)
+        updates, state = optimizer.update(gradient, state, trained)
+        return optax.apply_updates(trained, updates), state, value
 
     return fit_step
 
@@ -115,8 +117,9 @@ def fit_answerer(
     *,
     recorder: Recorder,
     seed: int,
+    gap: Callable[[Params], float] | None = None,
 ) -> Params:
-    """Fits θw: first on whole rationales, then on masked prefixes.
+    """Fits θw, or its adapters: first on whole rationales, then on masked prefixes.
 
     With checkpoints, an interrupted fit resumes to the same bits, and a finished one is not
     repeated.
@@ -128,6 +131,8 @@ def fit_answerer(
       config: `weighting` of the configuration.
       recorder: logs the loss and holds the checkpoints.
       seed: seed of everything random.
+      gap: measures the held-out gap, see `measure_gap`. A gap of `fit_until_gap` ends the fit; it
+        is measured every 100 steps on masked prefixes.
 
     Returns:
       New parameters; the given ones are not changed.
@@ -137,25 +142,36 @@ def fit_answerer(
         return params
     optimizer = answerer_optimizer(config.fit_learning_rate, steps)
     fit_step = make_fit_step(learner, optimizer)
-    params, root = jax.tree.map(jnp.copy, params), jax.random.key(seed)
-    state, first, _ = _resume(checkpoints, {"params": params, "opt_state": optimizer.init(params)})
-    params, state = state["params"], state["opt_state"]
+    trained, frozen = learner.answerer.split(params)
+    trained, root = jax.tree.map(jnp.copy, trained), jax.random.key(seed)
+    state = {"params": trained, "opt_state": optimizer.init(trained)}
+    state, first, extra = _resume(checkpoints, state)
+    trained, opt_state = state["params"], state["opt_state"]
     indices = batches(len(examples.question), config.batch_size, seed, start=first)
     with processes.defer_sigterm() as should_stop:
-        for step in range(first, steps):
+        for step in range(first, 0 if extra.get("done") else steps):
             batch = learner.take(examples, next(indices))
-            masked = jnp.array(step >= config.fit_unmasked_steps)
-            params, state, loss = fit_step(
-                params, state, batch, jax.random.fold_in(root, step), masked
+            masked = step >= config.fit_unmasked_steps
+            key = jax.random.fold_in(root, step)
+            trained, opt_state, loss = fit_step(
+                trained, opt_state, frozen, batch, key, jnp.array(masked)
             )
-            if (step + 1) % _LOG_EVERY == 0 or step == steps - 1:
-                log("answerer", step + 1, {"answer_loss": float(loss)})
-            is_last, stopping = step == steps - 1, should_stop()
-            if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or is_last or stopping):
-                checkpoints.save(step + 1, {"params": params, "opt_state": state})
-            if stopping and not is_last:
+            values = {"answer_loss": loss}
+            is_last, is_hundredth = step == steps - 1, (step + 1) % _SAVE_EVERY == 0
+            if gap is not None and config.fit_until_gap and masked and is_hundredth:
+                values["gap"] = jnp.asarray(gap(layout.combine(trained, frozen)))
+                is_last = is_last or float(values["gap"]) >= config.fit_until_gap
+            if (step + 1) % _LOG_EVERY == 0 or is_last:
+                log("answerer", step + 1, {name: float(value) for name, value in values.items()})
+            stopping = should_stop()
+            if checkpoints is not None and (is_hundredth or is_last or stopping):
+                state = {"params": trained, "opt_state": opt_state}
+                checkpoints.save(step + 1, state, extra={"done": is_last})
+            if is_last:
+                break
+            if stopping:
                 raise processes.Preempted(f"saved the answerer at step {step + 1}")
-    return params
+    return layout.combine(trained, frozen)
 
 
 def measure_gap(
@@ -250,22 +266,27 @@ def learn_masks(
     )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def joint_step(answerer_params, state, params, embeddings, batch, key, temperature):
-        def loss(answerer_params):
+    def joint_step(trained, state, frozen, params, embeddings, batch, key, temperature):
+        def loss(trained):
             # The backward pass stores activations of every mask: use the score function's minimum.
             joint_learner = dataclasses.replace(learner, embeddings=embeddings, mask_samples=2)
+            answerer_params = layout.combine(trained, frozen)
             return joint_learner.objective(params, answerer_params, batch, key, 0.0, temperature)[0]
 
-        gradient = jax.grad(loss)(answerer_params)
-        updates, state = joint_optimizer.update(gradient, state, answerer_params)
-        return optax.apply_updates(answerer_params, updates), state
+        gradient = jax.grad(loss)(trained)
+        updates, state = joint_optimizer.update(gradient, state, trained)
+        return optax.apply_updates(trained, updates), state
 
     state = {"params": params, "opt_state": optimizer.init(params)}
     state["best"] = jax.tree.map(jnp.copy, params)
+    frozen = {}
     if joint_learning_rate:
-        state["answerer"] = answerer_params = jax.tree.map(jnp.copy, answerer_params)
-        state["joint_state"] = joint_optimizer.init(answerer_params)
+        trained, frozen = learner.answerer.split(answerer_params)
+        state["answerer"] = trained = jax.tree.map(jnp.copy, trained)
+        state["joint_state"] = joint_optimizer.init(trained)
     state, start, extra = _resume(checkpoints, state)
+    if joint_learning_rate:
+        answerer_params = layout.combine(state["answerer"], frozen)
     done = extra.get("done", False)
     # The lowest objective so far, and evaluations since then.
     best_value, num_worse = extra.get("best_value"), extra.get("since", 0)
@@ -278,7 +299,6 @@ def learn_masks(
             alpha = learner.alpha * min(1.0, (step + 1) / max(1.0, config.alpha_warmup * steps))
             key = jax.random.fold_in(root, step)
             batch = learner.take(examples, next(indices))
-            answerer_params = state.get("answerer", answerer_params)
             state["params"], state["opt_state"], parts = learn_step(
                 state["params"],
                 state["opt_state"],
@@ -292,16 +312,17 @@ def learn_masks(
             if joint_learning_rate:
                 batch = learner.take(joint_examples, next(joint_indices))
                 key = jax.random.fold_in(key, 1)
-                answerer_params, state["joint_state"] = joint_step(
-                    answerer_params,
+                state["answerer"], state["joint_state"] = joint_step(
+                    state["answerer"],
                     state["joint_state"],
+                    frozen,
                     state["params"],
                     learner.embeddings,
                     batch,
                     key,
                     temperature,
                 )
-                state["answerer"] = answerer_params
+                answerer_params = layout.combine(state["answerer"], frozen)
             evaluating = (step + 1) % eval_every == 0
             if evaluating:
                 value = judge(state["params"], answerer_params)
@@ -323,7 +344,7 @@ def learn_masks(
             if stopping:
                 raise processes.Preempted(f"saved the generator at step {step + 1}")
     params = state["params"] if best_value is None else state["best"]
-    return params, state.get("answerer", answerer_params)
+    return params, answerer_params
 
 
 def _resume(

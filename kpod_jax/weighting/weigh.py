@@ -20,13 +20,13 @@ from absl import logging
 from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
+from kpod_jax.config import paper
 from kpod_jax.config.defaults import Config
-from kpod_jax.config.loading import section
 from kpod_jax.data.ground_truth import keypoint_tokens
 from kpod_jax.data.prepare import Data
 from kpod_jax.data.records import Ragged, Record
 from kpod_jax.data.tokens import TokenizedSet
-from kpod_jax.models.student import Student, load_student
+from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.metrics import MetricsWriter
@@ -34,8 +34,14 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.progress import Progress
 from kpod_jax.weighting import learn
-from kpod_jax.weighting.answerer import Answerer, Params
-from kpod_jax.weighting.answerer_batch import AnswererBatch, make_answerer_batch
+from kpod_jax.weighting.answerer import Params
+from kpod_jax.weighting.answerer_batch import AnswererBatch
+from kpod_jax.weighting.answerer_model import (
+    load_answerer,
+    make_answerer,
+    read_records,
+    scatter,
+)
 from kpod_jax.weighting.generator import Generator
 from kpod_jax.weighting.objective import MaskLearner, constant_objectives, objective_on
 
@@ -117,7 +123,7 @@ def learn_token_weights(
     Raises:
       UserError: there are no held-out rationales; see also `weigh` and `read_token_weights`.
     """
-    spans = data.train.rationale_char_spans
+    config, spans = paper.mask_learning(config), data.train.rationale_char_spans
     if config.weights != "learned":
         weights = read_token_weights(config.weights, data.train.rationale_lengths)
         auc = keypoint_auc(weights.values, data.train, len(data.train))
@@ -144,26 +150,11 @@ def learn_token_weights(
             data.train,
             held_out,
             mesh or sharding.make_mesh(),
-            answerer=answerer or answerer_of(student, config),
+            answerer=answerer or load_answerer(student, config),
             fresh=student.tokenize(fresh)[0] if config.fit == "fresh" and fresh else None,
             workdir=workdir,
         )
     return dataclasses.replace(weights, spans=spans)
-
-
-def answerer_of(student: Student, config: Config, **changes: Any) -> Student:
-    """Returns the answerer before it is fit: a model without adapters, as all its weights are fit.
-
-    Args:
-      student: provides the settings.
-      config: `weighting` of a configuration.
-      **changes: see `load_student`.
-    """
-    if not config.answerer and not student.settings.lora.rank:
-        return student
-    model = config.answerer or student.model
-    settings = section("student", student.settings, {"model": model, "lora": {"rank": 0}})
-    return load_student(settings, student.seed, **changes)
 
 
 def read_token_weights(path: str, lengths_N: np.ndarray) -> Ragged:
@@ -214,25 +205,24 @@ def weigh(
       train: examples whose tokens are weighted.
       held_out: examples of another split, on which gap and objectives are measured.
       mesh: mesh of the devices.
-      answerer: θw before it is fit; has the student's tokenizer.
+      answerer: θw before it is fit. If its tokenizer is not the student's, records that it cannot
+        read are not weighed: their tokens get the mean weight.
       fresh: new problems to fit the answerer on, for `fit="fresh"`.
       workdir: for metrics and checkpoints, from which an interrupted run resumes.
 
     Raises:
-      UserError: the answerer has a different tokenizer, there is no gap to learn masks from, the
+      UserError: the answerer cannot read the records, there is no gap to learn masks from, the
         weights collapsed, or keeping every token, or none, has a lower objective.
     """
-    _check_tokenizers(student, answerer)
-    _check_lengths(train, answerer)
-    pad_id = student.tokenizer.pad_token_id
+    train_rows, all_train = read_records(train, student, answerer), train
+    train, held_out_rows = train_rows.tokenized, read_records(held_out, student, answerer)
+    held_out = held_out_rows.tokenized
     embeddings, answerer_params = student.embeddings(student.load(mesh)), answerer.load(mesh)
     embeddings = jax.device_put(embeddings, sharding.replicated(mesh))
     learner, seed = make_learner(answerer, embeddings, config, mesh), student.seed
-    examples, held_out_batch = (
-        make_answerer_batch(train, pad_id),
-        make_answerer_batch(held_out, pad_id),
-    )
-    held_out_batch = jax.tree.map(lambda array: array[: config.eval_examples], held_out_batch)
+    examples = train_rows.batch
+    held_out_batch = jax.tree.map(lambda a: a[: config.eval_examples], held_out_rows.batch)
+    fresh_batch = None if fresh is None else read_records(fresh, student, answerer).batch
     values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(train)
     folds, parts, held_out_weights = _folds(len(train), config.fit, seed), [], []
     steps = config.fit_unmasked_steps + config.fit_masked_steps + config.steps
@@ -247,7 +237,7 @@ def weigh(
         Progress(steps * len(folds), "Weighing", initial=reached) as progress,
     ):
         for fold, (fit_on, weigh_on) in zip(passes, folds, strict=True):
-            fit = _rows(examples, fit_on) if fresh is None else make_answerer_batch(fresh, pad_id)
+            fit = _rows(examples, fit_on) if fresh_batch is None else fresh_batch
             params, part = fold.learn(
                 answerer_params, fit, _rows(examples, weigh_on), held_out_batch, writer, progress
             )
@@ -262,7 +252,7 @@ def weigh(
             held_out_weights.append(
                 learn.compute_weights(learner, params, held_out_batch, config.batch_size)
             )
-    weights = Ragged.from_list(values, np.float32)
+    weights = scatter(Ragged.from_list(values, np.float32), train, all_train)
     summary: dict[str, Any] = {
         key: float(np.mean([part[key] for part in parts])) for key in parts[0]
     }
@@ -357,6 +347,9 @@ class _Fold:
                 config,
                 recorder=learn.Recorder(log, checkpoints),
                 seed=self.seed,
+                gap=lambda params: learn.measure_gap(learner, params, held_out, config.batch_size)[
+                    "gap"
+                ],
             )
         gap = learn.measure_gap(learner, answerer_params, held_out, config.batch_size)
         by_prefix = ", ".join(
@@ -410,30 +403,6 @@ def _rows(batch: AnswererBatch, index: np.ndarray) -> AnswererBatch:
     return jax.tree.map(lambda array: array[index], batch)
 
 
-def _check_tokenizers(student: Student, answerer: Student) -> None:
-    if student.tokenizer.get_vocab() != answerer.tokenizer.get_vocab():
-        raise UserError(
-            "The answerer (weighting.answerer) has a different tokenizer than the student. "
-            "Rationale tokens are masked one by one, so the two must match. Choose an answerer of "
-            "the student's family, or leave weighting.answerer empty to use the student."
-        )
-
-
-def _check_lengths(tokenized: TokenizedSet, answerer: Student) -> None:
-    limit = getattr(answerer.config, "max_position_embeddings", None)  # T5 has no limit.
-    lengths = tokenized.questions.lengths + tokenized.rationale_lengths + tokenized.answers.lengths
-    if limit is None or not len(lengths) or lengths.max() <= limit:
-        return
-    longest = int(lengths.argmax())
-    raise UserError(
-        f"Record {tokenized.records[longest].id}: question, rationale and answer have "
-        f"{lengths[longest]} tokens together, but the answerer {answerer.model!r} was trained on "
-        f"{limit} at most (max_position_embeddings in its config.json). Lower "
-        "student.max_question_tokens and student.max_target_tokens, so that such records are "
-        "rejected, or choose another weighting.answerer."
-    )
-
-
 def make_learner(
     answerer: Student, embeddings: jax.Array, config: Config, mesh: Mesh | None = None
 ) -> MaskLearner:
@@ -451,25 +420,6 @@ def make_learner(
         config.fit_unmasked_fraction,
         mesh,
     )
-
-
-def make_answerer(model: Student, encoding: str = "bidirectional") -> Answerer:
-    """Returns the answerer for a model; masked tokens become T5's first sentinel, else padding.
-
-    Args:
-      model: provides the module, configuration and tokenizer.
-      encoding: "bidirectional", as T5 is pre-trained, or "causal": all prefixes of a rationale are
-        encoded at once. A decoder-only model is always causal.
-    """
-    tokenizer, config = model.tokenizer, model.config
-    mask_id = tokenizer.get_vocab().get("<extra_id_0>", tokenizer.pad_token_id)
-    if model.decoder_only:
-        # Prefix and answer are one sequence, separated by the end token.
-        return Answerer(model.module, mask_id, config.eos_token_id, None, causal=True)
-    causal = encoding == "causal"
-    eos_id = None if causal else config.eos_token_id
-    start_id = config.decoder_start_token_id  # pyright: ignore[reportAttributeAccessIssue]
-    return Answerer(model.module, mask_id, start_id, eos_id, causal)
 
 
 def _no_gap(gap: dict[str, Any], config: Config) -> str:

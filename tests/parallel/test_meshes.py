@@ -235,7 +235,7 @@ def weighed(name: str, sizes: tuple[int, int, int]) -> tuple[Any, Any]:
         state = train_step.start_state(params, optimizer)
         where = parts_of(state)
         params, opt_state, loss = fit(
-            state["params"], state["opt_state"], full, jax.random.key(1), True
+            state["params"], state["opt_state"], {}, full, jax.random.key(1), True
         )
         assert parts_of(params) == where["params"]
         assert parts_of(opt_state) == where["opt_state"]

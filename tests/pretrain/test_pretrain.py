@@ -16,7 +16,7 @@ from kpod_jax.models.student import load_student
 from kpod_jax.models.t5 import T5
 from kpod_jax.parallel import sharding
 from kpod_jax.pretrain import answerer, student
-from kpod_jax.weighting import weigh
+from kpod_jax.weighting import answerer_model
 from tests.conftest import ROOT
 
 
@@ -128,7 +128,7 @@ def test_the_student_calculates_in_its_own_text(tokenizer):
 def test_the_answerer_works_out_the_last_result_before_it_is_written(tokenizer):
     """Or else operands would be worth nothing to the masks, which would keep results alone."""
     found = load_student("kpod_jax/assets/tiny_answerer", scan_layers=False)
-    params, reader = found.load(sharding.make_mesh()), weigh.make_answerer(found)
+    params, reader = found.load(sharding.make_mesh()), answerer_model.make_answerer(found)
     rows = answerer._problems("validation", 64, tokenizer, seed=0)
     (equals,) = tokenizer("=", add_special_tokens=False).input_ids
     size, losses = rows.rationale.shape[1], jax.jit(reader.losses)

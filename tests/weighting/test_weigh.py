@@ -144,11 +144,6 @@ def test_it_refuses_to_go_on_with_an_answerer_that_knows_the_answers(tmp_path, m
         run(tmp_path, settings(fit="same", min_gap=0.5))
 
 
-def test_it_refuses_another_tokenizer(tmp_path):
-    with pytest.raises(UserError, match=r"different tokenizer.*leave weighting.answerer empty"):
-        run(tmp_path, settings(), answerer=tiny.student(("<pad>", "other")))
-
-
 def test_losses_that_are_not_finite_stop_it(tmp_path, monkeypatch):
     def fit_answerer(*args, recorder, **options):
         recorder.log("answerer", 50, {"answer_loss": float("nan")})
