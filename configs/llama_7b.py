@@ -24,6 +24,8 @@ def get_config(method: str = "kpod"):
     config.student.lora.base_dtype = "bfloat16"
     config.student.dtype = "bfloat16"
     config.student.remat = "full"
+    # The paper's. It reads rationales in its own tokens; LLaMA-7B as answerer would not fit.
+    config.weighting.answerer = "google/flan-t5-large"  # [paper]
     config.distill.epochs = 20  # [paper, on GSM8K]
     config.distill.batch_size = 4  # [paper]
     config.distill.learning_rate = 1e-5  # [paper]

@@ -22,8 +22,10 @@ def get_config(method: str = "kpod"):
     config.student.dtype = "bfloat16"
     config.student.max_question_tokens = 256
     config.student.max_target_tokens = 512
-    config.weighting.answerer = ""
     config.weighting.fit = "other_fold"
+    # Fit until masks can be learned: a kept token costs alpha = 0.5, so the gap must exceed that.
+    config.weighting.fit_until_gap = 1.0
+    config.weighting.fit_masked_steps = 3000  # The limit.
     config.weighting.fit_learning_rate = 1e-4
     config.weighting.learning_rate = 1e-3
     # One row per chip on 16 chips: a batch that the devices do not divide is copied to all of them.
