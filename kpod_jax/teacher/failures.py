@@ -88,9 +88,9 @@ def _message(error: Any, depth: int = 0) -> str:
 def _status(places: list[Any], message: str) -> int:
     fields = [p for p in places if isinstance(p, dict)]
     numbers = (str(p.get(name, "")) for p in fields for name in _STATUSES)
-    # FastChat and old vLLM append two digits: 42901.
-    found = (re.fullmatch(r"([45]\d\d)(?:\d\d)?", number) for number in numbers)
-    number = next((int(match[1]) for match in found if match), 0)
+    # FastChat and old vLLM append two digits: 42901; with 403 they mean an invalid request.
+    found = (re.fullmatch(r"([45]\d\d)(\d\d)?", number) for number in numbers)
+    number = next((400 if m[2] and m[1] == "403" else int(m[1]) for m in found if m), 0)
     words = [p[name] for p in fields for name in _NAMES if isinstance(p.get(name), str)]
     names = " ".join(re.sub(r"[^a-z ]", "", word.lower()) for word in words)
     named = next((status for status, pattern in _BY_NAME if re.search(pattern, names)), 0)

@@ -48,5 +48,5 @@ def broken_off(finish: str | None) -> bool:
 
 
 def _name(finish: str | None) -> str:
-    name = re.sub(r"[^a-z]+", "_", (finish or "").lower()).strip("_")
+    name = re.sub(r"[^a-z0-9]+", "_", (finish or "").lower()).strip("_")
     return name.removeprefix("finish_reason_")
