@@ -106,8 +106,10 @@ def get_config() -> Config:
     # endpoint's default.
     teacher.top_p = 1.0  # Nucleus sampling: total probability of the tokens to sample from. 0: the
     # endpoint's default.
-    teacher.max_tokens = 512  # Maximum response length; a response cut off before its answer is
-    # rejected.
+    teacher.max_tokens = (
+        512  # Maximum response length, with the thought; a response that is cut off
+    )
+    # is rejected.
     teacher.max_tokens_name = "max_tokens"  # Parameter name: max_tokens, or max_completion_tokens
     # for OpenAI's reasoning models.
     teacher.extra_body = ""  # Further fields of every request, as a JSON object: '{"top_k": 20,

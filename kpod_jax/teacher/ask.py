@@ -185,7 +185,7 @@ class _Sender:
             answer = _error_row(f"no connection to {self._endpoint()}: {clean(cause or error)}")
         except (ValueError, RecursionError):
             page = clean(self._redact_key(page_text(content)))
-            answer = _error_row(f"the response is not JSON: {page}")
+            answer = _error_row(f"the response is not JSON: {page or 'it is empty'}")
         text = "".join(token for token, _ in answer.get("logprobs", ()))
         if self._redact_key(text) != text:
             del answer["logprobs"]

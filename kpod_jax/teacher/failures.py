@@ -53,10 +53,13 @@ def find_failure(body: Any) -> Failure | None:
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     in_choice = first.get("error") if isinstance(first, dict) else None
-    error = body.get("error") or in_choice
-    if not error and not first:
-        error = next((b for b in (body, body.get("base_resp")) if _message(b)), None)
-    if not error or error is True:
+    error = next((e for e in (body.get("error"), in_choice) if e and e is not True), None)
+    if error is None and not first:
+        listed = body.get("errors")
+        listed = listed[:1] if isinstance(listed, list) else []
+        places = (*listed, body, body.get("base_resp"))
+        error = next((place for place in places if _message(place)), None)
+    if error is None:
         return None
     message = _message(error) or json.dumps(error, ensure_ascii=False)[:1000]
     status = _status([error, body] if body.get("error") or not in_choice else [error], message)

@@ -167,6 +167,13 @@ def test_another_choice_of_rationale_reads_the_ledger_again(config, endpoint, tm
     assert stored["thought"] == "Let me add 2." and stored["text"].startswith("2 + 1 = 3. There")
 
 
+def test_a_thought_that_used_up_the_tokens_is_stored_and_told():
+    response = body({"content": None, "reasoning_content": "3 + 4 is"}, "length")
+    assert read_completion(response)["thought"] == "3 + 4 is"
+    for source in ("answer", "thought", "both"):
+        assert kept(response, source).endswith("(finish_reason length); raise teacher.max_tokens")
+
+
 def test_a_key_in_a_thought_is_not_stored(config, endpoint, tmp_path):
     endpoint.reply = lambda question, number: body({"content": "So 1.", "reasoning": f"{KEY} 7"})
     teach(config, tmp_path)
@@ -256,6 +263,8 @@ RETRIED = {
     },
     "Baidu": {"error_code": 18, "error_msg": "words: Open api qps rate limit reached"},
     "in the choice": choice_error(502),
+    "flag": {"error": True, "message": "words: too many requests"},
+    "Cloudflare": {"success": False, "errors": [{"code": 503, "message": "words"}]},
     "FastAPI": {"detail": "words: upstream timed out"},
 }
 FINAL = {
