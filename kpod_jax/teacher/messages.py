@@ -13,7 +13,7 @@ _THOUGHT_FIELDS = (
     "thinking_blocks",  # LiteLLM.
 )
 # Fields of a part that may hold its text, directly or in further parts.
-_TEXT_FIELDS = ("text", "thinking", "reasoning", "summary", "content", "value", "parts")
+_TEXT_FIELDS = ("text", "refusal", "thinking", "reasoning", "summary", "content", "value", "parts")
 _MAX_DEPTH = 5
 
 
@@ -39,7 +39,7 @@ def read_message(message: dict[str, Any]) -> Message:
     for part in content if isinstance(content, list) else [content]:
         kind = _kind(part)
         if kind == "refusal":
-            refusals.append(_text(part.get("refusal")) or _text(part))
+            refusals.append(_text(part))
         elif kind == "thought":
             thoughts.append(_text(part))
         elif kind == "text":

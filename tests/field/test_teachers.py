@@ -28,7 +28,7 @@ from tests.teacher.conftest import (  # noqa: F401
 TEXT = "3 + 4 = 7. Therefore, the answer is 7."
 
 
-def body(message=None, finish="stop", **choice):
+def body(message=None, finish: object = "stop", **choice):
     """A chat completion with any message."""
     made = endpoints.completion(None)
     made["choices"] = [{"index": 0, "finish_reason": finish, "message": message} | choice]
