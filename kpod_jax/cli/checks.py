@@ -33,6 +33,7 @@ CHOICES = {
     "teacher.style": ("zero_shot", "few_shot"),
     "teacher.max_tokens_name": ("max_tokens", "max_completion_tokens"),
     "teacher.keep": ("right", "all"),
+    "teacher.rationale_from": ("answer", "thought", "both"),
     "teacher.batch": ("none", "write", "read"),
     "student.dtype": ("float32", "bfloat16"),
     "student.remat": ("none", "dots", "full"),
@@ -229,10 +230,17 @@ def _ood_errors(options: Config) -> list[str]:
 
 
 def _teacher_errors(teacher: Config) -> list[str]:
-    errors = []
+    errors, temperature = [], teacher.temperature
+    if teacher.extra_body:
+        from kpod_jax.teacher import fields  # Imports the endpoint's client, which takes a second.
+
+        try:
+            temperature = fields.extra_fields(teacher).get("temperature", temperature)
+        except UserError as error:
+            errors.append(str(error))
     if teacher.prompt.count("{question}") != 1:
         errors.append(f"teacher.prompt={teacher.prompt!r}: expected {{question}} exactly once")
-    if teacher.samples > 1 and not teacher.temperature:
+    if teacher.samples > 1 and temperature == 0:
         errors.append(
             f"teacher.samples={teacher.samples}: expected teacher.temperature above 0, because "
             "greedy answers are identical"

@@ -106,14 +106,23 @@ def get_config() -> Config:
     # endpoint's default.
     teacher.top_p = 1.0  # Nucleus sampling: total probability of the tokens to sample from. 0: the
     # endpoint's default.
-    teacher.max_tokens = 512  # Maximum response length; a response cut off before its answer is
-    # rejected.
+    teacher.max_tokens = (
+        512  # Maximum response length, with the thought; a response that is cut off
+    )
+    # is rejected.
     teacher.max_tokens_name = "max_tokens"  # Parameter name: max_tokens, or max_completion_tokens
     # for OpenAI's reasoning models.
+    teacher.extra_body = ""  # Further fields of every request, as a JSON object: '{"top_k": 20,
+    # "seed": 1, "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": false}}'.
+    # They take precedence; null leaves a field out. A seed grows by 1 with each sample.
     teacher.logprobs = 0  # Number of top log probabilities requested per token, for
     # baseline.distributions. 0: none. OpenAI allows at most 20, and none for reasoning models.
     teacher.keep = "right"  # Rationales to keep: right: those whose answer matches the data set's;
     # all: every one.
+    teacher.rationale_from = "answer"  # What becomes the rationale, for reasoning models: answer:
+    # the text after the thought; thought: the thought; both: the thought, followed by the text.
+    teacher.rationales_per_question = 0  # Maximum number of different rationales to keep per
+    # question; a question that has them is not asked again. 0: no limit.
     teacher.concurrency = 8  # Maximum number of concurrent requests.
     teacher.requests_per_minute = 0.0  # Maximum request rate, evenly spaced. 0: no limit.
     teacher.timeout = 300.0  # Maximum time in seconds that the endpoint may stay silent.

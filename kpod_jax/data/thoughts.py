@@ -2,10 +2,19 @@
 
 import re
 
-# The tags of DeepSeek-R1, Qwen and others, and of Magistral.
-_TAGS = r"think|thinking|thought|reasoning|reflection"
-_OPEN = re.compile(rf"\s*(?:<(?:{_TAGS})>|\[THINK\])", re.IGNORECASE)
-_CLOSE = re.compile(rf"(?:</(?:{_TAGS})>|\[/THINK\])", re.IGNORECASE)
+# The tags of DeepSeek-R1, Qwen, Seed-OSS, LongCat and others; of Magistral, Kimi and OpenThoughts;
+# and the channels of gpt-oss.
+_TAGS = r"think|thinking|thought|thoughts|reasoning|reflection|scratchpad|seed:think|longcat_think"
+_CHANNEL = r"(?:<\|start\|>assistant)?<\|channel\|>"
+_OPEN = re.compile(
+    rf"\s*(?:<(?:{_TAGS})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|{_CHANNEL}analysis<\|message\|>)",
+    re.IGNORECASE,
+)
+_CLOSE = re.compile(
+    rf"</(?:{_TAGS})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    rf"|(?:<\|end\|>)?{_CHANNEL}final<\|message\|>",
+    re.IGNORECASE,
+)
 
 
 def split_thought(text: str) -> tuple[str, str]:

@@ -9,13 +9,14 @@ import json
 import os
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import openai
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.teacher.completions import clean, read_completion
+from kpod_jax.teacher.failures import find_failure, page_text
 from kpod_jax.teacher.requests import Request
 from kpod_jax.utils.errors import UserError
 
@@ -23,7 +24,9 @@ from kpod_jax.utils.errors import UserError
 _MAX_FAILURES = 20
 # Maximum Retry-After in seconds; if it is longer, the client does not retry the request.
 _MAX_RETRY_AFTER = 120.0
+_NO_CREDIT = "The account has no credit left; add credit and rerun the same command."
 _ADVICE = {
+    402: _NO_CREDIT,
     401: "Set the environment variable OPENAI_API_KEY to a key of this endpoint.",
     403: "The key has no access to this endpoint or model; check the account or the model.",
     404: "Check teacher.base_url, which usually ends in /v1, and teacher.model.",
@@ -91,18 +94,34 @@ def make_client(teacher: Config) -> openai.AsyncOpenAI:
         max_retries=teacher.retries,
         # The hooks run on every attempt, so the rate limit includes retries.
         http_client=openai.DefaultAsyncHttpxClient(
-            event_hooks={"request": [pace.turn], "response": [pace.heed]}
+            event_hooks={"request": [pace.turn], "response": [_correct_status, pace.heed]}
         ),
     )
 
 
+async def _correct_status(response: Any) -> None:
+    """Gives an error that came with status 200, and no text, the status that it should have.
+
+    The client then retries it, and reports it, like any other error.
+    """
+    if response.status_code != 200:
+        return
+    await response.aread()
+    body = _json(response.content)
+    failure, answer = find_failure(body), read_completion(body)
+    if failure and not answer["text"] and "thought" not in answer:
+        response.status_code = failure.status
+        response.extensions["sent_status"] = 200
+
+
 async def ask(
-    requests: Sequence[Request], teacher: Config, write: Callable[[dict[str, Any]], None]
+    requests: Iterable[Request], teacher: Config, write: Callable[[dict[str, Any]], None]
 ) -> None:
     """Sends all requests, `teacher.concurrency` at a time.
 
     Args:
-      requests: requests, in the order in which to send them.
+      requests: requests, in the order in which to send them; the next is taken when one is
+        answered.
       teacher: `teacher` of the configuration.
       write: called with each row as soon as it arrives; rows with an `error` have no text.
 
@@ -115,7 +134,7 @@ async def ask(
         sender = _Sender(client, iter(requests), write)
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(teacher.concurrency, len(requests))):
+                for _ in range(teacher.concurrency):
                     group.create_task(sender.run())
         except* UserError as errors:
             problem = errors.exceptions[0]
@@ -149,9 +168,14 @@ class _Sender:
 
     async def _answer(self, request: Request) -> dict[str, Any]:
         """Returns the row of an answer or an error."""
+        fields = dict(request.body)
+        content = b""
         try:
-            response = await self._client.chat.completions.with_raw_response.create(**request.body)
-            answer = read_completion(json.loads(response.content))
+            response = await self._client.chat.completions.with_raw_response.create(
+                model=fields.pop("model"), messages=fields.pop("messages"), extra_body=fields
+            )
+            content = response.content
+            answer = read_completion(json.loads(content))
         except openai.APIStatusError as error:
             answer = _error_row(self._error_message(error))
         except openai.APITimeoutError:
@@ -160,7 +184,8 @@ class _Sender:
             cause = error.__cause__
             answer = _error_row(f"no connection to {self._endpoint()}: {clean(cause or error)}")
         except (ValueError, RecursionError):
-            answer = _error_row("the response is not JSON")
+            page = clean(self._redact_key(page_text(content)))
+            answer = _error_row(f"the response is not JSON: {page or 'it is empty'}")
         text = "".join(token for token, _ in answer.get("logprobs", ()))
         if self._redact_key(text) != text:
             del answer["logprobs"]
@@ -173,15 +198,19 @@ class _Sender:
           UserError: every other request would fail, too.
         """
         code = error.status_code
-        message = clean(self._redact_key(error.message))
+        failure = find_failure(_json(error.response.content))
+        text = failure.message if failure else page_text(error.response.content)
+        message = clean(self._redact_key(text)) or clean(self._redact_key(error.message))
+        sent = error.response.extensions.get("sent_status")
+        shown = f"{sent} with an error ({code})" if sent else str(code)
         advice = _ADVICE.get(code)
         if error.code == "insufficient_quota":
-            advice = "The account has no credit left; add credit and rerun the same command."
+            advice = _NO_CREDIT
         if advice:
             raise UserError(
-                f"{self._endpoint()} answered {code}: {message} {advice} Earlier answers are kept."
+                f"{self._endpoint()} answered {shown}: {message} {advice} Earlier answers are kept."
             ) from None
-        return f"the endpoint answered {code}: {message}"
+        return f"the endpoint answered {shown}: {message}"
 
     def _redact_key(self, text: str) -> str:
         """Redacts the key, which an endpoint may echo, so it is never stored or printed."""
@@ -197,6 +226,14 @@ def endpoint(base_url: str) -> str:
     parts = urllib.parse.urlsplit(base_url)
     host = parts.netloc.rpartition("@")[2]
     return urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+
+
+def _json(content: bytes) -> Any:
+    """Returns the JSON value of a response, or None."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _error_row(reason: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kpod_jax.data import jsonl
 from kpod_jax.teacher.completions import clean, read_completion
+from kpod_jax.teacher.failures import find_failure
 from kpod_jax.teacher.ledger import Key
 from kpod_jax.teacher.requests import Request
 from kpod_jax.utils import files
@@ -107,12 +108,10 @@ def _custom_id(key: Key) -> str:
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     response = row.get("response")
     response = response if isinstance(response, dict) else {}
-    if response.get("status_code") == 200:
-        return read_completion(response.get("body"))
+    body = response.get("body", response)
+    if response and str(response.get("status_code", 200)) == "200":
+        return read_completion(body)
     # Error files have the error in the response's body, expired requests in the row.
-    error = row.get("error") or response.get("body") or "no response"
-    if isinstance(error, dict):
-        error = error.get("error") or error
-    if isinstance(error, dict):
-        error = error.get("message") or error
-    return read_completion(None) | {"error": f"the batch API answered: {clean(error)}"}
+    failure = find_failure(row) or find_failure(body)
+    text = failure.message if failure else body or "no response"
+    return read_completion(None) | {"error": f"the batch API answered: {clean(text)}"}

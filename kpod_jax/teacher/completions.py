@@ -5,7 +5,12 @@ import math
 import re
 from typing import Any
 
+from kpod_jax.config.defaults import Config
 from kpod_jax.data import answers
+from kpod_jax.data.thoughts import split_thought
+from kpod_jax.teacher import finish as finish_reasons
+from kpod_jax.teacher.failures import find_failure
+from kpod_jax.teacher.messages import read_message
 
 # The beginning of the sentence that announces the answer.
 _ANSWER_IS = re.compile(
@@ -13,9 +18,10 @@ _ANSWER_IS = re.compile(
     r"\bthe\s{1,3}(?:(?:final|correct|right|best)\s{1,3})?answer\s{1,3}is\b",
     re.IGNORECASE,
 )
-# The beginning of a line that does: "#### 7", "**Answer:** 7", "Final answer: 7".
+# The beginning of a line that does: "#### 7", "**Answer:** 7", "Final answer: 7"; or a tag.
 _LABELLED = re.compile(
-    r"^[^\w\n]{0,8}(?:####|(?:final\s{1,3})?answer[ *_]{0,3}:)", re.IGNORECASE | re.MULTILINE
+    r"^[^\w\n]{0,8}(?:####|(?:final\s{1,3})?answer[ *_]{0,3}:)|<answer>",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 
@@ -40,30 +46,42 @@ def read_completion(body: Any) -> dict[str, Any]:
     """Returns text, token counts and model of a response's JSON, which may be any value.
 
     Returns:
-      `text`; `finish`, the finish reason; `prompt_tokens` and `completion_tokens`, None if not
-      reported; `model`; and `error`, the reason why there is no text, or None. If the endpoint
-      reports them, also `logprobs`: each token with the log probabilities of the top tokens at its
+      `text`, as it came; `finish`, the finish reason; `prompt_tokens` and `completion_tokens`, None
+      if not reported; `model`; and `error`, the reason why this is no answer and should be
+      requested again, or None. If the endpoint reports them, also `thought`, which comes apart
+      from the text; and `logprobs`: each token with the log probabilities of the top tokens at its
       position, including itself.
     """
+    failure = find_failure(body)
     body = _object(body)
     usage, choices = _object(body.get("usage")), body.get("choices")
     first = _object(choices[0] if isinstance(choices, list) and choices else None)
-    message = _object(first.get("message"))
-    text, finish = message.get("content"), first.get("finish_reason")
+    message = read_message(_object(first.get("message")))
+    text, finish = message.text, finish_reasons.read_finish(first)
+    if message.refusal:
+        text, finish = text.strip() or message.refusal, "refusal"
     error = None
-    if not first:
+    if failure:
+        error = f"the response is an error ({failure.status}): {clean(failure.message)}"
+    elif not first:
         error = "the response has no choices"
-    elif not isinstance(text, str) or not text.strip():
+    elif not text.strip() and not message.thought:
         error = f"the response has no text (finish_reason {clean(finish, 40)})"
+    elif finish_reasons.broken_off(finish):
+        error = finish_reasons.problem(clean(finish, 40), announced=False)
     distributions = _logprobs(_object(first.get("logprobs")).get("content"))
-    return {
-        "text": _utf8(text.strip()) if isinstance(text, str) else "",
-        "finish": clean(finish, 40) if isinstance(finish, str) else None,
-        "prompt_tokens": _count(usage.get("prompt_tokens")),
-        "completion_tokens": _count(usage.get("completion_tokens")),
-        "model": clean(body.get("model"), 200) if isinstance(body.get("model"), str) else None,
-        "error": error,
-    } | ({"logprobs": distributions} if distributions and error is None else {})
+    return (
+        {
+            "text": _utf8(text.strip()),
+            "finish": None if finish is None else clean(finish, 40),
+            "prompt_tokens": _count(usage.get("prompt_tokens")),
+            "completion_tokens": _count(usage.get("completion_tokens")),
+            "model": clean(body.get("model"), 200) if isinstance(body.get("model"), str) else None,
+            "error": error,
+        }
+        | ({"thought": _utf8(message.thought)} if message.thought else {})
+        | ({"logprobs": distributions} if distributions and error is None else {})
+    )
 
 
 def _logprobs(content: Any) -> list[tuple[str, dict[str, float]]]:
@@ -93,33 +111,81 @@ def clean(value: object, limit: int = 300) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def judge(text: str, finish: str | None, gold: str, kind: str, keep: str = "right") -> Judged:
-    """Evaluates a teacher's answer, and cuts the text before the sentence that announces it.
+def judge(
+    text: str,
+    finish: str | None,
+    gold: str,
+    kind: str,
+    keep: str = "right",
+    rationale_from: str = "answer",
+    thought: str = "",
+) -> Judged:
+    """Evaluates a teacher's answer, and cuts its rationale before the sentence with the answer.
 
     Text after the answer is dropped as well: the student's targets add their own answer sentence.
+    The answer is read from the text after the thought, and from the thought if that is all.
 
     Args:
-      text: text of the completion.
-      finish: finish reason; "length" means that the text was cut off.
+      text: text of the completion, which may begin with a thought between tags.
+      finish: finish reason; a text that the teacher did not end itself is rejected.
       gold: the data set's answer.
       kind: one of `answers.KINDS`.
       keep: "right" keeps only correct answers, "all" also wrong and missing ones.
+      rationale_from: "answer": the text after the thought is the rationale; "thought": the thought
+        is; "both": the thought, followed by the text.
+      thought: the thought, if it came apart from the text.
     """
-    matches = list(_ANSWER_IS.finditer(text)) or list(_LABELLED.finditer(text))
-    truncated = finish == "length" and not matches  # The last number is not the answer.
-    extracted = None if truncated else answers.extract_answer(text, kind)
-    correct = not truncated and answers.answers_equal(text, gold, kind)
-    rationale = (text[: matches[-1].start()] if matches else text).strip()
+    inner, text = split_thought(text)
+    thought = thought.strip() or inner
+    spoken = text or thought
+    matches = _announcements(spoken)
+    problem = finish_reasons.problem(finish, announced=bool(matches))
+    extracted = None if problem else answers.extract_answer(spoken, kind)
+    correct = not problem and answers.answers_equal(spoken, gold, kind)
+    stated = text[: matches[-1].start()] if matches and text else text
+    if thought and _letters(stated) == _letters(extracted or ""):
+        stated = ""  # The bare answer, as many models give it after a thought.
+    parts = {
+        "answer": [stated],
+        "thought": [_reasoning(thought, extracted, kind)],
+        "both": [_reasoning(thought, extracted, kind), stated],
+    }[rationale_from]
+    rationale = "\n\n".join(part for part in map(str.strip, parts) if part)
     reason = ""
-    if truncated:
-        reason = "the text was cut off before its answer; raise teacher.max_tokens"
+    if problem:
+        reason = problem
     elif extracted is None and keep == "right":
         reason = "the text gives no answer"
     elif not correct and keep == "right":
         reason = f"its answer is {extracted}, the data set's is {gold}"
+    elif not rationale and rationale_from == "thought":
+        reason = "there is no thought; teacher.rationale_from=answer takes the text"
     elif not rationale:
-        reason = "there is no rationale before the answer"
+        advice = "; teacher.rationale_from=thought takes the thought" if thought else ""
+        reason = "there is no rationale before the answer" + advice
     return Judged(rationale, extracted, correct, reason)
+
+
+def judge_row(row: dict[str, Any], gold: str, kind: str, teacher: Config) -> Judged:
+    """Evaluates an answer without an error, as `judge` does, with the settings in `teacher`."""
+    options = (teacher.keep, teacher.rationale_from, row.get("thought", ""))
+    return judge(row["text"], row["finish"], gold, kind, *options)
+
+
+def _announcements(text: str) -> list[re.Match[str]]:
+    return list(_ANSWER_IS.finditer(text)) or list(_LABELLED.finditer(text))
+
+
+def _reasoning(thought: str, extracted: str | None, kind: str) -> str:
+    """Returns a thought up to where it last announces the answer, if it does."""
+    last = next(reversed(_announcements(thought)), None)
+    # If it announced something else on the way, all of it led to the answer.
+    found = last and answers.answers_equal(thought[last.start() :], extracted, kind)
+    return thought[: last.start()] if last and found else thought
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\\[a-z]+|[^\w./-]", "", text).strip(".").casefold()
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -88,9 +88,9 @@ class Ledger:
                 answers.setdefault(key_of(row), row)
         return answers
 
-    def errors(self) -> dict[Key, str]:
-        """Returns the last error of each sample, even if it has been answered since."""
-        return {key_of(row): row["error"] for row in self.rows if row["error"] is not None}
+    def errors(self) -> dict[Key, dict[str, Any]]:
+        """Returns the last row with an error of each sample, even if it has been answered since."""
+        return {key_of(row): row for row in self.rows if row["error"] is not None}
 
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -136,6 +136,7 @@ def _is_answer(row: dict[str, Any]) -> bool:
     counts = (row.get("prompt_tokens", ""), row.get("completion_tokens", ""))
     return (
         all(isinstance(row.get(name), str) for name in ("id", "question", "text"))
+        and isinstance(row.get("thought", ""), str)
         and isinstance(row.get("sample"), int)
         and all(isinstance(row.get(name, 0), str | None) for name in ("finish", "error", "model"))
         and all(isinstance(count, int | None) for count in counts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import kpod_jax
 from kpod_jax.config.defaults import Config
 from kpod_jax.data import jsonl
+from kpod_jax.teacher import fields
 from kpod_jax.teacher.questions import Question
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
@@ -54,9 +56,9 @@ def make_requests(questions: Sequence[Question], teacher: Config) -> list[Reques
       teacher: `teacher` of the configuration.
 
     Raises:
-      UserError: the file of examples is invalid.
+      UserError: the file of examples or `teacher.extra_body` is invalid.
     """
-    examples = _example_messages(teacher)
+    examples, extra = _example_messages(teacher), fields.extra_fields(teacher)
     options: dict[str, Any] = {
         "model": teacher.model,
         teacher.max_tokens_name: teacher.max_tokens,
@@ -72,8 +74,8 @@ def make_requests(questions: Sequence[Question], teacher: Config) -> list[Reques
             question.id,
             sample,
             hashlib.sha256(question.question.encode()).hexdigest()[:16],
-            {
-                **options,
+            fields.apply(options, extra, sample)
+            | {
                 "messages": [
                     *examples,
                     _user_message(question.question, teacher, first=not examples),
@@ -94,6 +96,8 @@ def settings(teacher: Config) -> dict[str, Any]:
     values = {f"teacher.{name}": teacher[name] for name in _SETTINGS}
     if teacher.logprobs:  # Left out if 0, so answers from before this key existed stay valid.
         values["teacher.logprobs"] = teacher.logprobs
+    if extra := fields.extra_fields(teacher):  # Likewise.
+        values["teacher.extra_body"] = json.dumps(extra, sort_keys=True, ensure_ascii=False)
     if teacher.style == "few_shot":
         values["teacher.examples"] = files.digest(teacher.examples or _DEFAULT_EXAMPLES)
     return values

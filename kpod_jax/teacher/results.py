@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from kpod_jax.config.defaults import Config
-from kpod_jax.teacher.completions import judge
+from kpod_jax.teacher import finish
+from kpod_jax.teacher.completions import judge_row
 from kpod_jax.teacher.ledger import Ledger
 from kpod_jax.teacher.questions import Question, answer_kind
 from kpod_jax.teacher.requests import Request
+from kpod_jax.teacher.selection import Selection
 from kpod_jax.utils import files
 from kpod_jax.utils.workdir import Workdir
 
@@ -45,42 +47,50 @@ def write_results(
     position = {question.id: i for i, question in enumerate(questions)}
     answered, errors = ledger.answered(), ledger.errors()
     kept, rejected, distributions, reasons = [], [], [], collections.Counter()
-    correct = 0
+    selection = Selection(teacher.rationales_per_question)
+    asked = answers = correct = 0
     for request in sorted(requests, key=lambda request: position[request.id]):
         question = questions[position[request.id]]
         names = {"id": question.row_id, "sample": request.sample, "question": question.question}
         row = answered.get(request.key)
-        if row is None:
-            reason = errors.get(request.key, "not asked yet")
-            reasons["no answer" if request.key in errors else "not asked yet"] += 1
-            rejected.append(names | {"reason": reason})
+        if row is None and (error := errors.get(request.key)):
+            asked += 1
+            reasons[_no_answer(error)] += 1
+            rejected.append(names | {"reason": error["error"]} | _said(error))
             continue
-        judged = judge(row["text"], row["finish"], question.answer, kind, teacher.keep)
-        correct += judged.correct
+        if row is None and selection.is_full(request.id):
+            reasons["not needed"] += 1
+            continue
+        if row is None:
+            reasons["not asked yet"] += 1
+            rejected.append(names | {"reason": "not asked yet"})
+            continue
+        judged = judge_row(row, question.answer, kind, teacher)
+        asked, answers, correct = asked + 1, answers + 1, correct + judged.correct
         answer = {"extracted": judged.extracted, "answer": question.answer}
-        if judged.reason:
-            reasons[_category(judged.reason)] += 1
-            rejected.append(names | answer | {"reason": judged.reason, "text": row["text"]})
-        else:
-            pairs = row.get("logprobs", ())
-            tokens, tops = [token for token, _ in pairs], [top for _, top in pairs]
-            # Tokens that split a character may not join to the text.
-            if "".join(tokens).lstrip().startswith(judged.rationale):
-                values = {"rationale": judged.rationale, "tokens": tokens, "top_logprobs": tops}
-                distributions.append({"question": question.question} | values)
-            row = {"rationale": judged.rationale, "teacher": teacher.model}
-            kept.append(names | row | answer | {"correct": judged.correct})
-    count = len(requests) - reasons["no answer"] - reasons["not asked yet"]
+        reason = judged.reason or selection.add(request.id, request.sample, judged.rationale)
+        if reason:
+            reasons[_category(reason)] += 1
+            rejected.append(names | answer | {"reason": reason} | _said(row))
+            continue
+        if pairs := _aligned(row.get("logprobs", ()), judged.rationale):
+            tokens, tops = zip(*pairs, strict=True)
+            values = {"rationale": judged.rationale, "tokens": tokens, "top_logprobs": tops}
+            distributions.append({"question": question.question} | values)
+        row = {"rationale": judged.rationale, "teacher": teacher.model}
+        kept.append(names | row | answer | {"correct": judged.correct})
+    by_count = collections.Counter(selection.count(question.id) for question in questions)
     summary = {
         "teacher": teacher.model,
         "questions": len(questions),
         "samples": teacher.samples,
-        "asked": len(requests) - reasons["not asked yet"],
-        "answered": count,
+        "asked": asked,
+        "answered": answers,
         "correct": correct,
         "kept": len(kept),
-        "kept_share": len(kept) / max(1, count),
+        "kept_share": len(kept) / max(1, answers),
         "questions_with_a_rationale": len({row["id"] for row in kept}),
+        "questions_by_rationales": {str(n): by_count[n] for n in sorted(by_count)},
         "rejected": dict(reasons),
         "prompt_tokens": ledger.prompt_tokens,
         "completion_tokens": ledger.completion_tokens,
@@ -101,6 +111,32 @@ def cost(teacher: Config, ledger: Ledger) -> float:
     """Returns the cost of all answers in the ledger, kept or not, in dollars."""
     prompt, completion = ledger.prompt_tokens, ledger.completion_tokens
     return (prompt * teacher.input_price + completion * teacher.output_price) / 1e6
+
+
+def _said(row: dict[str, Any]) -> dict[str, str]:
+    """Returns the text and the thought of a row, if it has any."""
+    return {name: row[name] for name in ("text", "thought") if row.get(name)}
+
+
+def _aligned(pairs: Sequence[Any], rationale: str) -> Sequence[Any]:
+    """Returns a response's tokens and distributions from the start of its rationale.
+
+    None are returned if the rationale does not start with a token, or if the tokens do not spell
+    it, as when they split a character.
+    """
+    text = "".join(token for token, _ in pairs)
+    start, place = text.rfind(rationale), 0  # A thought before it may hold the same words.
+    for i, (token, _) in enumerate(pairs):
+        if place <= start < place + len(token):
+            return () if text[place:start].strip() else pairs[i:]
+        place += len(token)
+    return ()
+
+
+def _no_answer(row: dict[str, Any]) -> str:
+    reason = row["finish"]
+    known = reason and finish.problem(reason, announced=False)
+    return f"no answer (finish_reason {reason})" if known else "no answer"
 
 
 def _category(reason: str) -> str:

@@ -5,16 +5,18 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.teacher.ask import ask, endpoint
 from kpod_jax.teacher.batch import read_batch, write_batch
-from kpod_jax.teacher.completions import judge
-from kpod_jax.teacher.ledger import Ledger
+from kpod_jax.teacher.completions import judge_row
+from kpod_jax.teacher.ledger import Key, Ledger
 from kpod_jax.teacher.questions import Question, answer_kind, load_questions
 from kpod_jax.teacher.requests import Request, make_requests, settings
 from kpod_jax.teacher.results import cost, write_results
+from kpod_jax.teacher.selection import Selection
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.progress import Progress
@@ -57,14 +59,19 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     with Ledger(directory / f"{_NAME}.jsonl") as ledger:
         _check_settings(directory, ledger, settings(teacher))
         answered = ledger.answered()
-        missing = [request for request in requests if request.key not in answered]
+        selection = _select(questions, requests, answered, config)
+        missing = [
+            request
+            for request in requests
+            if request.key not in answered and not selection.is_full(request.id)
+        ]
         if teacher.batch == "write":
             return _write_batch(directory, missing)
         try:
             if teacher.batch == "read":
                 skipped = read_batch(teacher.batch_results, missing, ledger.append)
             elif missing:
-                _send(questions, requests, missing, ledger, config)
+                _send(questions, missing, ledger, selection, config)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -76,11 +83,29 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     return report
 
 
-def _send(
+def _select(
     questions: list[Question],
     requests: list[Request],
+    answered: Mapping[Key, dict[str, Any]],
+    config: Config,
+) -> Selection:
+    """Returns the selection of the answers so far."""
+    gold, kind = {q.id: q.answer for q in questions}, answer_kind(config.data)
+    selection = Selection(config.teacher.rationales_per_question)
+    for request in requests:
+        if request.key in answered:
+            row = answered[request.key]
+            judged = judge_row(row, gold[request.id], kind, config.teacher)
+            if not judged.reason:
+                selection.add(request.id, request.sample, judged.rationale)
+    return selection
+
+
+def _send(
+    questions: list[Question],
     missing: list[Request],
     ledger: Ledger,
+    selection: Selection,
     config: Config,
 ) -> None:
     teacher, kind = config.teacher, answer_kind(config.data)
@@ -88,24 +113,32 @@ def _send(
     address = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or "OpenAI"
     print(
         f"teach: asking {teacher.model} at {endpoint(address)} for {len(missing)} of "
-        f"{len(requests)} rationales",
+        f"{len(questions) * teacher.samples} rationales",
         flush=True,
     )
-    done = len(requests) - len(missing)
+    total = len(questions) * teacher.samples
     kept = count = 0
-    with Progress(len(requests), "Asking", unit="rationales", initial=done) as progress:
+    with Progress(total, "Asking", unit="rationales", initial=total - len(missing)) as progress:
 
         def write(row: dict[str, Any]) -> None:
             nonlocal kept, count
             ledger.append(row)
-            judged = judge(row["text"], row["finish"], gold[row["id"]], kind, teacher.keep)
+            judged = judge_row(row, gold[row["id"]], kind, teacher)
             count += 1
-            kept += int(row["error"] is None and not judged.reason)
+            if row["error"] is None and not judged.reason:
+                kept += not selection.add(row["id"], row["sample"], judged.rationale)
             spent = cost(teacher, ledger)
             values = {"kept": kept / count} | ({"dollars": spent} if spent else {})
             progress.update(1, **values)
 
-        asyncio.run(ask(missing, teacher, write))
+        def needed() -> Iterator[Request]:
+            for request in missing:
+                if selection.is_full(request.id):  # By now.
+                    progress.update()
+                else:
+                    yield request
+
+        asyncio.run(ask(needed(), teacher, write))
 
 
 def _check_settings(directory: Workdir, ledger: Ledger, used: dict[str, Any]) -> None:

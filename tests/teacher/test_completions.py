@@ -38,7 +38,7 @@ def test_the_rationale_ends_before_its_answer(text, rationale):
         ("I do not know.", "stop", "the text gives no answer"),
         ("Therefore, the answer is 7.", "stop", "there is no rationale before the answer"),
         # What stands last in a text that was cut off is no answer, were it the right one.
-        ("First, 3 + 4 = 7", "length", "the text was cut off before its answer"),
+        ("First, 3 + 4 = 7", "length", "the text is not whole (finish_reason length)"),
     ],
 )
 def test_why_a_text_is_rejected(text, finish, reason):
@@ -47,8 +47,9 @@ def test_why_a_text_is_rejected(text, finish, reason):
     assert judged.correct == reason.startswith("there is no rationale")
 
 
-def test_a_text_that_was_cut_off_after_its_answer_is_whole():
-    assert not judge("3 + 4 = 7. The answer is 7. Next, Q: How", "length", "7", "number").reason
+def test_a_text_that_was_cut_off_in_its_answer_is_not_whole():
+    # It may have been about to say 70.
+    assert judge("3 + 4 = 7. The answer is 7", "length", "7", "number").reason
 
 
 def test_keeping_all_keeps_wrong_answers_but_no_cut_texts():

@@ -82,6 +82,14 @@ def test_all_texts_are_kept_if_asked(config, endpoint, tmp_path):
 
 
 def test_samples_are_rows_of_their_own_and_more_can_be_asked_later(config, endpoint, tmp_path):
+    def reply(question, number):
+        made = add(question)
+        made["choices"][0]["message"]["content"] = f"{number}: {number_of(question)}. " + (
+            f"The answer is {number_of(question) + 1}."
+        )
+        return made
+
+    endpoint.reply = reply
     config.teacher.temperature, config.teacher.samples = 0.7, 2
     teach(config, tmp_path)
     config.teacher.samples = 3
@@ -131,6 +139,7 @@ def test_a_changed_question_does_not_get_the_old_answer(config, endpoint, sums, 
         ("temperature", 0.5),
         ("style", "few_shot"),
         ("max_tokens", 9),
+        ("extra_body", '{"seed": 1}'),
     ],
 )
 def test_answers_of_another_teacher_are_not_mixed(config, endpoint, tmp_path, name, value):

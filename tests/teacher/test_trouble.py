@@ -180,7 +180,7 @@ def test_the_key_is_in_no_file_and_no_output(config, endpoint, tmp_path, capfd, 
         said = f"{KEY} 0. Therefore, the answer is {number_of(question) + 1}."
         if number % 2:
             return endpoints.status(400, f"{KEY} is wrong")
-        return endpoints.completion(said, KEY, model=KEY)
+        return endpoints.completion(said, KEY if number % 4 else "stop", model=KEY)
 
     endpoint.reply = reply
     caplog.set_level(10)
