@@ -179,12 +179,12 @@ def _answer_region(text: str) -> str | None:
     if "####" in text:
         return text.rpartition("####")[2].partition("\n")[0]
     if "\\boxed{" in text:
-        return _until_closing_brace(text.rpartition("\\boxed{")[2])
+        return until_closing_brace(text.rpartition("\\boxed{")[2])
     last = _last_match(_LABELLED, text)
     return None if last is None else text[last.end() :]
 
 
-def _until_closing_brace(text: str) -> str:
+def until_closing_brace(text: str) -> str:
     """Returns `text` up to the brace that closes one opened before it."""
     depth = 1
     for match in re.finditer(r"[{}]", text):
