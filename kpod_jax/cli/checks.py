@@ -171,8 +171,8 @@ def check(config: Config) -> None:
     if config.data.name in custom.FILES and not config.data.path:
         suffix = config.data.name
         errors.append(
-            f"data.path='': expected a file, or the folder with train.{suffix}, "
-            f"validation.{suffix}, …"
+            f"data.path='': expected the folder with train.{suffix}, validation.{suffix}, …, or "
+            "a file"
         )
     if config.data.name == "huggingface" and not config.data.path:
         errors.append("data.path='': expected a directory or the id of a data set on the hub")

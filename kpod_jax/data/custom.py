@@ -147,7 +147,9 @@ def notes(name: str, path: str, columns: Mapping[str, str]) -> list[str]:
     sample = [row.values for row in rows if row.values is not None]
     format_ = record_formats.recognize(sample, columns)
     result = []
-    if not record_formats.is_usual(format_) and any(format_.question in row for row in sample):
+    if not record_formats.is_usual(format_, sample) and any(
+        format_.question in row for row in sample
+    ):
         result.append(f"{path}: {format_}; --config.data.columns sets others")
     if len(into) > 1:
         held_out = " and ".join(into[1:])

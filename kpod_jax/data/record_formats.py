@@ -88,7 +88,7 @@ def recognize(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] = CO
     question = first(_QUESTIONS, "question")
     answer, solution, chat = first(_ANSWERS, "answer"), first(_SOLUTIONS), first(_CHATS)
     # A column of flags, such as Nemotron's `reasoning`, is no rationale.
-    texts = [n for n in _RATIONALES if n == "rationale" or _has_sentence(rows, by_plain.get(n))]
+    texts = [n for n in _RATIONALES if n == "rationale" or _has_sentence(rows, by_plain.get(n, ""))]
     rationale = first(texts, "rationale")
     if _plain_name(rationale) == "reasoning_content":
         solution = solution or first(("content",))
@@ -104,10 +104,11 @@ def recognize(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] = CO
     return Format(question, context, rationale, solution, answer, first(("id",), "id") or "id")
 
 
-def is_usual(format_: Format) -> bool:
-    """Returns whether a format is that of COLUMNS, so that there is nothing to say about it."""
+def is_usual(format_: Format, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether rows have the columns of COLUMNS, so that there is nothing to say."""
     named = {format_.question, format_.rationale, format_.answer or format_.solution}
-    return not format_.context and named - {""} <= set(COLUMNS.values())
+    has_solution = _has_sentence(rows, format_.solution) and not format_.answer
+    return not format_.context and not has_solution and named - {""} <= set(COLUMNS.values())
 
 
 def read_question(row: Mapping[str, Any], format_: Format) -> str:
@@ -243,6 +244,6 @@ def _plain_name(name: Any) -> str:
     return re.sub(r"[\s-]+", "_", str(name).strip().lower())
 
 
-def _has_sentence(rows: Sequence[Mapping[str, Any]], name: str | None) -> bool:
+def _has_sentence(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
     values = [row[name] for row in rows if name in row]
     return any(isinstance(v, list) or (isinstance(v, str) and " " in v) for v in values)

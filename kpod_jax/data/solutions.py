@@ -33,6 +33,10 @@ _HEADING = re.compile(r"#{0,6}\s?(?:final\s)?(?:answer|solution)\s?:?", re.IGNOR
 _CLAUSE = re.compile(r"[,;]?\s(?=(?:so|and|therefore|thus|hence),? the (?:final )?answer is\b)")
 _SENTENCE_END = re.compile(r"[.!?。]['\")*_]{0,3}\s")
 _MARKUP = re.compile(r"\\[()\[\]]|\$|[*_`]{1,3}")
+# Longer texts state more than an answer.
+_MAX_SENTENCE = 300
+# As many sentences that state the answer are cut off at most.
+_MAX_REPEATS = 4
 _REASON = re.compile(r"=|\b(?:because|since|as)\b", re.IGNORECASE)
 
 
@@ -107,7 +111,7 @@ def _split_thought(text: str) -> tuple[str, str]:
 
 
 def _without_answer(text: str, answer: str, kind: str) -> str:
-    while True:
+    for _ in range(_MAX_REPEATS):
         text = text.rstrip()
         for start in _last_starts(text):
             if _states(text[start:], answer, kind):
@@ -115,26 +119,29 @@ def _without_answer(text: str, answer: str, kind: str) -> str:
                 break
         else:
             return text
-        lines = kept.split("\n")
-        if _HEADING.fullmatch(_plain(lines[-1])):
-            kept = "\n".join(lines[:-1])
+        head, _, last = kept.rpartition("\n")
+        if len(last) < _MAX_SENTENCE and _HEADING.fullmatch(_plain(last)):
+            kept = head
         text = kept[:-1] + "." if kept.endswith((",", ";")) else kept
+    return text
 
 
 def _last_starts(text: str) -> list[int]:
     """Returns where the last lines, sentence and mark of an answer begin, the longest first."""
-    last = text.rfind("\n") + 1
-    previous = text[:last].rstrip()
-    starts = {last, previous.rfind("\n") + 1, text.rfind("####"), text.lower().rfind("<answer>")}
+    low = max(0, len(text) - _MAX_SENTENCE)
+    end = text[low:]  # Earlier starts are too far from the end.
+    last = end.rfind("\n") + 1
+    previous = end[:last].rstrip()
+    starts = {last, previous.rfind("\n") + 1, end.rfind("####"), end.lower().rfind("<answer>")}
     for pattern in (_SENTENCE_END, _CLAUSE):
-        starts |= {match.end() for match in pattern.finditer(text, last)}
-    return sorted(start for start in starts if 0 <= start < len(text))
+        starts |= {match.end() for match in pattern.finditer(end, last)}
+    # A window that begins within a line has no start there.
+    least = 1 if low else 0
+    return sorted(low + start for start in starts if least <= start < len(end))
 
 
 def _states(sentence: str, answer: str, kind: str) -> bool:
     """Returns whether a sentence states the answer and nothing else."""
-    if len(sentence) > 300:
-        return False
     plain = _plain(sentence)
     if tagged := _TAGGED.fullmatch(plain):
         stated = tagged[1]

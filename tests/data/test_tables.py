@@ -18,7 +18,7 @@ def write(path, text, encoding="utf-8"):
 
 
 def load(path, split="train", name="csv", **options):
-    if path.is_dir() and name != "huggingface":  # Nothing is held out for splits that exist.
+    if name != "huggingface" and path.is_dir():  # Nothing is held out for splits that exist.
         for other in ("validation", "test"):
             (path / f"{other}.{name}").touch()
     return sources.load_records(name, split, path=str(path), **options)

@@ -402,5 +402,296 @@ def test_a_format_is_recognised(tmp_path, format_, form):
     config = _data("jsonl", tmp_path)
     said = sources.notes(config)
     assert all("\n" not in note for note in said)
-    if format_ not in ("plain", "gsm8k", "think_in_answer", "think_in_rationale"):
+    if format_ in ("plain", "think_in_rationale"):
+        assert said == []
+    else:
         assert len(said) == 1 and "--config.data.columns" in said[0]
+
+
+def test_formats_may_be_named(tmp_path):
+    """Columns that are named are taken as they are, the others are recognised."""
+    row = {"prompt": QUESTION, "response": "Wrong.", "cot": STEPS, "final": "72", "answer": "1"}
+    path = write(tmp_path / "train.jsonl", lines([row] * 5))
+    write(tmp_path / "validation.jsonl", "")
+    write(tmp_path / "test.jsonl", "")
+    columns = {"rationale": "cot", "answer": "final"}
+    records, rejected = load(tmp_path, columns=columns)
+    assert not rejected and len(records) == 5
+    assert (records[0].question, records[0].rationale, records[0].answer) == (QUESTION, STEPS, "72")
+    (note,) = sources.notes(_data("jsonl", tmp_path, columns=columns))
+    assert "'prompt'" in note and "'cot'" in note and "'final'" in note
+    with pytest.raises(UserError, match=rf"{path}:1 has no 'ask'; its columns are 'prompt'.*"):
+        load(tmp_path, columns={"question": "ask"}, max_rejected_fraction=0.0)
+
+
+def turns(*names: str) -> dict[str, Any]:
+    return {"messages": [{"role": name, "content": f"{name} says 72"} for name in names]}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (turns("user", "assistant", "user", "assistant"), "is a conversation of 4 turns"),
+        (turns("system", "user"), "has no text of the assistant"),
+        (turns("assistant"), "has no text of the user"),
+        (turns("user", "tool", "assistant"), "has a turn of 'tool'"),
+        ({"messages": []}, "'messages' of type list"),
+        ({"messages": "text"}, "states no answer in 'messages'|which is not a number"),
+        ({"messages": chat(None, tool_calls=[{}])}, "has no text of the assistant"),
+        ({"messages": chat([{"type": "image_url", "image_url": {}}])}, "part of type 'image_url'"),
+        ({"messages": [{"role": "user", "content": "\ud800?"}, *chat("72")[1:]]}, "surrogate"),
+        ({"prompt": QUESTION, "completion": "72"}, "has no rationale in 'completion'"),
+        ({"prompt": QUESTION, "completion": STEPS}, "which is not a number"),
+        ({"prompt": QUESTION, "completion": f"<think>{THOUGHT}"}, "states no answer|not a number"),
+        ({"question": QUESTION, "answer": STEPS}, "which is not a number"),
+        ({"question": QUESTION, "answer": "72"}, "has no 'rationale'"),
+        ({"text": "Q: 2 + 3? A: 5"}, "has no 'question'; its columns are 'text'"),
+        ({f"c{i}": i for i in range(5000)}, "has no 'question'; its columns are 'c0'"),
+        (GOOD | {"answer": "Paris"}, "'Paris', which is not a number"),
+        (GOOD | {"answer": STEPS}, "which is not a number"),
+        (GOOD | {"answer": "NaN"}, "'NaN' stands for a missing value|not a number"),
+        (GOOD | {"answer": float("nan")}, "empty 'answer'"),
+        (GOOD | {"answer": float("inf")}, "infinite 'answer'"),
+        (GOOD | {"answer": None}, "'answer' of type NoneType"),
+        (GOOD | {"answer": ""}, "empty 'answer'"),
+        (GOOD | {"answer": {"value": 72}}, "'answer' of type dict"),
+        (GOOD | {"question": None}, "'question' of type NoneType"),
+        (GOOD | {"question": float("nan")}, "empty 'question'"),
+        (GOOD | {"question": "nan"}, "'nan' stands for a missing value"),
+        (GOOD | {"rationale": None}, "'rationale' of type NoneType"),
+        (GOOD | {"rationale": float("nan")}, "empty 'rationale'"),
+        (GOOD | {"rationale": "None"}, "'None' stands for a missing value"),
+        (GOOD | {"rationale": "\udc80"}, "surrogate"),
+        (GOOD | {"id": "first"}, "repeats the id 'first' of"),
+        (GOOD | {"id": ["a"]}, "'id' of type list"),
+    ],
+)
+def test_a_bad_record_is_rejected_by_file_and_line(tmp_path, row, reason):
+    good = row if "messages" in row or "completion" in row or "text" in row else GOOD
+    first = {"messages": chat(f"{STEPS}\n#### 72")} if "messages" in row else GOOD
+    if "completion" in row:
+        first = {"prompt": QUESTION, "completion": f"{STEPS}\n#### 72"}
+    elif good is not GOOD or "rationale" not in row:
+        first = None
+    values = ([first | {"id": "first"}] if first else []) + [row]
+    content = "".join(json.dumps(value) + "\n" for value in values)
+    path = write(tmp_path / "train.jsonl", content)
+    write(tmp_path / "validation.jsonl", lines([GOOD]))
+    write(tmp_path / "test.jsonl", lines([GOOD]))
+    with pytest.raises(UserError, match=f"(?s){path}:{len(values)} .*(?:{reason})") as told:
+        load(tmp_path, max_rejected_fraction=0.0)
+    assert len(str(told.value)) < 1000
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "", "None", "null", "<NA>"])
+@pytest.mark.parametrize("column", ["question", "rationale", "answer"])
+def test_a_cell_without_a_value_is_none(tmp_path, column, missing):
+    path = write(tmp_path / "train.csv", csv_text([GOOD, GOOD | {column: missing}]))
+    write(tmp_path / "validation.csv", "")
+    write(tmp_path / "test.csv", "")
+    records, [bad] = load(tmp_path)
+    assert len(records) == 1 and bad.reason.startswith(f"{path}:3 has an empty {column!r}")
+
+
+def test_ids_without_a_value_are_none(tmp_path):
+    ids = ["a", None, float("nan"), "", "nan", 7, 8.0]
+    write(tmp_path / "train.jsonl", "".join(json.dumps(GOOD | {"id": i}) + "\n" for i in ids))
+    write(tmp_path / "validation.jsonl", "")
+    write(tmp_path / "test.jsonl", "")
+    records, rejected = load(tmp_path)
+    assert not rejected
+    assert [r.id for r in records] == ["a", "train-1", "train-2", "train-3", "train-4", "7", "8"]
+
+
+def test_parquet_values_of_pandas(tmp_path):
+    """Whole numbers beside a missing one are floats; missing texts are null."""
+    pandas = pytest.importorskip("pandas")
+    values = [
+        GOOD | {"answer": 72},
+        GOOD | {"answer": None},
+        GOOD | {"answer": 72, "rationale": None},
+    ]
+    pandas.DataFrame(values).to_parquet(tmp_path / "train.parquet")
+    for split in ("validation", "test"):
+        write(tmp_path / f"{split}.jsonl", "")
+    [record], rejected = load(tmp_path)
+    assert record.answer == "72"
+    assert "row 1 has a" in rejected[0].reason and "'answer'" in rejected[0].reason
+    assert "row 2 has a" in rejected[1].reason and "'rationale'" in rejected[1].reason
+
+
+class Rows(custom.CustomDataSet):
+    def rows(self, split: str):
+        import numpy as np
+
+        yield {"question": np.str_("a?"), "rationale": STEPS, "answer": np.int64(72)}
+        yield {"question": "b?", "rationale": STEPS, "answer": np.float32("nan"), "id": "b"}
+        yield {"question": "c?", "rationale": STEPS, "answer": "Paris", "id": "c"}
+        yield {"question": "d?", "rationale": STEPS, "answer": "72", "id": np.int64(3)}
+
+
+def test_values_of_numpy(tmp_path):
+    name = f"{__name__}:Rows"
+    records, rejected = load(tmp_path, name=name)
+    assert [(r.question, r.answer, r.id) for r in records] == [
+        ("a?", "72", "train-0"),
+        ("d?", "72", "3"),
+    ]
+    assert "row 1 has an empty 'answer'" in rejected[0].reason
+    assert "row 2 has the answer 'Paris'" in rejected[1].reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "expected"),
+    [
+        ("number", "1,080", "1,080"),
+        ("number", "$72", "$72"),
+        ("number", "\\boxed{72}", "72"),
+        ("number", "$72$", "72"),
+        ("number", f"{STEPS}\n#### 72", "72"),
+        ("number", 72.0, "72"),
+        ("number", 0.5, "0.5"),
+        ("choice", "B", "B"),
+        ("choice", "(B)", "(B)"),
+        ("yes_no", True, "yes"),
+        ("yes_no", False, "no"),
+        ("yes_no", "Yes", "Yes"),
+        ("number", True, None),
+        ("choice", "72", None),
+        ("yes_no", "maybe", None),
+    ],
+)
+def test_a_gold_answer_is_kept_as_it_is_written(tmp_path, kind, answer, expected):
+    path = write(tmp_path / "all.jsonl", lines(rows(20, answer=answer)))
+    options = {"answer_kind": kind, "max_rejected_fraction": 0.0}
+    if expected is None:
+        with pytest.raises(UserError, match=rf"{path}:\d+ has"):
+            load(path, **options)
+    else:
+        assert {r.answer for r in load(path, **options)[0]} == {expected}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        " The answer is 72.",
+        " the answer is 72",
+        " So the answer is 72.",
+        " Therefore, the answer is 72.",
+        " Thus, the final answer is 72 clips.",
+        " Hence the answer is $72.",
+        " The answer is: 72",
+        " Answer: 72",
+        "\nAnswer: 72.",
+        "\n\n**Answer:** 72",
+        "\n\n**Final answer:** 72",
+        "\n\n**Final Answer: 72**",
+        "\n\n### Final Answer\n72",
+        "\n\n### Answer: 72",
+        "\n\n**Final Answer**\n\n\\[ \\boxed{72} \\]",
+        "\n\nFinal answer:\n$$\\boxed{72}$$",
+        "\n#### 72",
+        " #### 72",
+        "\n#### 72\nThe answer is: 72",
+        "\n\\boxed{72}",
+        " $\\boxed{72}$.",
+        " The final answer is $\\boxed{72}$.",
+        " The answer is **72**.",
+        "\n<answer>72</answer>",
+        "\n<answer> 72 </answer>\n",
+        " So the answer is 72. The answer is 72.0.",
+    ],
+)
+def test_a_rationale_does_not_end_with_the_answer_sentence_twice(tmp_path, sentence):
+    path = write(tmp_path / "all.jsonl", lines(rows(20, rationale=STEPS + sentence)))
+    assert {r.rationale for r in load(path)[0]} == {STEPS}
+
+
+@pytest.mark.parametrize(
+    "rationale",
+    [
+        "The answer is 72.",
+        "\\boxed{72}",
+        "#### 72",
+        f"{STEPS} The answer is 71.",
+        f"{STEPS} So the answer is 24 + 48 = 72.",
+        f"{STEPS} So she sold 72.",
+        f"{STEPS} Thus, \\boxed{{72}} clips were sold.",
+        f"{STEPS} The answer is 72 because 24 and 48 are 72.",
+        "The answer is the sum.\n24 + 48 = 72",
+        "What is asked is the answer. Half of 48 is 24, so 72",
+    ],
+)
+def test_what_says_more_than_the_answer_stays(tmp_path, rationale):
+    path = write(tmp_path / "all.jsonl", lines(rows(20, rationale=rationale)))
+    assert {r.rationale for r in load(path)[0]} == {rationale}
+
+
+def test_a_clause_with_the_answer_is_cut_off(tmp_path):
+    text = "Half of 48 is 24, and 48 + 24 = 72, so the answer is 72."
+    path = write(tmp_path / "all.jsonl", lines(rows(20, rationale=text)))
+    assert {r.rationale for r in load(path)[0]} == {"Half of 48 is 24, and 48 + 24 = 72."}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is 72. " * 30_000,
+        "so the answer is " * 30_000,
+        "\\boxed{" * 60_000,
+        "<answer>" * 60_000,
+        "answer " * 60_000 + ": ",
+        "####" * 100_000,
+        "\n**Final Answer**" * 30_000,
+        "#" * 400_000,
+    ],
+)
+def test_long_texts_take_linear_time(tmp_path, text):
+    import time
+
+    path = write(tmp_path / "all.jsonl", lines(rows(3, rationale=STEPS + text)))
+    start = time.perf_counter()
+    load(path)
+    assert time.perf_counter() - start < 20
+
+
+def test_deep_and_long_lines_spoil_their_own_record_alone(tmp_path):
+    deep = '{"question": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}"
+    huge = json.dumps(GOOD | {"id": "huge", "rationale": "One more. " * 300_000})
+    digits = '{"question": "q?", "rationale": "r r", "answer": ' + "1" * 5000 + "}"
+    write(tmp_path / "train.jsonl", "\n".join([json.dumps(GOOD), deep, huge, digits]))
+    write(tmp_path / "validation.jsonl", "")
+    write(tmp_path / "test.jsonl", "")
+    records, rejected = load(tmp_path)
+    assert [r.id for r in records] == ["train-0", "huge"]
+    assert [bad.reason.partition(" ")[0][-2:] for bad in rejected] == [":2", ":4"]
+
+
+class FakeHub:
+    """The part of `datasets` that reads the hub, with GSM8K's two configurations."""
+
+    def __init__(self, names=("main", "socratic")):
+        self.names = names
+
+    def load_dataset(self, id_, config=None):
+        if config not in self.names:
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs")
+        values = [{"question": f"{i}?", "answer": f"{STEPS}\n#### 72"} for i in range(50)]
+        return {"train": values[:40], "test": values[40:], "config": [{"name": config}]}
+
+    def get_dataset_config_names(self, id_):
+        return list(self.names)
+
+
+def test_a_configuration_on_the_hub_is_chosen_if_it_is_main(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub())
+    parts = load_all("openai/gsm8k", "huggingface")
+    assert len(parts["train"]) + len(parts["validation"]) == 40 and len(parts["test"]) == 10
+    assert parts == load_all("openai/gsm8k:main", "huggingface")
+    (note, other) = sources.notes(_data("huggingface", "openai/gsm8k"))
+    assert "from 'answer'" in note + other and "held out" in other
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub(("en", "de")))
+    with pytest.raises(UserError, match="Please pick one"):
+        load("me/mine", name="huggingface")
