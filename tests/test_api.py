@@ -87,6 +87,8 @@ def test_your_records_and_your_model(tmp_path):
     rows = [f'{{"question": "{i} + 2?", "rationale": "{i} + 2 = {i + 2}.", "answer": "{i + 2}"}}'
             for i in range(8)]  # fmt: skip
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    for name in ("validation", "test"):  # So that nothing is held out of train.
+        (tmp_path / f"{name}.jsonl").touch()
     records, rejected = kpod.load_records("jsonl", path=str(tmp_path))
     assert (len(records), rejected) == (8, [])
     tiny: Any = {key.removeprefix("student."): value for key, value in TINY_STUDENT.items()}

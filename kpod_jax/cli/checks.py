@@ -171,10 +171,11 @@ def check(config: Config) -> None:
         errors.append(
             f"data.arithmetic.operations={(low, high)}: expected a minimum and a maximum in 1 to 8"
         )
-    if config.data.name in ("jsonl", "csv") and not config.data.path:
+    if config.data.name in custom.FILES and not config.data.path:
         suffix = config.data.name
         errors.append(
-            f"data.path='': expected the folder with train.{suffix}, validation.{suffix}, …"
+            f"data.path='': expected the folder with train.{suffix}, validation.{suffix}, …, or "
+            "a file"
         )
     if config.data.name == "huggingface" and not config.data.path:
         errors.append("data.path='': expected a directory or the id of a data set on the hub")
@@ -224,7 +225,7 @@ def _ood_errors(options: Config) -> list[str]:
             f"eval.ood_paths={paths!r}: expected a folder, or '', for each of eval.ood={names!r}"
         ]
     for name, path in zip(names, paths or [""] * len(names), strict=True):
-        if name in ("jsonl", "csv", "huggingface") and not path:
+        if name in custom.FORMATS and not path:
             return [f"eval.ood={name}: expected the path of its test split in eval.ood_paths"]
     return []
 

@@ -57,9 +57,12 @@ def get_config() -> Config:
 
     data = config.data = ConfigDict()
     data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,
-    # commonsense_qa; jsonl, csv, huggingface (custom data; docs/data.md); package.module:Class, a
-    # custom reader (docs/extending.md).
-    data.path = ""  # Folder with the data set's original files. Empty: download or generate them.
+    # commonsense_qa; jsonl, json, csv, parquet, huggingface (custom data; docs/data.md);
+    # package.module:Class, a custom reader (docs/extending.md).
+    data.path = (
+        ""  # Custom data: a file, a folder or, for huggingface, an id on the hub. Otherwise:
+    )
+    # folder with the data set's original files. Empty: download or generate them.
     data.splits = "paper"  # Splits: paper: KPOD's train/validation/test; official: the data set's
     # own.
     data.rationales = ""  # Teacher's rationales: a JSONL, CSV or TSV file, or a data set on the
@@ -67,7 +70,7 @@ def get_config() -> Config:
     data.rationales_per_question = 1  # Maximum number of rationales per training question, each a
     # separate example. 0: all in the teacher's file. The built-in task generates this many.
     columns = data.columns = ConfigDict()  # Column names of custom data, otherwise of the teacher's
-    # file.
+    # file. For a default that custom data lacks, its format is recognised (docs/data.md).
     columns.question = "question"  # Column of the question.
     columns.rationale = "rationale"  # Column of the rationale.
     columns.answer = "answer"  # Column of the gold answer.

@@ -56,6 +56,16 @@ _LETTER_NAMED = re.compile(
 _YES_NO = re.compile(r"\b(?:(?P<yes>yes|true)|(?P<no>no|false))\b", re.IGNORECASE)
 
 
+_GOLD_NUMBER = re.compile(
+    rf"[-+]?[$£€¥]?\s?(?:{_NUMBER.pattern})\s?(?:[%°]|(?:[^\W\d_][^\W\d_/.'’-]*(?:\^?[0-9])?\s?){{1,4}})?\.?"
+)
+_EXPECTED = {
+    "number": "a number such as 72, 1,200, 3/4 or '12 apples'",
+    "choice": "the letter of a choice",
+    "yes_no": "yes or no",
+}
+
+
 def extract_answer(text: str, kind: str = "number") -> str | None:
     r"""Returns the final answer in a generation, in canonical form.
 
@@ -95,6 +105,38 @@ def extract_answer(text: str, kind: str = "number") -> str | None:
         return _canonical_choice(text, region)
     match = _last_match(_YES_NO, text) if region is None else _YES_NO.search(region)
     return None if match is None else "yes" if match["yes"] else "no"
+
+
+def parse_gold(text: str, kind: str = "number", question: str = "") -> str:
+    """Checks a data set's gold answer and returns it in canonical form.
+
+    The whole text must be an answer of the kind: a number with an optional currency, unit or
+    percent sign; a letter, with or without the text of its choice; yes, no, true or false.
+
+    Args:
+      text: the answer as it is written in the data.
+      kind: the kind of answer.
+      question: its question, which may list the choices, "Where? (A) bank (B) library".
+
+    Raises:
+      ValueError: it is none; the message continues "line 3", as in "has the answer 'Paris', which
+        is not a number; ...".
+      UserError: the kind is unknown.
+    """
+    answer = extract_answer(text.strip(), kind)
+    whole = text.strip().translate(_TO_PLAIN)
+    if kind == "number":
+        valid = _GOLD_NUMBER.fullmatch(whole)
+    elif kind == "choice":
+        valid = _LETTER_FIRST.match(whole)
+    else:
+        valid = _YES_NO.fullmatch(whole.rstrip("."))
+    if answer is None or not valid:
+        raise ValueError(
+            f"has the answer {text.strip()!r:.80}, which is not a {kind}; expected "
+            f"{_EXPECTED[kind]} (set --config.data.answer_kind to the kind of the answers)"
+        )
+    return answer
 
 
 def answers_equal(a: str | None, b: str | None, kind: str = "number") -> bool:
@@ -137,12 +179,12 @@ def _answer_region(text: str) -> str | None:
     if "####" in text:
         return text.rpartition("####")[2].partition("\n")[0]
     if "\\boxed{" in text:
-        return _until_closing_brace(text.rpartition("\\boxed{")[2])
+        return until_closing_brace(text.rpartition("\\boxed{")[2])
     last = _last_match(_LABELLED, text)
     return None if last is None else text[last.end() :]
 
 
-def _until_closing_brace(text: str) -> str:
+def until_closing_brace(text: str) -> str:
     """Returns `text` up to the brace that closes one opened before it."""
     depth = 1
     for match in re.finditer(r"[{}]", text):

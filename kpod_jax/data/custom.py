@@ -1,22 +1,31 @@
-"""Custom data: JSONL, CSV, a Hugging Face data set, or a user's `CustomDataSet` class.
+"""Custom data: files, a Hugging Face data set, or a user's `CustomDataSet` class.
 
 Columns of files may have any names; a class yields rows with the names in COLUMNS.
 """
 
 import abc
+import functools
+import itertools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
-from kpod_jax.data import jsonl, tables
-from kpod_jax.data.published import SPLITS, tenth_of
+from kpod_jax.data import record_formats, split_files, tables
+from kpod_jax.data.published import SPLITS
+from kpod_jax.data.record_formats import COLUMNS as COLUMNS
+from kpod_jax.data.record_formats import Format
+from kpod_jax.data.record_formats import column as column
 from kpod_jax.data.records import Loaded, Record, Rejected
+from kpod_jax.data.rows import Row
 from kpod_jax.data.steps import split_steps
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
 
-FORMATS = ("jsonl", "csv", "huggingface")
-COLUMNS = {"question": "question", "rationale": "rationale", "answer": "answer", "id": "id"}
+# Each of FILES reads files of all these formats, and takes its own first.
+FILES = ("jsonl", "json", "csv", "parquet")
+FORMATS = (*FILES, "huggingface")
+# The format of a class's rows.
+FIXED = Format("question", "", "rationale", "", "answer", "id")
 
 
 class CustomDataSet(abc.ABC):
@@ -64,6 +73,7 @@ def load(
     *,
     columns: Mapping[str, str],
     separator: str,
+    kind: str,
     need_rationale: bool,
 ) -> Loaded:
     """Loads one split of a custom data set.
@@ -71,63 +81,84 @@ def load(
     Args:
       name: one of FORMATS, or the import path of a class.
       split: "train", "validation" or "test".
-      path: for jsonl and csv, a folder with one file per split, or one file, whose questions are
-        divided 8 : 1 : 1 by hash. For huggingface, see `tables.hub_rows`; a data set with one
-        split is divided the same way. For a class, passed to its constructor.
-      columns: maps the names in COLUMNS to the data's column names.
+      path: for files, a file or a folder, see `split_files.find`; for huggingface, also what
+        `tables.hub_parts` reads. Splits that the data set lacks are held out of its train split,
+        see `split_files.divide`. For a class, passed to its constructor.
+      columns: maps the names in COLUMNS to the data's column names; see `record_formats`.
       separator: text that ends a step.
+      kind: kind of the answers.
       need_rationale: whether a training record without a rationale is broken.
 
     Raises:
       UserError: there is nothing to read.
     """
-    rows, whole, stem = _open(name, split, path)
+    source = _open(name, path, split)
+    part, into = _division(source, split)
+    rows, format_ = list(source.parts[part]()), FIXED
+    if source.recognize:
+        sample = [row.values for row in rows[: record_formats.SAMPLE] if row.values is not None]
+        format_ = record_formats.recognize(sample, columns)
+    questions = [_question_of(row, format_) for row in rows]
+    # Broken rows count as train.
+    splits = split_files.divide([q if isinstance(q, str) else None for q in questions], into)
     loaded = Loaded()
     place_of: dict[str, str] = {}
-    for row in rows:
-        # Broken rows of an undivided file count as train.
-        part = "train" if whole else split
-        id_ = default_id = f"{stem}-{row.index}"
+    for row, question, part_of_row in zip(rows, questions, splits, strict=True):
+        id_ = f"{source.stems[part]}-{row.index}"
         try:
-            if row.values is None:
-                raise ValueError(row.problem)
-            question = column(row.values, "question", columns)
-            part = _part_of(question) if whole else split
-            answer = column(row.values, "answer", columns)
-            # Only training records need rationales.
-            required = need_rationale and part == "train"
-            rationale = column(row.values, "rationale", columns, required=required)
-            id_ = column(row.values, "id", columns, required=False) or default_id
+            if isinstance(question, ValueError):
+                raise question
+            assert row.values is not None
+            answer, rationale = record_formats.read_answer_and_rationale(
+                row.values,
+                format_,
+                question,
+                kind,
+                # Only training records need rationales.
+                need_rationale=need_rationale and part_of_row == "train",
+            )
+            given = {"id": format_.id}
+            id_ = record_formats.column(row.values, "id", given, required=False) or id_
             if id_ in place_of:
                 raise ValueError(f"repeats the id {id_!r} of {place_of[id_]}")
             place_of[id_] = row.place
-            if part == split:
+            if part_of_row == split:
                 steps = split_steps(rationale, separator)
                 loaded.records.append(Record(id_, question, steps, answer))
             else:
                 loaded.other_split_ids.add(id_)
         except ValueError as error:
-            if part == split:
+            if part_of_row == split:
                 loaded.broken.append(Rejected(id_, f"{row.place} {error}"))
     return loaded
 
 
-def column(
-    row: Mapping[str, Any], name: str, columns: Mapping[str, str], *, required: bool = True
-) -> str:
-    """Returns the text of a column in COLUMNS, or "" if it is missing and not required.
+def notes(name: str, path: str, columns: Mapping[str, str]) -> list[str]:
+    """Returns what the user should know about how a data set is read.
 
     Raises:
-      ValueError: it is missing, empty or not text; the message lists the existing columns and how
-        to select one.
+      UserError: there is nothing to read.
     """
-    actual = columns.get(name, name)
-    if actual not in row and required:
-        raise ValueError(
-            f"has no {actual!r}; its columns are {', '.join(map(repr, row)) or 'none'} (set "
-            f"--config.data.columns.{name} to the right one)"
+    if name not in FORMATS:
+        return []
+    source = _open(name, path, "train")
+    part, into = _division(source, "train")
+    rows = itertools.islice(source.parts[part](), record_formats.SAMPLE)
+    sample = [row.values for row in rows if row.values is not None]
+    format_ = record_formats.recognize(sample, columns)
+    result = []
+    if not record_formats.is_usual(format_, sample) and any(
+        format_.question in row for row in sample
+    ):
+        result.append(f"{path}: {format_}; --config.data.columns sets others")
+    if len(into) > 1:
+        held_out = " and ".join(into[1:])
+        which = "the" if part == split_files.ALL else f"the {part} split's"
+        result.append(
+            f"{path} has no split for {held_out}: a tenth of {which} questions is held out for "
+            f"{'each' if len(into) > 2 else 'it'}, chosen by their hashes"
         )
-    return jsonl.text_column(row, actual, required=required)
+    return result
 
 
 def files_of(name: str, path: str) -> list[pathlib.Path]:
@@ -137,45 +168,97 @@ def files_of(name: str, path: str) -> list[pathlib.Path]:
         return []
     if name not in FORMATS:
         return [source] if path and source.exists() else []
-    splits = [source / f"{split}.{name}" for split in SPLITS]
-    return [file for file in (source, *splits) if file.is_file()]
+    if source.is_file():
+        return [source]
+    parts = split_files.find(source, f".{name}") if path and source.is_dir() else {}
+    return [file for part in parts.values() for file in part.files]
 
 
-def _open(name: str, split: str, path: str) -> tuple[Iterator[tables.Row], bool, str]:
-    """Returns the rows, whether they cover all splits, and the prefix of default ids."""
-    if name == "huggingface":
-        rows, whole = tables.hub_rows(path, split)
-        return rows, whole, "all" if whole else split
+class _Source(NamedTuple):
+    """A data set as it lies.
+
+    Attributes:
+      parts: by its own splits or ALL, a function that yields the rows.
+      stems: by the same, the prefix of default ids.
+      whole: whether a single part is divided, whatever its name.
+      recognize: whether its columns may have any names.
+    """
+
+    parts: Mapping[str, Callable[[], Iterator[Row]]]
+    stems: Mapping[str, str]
+    whole: bool
+    recognize: bool = True
+
+
+def _open(name: str, path: str, split: str) -> _Source:
     if (kind := class_of(name)) is not None:
-        return _rows_of(kind(path), name, split), False, split
-    source = pathlib.Path(path).expanduser()
-    whole = source.is_file()
-    file = source if whole else source / f"{split}.{name}"
-    if not path or not file.is_file():
-        line = (
-            'each line is {"question", "rationale", "answer"[, "id"]}'
-            if name == "jsonl"
-            else "the first line names the columns question, rationale, answer[, id]"
+        rows = functools.partial(_rows_of, kind(path), name)
+        return _Source(
+            {s: functools.partial(rows, s) for s in SPLITS}, {s: s for s in SPLITS}, False, False
         )
-        reason = f"{file} does not exist" if path else "data.path is not set"
+    source, parts = pathlib.Path(path).expanduser(), {}
+    is_hub, suffix = name == "huggingface", ".jsonl" if name == "huggingface" else f".{name}"
+    if path and source.is_file():
+        parts = {split_files.ALL: split_files.Part(tables.stem_of(source), (source,))}
+    elif path and source.is_dir() and not tables.is_saved(source):
+        try:
+            parts = split_files.find(source, suffix)
+        except UserError:
+            if not is_hub:  # The package knows how a repository lists its files.
+                raise
+    if parts:
+        readers = {
+            split: functools.partial(_rows_in, part.files, suffix) for split, part in parts.items()
+        }
+        return _Source(readers, {split: part.stem for split, part in parts.items()}, is_hub)
+    if not is_hub and not tables.is_saved(source):
+        reason = "data.path is not set"
+        if path:
+            reason = f"{source} {'has no data file' if source.is_dir() else 'does not exist'}"
         raise UserError(
-            f"Cannot read the {split} split: {reason}. Set --config.data.path to a folder with "
-            f"train.{name}, validation.{name} and test.{name}, or to one .{name} file; {line}."
+            f"Cannot read the {split} split: {reason}. Set --config.data.path to a file, or to a "
+            f"folder with train.{name}, validation.{name} and test.{name}; JSON (lines or an "
+            "array), CSV and Parquet files are read, with columns such as question, rationale, "
+            "answer[, id]."
         )
-    read = tables.json_lines if name == "jsonl" else tables.csv_rows
-    return read(file), whole, file.stem
+    found = tables.hub_parts(path)
+    if len(found) > 1:
+        found = {
+            split: found[name] for split, name in split_files.canonical(found, path).items()
+        } or found
+    stems = {split: "all" if len(found) == 1 else split for split in found}
+    return _Source(found, stems, True)
 
 
-def _rows_of(data_set: CustomDataSet, name: str, split: str) -> Iterator[tables.Row]:
+def _division(source: _Source, split: str) -> tuple[str, tuple[str, ...]]:
+    return split_files.division(split, source.parts, source.whole)
+
+
+def _rows_in(files: Sequence[pathlib.Path], suffix: str) -> Iterator[Row]:
+    """Yields the rows of several files, numbered on from one to the next."""
+    start = 0
+    for file in files:
+        last = start
+        for row in tables.read(file, suffix):
+            last = start + row.index + 1
+            yield row._replace(index=start + row.index)
+        start = last
+
+
+def _rows_of(data_set: CustomDataSet, name: str, split: str) -> Iterator[Row]:
     for index, values in enumerate(data_set.rows(split)):
         place = f"{name} {split} row {index}"
         if isinstance(values, Mapping):
-            yield tables.Row(index, place, values, "")
+            yield Row(index, place, values, "")
         else:
-            yield tables.Row(index, place, None, f"is {values!r:.80}; expected a mapping")
+            yield Row(index, place, None, f"is {values!r:.80}; expected a mapping")
 
 
-def _part_of(question: str) -> str:
-    """Returns the split of a question in an undivided file."""
-    tenth = tenth_of(question)
-    return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
+def _question_of(row: Row, format_: Format) -> str | ValueError:
+    """Returns the question of a row, or why there is none."""
+    try:
+        if row.values is None:
+            raise ValueError(row.problem)
+        return record_formats.read_question(row.values, format_)
+    except ValueError as error:
+        return error

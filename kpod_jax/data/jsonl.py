@@ -1,17 +1,24 @@
 """Reads JSONL files from any source: one JSON object per line."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
-from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.files import PathLike, as_path
+import numpy as np
+
+from kpod_jax.data.text_files import not_utf8, open_text
+from kpod_jax.utils.files import PathLike
+
+# The largest whole number that a float holds exactly.
+_MAX_WHOLE = 2**53
 
 
 def read_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
     """Reads a file line by line, reporting invalid lines and continuing.
 
-    Accepts a byte order mark, Windows line endings and blank lines.
+    Accepts gzip, a byte order mark, Windows line endings and blank lines.
 
     Yields:
       (line number from 1, object or None, reason why the line is invalid or "").
@@ -19,32 +26,29 @@ def read_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any] | None, str]
     Raises:
       UserError: the file cannot be read.
     """
-    try:
-        with as_path(path).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield number, *_parse(line)
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, *_parse(line)
 
 
-def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
+def _parse(line: str) -> tuple[dict[str, Any] | None, str]:
+    if bad := not_utf8(line):
+        byte = len(line[: bad.start()].encode()) + 1
+        return None, f"is not UTF-8 text (byte {byte} of the line); save the file as UTF-8"
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return (
-            None,
-            f"is not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8",
-        )
+        return as_object(json.loads(line))
     except ValueError as error:
         return None, f"is not valid JSON: {error}"
     except RecursionError:
         return None, "is JSON nested too deeply to parse"
-    if not isinstance(row, dict):
-        return None, f"is not a JSON object (got {type(row).__name__})"
-    return row, ""
+
+
+def as_object(value: Any) -> tuple[dict[str, Any] | None, str]:
+    """Returns a parsed value if it is an object, else None and the reason."""
+    if isinstance(value, dict):
+        return value, ""
+    return None, f"is not a JSON object (got {type(value).__name__})"
 
 
 def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -> str:
@@ -65,10 +69,19 @@ def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -
             f"has no {column!r}; its columns are {', '.join(map(repr, row)) or 'none'}"
         )
     value = row[column]
-    if value is None and not required:
+    if isinstance(value, np.generic):
+        value = value.item()
+    is_nan = isinstance(value, float | Decimal) and math.isnan(value)
+    if (value is None or is_nan) and not required:
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if is_nan:
+        raise ValueError(f"has an empty {column!r} (NaN, a missing number)")
+    if isinstance(value, float | Decimal) and math.isinf(value):
+        raise ValueError(f"has an infinite {column!r}")
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"has a {column!r} of type {type(value).__name__}; expected text")
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_WHOLE:
+        value = int(value)  # Columns of whole numbers become floats where some are missing.
     text = str(value).strip()
     if not text and required:
         raise ValueError(f"has an empty {column!r}")

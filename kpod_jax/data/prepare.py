@@ -121,7 +121,7 @@ def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Token
         validation, test = source.get("validation", ()), source.get("test", ())
         notes = _overlaps({**source, "train": train.records})
         return Data(train, validation, test, rejected, notes)
-    notes = [note] if (note := sources.note(source.name, source.splits)) else []
+    notes = sources.notes(source)
     rejected, usable = [], {}
     train, too_long = None, []
     for split in SPLITS:

@@ -33,6 +33,17 @@ def note(name: str, splits: Splits) -> str:
     return PUBLISHED[name].notes.get(splits, "") if name in PUBLISHED else ""
 
 
+def notes(settings: Config) -> list[str]:
+    """Returns notes for the user about how the data set of `data` of a configuration is read.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if settings.name in custom.FORMATS:
+        return custom.notes(settings.name, settings.path, settings.columns.to_dict())
+    return list(filter(None, [note(settings.name, settings.splits)]))
+
+
 def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
     """Returns the existing files of a folder that a data set is read from."""
     if _is_custom(name):
@@ -98,6 +109,7 @@ def load_records(
             settings.path,
             columns=columns if is_file else custom.COLUMNS,
             separator=separator,
+            kind=answer_kind(name, settings.answer_kind),
             need_rationale=required,
         )
     else:

@@ -256,6 +256,7 @@ def read_ood_records(config: Config) -> tuple[dict[str, list[Record]], dict[str,
             "test",
             config.eval.ood_examples,
             path=path,
+            answer_kind=kind,
             cache_dir=config.data.cache_dir,
             max_rejected_fraction=config.data.max_rejected_fraction,
         )

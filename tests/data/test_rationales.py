@@ -167,6 +167,8 @@ def test_several_rationales_of_a_question_are_several_records(tmp_path):
     folder.mkdir()
     lines = [{"id": f"{i}", "question": q, "answer": 2 * i + 2} for i, q in enumerate(QUESTIONS)]
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("validation", "test"):  # So that nothing is held out of train.
+        (folder / f"{name}.jsonl").touch()
 
     def loaded_with(per_question, limit=0):
         records, rejected = sources.load_records(

@@ -18,6 +18,9 @@ def write(path, text, encoding="utf-8"):
 
 
 def load(path, split="train", name="csv", **options):
+    if name != "huggingface" and path.is_dir():  # Nothing is held out for splits that exist.
+        for other in ("validation", "test"):
+            (path / f"{other}.{name}").touch()
     return sources.load_records(name, split, path=str(path), **options)
 
 
@@ -35,22 +38,24 @@ def test_csv_folder(tmp_path):
         ("a", 'How many, say "pens"?', ("Line one.\n", "So 2."), "2"),
         ("train-1", "Why?", ("So 3.",), "3"),
     ]
-    with pytest.raises(
-        UserError, match=r"validation\.csv does not exist.*the first line names the columns"
-    ):
+    with pytest.raises(UserError, match="validation split of csv has no records"):
         load(tmp_path, "validation")
+    with pytest.raises(UserError, match=r"none\.csv does not exist.*columns such as question"):
+        load(tmp_path / "none.csv", "validation")
 
 
 def test_csv_columns_of_any_names(tmp_path):
     write(tmp_path / "train.csv", "prompt,cot,final\nWhy?,So 3.,3\n")
     columns = {"question": "prompt", "rationale": "cot", "answer": "final"}
     assert load(tmp_path, columns=columns)[0][0].steps == ("So 3.",)
+    del columns["question"]
+    assert load(tmp_path, columns=columns)[0][0].question == "Why?"
     with pytest.raises(
         UserError,
-        match=r"train\.csv:2 has no 'question'; its columns are 'prompt', 'cot', 'final' "
+        match=r"train\.csv:2 has no 'ask'; its columns are 'prompt', 'cot', 'final' "
         r"\(set --config\.data\.columns\.question to the right one\)",
     ):
-        load(tmp_path)
+        load(tmp_path, columns={"question": "ask"})
 
 
 @pytest.mark.parametrize(
@@ -91,8 +96,10 @@ def test_an_empty_csv_file(tmp_path, content):
         load(tmp_path)
 
 
-def test_a_csv_file_that_is_no_text(tmp_path):
+def test_a_csv_file_of_other_encodings(tmp_path):
     write(tmp_path / "train.csv", HEADER + "Café?,So 1.,1\n", "utf-16")
+    assert load(tmp_path)[0][0].question == "Café?"
+    write(tmp_path / "train.csv", "é" + HEADER, "latin-1")
     with pytest.raises(UserError, match=r"train\.csv:1 is not UTF-8 text"):
         load(tmp_path)
 
@@ -141,6 +148,7 @@ def test_hugging_face_directory_with_splits(tmp_path, hub):
         "train": hub.Dataset.from_list([*rows(2), {"question": "x?"}]),
         "test": hub.Dataset.from_list(rows(1)),
     }
+    parts["validation"] = parts["test"]
     hub.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     records, rejected = load(tmp_path / "saved", name="huggingface", max_rejected_fraction=0.5)
     assert [(r.id, r.steps) for r in records] == [("n0", ("So 1.",)), ("n1", ("So 1.",))]
@@ -148,8 +156,6 @@ def test_hugging_face_directory_with_splits(tmp_path, hub):
         f"{tmp_path / 'saved'} (train) row 2 has a 'answer' of type NoneType; expected text"
     )
     assert len(load(tmp_path / "saved", "test", "huggingface")[0]) == 1
-    with pytest.raises(UserError, match="no validation split; its splits are train, test"):
-        load(tmp_path / "saved", "validation", "huggingface")
 
 
 def test_hugging_face_directory_of_one_split_is_divided(tmp_path, hub):
@@ -167,6 +173,9 @@ def test_hugging_face_directory_of_parquet_files_and_a_teacher_there(tmp_path, h
     mine.write_text("".join(json.dumps(row | {"rationale": ""}) + "\n" for row in rows(3)))
     records, _ = load(tmp_path, name="jsonl", rationales=str(folder))
     assert [record.rationale for record in records] == ["So 1."] * 3
+    # The directory itself is read without the package.
+    found = [load(folder, split, "huggingface")[0] for split in published.SPLITS]
+    assert sum(map(len, found)) == 3
 
 
 def test_what_is_no_hugging_face_data_set_is_named(tmp_path, hub):

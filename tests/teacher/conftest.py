@@ -67,6 +67,8 @@ def sums(tmp_path):
     rows = [{"question": f"How much is {n} + 1?", "answer": str(n + 1)} for n in range(6)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "train.jsonl").write_text(text)
+    for name in ("validation", "test"):  # So that nothing is held out of train.
+        (folder / f"{name}.jsonl").touch()
     return folder
 
 
