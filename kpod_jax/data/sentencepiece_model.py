@@ -76,9 +76,13 @@ def load_model(path: pathlib.Path, directory: pathlib.Path | None) -> "PreTraine
     if directory is None or not any((directory / n).is_file() for n in (*_CONFIGS, *_OTHER_FILES)):
         return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
     # The backend has the added tokens already, to be found in texts as they are before
-    # normalization.
+    # normalization. Without an empty `vocab_file` the model would be converted again.
     return transformers.PreTrainedTokenizerFast.from_pretrained(
-        str(directory), tokenizer_object=backend, added_tokens_decoder={}, **settings
+        str(directory),
+        tokenizer_object=backend,
+        added_tokens_decoder={},
+        vocab_file="",
+        **settings,
     )
 
 
