@@ -1,6 +1,6 @@
-"""Rewrites characters that a tokenizer does not know as equal ones that it knows.
+r"""Rewrites characters that a tokenizer does not know as equal ones that it knows.
 
-T5's vocabulary lacks, for example, "÷", "×" and "\\". They would all become one unknown token.
+T5's vocabulary lacks, for example, "÷", "×" and "\". They would all become one unknown token.
 Byte-level tokenizers know every character, and their texts stay as they are.
 """
 
@@ -63,7 +63,7 @@ _LATEX = (
     (re.compile(r"\\([$%#&_{}])"), r"\1"),
 )
 # "<" before a number; "<<48/2=24>>" and "<b>" are something else.
-_LESS = re.compile(r"(?<=[\w)%]) ?(<=?) ?(?=[\d$(.-])")
+_LESS = re.compile(r"(?<=[\w)%]) ?(<=?)(?: ?(?=[\d$(.-])| (?=[A-Za-z]\b))")
 _LESS_WORDS = {"<": " is less than ", "<=": " is at most "}
 _DEPTH = 3  # Nested arguments, such as those of "\frac{\text{all}}{2}".
 

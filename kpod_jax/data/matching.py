@@ -28,6 +28,7 @@ _MARKERS = re.compile(
 # Our own layout: "Where? (A) bank (B) library".
 _CHOICE = re.compile(r"\(([A-J])\)")
 _LABELS = "abcdefghij"
+_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 _MIXED = re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])")
 
 
@@ -65,6 +66,11 @@ def forms_of(question: str) -> Iterator[str]:
     yield _MARKERS.sub("", bare)
 
 
+def _joined(words: str) -> str:
+    """Removes spaces between letters, which may lack where a question's parts were joined."""
+    return _BETWEEN_LETTERS.sub("", words)
+
+
 class Questions:
     """Ids of records by their questions."""
 
@@ -72,10 +78,11 @@ class Questions:
         """Indexes (id, question) pairs."""
         self._ids: dict[str, list[str]] = {}
         for id_, question in questions:
-            for key in dict.fromkeys(keys_of(question)):
+            for key in dict.fromkeys(map(_joined, keys_of(question))):
                 self._ids.setdefault(key, []).append(id_)
 
     def find(self, question: str) -> list[str]:
         """Returns the ids of the records that a question may be of."""
-        found = (self._ids[form] for form in forms_of(question) if form in self._ids)
+        forms = map(_joined, forms_of(question))
+        found = (self._ids[form] for form in forms if form in self._ids)
         return next(found, [])

@@ -27,8 +27,9 @@ class TokenizedSet:
     """N tokenized examples.
 
     Attributes:
-      records: the N records, in the tokenizer's characters. A step without any token (a tokenizer may merge "..." or a run of
-        unknown characters across its end) is joined to the step before it.
+      records: the N records, in characters that the tokenizer knows. A step without any token (a
+        tokenizer may merge "..." or a run of unknown characters across its end) is joined to the
+        step before it.
       questions: int32, the input: the prompt with the question, then EOS; for a decoder-only
         student without the prompt's last token, which is the decoder's first input.
       targets: int32, the tokens of the rationale, those of the answer sentence, then EOS.
