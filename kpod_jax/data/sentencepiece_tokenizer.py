@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # Types of pieces; 5 is an unused piece.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 _SPACE = "▁"
-# Before a character that belongs to the one before it.
-_EXTENDING = r"(?=[\p{M}\u200C\u200D\uFF9E\uFF9F])"
+# Between a character and one that belongs to it, such as an accent.
+_EXTENDING = r"(?<=[\s\S])(?=[\p{M}\u200C\u200D\uFF9E\uFF9F])"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +69,12 @@ def build(pieces: Pieces) -> "Tokenizer":
     steps: list[Any] = []
     if pieces.characters:
         # `Precompiled` maps the beginning of "①\u0301" and drops the rest. So accents are composed
-        # with their letters, or separated by a control character, which the map removes.
-        separate = normalizers.Replace(tokenizers.Regex(_EXTENDING), "\x01")
-        steps += [normalizers.NFC(), separate, normalizers.Precompiled(pieces.characters)]
+        # with their letters, or separated by a control character if the map removes it.
+        compiled = normalizers.Precompiled(pieces.characters)
+        if compiled.normalize_str("a\x01") == "a":
+            separate = normalizers.Replace(tokenizers.Regex(_EXTENDING), "\x01")
+            steps += [normalizers.NFC(), separate]
+        steps.append(compiled)
     if pieces.strip:
         steps += [
             normalizers.Replace(tokenizers.Regex(pattern), content)
