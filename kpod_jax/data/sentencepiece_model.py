@@ -37,7 +37,7 @@ def load_model(path: pathlib.Path, directory: pathlib.Path | None) -> "PreTraine
     import transformers
     from sentencepiece import sentencepiece_model_pb2
 
-    proto: Any = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     proto.ParseFromString(path.read_bytes())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if not proto.pieces or trainer.model_type not in (_UNIGRAM, _BPE):
@@ -67,7 +67,7 @@ def load_model(path: pathlib.Path, directory: pathlib.Path | None) -> "PreTraine
     backend = build(pieces)
     begins = "bos_token" in named
     _add_tokens(backend, added, 0 if begins or not pieces.unigram else _extra_ids(config))
-    settings = {"add_bos_token": begins, "add_eos_token": not begins} | named
+    settings: dict[str, Any] = {"add_bos_token": begins, "add_eos_token": not begins} | named
     settings |= {"clean_up_tokenization_spaces": False} | {
         key: value
         for key, value in config.items()

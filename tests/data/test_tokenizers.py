@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -152,7 +153,7 @@ def test_special_tokens_and_chat_template_of_a_directory(shared_data, tmp_path, 
     assert len(loaded) == 32002
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 32001, 0)
     assert loaded("Hi").input_ids == [1, 6324]
-    text = loaded.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    text: Any = loaded.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert text == "<|im_start|>user\nHi<|im_end|>"
     ids = loaded(text, add_special_tokens=False).input_ids
     assert (ids[0], ids[-1], ids.count(32000), ids.count(32001)) == (32000, 32001, 1, 1)

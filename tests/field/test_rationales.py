@@ -1,6 +1,7 @@
 """Other people's rationales: how they call a question, and characters that T5 does not know."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -202,7 +203,7 @@ def test_a_tokenizer_that_knows_all_changes_nothing(shared_data):
 
 def test_records_and_prompts_are_rewritten_alike(t5):
     record = Record("a", "Is 6 ÷ 2 = 3?", ("6 ÷ 2 ≈ 3. ", "So ½."), "½", ((2, 3),), (1.0, 2.0))
-    limits = {"max_question_tokens": 99, "max_target_tokens": 99}
+    limits: Any = {"max_question_tokens": 99, "max_target_tokens": 99}
     tokenized, rejected = tokens.tokenize([record], t5, **TEMPLATES, **limits)
     assert rejected == []
     assert tokenized.records == (
