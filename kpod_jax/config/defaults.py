@@ -88,6 +88,9 @@ def get_config() -> Config:
     arithmetic.operations = (2, 4)  # Minimum and maximum number of operations per problem.
     data.max_rejected_fraction = 0.01  # Maximum fraction of unusable records per split; above it
     # the run stops. [0, 1]
+    data.reject_unknown_characters = False  # Whether to reject training records with characters
+    # that the tokenizer does not know and that have no equal. False: keep them; they become the
+    # unknown token.
     data.step_separator = ""  # End of a step. Empty: our splitter [ours]; ".": the paper's.
 
     teacher = config.teacher = ConfigDict()  # Settings of --mode=teach; see docs/teacher.md.

@@ -127,6 +127,7 @@ def load(
                 loaded.records.append(Record(id_, question, steps, answer))
             else:
                 loaded.other_split_ids.add(id_)
+                loaded.other_split_questions.append(question)
         except ValueError as error:
             if part_of_row == split:
                 loaded.broken.append(Rejected(id_, f"{row.place} {error}"))

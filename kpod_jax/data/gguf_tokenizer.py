@@ -8,6 +8,7 @@ Everything else follows the original tokenizer of that name.
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from kpod_jax.data.sentencepiece_tokenizer import NORMAL, Pieces, add_special, build
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.gguf_contents import GGUFContents, read_gguf
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# Values of tokenizer.ggml.token_type; 5 is an unused token.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 # Ids of special tokens that a file does not give.
 _DEFAULT_IDS = {
     "gpt2": {},
@@ -39,7 +38,6 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPACE = "▁"
 
 
 def gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
@@ -67,9 +65,9 @@ def gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
         named[name] = None if place is None or place >= len(tokens) else tokens[place]
     if kind == "gpt2":
         tokenizer = _byte_level(file, tokens)
+        add_special(tokenizer, tokens, _types(file, tokens))
     else:
         tokenizer = _sentencepiece(file, tokens, named["unknown"])
-    _add_special(tokenizer, tokens, _types(file, tokens))
     # The default, for files that do not say.
     adds_bos = kind == "llama" or _PRE_TOKENIZERS.get(_pre_tokenizer(file)) == "llama-bpe"
     return transformers.PreTrainedTokenizerFast(
@@ -86,7 +84,7 @@ def gguf_tokenizer(path: pathlib.Path) -> "PreTrainedTokenizerFast":
 
 
 def _types(file: GGUFContents, tokens: list[str]) -> list[int]:
-    return file.fields.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    return file.fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
 
 
 def _pre_tokenizer(file: GGUFContents) -> str:
@@ -133,73 +131,21 @@ def _byte_level(file: GGUFContents, tokens: list[str]) -> "Tokenizer":
 
 
 def _sentencepiece(file: GGUFContents, tokens: list[str], unknown: str | None) -> "Tokenizer":
-    """Builds a unigram model ("t5"), or BPE with merges derived from the scores ("llama")."""
-    import tokenizers
-    from tokenizers import decoders, models, normalizers
-
-    fields, types = file.fields, _types(file, tokens)
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    has_bytes = _BYTE in types
-    if fields["tokenizer.ggml.model"] == "t5":
-        scored = list(zip(tokens, file.field("tokenizer.ggml.scores"), strict=True))
-        place = None if unknown is None else vocabulary[unknown]
-        model = models.Unigram(scored, place, has_bytes)
-    else:
-        if "tokenizer.ggml.merges" in fields:
-            merges = _merges(file)
-        else:
-            merges = _derived_merges(tokens, types, file.field("tokenizer.ggml.scores"))
-        model = models.BPE(
-            vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes
+    """Builds a unigram model ("t5"), or BPE, whose merges the scores may give ("llama")."""
+    fields = file.fields
+    unigram, has_merges = fields["tokenizer.ggml.model"] == "t5", "tokenizer.ggml.merges" in fields
+    needs_scores = unigram or not has_merges
+    characters = fields.get("tokenizer.ggml.precompiled_charsmap") or ()
+    return build(
+        Pieces(
+            tokens,
+            _types(file, tokens),
+            file.field("tokenizer.ggml.scores") if needs_scores else [0.0] * len(tokens),
+            unigram=unigram,
+            unknown=unknown,
+            merges=_merges(file) if has_merges and not unigram else None,
+            characters=bytes(value % 256 for value in characters),
+            strip=bool(fields.get("tokenizer.ggml.remove_extra_whitespaces")),
+            prefix=fields.get("tokenizer.ggml.add_space_prefix", True),
         )
-    result = tokenizers.Tokenizer(model)
-    steps: list[Any] = []
-    if characters := fields.get("tokenizer.ggml.precompiled_charsmap"):
-        steps.append(normalizers.Precompiled(bytes(value % 256 for value in characters)))
-    if fields.get("tokenizer.ggml.remove_extra_whitespaces"):
-        steps += [
-            normalizers.Replace(tokenizers.Regex(pattern), content)
-            for pattern, content in (("^ +| +$", ""), (" {2,}", " "))
-        ]
-    prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
-    if prefix:
-        steps.append(normalizers.Prepend(_SPACE))
-    result.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
-    result.decoder = decoders.Sequence(
-        [
-            decoders.Replace(_SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            *([decoders.Strip(" ", 1, 0)] if prefix else []),
-        ]
-    )
-    return result
-
-
-def _derived_merges(
-    tokens: list[str], types: list[int], scores: list[float]
-) -> list[tuple[str, str]]:
-    """Returns every pair of tokens that form a token, highest score first."""
-    normal = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
-    pairs = []
-    for token, score in zip(tokens, scores, strict=True):
-        if token in normal:
-            for cut in range(len(token) - 1, 0, -1):
-                left, right = token[:cut], token[cut:]
-                if left in normal and right in normal:
-                    pairs.append((-score, left, right))
-    pairs.sort(key=lambda pair: pair[0])
-    return [(left, right) for _, left, right in pairs]
-
-
-def _add_special(tokenizer: "Tokenizer", tokens: list[str], types: list[int]) -> None:
-    """Registers special and user-defined tokens, so that they match whole; ids stay the same."""
-    from tokenizers import AddedToken
-
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-        ]
     )

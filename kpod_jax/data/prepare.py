@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from kpod_jax.config.defaults import Config
-from kpod_jax.data import overlap, sources, token_store
+from kpod_jax.data import characters, overlap, sources, token_store
 from kpod_jax.data import records as records_io
+from kpod_jax.data.characters import Characters
 from kpod_jax.data.published import SPLITS
 from kpod_jax.data.records import Record, Rejected
 from kpod_jax.data.tokens import TokenizedSet
@@ -24,7 +25,14 @@ OUTPUTS = (
 
 
 class Tokenizes(Protocol):
-    """Interface of a student that tokenizes records."""
+    """Interface of a student that tokenizes records.
+
+    Attributes:
+      tokenizer: a transformers tokenizer.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
 
     def tokenize(self, records: Sequence[Record]) -> tuple[TokenizedSet, list[Rejected]]:
         """Returns the records as tokens, and the records that are too long."""
@@ -114,19 +122,25 @@ def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Token
     Raises:
       UserError: the data cannot be read, too many records are rejected, or a split is empty.
     """
+    rewriter = _Rewriter(student.tokenizer)
     if isinstance(source, Mapping):
+        source = {split: rewriter(records) for split, records in source.items()}
         train, too_long = student.tokenize(source["train"])
         rejected = _rows(too_long, "train")
         _check_not_empty("train", "your data", train.records, too_long)
         validation, test = source.get("validation", ()), source.get("test", ())
-        notes = _overlaps({**source, "train": train.records})
+        notes = [*rewriter.notes(), *_overlaps({**source, "train": train.records})]
         return Data(train, validation, test, rejected, notes)
     notes = sources.notes(source)
     rejected, usable = [], {}
     train, too_long = None, []
     for split in SPLITS:
-        records, bad = sources.load_records(source, split)
+        records, bad = sources.load_records(source, split, notes=notes)
+        records = rewriter(records)
         if split == "train":
+            if source.reject_unknown_characters:
+                records, strange = rewriter.divide(records)
+                bad = [*bad, *strange]
             train, too_long = student.tokenize(records)
             records, bad = train.records, [*bad, *too_long]
         _check_not_empty(split, source.name, records, bad)
@@ -137,8 +151,48 @@ def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Token
     records_io.check_rejected_fraction(
         too_long, len(train) + len(too_long), source.max_rejected_fraction
     )
-    notes += _overlaps(usable)
+    notes += [*rewriter.notes(), *_overlaps(usable)]
     return Data(train, usable["validation"], usable["test"], rejected, notes)
+
+
+class _Rewriter:
+    """Rewrites records in a tokenizer's characters, and counts what it does."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._characters = Characters(tokenizer)
+        self._texts: dict[str, tuple[list[str], list[str]]] = {
+            name: ([], []) for name in ("rationales", "questions")
+        }
+
+    def __call__(self, records: Sequence[Record]) -> list[Record]:
+        rewritten = list(map(self._characters.rewrite_record, records))
+        for texts, part in zip(self._texts["rationales"], (records, rewritten), strict=True):
+            texts += [record.rationale for record in part if record.steps]
+        for texts, part in zip(self._texts["questions"], (records, rewritten), strict=True):
+            texts += [record.question for record in part]
+        return rewritten
+
+    def divide(self, records: Sequence[Record]) -> tuple[list[Record], list[Rejected]]:
+        """Returns the records whose characters are all known, and the others."""
+        kept, rejected = [], []
+        for record in records:
+            text = f"{record.question} {record.rationale} {record.answer}"
+            if unknown := sorted(self._characters.unknown(text)):
+                reason = f"the tokenizer does not know its characters {''.join(unknown)!r:.80}"
+                rejected.append(Rejected(record.id, reason))
+            else:
+                kept.append(record)
+        return kept, rejected
+
+    def notes(self) -> list[str]:
+        """Returns a note about unknown characters, or none."""
+        note = characters.describe(
+            [
+                (name, len(before), self._characters.count(before, after))
+                for name, (before, after) in self._texts.items()
+            ]
+        )
+        return [note] if note else []
 
 
 def _rows(rejected: Sequence[Rejected], split: str) -> list[dict[str, str]]:

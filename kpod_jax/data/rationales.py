@@ -3,9 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from kpod_jax.data import answers, custom, tables
-from kpod_jax.data.overlap import normalize_question
+from kpod_jax.data import answers, custom, jsonl, matching, tables
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
 from kpod_jax.utils.errors import UserError
@@ -24,8 +24,8 @@ def apply(
 ) -> Loaded:
     """Replaces the records' rationales with the teacher's.
 
-    A row has `id` (the record's id, or the id that the data set's source uses), `question` (equal
-    to the record's up to whitespace and case), `rationale`, and `answer`, the answer that the
+    A row has `id` (the record's id, or the id that the data set's source uses) or `question` (the
+    record's, as `matching` compares them) or both; `rationale`; and `answer`, the answer that the
     rationale leads to. If a record has several usable rows, the first `per_question` distinct
     rationales are used.
 
@@ -43,37 +43,28 @@ def apply(
         to `Loaded.extra_rationales`, as records whose ids end in #2, #3, …. Other splits use one.
 
     Returns:
-      The split with the teacher's rationales. Unreadable rows, and rows whose id or question
-      matches no record, are broken; rows with a wrong answer, and surplus rows for a record, are
-      rejected without being broken. Only the train split reports them.
+      The split with the teacher's rationales, and a note that counts the matches. Unreadable rows,
+      rows that match no record or several, and rows whose question is not that of the record with
+      their id, are broken; rows with a wrong answer, and surplus rows for a record, are rejected
+      without being broken. Only the train split reports them.
 
     Raises:
       UserError: the source cannot be read.
     """
-    names: dict[str, Record] = {source_id(record.id): record for record in loaded.records}
-    names |= {record.id: record for record in loaded.records}
-    unused = {
-        name for id_ in loaded.other_split_ids for name in (id_, source_id(id_))
-    } - names.keys()
-    unused |= {bad.id for bad in [*loaded.broken, *loaded.skipped]} - names.keys()
+    match = _Matcher(loaded, source_id)
     maximum = per_question if split == "train" else 1
     usable: dict[str, list[str]] = {}
     broken, absent, surplus, others = [], [], [], []
+    total = 0
     for row in _rows(source):
+        total += 1
         try:
             if row.values is None:
                 raise ValueError(row.problem)
-            id_ = custom.column(row.values, "id", columns)
-            record = names.get(id_)
-            if record is None and id_ in unused:
+            record, id_ = match(row.values, columns)
+            if record is None:
                 others.append(id_)
                 continue
-            if record is None:
-                raise ValueError(f"has the id {id_!r}, which no record has")
-            if normalize_question(
-                custom.column(row.values, "question", columns)
-            ) != normalize_question(record.question):
-                raise ValueError(f"has the id of {record.id}, but another question")
             rationale = custom.column(row.values, "rationale", columns)
             stated = custom.column(row.values, "answer", columns)
         except ValueError as error:
@@ -101,6 +92,12 @@ def apply(
     ]
     if split != "train":
         return dataclasses.replace(loaded, records=records)
+    matched = ", ".join(f"{count} by {how}" for how, count in match.counts.items())
+    unmatched = total - sum(match.counts.values()) - len(others)
+    note = (
+        f"{total} rationales in {source}: matched to questions {matched}; {len(others)} of other "
+        f"splits; {unmatched} not matched"
+    )
     for record in loaded.records:
         if record.id not in usable:
             absent.append(Rejected(record.id, f"{source} has no usable rationale for it"))
@@ -117,8 +114,73 @@ def apply(
         loaded.broken + broken,
         loaded.skipped + absent,
         loaded.other_split_ids,
-        further,
+        extra_rationales=further,
+        notes=[*loaded.notes, note],
     )
+
+
+class _Matcher:
+    """Finds the record of a row.
+
+    Attributes:
+      counts: number of rows matched by "id and text", "id alone" and "text alone".
+    """
+
+    def __init__(self, loaded: Loaded, source_id: Callable[[str], str]) -> None:
+        self.counts = dict.fromkeys(("id and text", "id alone", "text alone"), 0)
+        self._records = {record.id: record for record in loaded.records}
+        self._names = {source_id(id_): id_ for id_ in self._records}
+        self._names |= {id_: id_ for id_ in self._records}
+        others = {n for id_ in loaded.other_split_ids for n in (id_, source_id(id_))}
+        others |= {bad.id for bad in [*loaded.broken, *loaded.skipped]}
+        self._others = others - self._names.keys()
+        self._questions = matching.Questions((r.id, r.question) for r in loaded.records)
+        self._other_questions = matching.Questions(
+            ("", question) for question in loaded.other_split_questions
+        )
+
+    def __call__(
+        self, row: Mapping[str, Any], columns: Mapping[str, str]
+    ) -> tuple[Record | None, str]:
+        """Returns the record, or None if it is in another split, and its name for the user.
+
+        Raises:
+          ValueError: the row matches no record or several, or has the id of one with another
+            question.
+        """
+        has_id = row.get(columns.get("id", "id")) not in (None, "")
+        question = _question(row, columns, required=not has_id)
+        given = custom.column(row, "id", columns) if has_id else ""
+        found = self._questions.find(question) if question else []
+        id_ = self._names.get(given)
+        if id_ is not None:
+            if question and id_ not in found:
+                raise ValueError(f"has the id of {id_}, but another question")
+            self.counts["id and text" if question else "id alone"] += 1
+        elif given in self._others:
+            return None, given
+        elif len(found) == 1:
+            id_ = found[0]
+            self.counts["text alone"] += 1
+        elif found:
+            raise ValueError(f"has the question of several records: {_examples(found)}")
+        elif question and self._other_questions.find(question):
+            return None, given or f"{question:.40}"
+        else:
+            what = f"id {given!r}" if given else f"question {question!r:.80}"
+            raise ValueError(f"has the {what}, which no record has")
+        return self._records[id_], id_
+
+
+def _question(row: Mapping[str, Any], columns: Mapping[str, str], *, required: bool) -> str:
+    """Returns the question of a row, also if it is divided as SVAMP, ASDiv or CommonsenseQA do."""
+    name = columns.get("question", "question")
+    if isinstance(value := row.get(name), Mapping):
+        return jsonl.text_column(value, "stem", required=required)
+    parts = [row.get(part) for part in ("Body", "Question")]
+    if name in ("question", "Question") and all(isinstance(part, str) for part in parts):
+        return " ".join(map(str, parts)).strip()
+    return custom.column(row, "question", columns, required=required)
 
 
 def _with_rationale(record: Record, rationale: str, separator: str, suffix: str = "") -> Record:

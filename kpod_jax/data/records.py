@@ -86,14 +86,18 @@ class Loaded:
       broken: invalid records, such as unreadable lines.
       skipped: valid records that are left out, such as questions without a usable rationale.
       other_split_ids: ids of records in other splits, if loaded.
+      other_split_questions: questions of records in other splits, if loaded.
       extra_rationales: further rationales of a record's question, as records, by record id.
+      notes: notes for the user.
     """
 
     records: list[Record] = dataclasses.field(default_factory=list)
     broken: list[Rejected] = dataclasses.field(default_factory=list)
     skipped: list[Rejected] = dataclasses.field(default_factory=list)
     other_split_ids: set[str] = dataclasses.field(default_factory=set)
+    other_split_questions: list[str] = dataclasses.field(default_factory=list)
     extra_rationales: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,7 @@ def load_records(
     limit: int | None = None,
     *,
     need_rationales: bool = True,
+    notes: list[str] | None = None,
     **changes: Any,
 ) -> tuple[list[Record], list[Rejected]]:
     """Loads one split of a data set.
@@ -73,6 +74,7 @@ def load_records(
         built-in task generates as many as requested.
       need_rationales: whether training records without a rationale are rejected; if False, they
         are returned without steps.
+      notes: receives notes for the user.
       **changes: keys of `data` in a configuration, such as `path`, with values that override it.
 
     Returns:
@@ -125,6 +127,8 @@ def load_records(
             source_id=PUBLISHED[name].source_id if name in PUBLISHED else str,
             per_question=settings.rationales_per_question,
         )
+    if notes is not None:
+        notes += loaded.notes
     rejected = loaded.broken + loaded.skipped
     check_rejected_fraction(
         loaded.broken, len(loaded.records) + len(rejected), settings.max_rejected_fraction
@@ -208,6 +212,7 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
             id_, steps = row["id"], split_steps(row["rationale"], separator)
             if part != split:
                 loaded.other_split_ids.add(id_)
+                loaded.other_split_questions.append(row["question"])
             elif steps or split != "train" or not need_rationale:
                 loaded.records.append(Record(id_, row["question"], steps, row["answer"]))
             elif row["problem"]:

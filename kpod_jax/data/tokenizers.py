@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from kpod_jax.data.gguf_tokenizer import gguf_tokenizer
+from kpod_jax.data.sentencepiece_model import load_model
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
@@ -57,17 +58,13 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
     import transformers
 
     path = files.local(name)
-    if path.is_dir() and not (path / "tokenizer.json").is_file():
+    directory = path if path.is_dir() else None
+    if directory and not (path / "tokenizer.json").is_file():
         path = next(iter(sorted(path.glob("*.model"))), path)
     if path.is_file() and path.suffix == ".json":
         return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
     if path.is_file() and path.suffix == ".model":
-        import sentencepiece
-
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore[reportCallIssue]
-        # T5 models have a padding piece, LLaMA models do not.
-        family = transformers.T5Tokenizer if model.pad_id() >= 0 else transformers.LlamaTokenizer
-        return family.from_pretrained(str(path))
+        return load_model(path, directory)
     if path.is_file() and path.suffix == ".gguf":
         return gguf_tokenizer(path)  # The reader in transformers needs torch.
     if path.is_dir():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from kpod_jax.data.characters import Characters
 from kpod_jax.data.records import Ragged, Record, Rejected, offsets_of
 from kpod_jax.utils.errors import UserError
 
@@ -26,8 +27,9 @@ class TokenizedSet:
     """N tokenized examples.
 
     Attributes:
-      records: the N records. A step without any token (a tokenizer may merge "..." or a run of
-        unknown characters across its end) is joined to the step before it.
+      records: the N records, in characters that the tokenizer knows. A step without any token (a
+        tokenizer may merge "..." or a run of unknown characters across its end) is joined to the
+        step before it.
       questions: int32, the input: the prompt with the question, then EOS; for a decoder-only
         student without the prompt's last token, which is the decoder's first input.
       targets: int32, the tokens of the rationale, those of the answer sentence, then EOS.
@@ -83,6 +85,8 @@ def tokenize(
 ) -> tuple[TokenizedSet, list[Rejected]]:
     """Tokenizes records; those that do not fit whole are rejected with a reason, never truncated.
 
+    Characters that the tokenizer does not know are first rewritten, see `characters.py`.
+
     A token belongs to the step of its first non-whitespace character; a whitespace token belongs to
     the step of the next such character.
 
@@ -111,6 +115,7 @@ def tokenize(
     for template in dict.fromkeys(templates):
         if template or isinstance(answer_template, str):
             _check_template("answer_template", template, "{answer}")
+    records = list(map(Characters(tokenizer).rewrite_record, records))
     rejected = {i: reason for i, r in enumerate(records) if (reason := _missing(r, need_rationale))}
     kept = [i for i in range(len(records)) if i not in rejected]
 
@@ -185,7 +190,8 @@ def tokenize_questions(
       UserError: the prompt lacks its placeholder.
     """
     _check_template("prompt", prompt, "{question}")
-    questions = [record.question for record in records]
+    rewrite = Characters(tokenizer).rewrite
+    questions = [rewrite(record.question) for record in records]
     prompts = [prompt] * len(questions)
     return Ragged.from_list(_prompts(tokenizer, questions, prompts, decoder_only), np.int32)
 

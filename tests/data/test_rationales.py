@@ -65,12 +65,14 @@ def test_records_are_found_by_either_id_and_the_first_good_one_counts(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (good(0, id=9), "has the id '9', which no record has"),
-        (good(0, id=None), "'id' of type NoneType"),
+        (good(0, id=9, question="Why?"), "has the id '9', which no record has"),
+        (good(0, id=None, question="Why?"), "has the question 'Why.', which no record has"),
+        (good(0, id=9, question=""), "has the id '9', which no record has"),
         (good(0, id=1), "has the id of set-train-1, but another question"),
         (good(0, rationale=" "), "has an empty 'rationale'"),
         (good(0, answer=""), "has an empty 'answer'"),
-        ({"id": 0, "cot": "x"}, "has no 'question'; its columns are 'id', 'cot' .set --config"),
+        ({"cot": "x"}, "has no 'question'; its columns are 'cot' .set --config"),
+        ({"id": 0, "cot": "x"}, "has no 'rationale'; its columns are 'id', 'cot' .set --config"),
         ("{", "is not valid JSON"),
         ('{"id": "\\ud800"}', "lone surrogate"),
     ],

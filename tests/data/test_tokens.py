@@ -153,7 +153,10 @@ def test_gsm8k_slice_loses_nothing(shared_data):
     ]
     tokenized, rejected = tokenize(records, tokenizer)
     assert rejected == []
-    assert tokenized.records == tuple(records)
+    changed = [(a, b) for a, b in zip(tokenized.records, records, strict=True) if a != b]
+    # The records with a character that T5 does not know.
+    assert [(a.id, b.id) for a, b in changed] == [("45", "45")]
+    assert changed[0][0].question == changed[0][1].question.replace("ñ", "n")
     check_invariants(tokenized)
 
 
