@@ -153,7 +153,7 @@ def fit_answerer(
             is_last, stopping = step == steps - 1, should_stop()
             if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or is_last or stopping):
                 checkpoints.save(step + 1, {"params": params, "opt_state": state})
-            if stopping and not is_last:
+            if stopping:
                 raise processes.Preempted(f"saved the answerer at step {step + 1}")
     return params
 
@@ -318,10 +318,10 @@ def learn_masks(
             if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or is_last or stopping):
                 extra = {"done": is_last, "best_value": best_value, "since": num_worse}
                 checkpoints.save(step + 1, state, extra=extra)
-            if is_last:
-                break
             if stopping:
                 raise processes.Preempted(f"saved the generator at step {step + 1}")
+            if is_last:
+                break
     params = state["params"] if best_value is None else state["best"]
     return params, state.get("answerer", answerer_params)
 
