@@ -71,7 +71,6 @@ RANGES = {
     "teacher.concurrency": (1, 1000),
     "teacher.timeout": (0.1, _INFINITY),
     "teacher.retries": (0, 1000),
-    "student.lora.alpha": (1e-6, _INFINITY),
     "student.lora.dropout": (0, 0.999),
     "student.max_question_tokens": (8, _INFINITY),
     "student.max_target_tokens": (8, _INFINITY),
@@ -84,8 +83,6 @@ RANGES = {
     "weighting.fit_unmasked_fraction": (0, 1),
     "weighting.steps": (1, _INFINITY),
     "weighting.batch_size": (1, _INFINITY),
-    "weighting.learning_rate": (1e-12, _INFINITY),
-    "weighting.fit_learning_rate": (1e-12, _INFINITY),
     "weighting.clip_norm": (1e-6, _INFINITY),
     "weighting.patience": (1, _INFINITY),
     "weighting.temperature_start": (1e-3, _INFINITY),
@@ -105,7 +102,6 @@ RANGES = {
     "distill.buckets": (1, _INFINITY),
     "distill.batch_size": (1, _INFINITY),
     "distill.micro_batches": (1, _INFINITY),
-    "distill.learning_rate": (1e-12, _INFINITY),
     "distill.log_every": (1, _INFINITY),
     "distill.checkpoint_every": (1, _INFINITY),
     "distill.max_to_keep": (1, _INFINITY),
@@ -119,6 +115,13 @@ RANGES = {
     "eval.batch_size": (1, _INFINITY),
     "eval.top_p": (1e-6, 1),
     "eval.samples": (1, _INFINITY),
+}
+# Keys whose minimum, 0, would switch off what they belong to.
+POSITIVE = {
+    "student.lora.alpha",
+    "weighting.learning_rate",
+    "weighting.fit_learning_rate",
+    "distill.learning_rate",
 }
 
 
@@ -139,6 +142,8 @@ def check(config: Config) -> None:
                 bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
                 bound += " and finite" * math.isinf(value)
                 errors.append(f"{key}={value!r}: expected {bound}")
+            elif key in POSITIVE and not value:
+                errors.append(f"{key}={value!r}: expected above 0")
     for block, key, field in (
         ("student", "prompt", "{question}"),
         ("student", "answer_template", "{answer}"),
