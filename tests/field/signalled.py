@@ -53,6 +53,7 @@ def patch(module: str, name: str, n: int, number: int) -> None:
 
 if __name__ == "__main__":
     point, number = sys.argv[1], int(getattr(signal, sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background ignores it.
     module, _, rest = point.partition(":")
     if module == "import":
         sys.meta_path.insert(0, OnImport(rest, number))

@@ -314,4 +314,4 @@ def results(workdir: pathlib.Path) -> list[object]:
     names = ("loss", "validation_accuracy", "answer_loss")
     files = ("token_weights.npz", "predictions/test.jsonl", "results.json")
     values = [[row[name] for row in rows if name in row] for name in names]
-    return values + [(workdir / file).read_bytes() for file in files]
+    return [*values, *((workdir / file).read_bytes() for file in files)]
