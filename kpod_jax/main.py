@@ -3,38 +3,30 @@
 Set single keys with --config.KEY=VALUE, such as --config.distill.epochs=5.
 """
 
+import importlib
 import logging as standard_logging
 import os
 import pathlib
+import signal
 import sys
 from typing import Any
 
+from kpod_jax.utils import signals
+
+if __name__ == "__main__":
+    signals.exit_on_interrupt()
+
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
-from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from kpod_jax.cli import usage
+from kpod_jax.cli import arguments, usage
 from kpod_jax.config.defaults import Config
 from kpod_jax.parallel import processes
-from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
-
-class _ConfigParser(ConfigFileFlagParser):
-    """Parser that finds the package's configurations from any directory."""
-
-    def parse(self, path: str) -> Any:
-        resolved = files.config_file(path)
-        if not pathlib.Path(resolved.partition(":")[0]).is_file():
-            raise UserError(f"--config={path}: no such Python file.")
-        return super().parse(resolved)
-
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, such as configs/t5_base.py.", lock_config=True
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Configuration file, such as configs/t5_base.py, or configs/t5_base.py:METHOD."
 )
-flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=True)
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all files of the run.")
 _MODE = flags.DEFINE_enum(
@@ -43,6 +35,7 @@ _MODE = flags.DEFINE_enum(
     list(usage.MODES),
     "What to run: a stage, all stages except the export, or one of the other modes above.",
 )
+flags.FLAGS["mode"].parser = arguments.ChoiceParser(list(usage.MODES))
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "Python file whose get_runs() returns the runs of --mode=sweep."
 )
@@ -91,24 +84,42 @@ _MEMORY_ADVICE = (
 )
 
 
+_ALONE = ("compare", "compile", "heatmap", "teach")  # Modes of a single process.
+# What each mode runs; the others are stages of the pipeline.
+_MODULES = {
+    "compare": "kpod_jax.evaluation.significance",
+    "compile": "kpod_jax.aot.compile",
+    "heatmap": "kpod_jax.report",
+    "teach": "kpod_jax.teacher",
+    "sweep": "kpod_jax.sweep",
+}
+
+
 def main(argv: list[str]) -> None:
     """Runs the mode given by the flags; errors the user can fix are printed as one message."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    del argv  # `parse_flags` leaves nothing.
     logging.set_verbosity(logging.WARNING)  # Orbax logs a lot at INFO; progress is printed.
     try:
         _run()
-    except processes.Preempted as preempted:
-        print(f"\nTerminated: {preempted}. Run the same command to resume.", file=sys.stderr)
-        sys.exit(processes.EXIT_PREEMPTED)
+    except signals.Preempted as preempted:
+        _exit(preempted.exit_code, str(preempted))
+    except KeyboardInterrupt:
+        interrupted = signals.Interrupted()
+        _exit(interrupted.exit_code, str(interrupted))
     except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(2)
+        first, *others = str(error).splitlines()
+        one = len(others) == 1  # A single fault needs no list.
+        _exit(2, f"error: {first} {others[0].strip()}" if one else f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        print(f"\nerror: {error}\n{_MEMORY_ADVICE}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, f"error: {error}\n{_MEMORY_ADVICE}")
+
+
+def _exit(code: int, message: str) -> None:
+    # A terminal may show ^C, or a progress bar, in the line.
+    print("\n" * sys.stderr.isatty() + message, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def _run() -> None:
@@ -116,54 +127,54 @@ def _run() -> None:
     if mode in ("compile", "teach"):
         # Ahead-of-time compilation needs no accelerator; a teacher on this machine needs it.
         jax.config.update("jax_platforms", "cpu")
+    if mode not in ("compare", "compile") and not workdir:
+        raise UserError("Missing --workdir, the directory for all files of the run.")
     if mode not in ("compare", "compile"):
-        _prepare(mode)
-    # Each mode imports what it needs, so that --help and errors come at once.
+        _prepare()
+    # Each mode imports what it needs, so that --help and errors come at once; and before signals
+    # raise, because C++ libraries do not survive an interrupted import.
+    module: Any = importlib.import_module(_MODULES.get(mode, "kpod_jax.pipeline"))
+    if mode not in _ALONE:
+        # Must come before the first use of devices. Parallel runs of a sweep are processes.
+        if mode != "sweep" or _RUNS.value or _PARALLEL.value == 1:
+            processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        processes.raise_on_sigterm()
+    if mode == "teach":  # asyncio has its own handler, but only in place of Python's.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    else:
+        signals.raise_on(signal.SIGINT)
     match mode:
         case "compare":
-            from kpod_jax.evaluation import significance
-
-            print(*significance.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value), sep="\n")
+            print(*module.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value), sep="\n")
         case "compile":
-            from kpod_jax.aot import compile
-
-            steps = _STEPS.value or compile.STEPS
-            compile.compile_for(_config(), _TOPOLOGY.value, workdir, steps)
+            steps = _STEPS.value or module.STEPS
+            module.compile_for(_config(), _TOPOLOGY.value, workdir, steps)
         case "heatmap":
-            from kpod_jax import report
-
-            page, picture, text = report.heat_map(workdir, _RECORDS.value)
+            page, picture, text = module.heat_map(workdir, _RECORDS.value)
             print(text, "", page, picture, sep="\n")
         case "teach":
-            from kpod_jax import teacher
-
-            print(teacher.teach(_config(), workdir))
+            print(module.teach(_config(), workdir))
         case "sweep":
-            from kpod_jax import sweep
-
             if not _SWEEP.value:
                 raise UserError("Missing --sweep, such as --sweep=configs/sweeps/quickstart.py.")
-            if not sweep.main(_SWEEP.value, workdir, _RUNS.value, _PARALLEL.value):
+            if not module.main(_SWEEP.value, workdir, _RUNS.value, _PARALLEL.value):
                 sys.exit(1)
         case stage:
-            from kpod_jax import pipeline
-
-            pipeline.run(_config(), workdir, stage)
+            module.run(_config(), workdir, stage)
 
 
 def _config() -> Config:
-    if _CONFIG.value is None:
+    config: Any = _CONFIG.value  # `parse_flags` has loaded it.
+    if not config:
         raise UserError("Missing --config, such as --config=configs/quickstart.py.")
     from kpod_jax.cli import checks
 
-    checks.check(_CONFIG.value)
-    return _CONFIG.value
+    checks.check(config)
+    return config
 
 
-def _prepare(mode: str) -> None:
+def _prepare() -> None:
     """Sets up the process of a mode that writes into a work directory."""
-    if not _WORKDIR.value:
-        raise UserError("Missing --workdir, the directory for all files of the run.")
     # Reuse compiled steps across processes.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", _cache_directory())
@@ -171,16 +182,6 @@ def _prepare(mode: str) -> None:
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     # Only tokenizers of transformers are used; silence its warnings about missing frameworks.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if mode in ("heatmap", "teach"):
-        return  # These need no devices.
-    # Import before SIGTERM raises: C++ libraries do not survive an interrupted import.
-    import kpod_jax.pipeline
-    import kpod_jax.sweep  # noqa: F401
-
-    # Must come before the first use of devices. Parallel runs of a sweep are separate processes.
-    if mode != "sweep" or _RUNS.value or _PARALLEL.value == 1:
-        processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    processes.raise_on_sigterm()
 
 
 def _cache_directory() -> str:
@@ -189,36 +190,27 @@ def _cache_directory() -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; errors, such as unknown keys, are printed without a traceback."""
+    """Parses flags and loads the configuration; errors are printed without a traceback."""
     if any(argument in _HELP for argument in argv[1:]):
         print(usage.text(holder.name for holder in _FLAGS), end="")
         sys.exit(0)
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        message = str(error)
-    except (UserError, OSError) as error:
-        message = str(error)
-    except (KeyError, AttributeError, TypeError) as error:
-        message = f"no such configuration key: {_text(error)}"
-    print(
-        f"error: {message}\nSee --help for the flags, and python -m kpod_jax.cli.reference or "
-        "docs/configuration.md for the configuration keys.",
-        file=sys.stderr,
-    )
-    sys.exit(2)
-
-
-def _text(error: Exception) -> str:
-    """Returns an error's own text on one line; ml_collections wraps one error in another."""
-    first = error.args[0] if error.args else ""
-    return _text(first) if isinstance(first, Exception) else " ".join(str(first).split())
+        others, changes = arguments.split(flags.FLAGS.read_flags_from_files(argv[1:]))
+        arguments.parse(flags.FLAGS, others)
+        if _CONFIG.value:
+            flags.FLAGS["config"].value = arguments.config(_CONFIG.value, changes)
+    except UserError as error:
+        _exit(2, f"error: {error}")
+    return argv[:1]
 
 
 def command() -> None:
     """Entry point of the command kpod-jax; finds custom modules as `python -m` does."""
     sys.path.insert(0, os.getcwd())
-    app.run(main, flags_parser=parse_flags)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    finally:
+        signals.exit_on_interrupt()  # All is said and saved.
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from kpod_jax.schedule.schedule import Schedule, make_schedule, training_schedul
 from kpod_jax.stages import STAGES
 from kpod_jax.training.loop import Hooks, Recording
 from kpod_jax.utils import environment, files, stage_cache
+from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.stage_cache import Recipe, StageCache, lazily
 from kpod_jax.utils.workdir import Workdir
 from kpod_jax.weighting.weigh import learn_token_weights
@@ -54,6 +55,8 @@ def run(
     Raises:
       UserError: an error the user can fix.
     """
+    if mode not in ("all", next(iter(STAGES))):
+        check_run(workdir, mode)
     directory = Workdir(workdir, siblings)
     root = directory.path
     environment.write_config(root / "config.json", config)
@@ -91,6 +94,17 @@ def run(
     stage("report", write_report, root)
     stage("export", export_run, config, student, trained, root)
     return root
+
+
+def check_run(workdir: files.PathLike, mode: str) -> None:
+    """Raises a `UserError` if a directory holds no run, whose earlier results a stage reads."""
+    root = files.as_path(workdir)
+    if not (root / "config.json").is_file():
+        what = "holds no run" if root.is_dir() else "does not exist"
+        raise UserError(
+            f"--mode={mode} reads the results of earlier stages, but --workdir={root} {what}. Pass "
+            "the --workdir of a run, or use --mode=all."
+        )
 
 
 def read_student(config: Config) -> Student:

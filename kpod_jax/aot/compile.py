@@ -26,7 +26,7 @@ from kpod_jax.parallel import devices, sharding
 from kpod_jax.parallel.processes import log
 from kpod_jax.training import costs
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, did_you_mean
 
 _EXAMPLES = "v3:4x4, v4:2x2x4, v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v6e:4x4"
 _USABLE = 0.98  # Usable fraction of a device's memory; the runtime takes the rest.
@@ -95,7 +95,8 @@ def compile_for(
     """
     if unknown := set(names) - set(STEPS):
         raise UserError(
-            f"--steps: unknown step {min(unknown)!r}. Expected one of {', '.join(STEPS)}."
+            f"--steps: unknown step {min(unknown)!r}. Expected one of {', '.join(STEPS)}"
+            f"{did_you_mean(min(unknown), STEPS)}."
         )
     job = make_job(config, topology_devices(topology))
     kind = job.mesh.devices.flat[0].device_kind

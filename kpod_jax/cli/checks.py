@@ -1,6 +1,7 @@
 """The allowed values of configuration keys, checked before any work starts."""
 
 import functools
+import math
 import re
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from kpod_jax.data.published import SPLITS
 from kpod_jax.models import families
 from kpod_jax.training import losses
 from kpod_jax.utils import config_dict, plugins
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, did_you_mean, one_of
 
 # Keys that also accept an import path, and its form.
 CUSTOM = {
@@ -62,6 +63,7 @@ CHOICES = {
 _INFINITY = float("inf")
 # Minimum and maximum values, inclusive. Other numbers must be at least 0.
 RANGES = {
+    "seed": (0, 2**31 - 1),
     "data.arithmetic.verbosity": (0, 1),
     "data.max_rejected_fraction": (0, 1),
     "teacher.samples": (1, 1000),
@@ -117,6 +119,13 @@ RANGES = {
     "eval.top_p": (1e-6, 1),
     "eval.samples": (1, _INFINITY),
 }
+# Keys whose minimum, 0, would switch off what they belong to.
+POSITIVE = {
+    "student.lora.alpha",
+    "weighting.learning_rate",
+    "weighting.fit_learning_rate",
+    "distill.learning_rate",
+}
 
 
 def check(config: Config) -> None:
@@ -132,9 +141,12 @@ def check(config: Config) -> None:
                 errors += _choice_errors(key, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             low, high = RANGES.get(key, (0, _INFINITY))
-            if not low <= value <= high:
+            if not low <= value <= high or math.isinf(value):
                 bound = f"at least {low}" if high == _INFINITY else f"{low} to {high}"
+                bound += " and finite" * math.isinf(value)
                 errors.append(f"{key}={value!r}: expected {bound}")
+            elif key in POSITIVE and not value:
+                errors.append(f"{key}={value!r}: expected above 0")
     for block, key, field in (
         ("student", "prompt", "{question}"),
         ("student", "answer_template", "{answer}"),
@@ -161,15 +173,17 @@ def check(config: Config) -> None:
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         errors.append("mesh: expected at most one axis of -1")
     learned = config.weighting.weights == "learned"
-    if learned and config.weighting.fit == "fresh" and config.data.name != "arithmetic":
+    own = plugins.is_path(config.data.name) or config.data.name in CHOICES["data.name"]
+    is_fresh = learned and config.weighting.fit == "fresh"
+    if is_fresh and own and config.data.name != "arithmetic":
         errors.append(
             f"weighting.fit='fresh': only the built-in task generates fresh problems, not "
             f"{config.data.name}; expected other_fold"
         )
-    low, high = config.data.arithmetic.operations
-    if not 1 <= low <= high <= 8:
+    operations = tuple(config.data.arithmetic.operations)
+    if len(operations) != 2 or not 1 <= operations[0] <= operations[1] <= 8:
         errors.append(
-            f"data.arithmetic.operations={(low, high)}: expected a minimum and a maximum in 1 to 8"
+            f"data.arithmetic.operations={operations}: expected a minimum and a maximum in 1 to 8"
         )
     if config.data.name in custom.FILES and not config.data.path:
         suffix = config.data.name
@@ -187,7 +201,7 @@ def check(config: Config) -> None:
         errors.append(f"eval.checkpoint={checkpoint!r}: expected best, latest or a step number")
     errors += baselines.config_errors(config)
     if errors:
-        raise UserError("Invalid configuration:\n  " + "\n  ".join(errors))
+        raise UserError("\n  ".join(["Invalid configuration:", *errors]))
 
 
 def _choice_errors(key: str, value: object) -> list[str]:
@@ -195,10 +209,8 @@ def _choice_errors(key: str, value: object) -> list[str]:
     if key in FILE_SUFFIXES and str(value).endswith(FILE_SUFFIXES[key]):
         return []
     if key not in CUSTOM or not plugins.is_path(str(value)):
-        choices = ", ".join(choice or "''" for choice in CHOICES[key])
-        others = f", or {CUSTOM[key]}" if key in CUSTOM else ""
-        others += f", or a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else ""
-        return [f"{key}={value!r}: expected one of {choices}{others}"]
+        others = f"a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else CUSTOM.get(key, "")
+        return [f"{key}={value!r}: {one_of(value, CHOICES[key], others)}"]
     load: Callable[[str], object] = {
         "data.name": custom.class_of,
         "distill.loss": losses.token_loss_of,
@@ -215,8 +227,10 @@ def _ood_errors(options: Config) -> list[str]:
     """Checks `eval.ood` and `eval.ood_paths`."""
     names, paths = tuple(options.ood), tuple(options.ood_paths)
     choices = CHOICES["data.name"]
-    if not all(plugins.is_path(n) or n in choices for n in names) or len(set(names)) < len(names):
-        return [f"eval.ood={names!r}: expected distinct names out of {', '.join(choices)}"]
+    unknown = [name for name in names if not plugins.is_path(name) and name not in choices]
+    if unknown or len(set(names)) < len(names):
+        hint = did_you_mean(unknown[0], choices) if unknown else ""
+        return [f"eval.ood={names!r}: expected distinct names out of {', '.join(choices)}{hint}"]
     for name in names:
         if name not in choices and (errors := _choice_errors("data.name", name)):
             return errors

@@ -16,7 +16,7 @@ import tokenize
 
 from absl import app, flags
 
-from kpod_jax.cli.checks import CHOICES, CUSTOM, FILE_SUFFIXES, RANGES
+from kpod_jax.cli.checks import CHOICES, CUSTOM, FILE_SUFFIXES, POSITIVE, RANGES
 from kpod_jax.config import defaults, paper
 from kpod_jax.utils import config_dict, files
 
@@ -137,6 +137,8 @@ def _allowed(key: str, value: object) -> str:
         return f"tuple of {type(value[0]).__name__ if value else 'str'}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return kind
+    if key in POSITIVE:
+        return f"{kind}, above 0"
     low, high = RANGES.get(key, (0, float("inf")))
     if low == -float("inf"):
         return kind

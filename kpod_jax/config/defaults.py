@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from kpod_jax.utils import plugins
 from kpod_jax.utils.config_dict import ConfigDict
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_of
 
 # A ConfigDict; type checkers cannot know its values.
 Config: TypeAlias = Any
@@ -46,6 +46,11 @@ METHODS = {
 def method_name(method: str) -> str:
     """Returns a method's display name; for a custom method, its import path."""
     return METHODS[method][0] if method in METHODS else method
+
+
+def trained_method(config: Config) -> str:
+    """Returns the method that a run's student shows: "none" if it is not trained at all."""
+    return config.method if config.distill.epochs else "none"
 
 
 def get_config() -> Config:
@@ -381,8 +386,7 @@ def apply_method(config: Config, method: str) -> Config:
     """
     if method not in METHODS and not plugins.is_path(method):
         raise UserError(
-            f"Unknown method {method!r}; expected one of {', '.join(METHODS)}, or "
-            "package.module:Class."
+            f"Unknown method {method!r}; {one_of(method, METHODS, 'package.module:Class')}."
         )
     config.method = method
     config.update_from_flattened_dict(METHODS[method][1] if method in METHODS else _PLAIN)

@@ -4,10 +4,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from kpod_jax.config import defaults
+import ml_collections
+
+from kpod_jax.config import defaults, values
 from kpod_jax.config.defaults import Config
 from kpod_jax.utils import config_dict, environment, files, plugins
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_line, one_of
 
 _FIRST = {"data": "name", "student": "model"}
 
@@ -21,14 +23,22 @@ def load_config(source: files.PathLike = "", **changes: Any) -> Config:
       **changes: values by key, with `__` for dots, such as `distill__epochs=3`.
 
     Raises:
-      UserError: the file, method or key does not exist.
+      UserError: the file, method or key does not exist, the file fails, or a value has another
+        type than its key's default.
     """
     config = _read(str(source))
-    flat = config_dict.current({key.replace("__", "."): value for key, value in changes.items()})
-    if unknown := flat.keys() - config_dict.flatten(config).keys():
-        raise UserError(f"No such configuration key: {min(unknown)!r}. See --help.")
-    config.update_from_flattened_dict(flat)
+    for name, value in changes.items():
+        set_key(config, name.replace("__", "."), value)
     return config
+
+
+def set_key(config: Config, key: str, value: Any) -> None:
+    """Sets a key, whose old name works too, in place.
+
+    Raises:
+      UserError: there is no such key, or the value has another type than its default.
+    """
+    config.update_from_flattened_dict({values.current_key(key): values.checked(key, value)})
 
 
 def section(name: str, given: str | Config, changes: Mapping[str, Any]) -> Config:
@@ -45,9 +55,8 @@ def section(name: str, given: str | Config, changes: Mapping[str, Any]) -> Confi
     """
     settings = defaults.get_config()[name]
     if unknown := changes.keys() - settings.keys():
-        raise UserError(
-            f"Unknown {name} setting {min(unknown)!r}; expected one of {', '.join(settings)}."
-        )
+        first = min(unknown)
+        raise UserError(f"Unknown {name} setting {first!r}; {one_of(first, settings)}.")
     settings.update({_FIRST[name]: given} if isinstance(given, str) else given)
     settings.update(changes)
     return settings.lock()
@@ -57,11 +66,40 @@ def _read(source: str) -> Config:
     if not source:
         return defaults.get_config()
     path, _, argument = source.partition(":") if ".py:" in source else (source, "", "")
-    if path.endswith(".py"):
-        module = plugins.load_file(path, "config", "get_config")
-        return module.get_config(argument) if argument else module.get_config()
-    json_path = pathlib.Path(path)
-    json_path = json_path / "config.json" if json_path.is_dir() else files.as_path(path)
+    json_path = files.as_path(path)
+    if path.endswith(".json") or (json_path / "config.json").is_file():
+        return _read_json(json_path if path.endswith(".json") else json_path / "config.json")
+    module = plugins.load_file(path, "--config", "get_config")
+    with plugins.reporting_errors(f"--config={path}", path):
+        config = module.get_config(*[argument] * bool(argument))
+    check_tree(config, f"--config={source}: what get_config() returns")
+    return config.lock()
+
+
+def _read_json(path: pathlib.Path) -> Config:
+    """Returns the configuration of a run."""
     config = defaults.get_config()
-    config.update(environment.read_config(json_path)["config"])
+    written = environment.read_config(path)
+    try:
+        config.update(written["config"])
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} holds no configuration of this version: {one_line(error)}"
+        ) from error
     return config
+
+
+def check_tree(config: Any, name: str) -> None:
+    """Raises a `UserError`, which begins with `name`, if a value is no complete configuration."""
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"{name} is of type {type(config).__name__}; expected a configuration, made from "
+            "defaults.get_config()."
+        )
+    keys, expected = config_dict.flatten(config).keys(), values.default_values().keys()
+    for unknown in sorted(keys - expected):
+        values.current_key(unknown)
+    if missing := sorted(expected - keys):
+        raise UserError(
+            f"{name} has no {missing[0]}; expected a configuration made from defaults.get_config()."
+        )

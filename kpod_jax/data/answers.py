@@ -8,7 +8,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_of
 
 KINDS = ("number", "choice", "yes_no")
 
@@ -94,7 +94,7 @@ def extract_answer(text: str, kind: str = "number") -> str | None:
     """
     if kind not in KINDS:
         raise UserError(
-            f"Unknown answer kind {kind!r}; expected one of {', '.join(KINDS)}. "
+            f"Unknown answer kind {kind!r}; {one_of(kind, KINDS)}. "
             "Set the data set's answer kind to one of these."
         )
     text = text.translate(_TO_PLAIN)

@@ -12,7 +12,7 @@ from kpod_jax.data.published import SPLITS, DataSet, Splits
 from kpod_jax.data.records import Loaded, Record, Rejected, check_rejected_fraction
 from kpod_jax.data.steps import split_steps
 from kpod_jax.utils import plugins
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_of
 
 PUBLISHED: dict[str, DataSet] = {
     module.DATA_SET.name: module.DATA_SET for module in (gsm8k, asdiv, svamp, commonsense_qa)
@@ -88,7 +88,7 @@ def load_records(
     settings = section("data", data, changes)
     name = settings.name
     if split not in SPLITS:
-        raise UserError(f"Unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
+        raise UserError(f"Unknown split {split!r}; {one_of(split, SPLITS)}.")
     limit = int(settings[f"{split}_examples"]) if limit is None else limit
     _check(name, limit)
     columns = settings.columns.to_dict()
@@ -165,7 +165,7 @@ def _is_custom(name: str) -> bool:
 
 def _check(name: str, limit: int) -> None:
     if name not in NAMES and not plugins.is_path(name):
-        raise UserError(f"Unknown data set {name!r}; expected one of {', '.join(NAMES)}.")
+        raise UserError(f"Unknown data set {name!r}; {one_of(name, NAMES)}.")
     if limit < 0:
         raise UserError(f"Expected a limit of 0 (all) or more records, got {limit}.")
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from jax.sharding import Mesh
 
 from kpod_jax import baselines
-from kpod_jax.config.defaults import Config
+from kpod_jax.config.defaults import Config, trained_method
 from kpod_jax.data import answers, sources
 from kpod_jax.data import records as records_io
 from kpod_jax.data.batches import BatchSource, Layout
@@ -211,7 +211,8 @@ def evaluate_run(config: Config, student: Student, trained: Any, data: Data, mes
     def evaluate_records(records: Sequence[Record], label: str) -> Evaluation:
         return evaluate(config.eval, student, trained.params, records, mesh, label=label, **options)
 
-    facts = {"method": config.method, "seed": config.seed, "checkpoint_step": trained.step}
+    method = trained_method(config)
+    facts = {"method": method, "seed": config.seed, "checkpoint_step": trained.step}
     if trained.supervised is not None:
         facts |= trained.supervised
     return Results(

@@ -21,7 +21,7 @@ from kpod_jax.models.families import Model, ModelConfig, family_of, load_custom_
 from kpod_jax.models.layers import LoRAConfig, best_attention, flash_attention_fits
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.parallel import sharding
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +260,7 @@ def _resolve_targets(targets: Sequence[str], config: ModelConfig) -> tuple[str, 
     if unknown := [name for name in targets if name not in projections]:
         raise UserError(
             f"student.lora.targets={tuple(targets)!r}: the student has no projection "
-            f"{unknown[0]!r}. Expected some of {', '.join(projections)}, or all-linear."
+            f"{unknown[0]!r}. Expected some of {', '.join(projections)}, or all-linear"
+            f"{did_you_mean(unknown[0], [*projections, 'all-linear'])}."
         )
     return tuple(targets)

@@ -8,24 +8,20 @@ must be visible to all of them.
 import contextlib
 import itertools
 import signal
-import threading
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from kpod_jax.utils import files
+from kpod_jax.utils import files, signals
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.signals import Preempted
 
 # The exit code for "ended by SIGTERM" in shells and schedulers. The same command resumes the run.
-EXIT_PREEMPTED = 128 + signal.SIGTERM
+EXIT_PREEMPTED = Preempted().exit_code
 # Numbers for `reached_preemption_sync_point`, which must increase with every call.
 _CALLS = itertools.count()
-
-
-class Preempted(BaseException):
-    """A request to end the run, which can be resumed. Not caught by `except Exception`."""
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -113,7 +109,7 @@ def run_on_first(work: Callable[[], str]) -> str:
 
 @contextlib.contextmanager
 def defer_sigterm() -> Iterator[Callable[[], bool]]:
-    """Lets a loop finish its step on SIGTERM: inside the block, the signal is only recorded.
+    """Lets a loop finish its step on SIGTERM or Ctrl-C (`utils.signals.deferred`).
 
     Yields:
       A function that returns whether to save and raise `Preempted` now. All processes must call it
@@ -123,15 +119,8 @@ def defer_sigterm() -> Iterator[Callable[[], bool]]:
     if jax.process_count() > 1:  # JAX's handler forwards the signal to all processes.
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_CALLS))
         return
-    received = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield received.is_set
-        return
-    previous_handler = signal.signal(signal.SIGTERM, lambda *_: received.set())
-    try:
-        yield received.is_set
-    finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+    with signals.deferred() as was_signalled:
+        yield was_signalled
 
 
 def raise_on_sigterm() -> None:
@@ -139,10 +128,5 @@ def raise_on_sigterm() -> None:
 
     With several processes, JAX keeps handling the signal, since it has to forward it.
     """
-
-    def handle(*_: object) -> None:
-        raise Preempted("SIGTERM")
-
-    if jax.distributed.is_initialized():
-        return
-    signal.signal(signal.SIGTERM, handle)
+    if not jax.distributed.is_initialized():
+        signals.raise_on(signal.SIGTERM)

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 
 from kpod_jax import baselines
-from kpod_jax.config.defaults import Config, method_name
+from kpod_jax.config.defaults import Config, method_name, trained_method
 from kpod_jax.version import __version__
 
 _TEMPLATE = pathlib.Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -34,7 +34,7 @@ def model_card(
       results: contents of `results.json`, or None if the run was not evaluated.
     """
     student = config.student
-    name = method_name(config.method)
+    name = method_name(trained_method(config))
     title = f"{student.model.rstrip('/').rsplit('/', 1)[-1]}, distilled by {name}"
     # Settings that affect the student, without local file paths.
     sections = ("student", "weighting", "difficulty", "schedule", "distill")

@@ -46,7 +46,7 @@ def compare(
     rows: dict[str, dict[str, Any]] = {}
     for name, config in runs.items():
         label, settings = variants[name]
-        empty = {"name": label, "method": config.method, "settings": settings}
+        empty = {"name": label, "method": defaults.trained_method(config), "settings": settings}
         row = rows.setdefault(label, empty | {"cells": [None] * len(columns)})
         for i, column in enumerate(columns):
             result = _result(results[name], config, column)
@@ -95,12 +95,13 @@ def _variants(runs: Mapping[str, Config]) -> dict[str, tuple[str, dict[str, Any]
     variants = {}
     for name, config in runs.items():
         flat = config_dict.flatten(config)
-        base = first.setdefault((config.method, config.data.name), flat)
+        method = defaults.trained_method(config)
+        base = first.setdefault((method, config.data.name), flat)
         changed = {
             key: value for key, value in flat.items() if key != "seed" and value != base[key]
         }
         label = ", ".join(
-            [defaults.method_name(config.method), *(f"{k} = {v}" for k, v in changed.items())]
+            [defaults.method_name(method), *(f"{k} = {v}" for k, v in changed.items())]
         )
         variants[name] = label, changed
     return variants
@@ -158,7 +159,8 @@ def _result(
 
 def _paper(config: Config, column: Mapping[str, Any]) -> float | None:
     """Returns the paper's accuracy in [0, 1]."""
-    value = paper.accuracy(config.student.model, column["data"], config.method, column["tested"])
+    method = defaults.trained_method(config)
+    value = paper.accuracy(config.student.model, column["data"], method, column["tested"])
     return None if value is None else value / 100
 
 

@@ -20,10 +20,11 @@ import jax
 from kpod_jax import pipeline, report
 from kpod_jax.cli import checks
 from kpod_jax.config.defaults import Config
+from kpod_jax.config.loading import check_tree
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import comparison, workers
 from kpod_jax.utils import files, plugins
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_of
 from kpod_jax.utils.workdir import Workdir
 
 _FAILURE = "failure.json"
@@ -153,7 +154,7 @@ def make(sweep: str, workdir: files.PathLike, names: Sequence[str]) -> None:
     root, runs = files.as_path(workdir), _load(sweep)
     if unknown := [name for name in names if name not in runs]:
         raise UserError(
-            f"--runs={unknown[0]}: no such run in the sweep; expected one of {', '.join(runs)}."
+            f"--runs={unknown[0]}: no such run in the sweep; {one_of(unknown[0], runs)}."
         )
     for name in names:
         with _locked_by_first(root / name):
@@ -299,8 +300,11 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 def _load(sweep: str) -> dict[str, Config]:
     """Returns the sweep's configurations by name, all of them checked."""
     path, _, argument = sweep.partition(":")
-    runs = plugins.load_file(path, "--sweep", "get_runs").get_runs(argument)
+    module = plugins.load_file(path, "--sweep", "get_runs")
+    with plugins.reporting_errors(f"--sweep={path}", path):
+        runs = dict(module.get_runs(argument))
     for name, config in runs.items():
+        check_tree(config, f"--sweep={path}: the run {name!r}")
         if not name or pathlib.PurePath(name).name != name:
             raise UserError(
                 f"--sweep={path}: expected run names that can name directories, got {name!r}."

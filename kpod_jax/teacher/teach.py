@@ -78,7 +78,7 @@ def teach(config: Config, workdir: files.PathLike) -> str:
             summary = write_results(directory, questions, requests, ledger, config)
     report = _describe(summary, directory, skipped) + f" ({time.monotonic() - start:.1f} s)"
     if interrupted:
-        print(f"\nInterrupted. {report}\nRerun the same command to resume.", file=sys.stderr)
+        print(f"Interrupted: {report}. Run the same command to resume.", file=sys.stderr)
         sys.exit(130)
     return report
 

@@ -227,7 +227,7 @@ def train(
                 tracer.before(step)
                 state, metrics = train_step(state, frozen, placed, key)
                 record(delayed.push(step, metrics))
-                stopping = should_stop() and step < total
+                stopping = should_stop()
                 tracer.after(step, metrics, last=stopping or step == total)
                 validating = step == total or (validation_steps and step % validation_steps == 0)
                 if validating or stopping or step % config.checkpoint_every == 0:

@@ -73,6 +73,14 @@ def current(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     return result
 
 
+def current_name(key: str) -> str:
+    """Returns the present name of a dotted key, warning once if it was renamed."""
+    (new,) = current({key: None})
+    if new != key:
+        _warn(key.rpartition(".")[2], new.rpartition(".")[2])
+    return new
+
+
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the values of a configuration by dotted key, in order."""
     found: dict[str, Any] = {}

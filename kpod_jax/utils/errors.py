@@ -1,4 +1,7 @@
-"""The exception for errors that the user can fix."""
+"""The exception for errors that the user can fix, and what its messages suggest."""
+
+import difflib
+from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
@@ -7,3 +10,47 @@ class UserError(Exception):
     The message says what was wrong, where, what was expected and what to do. `main` prints it
     without a traceback and exits with status 2.
     """
+
+
+def one_of(value: object, choices: Iterable[str], others: str = "") -> str:
+    """Returns "expected one of …", with the nearest choice if the value looks like a misspelt one.
+
+    Args:
+      value: what was given.
+      choices: what is allowed; "" is shown in quotes.
+      others: what else is allowed, such as "package.module:Class".
+    """
+    choices = tuple(choices)
+    listed = ", ".join(choice or "''" for choice in choices)
+    return f"expected one of {listed}{others and f', or {others}'}{did_you_mean(value, choices)}"
+
+
+def did_you_mean(
+    value: object, choices: Iterable[str], shown: Mapping[str, str] | None = None
+) -> str:
+    """Returns " (did you mean 'x'?)" with the nearest choice, "" if none is near.
+
+    Args:
+      value: what was given.
+      choices: what is allowed.
+      shown: what to show for a choice; None: the choice.
+    """
+    by_spelling = {_spelling(choice): choice for choice in choices if choice}
+    near = difflib.get_close_matches(_spelling(str(value)), by_spelling, n=1)
+    if not near:
+        return ""
+    choice = by_spelling[near[0]]
+    return f" (did you mean {shown[choice] if shown else choice!r}?)"
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's text on one line; ml_collections wraps one error in another."""
+    first = error.args[0] if isinstance(error, KeyError | AttributeError) and error.args else error
+    if isinstance(first, BaseException) and first is not error:
+        return one_line(first)
+    return " ".join(str(first).split())
+
+
+def _spelling(text: str) -> str:
+    """Returns a text without its case and punctuation: GSM-8K is gsm8k, t5-base.py is t5_base."""
+    return text.lower().removesuffix(".py").translate(str.maketrans("-. ", "___"))

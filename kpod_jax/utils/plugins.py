@@ -1,14 +1,17 @@
 """Loads custom classes and functions that a configuration names as `package.module:Name`."""
 
+import contextlib
 import importlib
 import importlib.util
 import pathlib
 import re
+import traceback
 import types
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, did_you_mean, one_line
 
 _Class = TypeVar("_Class")
 
@@ -36,6 +39,11 @@ def load(name: str, key: str) -> Any:
             f"{key}={name!r} cannot be imported: {error}. Expected package.module:Class, where the "
             "package is installed or in the working directory."
         ) from error
+    except Exception as error:  # Whatever the module itself raises.
+        file = (source_files(name) or [name])[0]
+        raise UserError(
+            f"{key}={name!r} cannot be imported: {file}{_where_and_what(error, file)}"
+        ) from error
 
 
 def load_file(path: files.PathLike, flag: str, function: str) -> types.ModuleType:
@@ -50,14 +58,61 @@ def load_file(path: files.PathLike, flag: str, function: str) -> types.ModuleTyp
       UserError: there is no such file, or it lacks the function.
     """
     file = pathlib.Path(files.config_file(str(path)))
+    folder = "configs/sweeps" if function == "get_runs" else "configs"
     specification = importlib.util.spec_from_file_location("kpod_file", file)
     if specification is None or specification.loader is None or not file.is_file():
-        raise UserError(f"{flag}={path}: no such Python file.")
+        raise UserError(f"{flag}={path}: no such Python file{_near_file(str(path), folder)}.")
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    with reporting_errors(f"{flag}={path}", file):
+        specification.loader.exec_module(module)
     if not hasattr(module, function):
         raise UserError(f"{flag}={path} does not define {function}.")
     return module
+
+
+@contextlib.contextmanager
+def reporting_errors(name: str, path: files.PathLike) -> Iterator[None]:
+    """Turns errors of a user's Python file into one line with the file's line.
+
+    Args:
+      name: what names the file, for the message.
+      path: the file.
+
+    Raises:
+      UserError: the block raised any exception.
+    """
+    file = files.config_file(str(path))
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name}{_where_and_what(error, file)}") from error
+
+
+def _where_and_what(error: BaseException, file: str) -> str:
+    """Returns ", line N: ERROR" with the last line of a file that an error passed through."""
+    path, text = pathlib.Path(file).resolve(), one_line(error)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if pathlib.Path(frame.filename).resolve() == path
+    ]
+    if isinstance(error, SyntaxError) and pathlib.Path(error.filename or "").resolve() == path:
+        lines, text = [error.lineno], error.msg
+    return f"{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {text}"
+
+
+def _near_file(path: str, folder: str) -> str:
+    """Suggests a Python file with a similar name, or lists those of a folder of the package."""
+    asked = pathlib.PurePath(path)
+    found = {}
+    for parent in (folder, str(asked.parent)):
+        for directory in (pathlib.Path(__file__).parents[1] / parent, pathlib.Path(parent)):
+            names = {file.name for file in directory.glob("*.py")} - {"__init__.py", "common.py"}
+            found |= {name: str(pathlib.PurePath(parent) / name) for name in sorted(names)}
+    packaged = sorted(place for place in found.values() if place.startswith(folder))
+    return did_you_mean(asked.name, found, found) or f"; there are {', '.join(packaged)}"
 
 
 def load_subclass(name: str, key: str, base: type[_Class]) -> type[_Class]:

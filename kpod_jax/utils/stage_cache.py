@@ -177,7 +177,7 @@ class StageCache:
     def _run(self, name: str, make: Callable[[], Result]) -> None:
         stage, workdir, log = self._stages[name], self._workdir, self._processes.log
         if not stage.needed(self._config):
-            log(f"{name}: not needed for method {self._config.method}")
+            log(f"{name}: not needed with this configuration")
             return
         missing = [file for file in self._inputs(name) if not (workdir / file).exists()]
         if missing:

@@ -167,10 +167,10 @@ def fit_answerer(
             if checkpoints is not None and (is_hundredth or is_last or stopping):
                 state = {"params": trained, "opt_state": opt_state}
                 checkpoints.save(step + 1, state, extra={"done": is_last})
-            if is_last:
-                break
             if stopping:
                 raise processes.Preempted(f"saved the answerer at step {step + 1}")
+            if is_last:
+                break
     return layout.combine(trained, frozen)
 
 
@@ -339,10 +339,10 @@ def learn_masks(
             if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or is_last or stopping):
                 extra = {"done": is_last, "best_value": best_value, "since": num_worse}
                 checkpoints.save(step + 1, state, extra=extra)
-            if is_last:
-                break
             if stopping:
                 raise processes.Preempted(f"saved the generator at step {step + 1}")
+            if is_last:
+                break
     params = state["params"] if best_value is None else state["best"]
     return params, answerer_params
 
