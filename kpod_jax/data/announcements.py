@@ -1,4 +1,4 @@
-r"""Finds where a text announces its final answer, such as after "the answer is" or in `\boxed{}`."""
+r"""Finds where a text announces its answer, such as after "the answer is" or in `\boxed{}`."""
 
 import dataclasses
 import functools
@@ -27,7 +27,9 @@ _ANNOUNCED = re.compile(
     r"(?:\s{1,3}(?:to|for|of)\s[^.?!:\n]{1,80}?)?\s{1,3}"
     r"(?:is|will\s{1,3}be|would\s{1,3}be|equals)\b(?!\s{1,3}not\b)"
     rf"|\bfinal\s{{1,3}}answer\s{{0,3}}[*_\"']{{0,4}}\s{{0,3}}(?::|\n)"
-    r"|(?P<hash>\#\#\#\#)[ \t]{0,8}(?=[-+$\u00a3\u20ac\u00a5.(\\]{0,3}[0-9]|\(?[A-Ja-j]\b|[^\n]*+\s*\Z)"
+    # Not a heading before more text.
+    r"|(?P<hash>\#\#\#\#)[ \t]{0,8}"
+    r"(?=[-+$\u00a3\u20ac\u00a5.(\\]{0,3}[0-9]|\(?[A-Ja-j]\b|[^\n]*+\s*\Z)"
     r"|(?P<boxed>\\(?:boxed|fbox)[ ]?\{)"
     r"|(?P<tag><answer>)",
     re.IGNORECASE,

@@ -38,9 +38,9 @@ def extract_answer(text: str, kind: str = "number", question: str = "") -> str |
     r"""Returns the final answer in a generation, in canonical form.
 
     The answer is read after the last announcement: "the answer is" (any case; also "the final
-    answer is", "my answer would be"), "final answer:", `####`, `\boxed{}` or `<answer>`; if there is
-    none, after the last "answer:", else from the whole text. A text that announces an answer but
-    gives none has no answer: text before the announcement is never searched.
+    answer is", "my answer would be"), "final answer:", `####`, `\boxed{}` or `<answer>`; if there
+    is none, after the last "answer:", else from the whole text. A text that announces an answer
+    but gives none has no answer: text before the announcement is never searched.
 
     Args:
       text: any text, including adversarial text.
@@ -109,7 +109,8 @@ def answers_equal(a: str | None, b: str | None, kind: str = "number", question: 
         return _judged(kind, a, b)
     if kind == "number":
         return not _values(a, question).isdisjoint(_values(b, question))
-    left, right = (_gold(answer, kind, question) for answer in (a, b))
+    left = extract_answer(a, kind, question)
+    right = _parse(b, kind, question) or extract_answer(b, kind, question)
     if left is None or right is None:
         return False
     if kind == "math":
@@ -230,11 +231,6 @@ def _parse(text: str, kind: str, question: str) -> str | None:
     if "\n" in text or len(text) > choices.MAX_TEXT:
         return None
     return _normalize(text) or None
-
-
-def _gold(text: str, kind: str, question: str) -> str | None:
-    """Reads text that is an answer or has one."""
-    return _parse(text, kind, question) or extract_answer(text, kind, question)
 
 
 def _values(text: str, question: str) -> set[object]:

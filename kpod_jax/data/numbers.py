@@ -8,18 +8,16 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from kpod_jax.data import numerals
 from kpod_jax.data.announcements import Region, plain
 
 # Longer numbers do not answer word problems; the limit keeps Fraction arithmetic cheap.
 _MAX_DIGITS = 40
 _MAX_EXPONENT = 30
-
-
-def _without_separators(match: re.Match[str]) -> str:
-    return re.sub(r"[^0-9]", "", match[0])
+_MAX_TEXT = 200
 
 
 # The number of thousands groups is limited: otherwise a failed match is retried from each group.
@@ -35,7 +33,6 @@ _WORDS = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-_PLAIN = r"[0-9]{1,20}(?:[.,][0-9]{1,20}){0,9}"
 _SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9}
 _SCALES = _WORDS | _SUFFIXES
 
@@ -48,7 +45,10 @@ _SIGN = (
 # Digits of a name (x2), an index (x_{2}) or a unit's exponent (m^2, m^{-2}, m**2) are no number.
 _START = r"(?<![A-Za-z_0-9^])(?<!\^[-{(])(?<!\^[{(]-)(?<!_\{)(?<![A-Za-z]\*\*)"
 _FORMS = ("braced", "bracketed", "bare")
-_POWER = r"\^ ?(?:\{ ?(?P<{0}braced>[+-]?[0-9]++) ?\}|\((?P<{0}bracketed>[+-]?[0-9]++)\)|(?P<{0}bare>[+-]?[0-9]++))"
+_POWER = (
+    r"\^ ?(?:\{ ?(?P<{0}braced>[+-]?[0-9]++) ?\}|\((?P<{0}bracketed>[+-]?[0-9]++)\)"
+    r"|(?P<{0}bare>[+-]?[0-9]++))"
+)
 _SYMBOL = r" ?(?:\*|\\cdot|\\times)? ?(?:\\?pi\b|\u03c0|\\?sqrt\b|\u221a|\\[dtc]?frac\b)"
 _NUMBER = re.compile(
     # Not a number by itself, but not to be taken for the numbers in it.
@@ -76,7 +76,8 @@ _OPERATOR = re.compile(
     r"|\\times|\\cdot|\\div)\s?[$\u00a3\u20ac\u00a5\\({]{0,3}\s?[0-9])"
 )
 _TURNED_DOWN = re.compile(
-    r"(?:\bnot|n't|\bnever|\brather than|\binstead of)\s{1,3}(?:(?:the|an?|equal to) ){0,2}\W{0,3}\Z",
+    r"(?:\bnot|n't|\bnever|\brather than|\binstead of)\s{1,3}"
+    r"(?:(?:the|an?|equal to) ){0,2}\W{0,3}\Z",
     re.IGNORECASE,
 )
 # Between the numbers of a list or range. Units may stand in it: "3 dollars and 50 cents".
@@ -86,10 +87,10 @@ _LISTED = re.compile(
     re.IGNORECASE,
 )
 # "apples", "km/h", "m^2"; words cannot be split in several ways.
-_UNIT_WORD = r"[^\W\d_]++(?:[./\u00b7'-][^\W\d_]*+)*+(?: ?(?:\^|\*\*)\{?-?[0-9]\}?|[0-9](?![0-9]))?"
+_UNIT_WORD = r"[^\W\d_]++(?:[./\u00b7'-][^\W\d_]*+)*+(?: ?(?:\^|\*\*)\{?-?[0-9]\}?|[0-9](?!\w))?"
 _UNIT = (
     r"[ -]?(?:[%\u00b0\u2030\u00a2'\"]|[$\u00a3\u20ac\u00a5\u20b9])?"
-    rf"(?: {{0,3}}/? ?\(?{_UNIT_WORD}\)?,?){{0,5}}"
+    rf"(?: {{0,3}}/? ?\(?{_UNIT_WORD}\)?,?(?: {{1,3}}/? ?\(?{_UNIT_WORD}\)?,?){{0,4}})?"
 )
 _GOLD = re.compile(
     rf"\+?(?:[A-Z]{{1,3}}(?=\$)|(?:USD|EUR|GBP|INR|Rs\.?) ?)?(?P<number>{_NUMBER.pattern})"
@@ -100,64 +101,6 @@ _BETWEEN = re.compile(r"\bbetween\s{1,3}\W{0,3}\Z", re.IGNORECASE)
 _AND = re.compile(r"(?: [a-z%]{1,20})?\s{1,3}and\s{1,3}\W{0,3}", re.IGNORECASE)
 _EXPONENTS = ("exponent", "ten", *(f"{a}_{b}" for a in ("ten", "power") for b in _FORMS))
 _SENTENCE_END = re.compile(r"[.!?](?:\s|\Z)|\n")
-
-_Rewrite = tuple[str, str | Callable[[re.Match[str]], str]]
-
-
-def _rewriter(needed: str, rewrites: Sequence[_Rewrite]) -> Callable[[str], str]:
-    """Returns a function that makes replacements in order, if a text has what they need."""
-    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rewrites]
-
-    def rewrite(text: str) -> str:
-        if re.search(needed, text):
-            for pattern, replacement in compiled:
-                text = pattern.sub(replacement, text)
-        return text
-
-    return rewrite
-
-
-# LaTeX: spaces, text, degrees, fractions of plain numbers.
-_without_latex = _rewriter(
-    r"[\\~]|\{,",
-    (
-        (r"\{,\}", ","),
-        (r"\\!", ""),
-        (r"(?<=[0-9])(?:\\[,; ]|~)(?=[0-9]{3})", " "),
-        (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox) ?\{([^{}]{0,80})\}", r" \1 "),
-        (r"\\[,;: ]|\\(?:left|right)\b", " "),
-        (r"\^ ?\{? ?\\circ ?\}?", "\u00b0"),
-        (r"\\%", "%"),
-        (r"(?<=[0-9]) ?\\[dtc]?frac\b", r" \\frac"),
-        (
-            rf"\\[dtc]?frac ?(?:\{{ ?(-?{_PLAIN}) ?\}}|([0-9])) ?(?:\{{ ?({_PLAIN}) ?\}}|([0-9]))",
-            r"\1\2/\3\4",
-        ),
-    ),
-)
-# Digits with commas or none, and a decimal point.
-_with_point = _rewriter(
-    r"[0-9][ .,'_][0-9]",
-    (
-        # 1.234,56; 1.234.567; 12,34,567; 1'234'567 and 1_000; 1 234 567.
-        (
-            r"(?<![\w.,])[0-9]{1,3}(?:\.[0-9]{3}){1,9}+,[0-9]{1,9}(?![\w,])",
-            lambda match: match[0].replace(".", "").replace(",", "."),
-        ),
-        (r"(?<![\w.,])[0-9]{1,3}(?:\.[0-9]{3}){2,9}+(?![0-9,])", _without_separators),
-        (r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2}){1,9},[0-9]{3}(?![0-9])", _without_separators),
-        (r"(?<![\w.,])[0-9]{1,3}(?:['_][0-9]{3}){1,9}+(?![0-9])", _without_separators),
-        (
-            r"(?<![\w.,/:^{-])[1-9][0-9]{0,2}(?: [0-9]{3}){1,9}+(?:,[0-9]{1,2}(?![0-9,]))?"
-            r"(?!,?[0-9]|:[0-9]|\^| ?/)",
-            lambda match: match[0].replace(" ", "").replace(",", "."),
-        ),
-        # A decimal comma: 3,5 and 0,125; not the lists 1,2,3 and (3,5).
-        (r"(?<![\w.,({\[])([0-9]++),([0-9]{1,2})(?![\w,]|\.[0-9])", r"\1.\2"),
-        (r"(?<![\w.,])0,([0-9]{3,9})(?![0-9,])", r"0.\1"),
-    ),
-)
-_with_half = _rewriter(" half", ((r"(?<![\w.,/])([0-9]++) and (?:a|one) half\b", r"\1.5"),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +123,7 @@ def read(region: Region) -> Number | None:
 
     Docs: "Which number wins" in docs/evaluation.md.
     """
-    text = _rewrite(region.text)
+    text = numerals.simplify(region.text)
     if not region.announced:
         return _last(text)
     if region.labelled and not re.match(r"[\s*_:\"'(\\$]*[-+]?[0-9.]", text[:40]):
@@ -200,19 +143,14 @@ def parse(text: str) -> Number | None:
     for opening, closing in (("\\boxed{", "}"), ("$", "$"), ("\\(", "\\)"), ("**", "**")):
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening):
             text = text[len(opening) : len(text) - len(closing)].strip()
-    match = _GOLD.fullmatch(_rewrite(plain(text)).strip())
-    if match is None or len(text) > 200:
+    if len(text) > _MAX_TEXT:
         return None
-    return _number(match)
+    return _number(_GOLD.fullmatch(numerals.simplify(plain(text)).strip()))
 
 
 def value(canonical: str) -> Fraction:
     """Returns the value of a canonical number."""
     return Fraction(canonical)
-
-
-def _rewrite(text: str) -> str:
-    return _with_half(_with_point(_without_latex(text)))
 
 
 def _announced(sentence: str, spans: Sequence[re.Match[str]]) -> Number | None:
@@ -259,12 +197,11 @@ def _spans(text: str) -> tuple[list[re.Match[str]], bool]:
 
 
 def _is_list(sentence: str, spans: Sequence[re.Match[str]]) -> bool:
-    """Returns whether a sentence is several different numbers, "3 or 4", "3-4", "5 feet 3 inches"."""
+    """Returns whether a sentence is several different numbers, "3 or 4", "5 feet 3 inches"."""
     if len(spans) < 2 or not _TAIL.fullmatch(sentence, spans[-1].end()):
         return False
-    if not all(
-        _LISTED.fullmatch(sentence, a.end(), b.start()) for a, b in itertools.pairwise(spans)
-    ):
+    pairs = itertools.pairwise(spans)
+    if not all(_LISTED.fullmatch(sentence, a.end(), b.start()) for a, b in pairs):
         return False
     numbers = [_number(span) for span in spans]
     return len({None if number is None else value(number.text) for number in numbers}) > 1

@@ -2,10 +2,11 @@
 
 import json
 import pathlib
+import sys
 
 import pytest
 
-from kpod_jax.data import answers, commonsense_qa
+from kpod_jax.data import answers, commonsense_qa, mathematics
 from kpod_jax.utils.errors import UserError
 
 BARE = [
@@ -112,7 +113,9 @@ def test_a_number_is_read_and_is_a_gold_answer(text, expected):
     assert answers.parse_gold(text) == expected
     assert answers.extract_answer(text) == expected
     assert answers.extract_answer(f"He had 7. Therefore, the answer is {text}.") == expected
-    assert answers.extract_answer(rf"So we get $\boxed{{{text}}}$ in the end, after 3 days.") == expected
+    assert (
+        answers.extract_answer(rf"We get $\boxed{{{text}}}$ in the end, after 3 days.") == expected
+    )
     assert answers.answers_equal(f"#### {text}", expected)
 
 
@@ -195,3 +198,226 @@ def test_which_number_wins(text, expected):
 )
 def test_numbers_are_equal_by_value_and_by_the_questions_unit(text, gold, question, expected):
     assert answers.answers_equal(text, gold, question=question) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("72.", "72"),
+        ("12 apples", "12"),
+        ("9 (apples)", "9"),
+        ("$1,200 per month", "1200"),
+        ("60 km/h", "60"),
+        (" +5 ", "5"),
+        (r"$\frac{1}{2}$", "1/2"),
+        (r"\boxed{72}", "72"),
+        ("**72**", "72"),
+        ("-0", "0"),
+    ],
+)
+def test_more_numbers_are_gold_answers(text, expected):
+    assert answers.parse_gold(text) == expected == answers.extract_answer(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *(
+            ("number", text)
+            for text in (
+                "Paris", "NaN", "nan", "None", "null", "Infinity", "-inf", "1e999999999", "1/0", "",
+                " ", "-", "$", "N/A", "?", "x2", "3\\pi", "2√3", "\\sqrt{2}", "x = 5", "3 or 4",
+                "3-4", "3, 4", "3 + 4 = 7", "between 3 and 4", "9" * 41, "12/25/2023", "1.2.3.4",
+                "He has 3. So 3 + 4 = 7.", "The answer is 72.", "so 9 in all\n#### 72", "(3, 4)",
+                "0x1F", "5 feet 3 inches", "12 apples and 3 pears", "three", "[5]",
+            )
+        ),
+        *(
+            ("choice", text)
+            for text in ("bank", "a bank", "", "K", "AB", "3", "Because", "e.g. a bank", "A\nB", "1")
+        ),
+        *(("yes_no", text) for text in ("maybe", "", "yes and no", "1", "no cars", "None", "y or n")),
+        *(("text", text) for text in ("", " ", "\n", "...", "two\nlines", "long " * 50)),
+        *(
+            ("math", text)
+            for text in (
+                "", "Paris", "So we get the sum of both", "\\frac{", "(" * 100, "9999999!",
+                "10^{10^{10}}", "1 + " * 200 + "1",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_answer_of_its_kind_is_no_gold_answer(kind, text):
+    with pytest.raises(ValueError, match=r"^has the answer .*, which is not .*; expected "):
+        answers.parse_gold(text, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "question", "expected"),
+    [
+        ("choice", "B", "", "B"),
+        ("choice", "(b)", "", "B"),
+        ("choice", "B. library", "", "B"),
+        ("choice", "J", "", "J"),
+        ("choice", "I", "", "I"),
+        ("choice", "Library", "Where? (A) bank (B) library", "B"),
+        ("choice", "Library", "Where?\nA. bank\nB. library", "B"),
+        ("yes_no", "Yes", "", "yes"),
+        ("yes_no", "FALSE", "", "no"),
+        ("text", " The  Beatles! ", "", "beatles"),
+        ("text", "St. Louis", "", "st. louis"),
+        ("text", "ＮＡＳＡ", "", "nasa"),
+        ("math", r"$3\pi$", "", r"3\pi"),
+        ("math", "x^2 + 1", "", "x^2 + 1"),
+        ("math", r"\text{Evelyn}", "", r"\text{Evelyn}"),
+        ("math", "(1, 2]", "", "(1, 2]"),
+    ],
+)
+def test_gold_answers_of_other_kinds(kind, text, question, expected):
+    assert answers.parse_gold(text, kind, question) == expected
+    assert answers.answers_equal(f"I see. The answer is {text}.", text, kind, question)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "expected"),
+    [
+        (r"The answer is $3\pi$.", "3", False),
+        (r"The answer is $3\pi$.", r"\pi \cdot 3", True),
+        (r"so \boxed{\frac{1}{2}}", "0.5", True),
+        ("The answer is 5 apples.", "5", True),
+        (r"Hence $(x+1)^2$. The answer is $x^2 + 2x + 1$.", "(x+1)^2", True),
+        (r"$a = 3$, so finally $b = 4$", "4", True),
+        (r"The answer is \(2\sqrt{2}\).", r"\sqrt{8}", True),
+        ("The answer is x = 5.", "5", True),
+        (r"\boxed{(1, 2]}", "(1,2)", False),
+        (r"\boxed{\{2, 1\}}", r"\{1, 2\}", True),
+        ("I do not know.", "5", False),
+        (r"\boxed{10^{10^{10}}}", "5", False),
+    ],
+)
+def test_math_is_compared_as_symbols(prediction, gold, expected):
+    assert answers.answers_equal(prediction, gold, "math") is expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "expected"),
+    [
+        ("Therefore, the answer is Paris. It is in France.", "paris", True),
+        ("The answer is the Eiffel Tower.", "Eiffel tower", True),
+        ("The answer is St. Louis.", "St. Louis", True),
+        ("Paris", "Paris", True),
+        ("Answer: **J. K. Rowling**", "J. K. Rowling", True),
+        (r"\boxed{\text{Paris}}", "Paris", True),
+        ("The answer is not Paris but Rome.", "Paris", False),
+        ("First Paris.\nThen Rome.", "Rome", False),
+        ("The answer is “Don’t stop”.", "don't stop", True),
+    ],
+)
+def test_text_is_compared_without_case_and_marks(prediction, gold, expected):
+    assert answers.answers_equal(prediction, gold, "text") is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes, since there are no cars.", "yes"),
+        ("That is not true.", "no"),
+        ("The answer is no, not yes.", "no"),
+        ("So no, as there is no rain.", "no"),
+        ("**Final answer: True**", "yes"),
+        (r"\boxed{\text{No}}", "no"),
+    ],
+)
+def test_yes_and_no(text, expected):
+    assert answers.extract_answer(text, "yes_no") == expected
+
+
+@pytest.mark.parametrize("name", ["explanations", "explanations_text"])
+def test_explanations_are_read_as_they_are_meant(shared_data, name):
+    forms = (pathlib.Path(__file__).parent / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    lines = (shared_data / "samples/commonsense_qa.jsonl").read_text(encoding="utf-8").splitlines()
+    wrong = []
+    for line in lines:
+        row = json.loads(line)
+        question, letter = commonsense_qa.parse(row)["question"], row["answerKey"]
+        texts = dict(zip("ABCDE", row["choices"]["text"], strict=True))
+        others = [other for other in "ABCDE" if other != letter]
+        fields = {"L": letter, "l": letter.lower(), "t": texts[letter]}
+        fields |= dict(zip("WVU", others, strict=False))
+        fields |= {name: texts[other] for name, other in zip("wv", others, strict=False)}
+        for form in forms:
+            text = form.replace("\\n", "\n")
+            for field, value in fields.items():
+                text = text.replace(f"{{{field}}}", value)
+            if name == "explanations" and answers.extract_answer(text, "choice") != letter:
+                wrong.append(text)
+            if not answers.answers_equal(text, letter, "choice", question):
+                wrong.append(text)
+    assert len(wrong) <= 0.01 * len(lines) * len(forms), wrong
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "question", "expected"),
+    [
+        ("The answer is bank", "(A) bank", "", True),
+        ("The answer is the bank, as money is there.", "(A) bank", "", True),
+        ("The answer is bank.", "A", "Where? (A) bank (B) library", True),
+        ("The answer is bank robbery.", "(A) bank", "", False),
+        ("The answer is library.", "A", "Where? (A) bank (B) library", False),
+        ("The answer is money bank.", "E", "What? (C) x (A) money (B) it (C) a (D) b (E) money bank", True),
+        ("(A)", "bank", "Where? (A) bank (B) library", True),
+        ("So a library is best.", "library", "Where?\nA) bank\nB) library", True),
+        ("I take vitamin C at the bank (A).", "A", "", True),
+    ],
+)  # fmt: skip
+def test_choices_are_equal_by_letter_and_by_text(prediction, gold, question, expected):
+    assert answers.answers_equal(prediction, gold, "choice", question) is expected
+
+
+def test_equal_answers_are_one():
+    extracted = ["3", "1/2", "0.5", None, "2", "0.50"]
+    assert answers.by_value(extracted) == ["3", "1/2", "1/2", None, "2", "1/2"]
+    assert answers.by_value([r"\frac{1}{2}", "3", "0.5"], "math") == [
+        r"\frac{1}{2}",
+        "3",
+        r"\frac{1}{2}",
+    ]
+    assert answers.by_value(["B", "bank", "a bank"], "choice") == ["B", "bank", "bank"]
+
+
+def ends_alike(prediction, gold):
+    """A judge of one's own."""
+    if gold == "boom":
+        raise KeyError(gold)
+    return prediction.endswith(gold)
+
+
+def test_a_judge_of_ones_own_gets_the_whole_text():
+    kind = f"{__name__}:ends_alike"
+    assert answers.answers_equal("The answer is\nx.", "\nx.", kind)
+    assert not answers.answers_equal("y", "x", kind)
+    assert answers.parse_gold(" f(x) ", kind) == "f(x)"
+    assert answers.extract_answer("so\nf(x)", kind) == "so\nf(x)"
+    with pytest.raises(UserError, match=r"ends_alike' failed on .*KeyError"):
+        answers.answers_equal("y", "boom", kind)
+    with pytest.raises(UserError, match="cannot be imported"):
+        answers.answers_equal("y", "x", "no_such_module:judge")
+    with pytest.raises(UserError, match="is not a function"):
+        answers.answers_equal("y", "x", f"{__name__}:BARE")
+
+
+def test_math_names_its_missing_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    mathematics.require.cache_clear()
+    with pytest.raises(UserError, match="pip install math-verify"):
+        answers.extract_answer("5", "math")
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "svamp"])
+def test_published_gold_answers_are_gold_answers(shared_data, name):
+    golds = [
+        json.loads(line)["answer"]
+        for line in (shared_data / name / "rationales.jsonl").open(encoding="utf-8")
+    ]
+    for gold in golds:
+        assert answers.answers_equal(gold, answers.parse_gold(gold))
