@@ -96,20 +96,19 @@ def _readings(text: str) -> tuple[Any, ...]:
     return () if any(map(_is_huge, readings)) else tuple(readings)
 
 
-def _is_huge(reading: Any) -> bool:
-    import sympy
-
-    for node in sympy.postorder_traversal(reading):
-        if isinstance(node, sympy.Pow):
-            sizes = [node.exp]
-        elif isinstance(node, sympy.factorial | sympy.binomial):
-            sizes = node.args
-        else:
-            continue
-        # Inner nodes come first, so each size is quickly computed.
-        if any(size.is_number and not abs(size.evalf(5)) <= _MAX_POWER for size in sizes):
-            return True
-    return False
+def _is_huge(node: Any) -> bool:
+    """Returns whether a SymPy expression has a power or factorial that takes too long."""
+    if any(map(_is_huge, getattr(node, "args", ()))):
+        return True
+    name = type(node).__name__
+    if name == "Pow":
+        sizes = [node.exp]
+    elif name in ("factorial", "binomial"):
+        sizes = node.args
+    else:
+        return False
+    # Those inside are not huge, so each size is quickly computed.
+    return any(size.is_number and not abs(size.evalf(5)) <= _MAX_POWER for size in sizes)
 
 
 def _depth(text: str) -> int:

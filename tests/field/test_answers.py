@@ -234,9 +234,9 @@ def test_more_numbers_are_gold_answers(text, expected):
         ),
         *(
             ("choice", text)
-            for text in ("bank", "a bank", "", "K", "AB", "3", "Because", "e.g. a bank", "A\nB", "1")
+            for text in ("bank", "a bank", "", "K", "AB", "3", "Because", "e.g. x", "A\nB", "1")
         ),
-        *(("yes_no", text) for text in ("maybe", "", "yes and no", "1", "no cars", "None", "y or n")),
+        *(("yes_no", text) for text in ("maybe", "", "yes and no", "1", "no cars", "None")),
         *(("text", text) for text in ("", " ", "\n", "...", "two\nlines", "long " * 50)),
         *(
             ("math", text)
@@ -364,7 +364,7 @@ def test_explanations_are_read_as_they_are_meant(shared_data, name):
         ("The answer is bank.", "A", "Where? (A) bank (B) library", True),
         ("The answer is bank robbery.", "(A) bank", "", False),
         ("The answer is library.", "A", "Where? (A) bank (B) library", False),
-        ("The answer is money bank.", "E", "What? (C) x (A) money (B) it (C) a (D) b (E) money bank", True),
+        ("It is a money bank.", "B", "What? (A) money (B) money bank", True),
         ("(A)", "bank", "Where? (A) bank (B) library", True),
         ("So a library is best.", "library", "Where?\nA) bank\nB) library", True),
         ("I take vitamin C at the bank (A).", "A", "", True),
