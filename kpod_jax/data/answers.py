@@ -182,7 +182,7 @@ def load_judge(name: str) -> Callable[[str, str], bool]:
     Raises:
       UserError: it cannot be imported or called.
     """
-    judge = plugins.load(name, "data.answer_kind")
+    judge: Callable[[str, str], bool] = plugins.load(name, "data.answer_kind")
     if not callable(judge):
         raise UserError(
             f"data.answer_kind={name!r} is not a function; expected function(prediction, gold), "

@@ -69,6 +69,8 @@ _NUMBER = re.compile(
     rf"|(?P<suffix>{'|'.join(_SUFFIXES)})(?![\w&]))?"
     rf"(?P<symbol>{_SYMBOL})?"
 )
+# In the clause of a number: "20% of 50 = 10".
+_EQUALS = re.compile(r"[^=,;:(!?]{0,60}=")
 # A calculation goes on: "= 7", "+ 4", "apples x $3".
 _OPERATOR = re.compile(
     r"[^0-9=+*/\u00d7\u00f7.,;:!?()-]{0,30}?\s?"
@@ -157,7 +159,8 @@ def _announced(sentence: str, spans: Sequence[re.Match[str]]) -> Number | None:
     """Reads the sentence after an announcement: "7", "3 + 4 = 7", "7, since 3 + 4 = 7"."""
     if not spans or _is_list(sentence, spans):
         return None
-    if not _OPERATOR.match(sentence, spans[0].end()):
+    end = spans[0].end()
+    if not (_OPERATOR.match(sentence, end) or _EQUALS.match(sentence, end)):
         return _number(spans[0])
     # A calculation: the last side that is one number.
     ends = [match.start() for match in re.finditer("=", sentence)] + [len(sentence)]

@@ -157,6 +157,7 @@ def test_a_number_is_read_and_is_a_gold_answer(text, expected):
         (r"the answer is $5 \times 4 = 20$", "20"),
         (r"\boxed{x = 5}", "5"),
         ("The answer is 9 of the 10.", "9"),
+        ("The answer is 20% of 50 = 10.", "10"),
         # Where it is announced.
         ("The answer is 5 apples? Wait.\n\\boxed{6}", "6"),
         ("The answer is 5 at first.\n**Final Answer:** 6 apples", "6"),
