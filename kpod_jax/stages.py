@@ -47,7 +47,8 @@ def _training_files(config: Config) -> list[str]:
 
 def _evaluation_files(config: Config) -> list[str]:
     sets = [file for name in config.eval.ood for file in plugins.source_files(name)]
-    return [*config.eval.ood_paths, *sets, *_student_files(config)]
+    judge = plugins.source_files(config.data.answer_kind)
+    return [*config.eval.ood_paths, *sets, *judge, *_student_files(config)]
 
 
 def _checkpoints(config: Config, workdir: Workdir | None) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def read_counterfactuals(
                 '{"question": …, "rationale": …, "answer": …}.'
             ) from error
         record = gold.get(normalize_question(question))
-        if record is None or answers.answers_equal(answer, record.answer, kind):
+        if record is None or answers.answers_equal(answer, record.answer, kind, record.question):
             continue
         counterfactuals.append(
             dataclasses.replace(

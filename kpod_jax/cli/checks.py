@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from kpod_jax import baselines
 from kpod_jax.config.defaults import METHODS, Config
-from kpod_jax.data import custom, sources
+from kpod_jax.data import answers, custom, mathematics, sources
 from kpod_jax.data.published import SPLITS
 from kpod_jax.models import families
 from kpod_jax.training import losses
@@ -18,6 +18,7 @@ from kpod_jax.utils.errors import UserError, did_you_mean, one_of
 CUSTOM = {
     "method": "package.module:Class",
     "data.name": "package.module:Class",
+    "data.answer_kind": "package.module:function",
     "student.family": "package.module:FAMILY",
     "schedule.curriculum": "package.module:Class",
     "distill.loss": "package.module:function",
@@ -28,7 +29,7 @@ CHOICES = {
     "method": tuple(METHODS),
     "data.name": sources.NAMES,
     "data.splits": ("paper", "official"),
-    "data.answer_kind": ("", "number", "choice", "yes_no"),
+    "data.answer_kind": ("", *answers.KINDS),
     "student.family": ("",),
     "student.init": ("pretrained", "random"),
     "teacher.style": ("zero_shot", "few_shot"),
@@ -195,6 +196,8 @@ def check(config: Config) -> None:
         errors.append("data.path='': expected a directory or the id of a data set on the hub")
     if config.data.name == "asdiv" and config.data.splits == "official":
         errors.append("data.splits='official': ASDiv has no official splits; expected paper")
+    if config.data.answer_kind == "math":
+        mathematics.require()
     errors += _ood_errors(config.eval)
     checkpoint = str(config.eval.checkpoint)
     if checkpoint not in ("best", "latest") and not checkpoint.isdecimal():
@@ -213,6 +216,7 @@ def _choice_errors(key: str, value: object) -> list[str]:
         return [f"{key}={value!r}: {one_of(value, CHOICES[key], others)}"]
     load: Callable[[str], object] = {
         "data.name": custom.class_of,
+        "data.answer_kind": answers.load_judge,
         "distill.loss": losses.token_loss_of,
         "student.family": families.load_custom_family,
     }.get(key, functools.partial(plugins.load, key=key))

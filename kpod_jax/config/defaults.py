@@ -86,8 +86,9 @@ def get_config() -> Config:
     # all.
     data.validation_examples = 0  # Number of validation questions to use, from the start. 0: all.
     data.test_examples = 0  # Number of test questions to use, from the start. 0: all.
-    data.answer_kind = ""  # Kind of answer to extract from generations: number, choice, yes_no.
-    # Empty: the data set's kind; number for custom data.
+    data.answer_kind = ""  # Kind of the answers: number, choice, yes_no; text, equal up to case and
+    # punctuation; math, equal by math-verify; package.module:function, a judge of your own
+    # (docs/evaluation.md). Empty: the data set's kind; number for custom data.
     arithmetic = data.arithmetic = ConfigDict()  # The built-in task.
     arithmetic.verbosity = 0.6  # Amount of filler in the rationales. [0, 1]
     arithmetic.operations = (2, 4)  # Minimum and maximum number of operations per problem.

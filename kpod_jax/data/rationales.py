@@ -70,7 +70,7 @@ def apply(
         except ValueError as error:
             broken.append(Rejected(row.place, f"{row.place} {error}"))
             continue
-        if not answers.answers_equal(stated, record.answer, kind):
+        if not answers.answers_equal(stated, record.answer, kind, record.question):
             reason = f"has the answer {stated!r}; the data set's answer is {record.answer!r}"
             absent.append(Rejected(row.place, f"{row.place} {reason}"))
         elif rationale in (kept := usable.setdefault(record.id, [])) or 0 < maximum <= len(kept):

@@ -2,7 +2,7 @@
 
 import re
 
-from kpod_jax.data import answers
+from kpod_jax.data import announcements, answers
 from kpod_jax.data.thoughts import split_thought
 
 # GSM8K's calculator annotations.
@@ -97,7 +97,7 @@ def stated_answer(text: str) -> str:
     if "####" in text:
         return _unmarked(text.rpartition("####")[2].strip().partition("\n")[0])
     if boxes := list(_BOX.finditer(text)):
-        return _unmarked(answers.until_closing_brace(text[boxes[-1].end() :]))
+        return _unmarked(announcements.until_closing_brace(text[boxes[-1].end() :]))
     if places := list(_STATED.finditer(text)):
         after = text[places[-1].end() :].lstrip(" \n*_:")
         return _unmarked(re.split(r"[.!?](?:\s|$)|\n", after, maxsplit=1)[0])
@@ -150,7 +150,7 @@ def _states(sentence: str, answer: str, kind: str) -> bool:
     elif match := _STATEMENT.fullmatch(plain):
         stated = match["answer"]
     elif box := _BOX.match(plain):
-        inner = answers.until_closing_brace(plain[box.end() :])
+        inner = announcements.until_closing_brace(plain[box.end() :])
         stated = inner if not plain[box.end() + len(inner) + 1 :].strip(" .") else ""
     else:
         return False
@@ -177,7 +177,7 @@ def _unmarked(text: str) -> str:
             text = text[len(left) : -len(right)].strip()
     text = text.removesuffix(".") if not text.endswith("..") else text
     if (box := re.match(r"\\(?:f?box(?:ed)?|text|textbf|mathrm) ?\{", text)) and text[-1] == "}":
-        inner = answers.until_closing_brace(text[box.end() :])
+        inner = announcements.until_closing_brace(text[box.end() :])
         if box.end() + len(inner) == len(text) - 1:
             return _unmarked(inner)
     return text

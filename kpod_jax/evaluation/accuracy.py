@@ -1,6 +1,7 @@
 """Predictions, their answers, and the accuracy with its 95% interval.
 
-With several samples per question, the majority answer counts (self-consistency).
+With several samples per question, the majority answer counts (self-consistency): samples vote by
+the value of their answers, so that 1/2 and 0.5 are one.
 """
 
 import collections
@@ -43,7 +44,7 @@ class Evaluator:
           records: records with gold answers.
           mesh: the mesh of the parameters.
           prompt: prompt template.
-          answer_kind: kind of answer, from `answers.KINDS`.
+          answer_kind: kind of answer, one of `answers.KINDS` or package.module:function.
           batch_size: number of questions decoded at a time.
           max_new_tokens: maximum length of a generation.
           sampling: sampling settings, including the number of samples per question, from which the
@@ -74,7 +75,8 @@ class Evaluator:
 
         "error" is a key of `error_analysis.CLASSES`, or None if the answer is correct. With several
         samples, "extracted" is the most frequent answer, "prediction" the first sample that gives
-        it, and "samples" lists prediction, extracted and correct of each sample.
+        it, and "samples" lists prediction, extracted and correct of each sample; equal answers are
+        written as the first of them.
         """
         generated = self._generator(
             params, self._questions, samples=self._samples, progress=progress
@@ -87,15 +89,18 @@ class Evaluator:
 
     def _row(self, record: Record, texts: Sequence[str]) -> dict[str, Any]:
         texts = [text.strip() for text in texts]
-        extractions = [answers.extract_answer(text, self._kind) for text in texts]
+        kind, question = self._kind, record.question
+        extractions = answers.by_value(
+            [answers.extract_answer(text, kind, question) for text in texts], kind
+        )
         # Samples without an answer do not count. Ties go to the answer that occurs first.
         votes = collections.Counter(answer for answer in extractions if answer is not None)
         extracted = max(votes, key=lambda answer: votes[answer], default=None)
         prediction = texts[extractions.index(extracted)]
-        correct = answers.answers_equal(extracted, record.answer, self._kind)
+        correct = answers.answers_equal(prediction, record.answer, kind, question)
         error = None
         if not correct:
-            error = error_analysis.classify(prediction, extracted, record.rationale, self._kind)
+            error = error_analysis.classify(prediction, extracted, record.rationale, kind)
         row = {
             "id": record.id,
             "question": record.question,
@@ -110,7 +115,7 @@ class Evaluator:
                 {
                     "prediction": text,
                     "extracted": answer,
-                    "correct": answers.answers_equal(answer, record.answer, self._kind),
+                    "correct": answers.answers_equal(text, record.answer, kind, question),
                 }
                 for text, answer in zip(texts, extractions, strict=True)
             ]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from kpod_jax.data import answers
+from kpod_jax.data import answers, numbers
 
 # In the order of the checks, strongest evidence first. The first that applies is the class.
 CLASSES = {
@@ -41,7 +41,7 @@ _TOKEN = re.compile(
     r"(?P<operator>[-+*/×÷]|(?<![^\W\d_])[xX](?=\s{0,3}[$£€¥(]{0,2}\.?[0-9])"
     r"|\\?\b(?i:plus|minus|times|over|(?:multiplied|divided)\s{1,3}by)\b)"
     r"|(?P<number>\\?[$£€¥]?"
-    rf"(?:[0-9]{{1,9}} [0-9]{{1,9}}/[0-9]{{1,9}}(?![0-9])|{answers.DECIMAL}))"
+    rf"(?:[0-9]{{1,9}} [0-9]{{1,9}}/[0-9]{{1,9}}(?![0-9])|{numbers.DECIMAL}))"
     r"|(?P<equals>=|\b(?:is|equals)\b)"
     r"|(?P<bracket>[()])"
     # The meaning of a number next to these is ambiguous.

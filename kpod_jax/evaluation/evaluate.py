@@ -80,7 +80,7 @@ def evaluate(
       mesh: device mesh; None for all devices.
       prompt: prompt template in the student's form (`Student.resolve_prompt`); empty for the
         student's own.
-      answer_kind: kind of answer, from `answers.KINDS`.
+      answer_kind: kind of answer, one of `answers.KINDS` or package.module:function.
       label: label of the progress bar.
     """
     mesh = mesh or sharding.make_mesh()
@@ -262,10 +262,12 @@ def read_ood_records(config: Config) -> tuple[dict[str, list[Record]], dict[str,
             max_rejected_fraction=config.data.max_rejected_fraction,
         )
         for record in records[name]:
-            if answers.extract_answer(record.answer, kind) is None:
+            try:
+                answers.parse_gold(record.answer, kind, record.question)
+            except ValueError as error:
                 raise UserError(
                     f"eval.ood={name}: record {record.id} has the answer {record.answer!r:.80}, "
                     f"which does not match data.answer_kind={kind!r}. Expected data sets with the "
                     "same kind of answer as the student's own data."
-                )
+                ) from error
     return records, rejected

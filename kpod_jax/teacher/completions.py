@@ -11,6 +11,7 @@ from kpod_jax.data.thoughts import split_thought
 from kpod_jax.teacher import finish as finish_reasons
 from kpod_jax.teacher.failures import find_failure
 from kpod_jax.teacher.messages import read_message
+from kpod_jax.teacher.questions import Question
 
 # The beginning of the sentence that announces the answer.
 _ANSWER_IS = re.compile(
@@ -119,6 +120,7 @@ def judge(
     keep: str = "right",
     rationale_from: str = "answer",
     thought: str = "",
+    question: str = "",
 ) -> Judged:
     """Evaluates a teacher's answer, and cuts its rationale before the sentence with the answer.
 
@@ -134,14 +136,15 @@ def judge(
       rationale_from: "answer": the text after the thought is the rationale; "thought": the thought
         is; "both": the thought, followed by the text.
       thought: the thought, if it came apart from the text.
+      question: the question, which may list choices.
     """
     inner, text = split_thought(text)
     thought = thought.strip() or inner
     spoken = text or thought
     matches = _announcements(spoken)
     problem = finish_reasons.problem(finish, announced=bool(matches))
-    extracted = None if problem else answers.extract_answer(spoken, kind)
-    correct = not problem and answers.answers_equal(spoken, gold, kind)
+    extracted = None if problem else answers.extract_answer(spoken, kind, question)
+    correct = not problem and answers.answers_equal(spoken, gold, kind, question)
     stated = text[: matches[-1].start()] if matches and text else text
     if thought and _letters(stated) == _letters(extracted or ""):
         stated = ""  # The bare answer, as many models give it after a thought.
@@ -166,10 +169,10 @@ def judge(
     return Judged(rationale, extracted, correct, reason)
 
 
-def judge_row(row: dict[str, Any], gold: str, kind: str, teacher: Config) -> Judged:
+def judge_row(row: dict[str, Any], question: Question, kind: str, teacher: Config) -> Judged:
     """Evaluates an answer without an error, as `judge` does, with the settings in `teacher`."""
-    options = (teacher.keep, teacher.rationale_from, row.get("thought", ""))
-    return judge(row["text"], row["finish"], gold, kind, *options)
+    options = (teacher.keep, teacher.rationale_from, row.get("thought", ""), question.question)
+    return judge(row["text"], row["finish"], question.answer, kind, *options)
 
 
 def _announcements(text: str) -> list[re.Match[str]]:

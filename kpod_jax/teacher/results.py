@@ -65,7 +65,7 @@ def write_results(
             reasons["not asked yet"] += 1
             rejected.append(names | {"reason": "not asked yet"})
             continue
-        judged = judge_row(row, question.answer, kind, teacher)
+        judged = judge_row(row, question, kind, teacher)
         asked, answers, correct = asked + 1, answers + 1, correct + judged.correct
         answer = {"extracted": judged.extracted, "answer": question.answer}
         reason = judged.reason or selection.add(request.id, request.sample, judged.rationale)

@@ -90,12 +90,12 @@ def _select(
     config: Config,
 ) -> Selection:
     """Returns the selection of the answers so far."""
-    gold, kind = {q.id: q.answer for q in questions}, answer_kind(config.data)
+    by_id, kind = {q.id: q for q in questions}, answer_kind(config.data)
     selection = Selection(config.teacher.rationales_per_question)
     for request in requests:
         if request.key in answered:
             row = answered[request.key]
-            judged = judge_row(row, gold[request.id], kind, config.teacher)
+            judged = judge_row(row, by_id[request.id], kind, config.teacher)
             if not judged.reason:
                 selection.add(request.id, request.sample, judged.rationale)
     return selection
@@ -109,7 +109,7 @@ def _send(
     config: Config,
 ) -> None:
     teacher, kind = config.teacher, answer_kind(config.data)
-    gold = {question.id: question.answer for question in questions}
+    by_id = {question.id: question for question in questions}
     address = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or "OpenAI"
     print(
         f"teach: asking {teacher.model} at {endpoint(address)} for {len(missing)} of "
@@ -123,7 +123,7 @@ def _send(
         def write(row: dict[str, Any]) -> None:
             nonlocal kept, count
             ledger.append(row)
-            judged = judge_row(row, gold[row["id"]], kind, teacher)
+            judged = judge_row(row, by_id[row["id"]], kind, teacher)
             count += 1
             if row["error"] is None and not judged.reason:
                 kept += not selection.add(row["id"], row["sample"], judged.rationale)

@@ -187,6 +187,8 @@ size = 50_000
 texts = (
     "1" * size + ",111" * size + "1 " + "1/" * size + "1e" + "9" * size + "\\frac{" * size,
     "the answer is " * size + "\\boxed{" * size + "the " * size + "answer" + " " * size,
+    "not 5 " * size + "1:00:" * size + "1 234 " * size + "2^" * size + "<think>" * size,
+    "(A) no, " * size + "A and " * size + "a b c " * size + "unlike a b " * size,
     "-$" * size + "(A" * size + "\n" * size + "." * size + " " * size + "_" * size,
 )
 for kind in answers.KINDS:

@@ -76,6 +76,16 @@ def test_the_answer_of_most_samples_counts(make_evaluator):
     assert [sample["extracted"] for sample in rows[1]["samples"]] == ["51", "1", "1"]
 
 
+def test_samples_vote_by_value(make_evaluator):
+    row = make_evaluator()._row(
+        Record("r", "How much?", (), "0.5"),
+        ["The answer is 3.", "The answer is 3.", "The answer is 1/2.", "0.5", "It is 50/100"],
+    )
+    assert (row["extracted"], row["correct"]) == ("1/2", True)
+    assert [sample["extracted"] for sample in row["samples"]] == ["3", "3", "1/2", "1/2", "1/2"]
+    assert accuracy.summary([row])["agreement"] == pytest.approx(3 / 5)
+
+
 def test_wrong_answers_have_the_class_of_their_error(make_evaluator):
     # The echoed generations hold no equations, and neither do the teacher's rationales.
     rows = make_evaluator().predictions(None)
