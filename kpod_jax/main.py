@@ -58,6 +58,9 @@ _STEPS = flags.DEFINE_list(
     [],
     "Steps that --mode=compile compiles: train, fit, learn, fill, decode; default: all.",
 )
+_TFLOPS = flags.DEFINE_float(
+    "tflops", 0.0, "TFLOP/s that --mode=plan counts with; default: 40% of the devices' peak."
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory for the files of --mode=compare; default: that of the first run."
 )
@@ -75,7 +78,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 _FLAGS = (
     *(_CONFIG, _WORKDIR, _MODE, _SWEEP, _PARALLEL, _RUNS, _SPLIT, _OUTPUT, _RECORDS),
-    *(_TOPOLOGY, _STEPS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
+    *(_TOPOLOGY, _STEPS, _TFLOPS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
 )
 _MEMORY_ADVICE = (
     "A device ran out of memory. Reduce the batch size of this stage (weighting.batch_size, "
@@ -84,12 +87,14 @@ _MEMORY_ADVICE = (
 )
 
 
-_ALONE = ("compare", "compile", "heatmap", "teach")  # Modes of a single process.
+_ALONE = ("compare", "compile", "heatmap", "plan", "teach")  # Modes of a single process.
+_WRITELESS = ("compare", "compile", "plan")  # Modes that need no work directory.
 # What each mode runs; the others are stages of the pipeline.
 _MODULES = {
     "compare": "kpod_jax.evaluation.significance",
     "compile": "kpod_jax.aot.compile",
     "heatmap": "kpod_jax.report",
+    "plan": "kpod_jax.aot.plan",
     "teach": "kpod_jax.teacher",
     "sweep": "kpod_jax.sweep",
 }
@@ -127,9 +132,9 @@ def _run() -> None:
     if mode in ("compile", "teach"):
         # Ahead-of-time compilation needs no accelerator; a teacher on this machine needs it.
         jax.config.update("jax_platforms", "cpu")
-    if mode not in ("compare", "compile") and not workdir:
+    if mode not in _WRITELESS and not workdir:
         raise UserError("Missing --workdir, the directory for all files of the run.")
-    if mode not in ("compare", "compile"):
+    if mode not in _WRITELESS:
         _prepare()
     # Each mode imports what it needs, so that --help and errors come at once; and before signals
     # raise, because C++ libraries do not survive an interrupted import.
@@ -152,6 +157,8 @@ def _run() -> None:
         case "heatmap":
             page, picture, text = module.heat_map(workdir, _RECORDS.value)
             print(text, "", page, picture, sep="\n")
+        case "plan":
+            print(module.plan(_config(), _TFLOPS.value))
         case "teach":
             print(module.teach(_config(), workdir))
         case "sweep":

@@ -174,7 +174,7 @@ def _table(stages: list[StagePlan], rate: float) -> list[str]:
         hours = f"{stage.flops / rate / 3600:8.2f}" if rate else f"{'?':>8}"
         lines.append(
             f"{stage.stage:<14} {stage.steps:>9,} {stage.tokens / 1e6:>9,.2f}M "
-            f"{stage.flops / 1e15:>10,.2f} {hours} {stage.bytes / 1e9:>8.2f}"
+            f"{stage.flops / 1e15:>10.3g} {hours} {stage.bytes / 1e9:>8.2f}"
         )
     total = sum(stage.flops for stage in stages)
     hours = (
@@ -182,7 +182,7 @@ def _table(stages: list[StagePlan], rate: float) -> list[str]:
         if rate
         else ("set --tflops to the rate of your devices for the hours")
     )
-    lines += [f"Together {total / 1e15:,.2f} PFLOPs; {hours}.", _NOTE]
+    lines += [f"Together {total / 1e15:.3g} PFLOPs; {hours}.", _NOTE]
     return lines
 
 

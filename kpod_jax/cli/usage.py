@@ -22,6 +22,7 @@ MODES = {
     "teach": "request rationales from a teacher at any OpenAI-compatible endpoint",
     "sweep": "run the configurations of --sweep and compare the runs",
     "compare": "compare the runs of --runs question by question",
+    "plan": "load, tokenize and count what a run will take: records, steps, FLOPs, hours, memory",
     "compile": "compile the steps for TPUs without having them: memory, FLOPs, collectives",
 }
 

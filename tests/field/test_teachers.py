@@ -10,6 +10,7 @@ from kpod_jax.cli import checks
 from kpod_jax.config import defaults
 from kpod_jax.teacher import teach
 from kpod_jax.teacher.completions import judge_row, read_completion
+from kpod_jax.teacher.questions import Question
 from kpod_jax.utils.errors import UserError
 from tests.teacher import endpoint as endpoints
 from tests.teacher.conftest import (  # noqa: F401
@@ -42,7 +43,9 @@ def kept(response, source="answer", keep="right"):
         return row["error"]
     teacher = defaults.get_config().teacher
     teacher.keep, teacher.rationale_from = keep, source
-    judged = judge_row(json.loads(json.dumps(row)), "7", "number", teacher)
+    judged = judge_row(
+        json.loads(json.dumps(row)), Question("0", "How many?", "7"), "number", teacher
+    )
     return judged.reason or judged.rationale
 
 
