@@ -68,10 +68,15 @@ def plan(config: Config, tflops: float = 0.0) -> str:
     lengths = data.train.questions.lengths, data.train.targets.lengths
     sizes = ", ".join(f"mean {size.mean():.0f}, longest {size.max()}" for size in lengths)
     lines += [f"tokens of questions and targets: {sizes}", ""]
-    stages = list(_stages(job, student, data))
+    stages = plan_stages(job, student, data)
     rate = 1e12 * tflops or _peak(job) * 0.4
     lines += _table(stages, rate)
     return "\n".join(lines)
+
+
+def plan_stages(job: Job, student: Student, data: Data) -> list[StagePlan]:
+    """Returns the plan of each stage that computes on devices."""
+    return list(_stages(job, student, data))
 
 
 def _stages(job: Job, student: Student, data: Data) -> Iterator[StagePlan]:
