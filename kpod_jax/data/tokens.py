@@ -7,6 +7,7 @@ Letters: N examples; flat arrays over all of them have M tokens or Z characters.
 """
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -191,7 +192,12 @@ def tokenize_questions(
 
 
 def resolve_prompt(
-    tokenizer: "PreTrainedTokenizerFast", prompt: str, *, decoder_only: bool, chat: bool
+    tokenizer: "PreTrainedTokenizerFast",
+    prompt: str,
+    *,
+    decoder_only: bool,
+    chat: bool,
+    date: datetime.date | None = None,
 ) -> str:
     """Returns the final prompt template: `prompt`, or `prompt` inside the chat template.
 
@@ -204,6 +210,7 @@ def resolve_prompt(
       decoder_only: whether prompt and target are one sequence.
       chat: whether prompt and target are a user turn and an assistant turn in the tokenizer's chat
         template.
+      date: the current date to chat templates that ask for it; None: today's.
 
     Raises:
       UserError: the tokenizer has no usable chat template.
@@ -211,7 +218,12 @@ def resolve_prompt(
     if chat:
         try:
             turns = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=(date or datetime.date.today()).strftime,
+            )
         except Exception as error:  # Jinja and the templates raise errors of many types.
             raise UserError(
                 "student.chat=True, but the tokenizer has no usable chat template: "
