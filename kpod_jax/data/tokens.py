@@ -9,7 +9,7 @@ Letters: N examples; flat arrays over all of them have M tokens or Z characters.
 import dataclasses
 import datetime
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -222,7 +222,7 @@ def resolve_prompt(
                 turns,
                 tokenize=False,
                 add_generation_prompt=True,
-                strftime_now=(date or datetime.date.today()).strftime,
+                **_dated(tokenizer.get_chat_template(), date or datetime.date.today()),
             )
         except Exception as error:  # Jinja and the templates raise errors of many types.
             raise UserError(
@@ -235,6 +235,28 @@ def resolve_prompt(
         if tokenizer.decode([*ids, *ids]) == "aa":
             prompt += "\n"
     return prompt
+
+
+# Defines the function with which chat templates ask for the current date. The empty expression
+# keeps the whitespace after it.
+_DATE_MACRO = (
+    "{%- macro strftime_now(format) %}{% set date = namespace(text=format) %}"
+    "{% for name, value in date_directives.items() %}"
+    "{% set date.text = date.text.replace(name, value) %}{% endfor %}"
+    "{{ date.text }}{% endmacro %}{{ '' }}"
+)
+_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBcdeHIjmMpSUwWxXyYzZ%"))
+
+
+def _dated(template: str, date: datetime.date) -> dict[str, Any]:
+    """Returns the arguments with which a chat template has a fixed date.
+
+    transformers passes no functions to templates, hence a macro.
+    """
+    if "strftime_now" not in template:
+        return {}
+    directives = {name: date.strftime(name) for name in _DIRECTIVES}
+    return {"chat_template": _DATE_MACRO + template, "date_directives": directives}
 
 
 def decoder_start(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> int:

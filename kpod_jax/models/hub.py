@@ -8,6 +8,7 @@ time. Weights are written as safetensors, and read from safetensors or GGUF.
 import functools
 import json
 import math
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -62,26 +63,24 @@ def find(model: str, names: tuple[str, ...] = _MODEL_FILES) -> pathlib.Path:
 
 def hub_id(model: str) -> str | None:
     """Returns the name if it is a model's id on the hub rather than a local path, else None."""
-    path = files.local(model)
-    if path.exists() or path.suffix in _FILE_SUFFIXES:
-        return None
     try:
         validate_repo_id(model)
     except HFValidationError:
         return None
-    return model
+    path = files.local(model)
+    return None if path.exists() or path.suffix in _FILE_SUFFIXES else model
 
 
 def license_of(model: str) -> str | None:
     """Returns the license that a model's README.md or GGUF file gives, without downloading it."""
     path = files.local(model)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):
         return read_gguf(path).fields.get("general.license")
     readme = path / "README.md"
-    if not path.exists() and hub_id(model):
+    if hub_id(model):
         cached = huggingface_hub.try_to_load_from_cache(model, "README.md")
         readme = pathlib.Path(cached) if isinstance(cached, str) else readme
-    if not readme.is_file():
+    if not os.path.isfile(readme):  # Unlike pathlib's, for any text.
         return None
     try:
         value = huggingface_hub.metadata_load(readme)
