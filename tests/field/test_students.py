@@ -319,9 +319,10 @@ def test_the_parts_of_a_split_gguf_are_one_model(gguf_model, tmp_path):
 
 def test_yarn_in_a_gguf_is_that_of_transformers(gguf_model, tmp_path):
     path, _ = gguf_model
-    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+    rope: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
     rope["original_max_position_embeddings"] = 16
-    config = transformers.LlamaConfig(**test_gguf.SIZES | {"rope_parameters": rope})
+    sizes: dict[str, Any] = test_gguf.SIZES | {"rope_parameters": rope}
+    config = transformers.LlamaConfig(**sizes)
     fields = {"type": "yarn", "factor": 4.0, "original_context_length": 16}
     rewrite(path, tmp_path / "y.gguf", {f"llama.rope.scaling.{k}": v for k, v in fields.items()})
     found: Any = hub.load_config(str(tmp_path / "y.gguf"))
@@ -645,7 +646,8 @@ def test_a_student_is_its_contents(tmp_path):
 
 
 class Chip(types.SimpleNamespace):
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return id(self)
 
 
 def devices(platform: str, slices: int, count: int = 8) -> list[Any]:
