@@ -4,13 +4,15 @@ Each stage in `run` is a function of the results above it. `utils/stage_cache.py
 in the work directory and skips it while that is up to date.
 """
 
+import dataclasses
+import datetime
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kpod_jax import baselines
 from kpod_jax.config.defaults import Config
-from kpod_jax.data.prepare import Data, prepare_data
+from kpod_jax.data.prepare import TOKENS, Data, prepare_data
 from kpod_jax.data.sources import fresh_records
 from kpod_jax.distillation import (
     Trained,
@@ -64,7 +66,7 @@ def run(
     stage = StageCache(STAGES, config, directory, processes, chosen).run
 
     mesh = lazily(sharding.make_mesh, **config.mesh)
-    student = lazily(read_student, config)
+    student = lazily(read_student, config, root, siblings)
     data = stage("rationales", prepare_data, config.data, student)
     weights = stage(  # Eq. 2-7
         "weigh", learn_token_weights, config.weighting, student, data, mesh,
@@ -107,11 +109,35 @@ def check_run(workdir: files.PathLike, mode: str) -> None:
         )
 
 
-def read_student(config: Config) -> Student:
-    """Loads the student and checks that it supports the row layout of the training."""
+PROMPT = "prompt.json"
+
+
+def read_student(
+    config: Config, root: pathlib.Path, siblings: Sequence[files.PathLike] = ()
+) -> Student:
+    """Loads the student and checks that it supports the row layout of the training.
+
+    A chat template may contain the current date. It is that of the day on which the run first
+    loaded its student, or of a sibling, whose tokens may be reused; `PROMPT` keeps it.
+    """
     student = load_student(config.student, config.seed)
     check_layout(config.distill, student)
+    student = dataclasses.replace(student, date=prompt_date([root, *siblings]))
+    if not (root / PROMPT).exists():
+        value = {"date": str(student.date), "prompt": student.prompt}
+        files.write_json(root / PROMPT, value)
     return student
+
+
+def prompt_date(paths: Sequence[files.PathLike]) -> datetime.date:
+    """Returns the date in the prompts of the first of some work directories that has one."""
+    for path in map(files.as_path, paths):
+        if (path / PROMPT).exists():
+            return datetime.date.fromisoformat(files.read_json(path / PROMPT)["date"])
+        tokens = path / f"{TOKENS}.json"
+        if not files.is_remote(tokens) and tokens.exists():  # From before `PROMPT` was written.
+            return datetime.date.fromtimestamp(tokens.stat().st_mtime)
+    return datetime.date.today()
 
 
 def method_examples(config: Config, student: Student, data: Data) -> baselines.TrainingSet:

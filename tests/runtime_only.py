@@ -20,12 +20,13 @@ import safetensors.numpy
 import tokenizers
 import transformers
 
+from kpod_jax.config import defaults
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
 from kpod_jax.evaluation.generation import Generator
-from kpod_jax.models import hub
 from kpod_jax.models.student import Student, load_student
 from kpod_jax.parallel import sharding
+from kpod_jax.report import exported as exported_run
 from kpod_jax.utils.errors import UserError
 
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
@@ -150,7 +151,7 @@ def main() -> str:
         return "torch is installed: this shows nothing. Install requirements.txt alone."
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        born, exported, file = folder / "born", folder / "exported", folder / "student.gguf"
+        born, file = folder / "born", folder / "student.gguf"
         born.mkdir()
         write_architecture(born)
         student = load_student(str(born), init="random", seed=1)
@@ -159,7 +160,12 @@ def main() -> str:
         expected = answers(student, params)
         if len(np.unique(expected)) < len(QUESTIONS):
             return f"the random student always writes the same: {expected.tolist()}"
-        hub.save_pretrained(exported, student.config, params, student.tokenizer)
+        settings = defaults.get_config()
+        settings.student = student.settings
+        exported_run.write(settings, student, params, 0, folder)
+        exported = folder / "export"
+        if "AutoModelForCausalLM" not in (exported / "README.md").read_text():
+            return "the export has no model card that shows its use"
         write_gguf(file, exported, student)
         for path in (exported, file):
             student = load_student(str(path))

@@ -28,7 +28,7 @@ from kpod_jax.training import costs
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError, did_you_mean
 
-_EXAMPLES = "v3:4x4, v4:2x2x4, v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v6e:4x4"
+_EXAMPLES = "v3:4x4, v4:2x2x4, v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v6e:4x4, 2xv5e:4x4"
 _USABLE = 0.98  # Usable fraction of a device's memory; the runtime takes the rest.
 _NO_COMPILER = (
     "--mode=compile needs the TPU compiler, libtpu, which is not installed. Its wheel runs on any "
@@ -128,6 +128,10 @@ def compile_for(
 def topology_devices(name: str) -> Sequence[Any]:
     """Returns the devices of a TPU topology, as compilation targets.
 
+    Args:
+      name: a TPU type and the dimensions of a slice in chips, such as "v5e:4x4"; "2xv5e:4x4" is two
+        such slices.
+
     Raises:
       UserError: the compiler is not installed, or the topology is unknown.
     """
@@ -137,18 +141,21 @@ def topology_devices(name: str) -> Sequence[Any]:
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")  # Errors about a missing TPU are expected.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # No chip is used.
     options: dict[str, Any] = {}
-    if match := re.fullmatch(r"\w+:(\d+)x(\d+)(x\d+)?", name):
+    count, topology = re.fullmatch(r"(?:([1-9]\d{0,3})x(?=[a-z]))?(.*)", name, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    if match := re.fullmatch(r"\w+:(\d+)x(\d+)(x\d+)?", topology):
         # Use four-chip hosts if they divide the slice.
         options["chips_per_host_bounds"] = [2 - int(size) % 2 for size in match.groups()[:2]] + [1]
-    if name.startswith("v4:"):
+    if topology.startswith("v4:"):
         options["chip_config_name"] = "megacore"  # One device per chip, as on Cloud TPU.
+    if count is not None:
+        options["num_slices"] = int(count)
     try:
-        return topologies.get_topology_desc(name, "tpu", **options).devices
+        return topologies.get_topology_desc(topology, "tpu", **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"--topology={name}: not a topology that the compiler knows ({reason}). Expected a TPU "
-            f"type and the dimensions of its slice in chips, such as {_EXAMPLES}."
+            f"type and the dimensions of its slices in chips, such as {_EXAMPLES}."
         ) from error
 
 

@@ -7,8 +7,9 @@ Letters: N examples; flat arrays over all of them have M tokens or Z characters.
 """
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -197,7 +198,12 @@ def tokenize_questions(
 
 
 def resolve_prompt(
-    tokenizer: "PreTrainedTokenizerFast", prompt: str, *, decoder_only: bool, chat: bool
+    tokenizer: "PreTrainedTokenizerFast",
+    prompt: str,
+    *,
+    decoder_only: bool,
+    chat: bool,
+    date: datetime.date | None = None,
 ) -> str:
     """Returns the final prompt template: `prompt`, or `prompt` inside the chat template.
 
@@ -210,6 +216,7 @@ def resolve_prompt(
       decoder_only: whether prompt and target are one sequence.
       chat: whether prompt and target are a user turn and an assistant turn in the tokenizer's chat
         template.
+      date: the current date to chat templates that ask for it; None: today's.
 
     Raises:
       UserError: the tokenizer has no usable chat template.
@@ -217,7 +224,12 @@ def resolve_prompt(
     if chat:
         try:
             turns = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=True,
+                **_dated(tokenizer.get_chat_template(), date or datetime.date.today()),
+            )
         except Exception as error:  # Jinja and the templates raise errors of many types.
             raise UserError(
                 "student.chat=True, but the tokenizer has no usable chat template: "
@@ -229,6 +241,28 @@ def resolve_prompt(
         if tokenizer.decode([*ids, *ids]) == "aa":
             prompt += "\n"
     return prompt
+
+
+# Defines the function with which chat templates ask for the current date. The empty expression
+# keeps the whitespace after it.
+_DATE_MACRO = (
+    "{%- macro strftime_now(format) %}{% set date = namespace(text=format) %}"
+    "{% for name, value in date_directives.items() %}"
+    "{% set date.text = date.text.replace(name, value) %}{% endfor %}"
+    "{{ date.text }}{% endmacro %}{{ '' }}"
+)
+_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBcdeHIjmMpSUwWxXyYzZ%"))
+
+
+def _dated(template: str, date: datetime.date) -> dict[str, Any]:
+    """Returns the arguments with which a chat template has a fixed date.
+
+    transformers passes no functions to templates, hence a macro.
+    """
+    if "strftime_now" not in template:
+        return {}
+    directives = {name: date.strftime(name) for name in _DIRECTIVES}
+    return {"chat_template": _DATE_MACRO + template, "date_directives": directives}
 
 
 def decoder_start(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> int:

@@ -20,7 +20,7 @@ def save_adapter(
     params: Any,
     lora: LoRAConfig,
     *,
-    base_model: str,
+    base_model: str | None,
     tokenizer: Any = None,
 ) -> None:
     """Writes `adapter_config.json`, `adapter_model.safetensors` and the tokenizer's files.
@@ -32,7 +32,7 @@ def save_adapter(
       config: the base model's architecture.
       params: unboxed tree with adapters, layers stacked or separate; base weights are not saved.
       lora: the adapters' configuration.
-      base_model: directory or hub id from which PEFT loads the base model.
+      base_model: hub id from which PEFT loads the base model; None: the caller of PEFT loads it.
       tokenizer: a transformers tokenizer, or None.
 
     Raises:

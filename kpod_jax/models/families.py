@@ -75,7 +75,7 @@ def config_from_json(value: Any, own: Family | None = None) -> ModelConfig:
     kind = value.get("model_type") if isinstance(value, Mapping) else None
     families = (own, *FAMILIES) if own else FAMILIES
     for family in families:
-        if kind in family.config.architectures:
+        if isinstance(kind, str) and kind in family.config.architectures:
             return family.config.from_json(value)
     types = dict.fromkeys(name for family in families for name in family.config.architectures)
     raise UserError(

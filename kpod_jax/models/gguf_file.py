@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax.models.llama_config import LlamaConfig, RopeScaling
-from kpod_jax.models.llama_layers import frequencies
+from kpod_jax.models.llama_config import LlamaConfig
+from kpod_jax.models.rope import RopeScaling, frequencies, yarn_attention_factor
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.gguf_contents import read_gguf
 
@@ -50,6 +50,8 @@ class GGUFFile:
     def __init__(self, path: pathlib.Path) -> None:
         file = read_gguf(path)
         self._path, self._fields = path, file.fields
+        if (kind := file.fields.get("general.type", "model")) != "model":
+            raise UserError(f"{path} is a GGUF file of type {kind!r}; expected a model.")
         if (architecture := file.field("general.architecture")) not in _ARCHITECTURES:
             raise UserError(
                 f"{path} is a GGUF file with architecture {architecture!r}; expected one of "
@@ -76,53 +78,121 @@ class GGUFFile:
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        try:
+            array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{self._path} stores {tensor.name} as {tensor.tensor_type.name}, which cannot be "
+                f"read. Give a file of another quantization, or {_USE_DIRECTORY[5:]}"
+            ) from error
         return array.reshape(tuple(int(size) for size in tensor.shape[::-1]))
 
-    def _config(self) -> LlamaConfig:
-        def value(key: str, default: Any = None) -> Any:
-            field = self._fields.get(f"{self._architecture}.{key}", default)
-            if field is None:
-                raise UserError(
-                    f"{self._path} lacks the field {self._architecture}.{key}. Download the file "
-                    "again."
-                )
-            return field
+    def _value(self, key: str, default: Any = None) -> Any:
+        """Returns a field of the architecture."""
+        value = self._fields.get(f"{self._architecture}.{key}", default)
+        if value is None:
+            raise UserError(
+                f"{self._path} lacks the field {self._architecture}.{key}. Download the file again."
+            )
+        return value
 
+    def _unsupported(self, what: str) -> UserError:
+        return UserError(f"{self._path} {what}, which is not supported. {_USE_DIRECTORY}")
+
+    def _config(self) -> LlamaConfig:
+        value, scaling = self._value, self._rope_scaling()
         if (embedding := self._tensors.get("model.embed_tokens.weight")) is None:
             raise UserError(
                 f"{self._path} lacks the tensor token_embd.weight. Download the file again."
             )
         heads, width = value("attention.head_count"), value("embedding_length")
-        scaling = RopeScaling()
-        if (kind := value("rope.scaling.type", "none")) == "linear":
-            scaling = RopeScaling(kind, float(value("rope.scaling.factor")))
-        elif kind != "none":
-            raise UserError(
-                f"{self._path} uses RoPE scaling {kind!r}, which is not supported; expected none, "
-                f"linear, or LLaMA 3's (the tensor {_ROPE_DIVISORS}). {_USE_DIRECTORY}"
-            )
+        sizes = {
+            "attention.head_count": heads,
+            "attention.head_count_kv": value("attention.head_count_kv", heads),
+            "feed_forward_length": value("feed_forward_length"),
+        }
+        for key, size in sizes.items():
+            if isinstance(size, list):  # Pruned models have one value per layer.
+                if len(set(size)) > 1:
+                    raise self._unsupported(f"has layers of different {key}")
+                sizes[key] = size[0]
+        heads = sizes["attention.head_count"]
+        head_dim = value("attention.key_length", width // heads)
+        for key, neutral in (
+            ("attention.value_length", head_dim),
+            ("rope.dimension_count", head_dim),
+            ("expert_count", 0),
+            ("attn_logit_softcapping", 0),
+            ("final_logit_softcapping", 0),
+            ("logit_scale", 1),
+            ("residual_scale", 1),
+            ("embedding_scale", 1),
+            ("attention.scale", head_dim**-0.5),
+        ):
+            if (given := value(key, neutral)) not in (0, None) and abs(given - neutral) > 1e-6:
+                raise self._unsupported(f"has {key} {given}")
+        # Zero stands for none.
+        window = value("attention.sliding_window", 0) or None
+        model_type = self._architecture
+        if window is not None and model_type == "llama":
+            model_type = "mistral"
         eos = self._fields.get("tokenizer.ggml.eos_token_id", LlamaConfig.eos_token_id)
         config = LlamaConfig(
-            model_type=self._architecture,
+            model_type=model_type,
             vocab_size=int(embedding.shape[1]),
             hidden_size=width,
-            intermediate_size=value("feed_forward_length"),
+            intermediate_size=sizes["feed_forward_length"],
             num_hidden_layers=value("block_count"),
             num_attention_heads=heads,
-            num_key_value_heads=value("attention.head_count_kv", heads),
-            head_dim=value("attention.key_length", width // heads),
+            num_key_value_heads=sizes["attention.head_count_kv"],
+            head_dim=head_dim,
             rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
             rope_theta=float(value("rope.freq_base", 10000.0)),
             rope_scaling=scaling,
             tie_word_embeddings="lm_head.weight" not in self.names,
             attention_bias="model.layers.0.self_attn.o_proj.bias" in self.names,
+            sliding_window=window,
             max_position_embeddings=value("context_length"),
             pad_token_id=self._fields.get("tokenizer.ggml.padding_token_id", eos),
             eos_token_id=eos,
             bos_token_id=self._fields.get("tokenizer.ggml.bos_token_id", LlamaConfig.bos_token_id),
         )
         return self._with_llama3_scaling(config) if _ROPE_DIVISORS in self._tensors else config
+
+    def _rope_scaling(self) -> RopeScaling:
+        """Returns the scaling that llama.cpp computes from a file's metadata."""
+
+        def value(key: str, default: float) -> float:
+            return float(self._value(f"rope.scaling.{key}", default))
+
+        # Old files have one factor and no type.
+        factor = value("factor", float(self._value("rope.scale_linear", 0.0)))
+        kind = self._value("rope.scaling.type", "linear" if factor else "none")
+        if kind == "none" or (kind == "linear" and factor in (0, 1)):
+            return RopeScaling()
+        if kind not in ("linear", "yarn"):
+            raise UserError(
+                f"{self._path} uses RoPE scaling {kind!r}, which is not supported; expected none, "
+                f"linear, yarn, or LLaMA 3's (the tensor {_ROPE_DIVISORS}). {_USE_DIRECTORY}"
+            )
+        if not factor:
+            self._value("rope.scaling.factor")  # Raises.
+        if kind == "linear":
+            return RopeScaling(kind, factor)
+        for key, neutral in (("yarn_ext_factor", 1), ("yarn_log_multiplier", 0)):
+            if value(key, neutral) not in (neutral, -1):  # -1 stands for the default.
+                raise self._unsupported(f"has rope.scaling.{key} {value(key, neutral)}")
+        scale = value("attn_factor", 1.0) * value("yarn_attn_factor", 1.0)
+        return RopeScaling(
+            kind,
+            factor,
+            original_max_position_embeddings=int(
+                value("original_context_length", self._value("context_length"))
+            ),
+            beta_fast=value("yarn_beta_fast", 32.0),
+            beta_slow=value("yarn_beta_slow", 1.0),
+            attention_factor=scale * yarn_attention_factor(factor),
+        )
 
     def _with_llama3_scaling(self, config: LlamaConfig) -> LlamaConfig:
         """Recovers LLaMA 3's RoPE scaling from its divisors, which are all that the file stores."""
@@ -131,7 +201,9 @@ class GGUFFile:
         scaled = dataclasses.replace(
             config, rope_scaling=RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192)
         )
-        expected = frequencies(config) / frequencies(scaled)
+        head_dim, theta = config.head_dim, config.rope_theta
+        plain = frequencies(head_dim, theta, RopeScaling())
+        expected = plain / frequencies(head_dim, theta, scaled.rope_scaling)
         if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
             raise UserError(
                 f"{self._path} uses a RoPE scaling ({_ROPE_DIVISORS}) that differs from LLaMA 3's, "

@@ -6,7 +6,9 @@ time. Weights are written as safetensors, and read from safetensors or GGUF.
 """
 
 import functools
+import json
 import math
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -16,18 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from jax.experimental import multihost_utils
 
 from kpod_jax.models import layout
 from kpod_jax.models.families import NAMED, Family, ModelConfig, config_from_json, hf_shape
 from kpod_jax.models.gguf_file import GGUFFile
 from kpod_jax.models.layers import LoRAConfig
+from kpod_jax.models.t5_config import T5Config
 from kpod_jax.models.tensors import INDEX, WEIGHTS, Tensors
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.gguf_contents import read_gguf
 
 _SHARD_BYTES = 4 << 30
-_MODEL_FILES = ("*.json", "*.safetensors", "*.model")
+_FILE_SUFFIXES = (".gguf", ".json", ".model", ".npz", ".safetensors")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "README.md")
 
 
 def find(model: str, names: tuple[str, ...] = _MODEL_FILES) -> pathlib.Path:
@@ -54,6 +61,35 @@ def find(model: str, names: tuple[str, ...] = _MODEL_FILES) -> pathlib.Path:
         ) from error
 
 
+def hub_id(model: str) -> str | None:
+    """Returns the name if it is a model's id on the hub rather than a local path, else None."""
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return None
+    path = files.local(model)
+    return None if path.exists() or path.suffix in _FILE_SUFFIXES else model
+
+
+def license_of(model: str) -> str | None:
+    """Returns the license that a model's README.md or GGUF file gives, without downloading it."""
+    path = files.local(model)
+    if path.suffix == ".gguf" and os.path.isfile(path):
+        return read_gguf(path).fields.get("general.license")
+    readme = path / "README.md"
+    if hub_id(model):
+        cached = huggingface_hub.try_to_load_from_cache(model, "README.md")
+        readme = pathlib.Path(cached) if isinstance(cached, str) else readme
+    if not os.path.isfile(readme):  # Unlike pathlib's, for any text.
+        return None
+    try:
+        value = huggingface_hub.metadata_load(readme)
+    except Exception:  # YAML errors of many types; a card is only a document.
+        return None
+    found = value.get("license") if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def load_config(model: str, own: Family | None = None) -> ModelConfig:
     """Loads a model's architecture.
 
@@ -69,11 +105,26 @@ def load_config(model: str, own: Family | None = None) -> ModelConfig:
     path = find(model, ("config.json",))
     if path.suffix == ".gguf":
         return GGUFFile(path).config
-    path = path / "config.json" if path.is_dir() else path
+    if path.is_dir():
+        _check_complete(path)
+        path /= "config.json"
     try:
         return config_from_json(files.read_json(path), own)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _check_complete(directory: pathlib.Path) -> None:
+    """Says what a directory without config.json seems to be."""
+    if (directory / "config.json").is_file():
+        return
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{directory} is a PEFT adapter, without the model that it adapts. Merge it into that "
+            "model (merge_and_unload), save the result and give that directory."
+        )
+    if found := sorted(directory.glob("*.gguf")):
+        raise UserError(f"{directory} has no config.json. Give the GGUF file itself: {found[0]}.")
 
 
 def check_weights(model: str) -> None:
@@ -103,9 +154,9 @@ def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
     flat = layout.flatten(abstract)
     leaves = {k: v for k, v in flat.items() if not k.endswith(layout.KERNEL_COMPANIONS)}
     names = {path: _names(path, leaf, config) for path, leaf in leaves.items()}
-    if "lm_head.weight" not in tensors.names and "lm_head/kernel" in names:
-        # transformers 5 does not write a head that equals the embedding table.
-        names["lm_head/kernel"] = [config.names.EMBEDDING]
+    if isinstance(config, T5Config) and "lm_head.weight" not in tensors.names:
+        # transformers 5 does not write a T5's head that equals the embedding table.
+        names |= {"lm_head/kernel": [config.names.EMBEDDING]} if "lm_head/kernel" in names else {}
     tensors.check_names({name for group in names.values() for name in group}, config)
     result = {}
     for path, leaf in leaves.items():
@@ -221,7 +272,23 @@ def save_tokenizer(directory: files.PathLike, tokenizer: Any) -> None:
     """Writes a tokenizer's files in transformers' format."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
+        path = pathlib.Path(folder) / "tokenizer_config.json"
+        path.write_text(json.dumps(_portable(tokenizer, files.read_json(path)), indent=2))
         files.copy_folder(folder, directory)
+
+
+def _portable(tokenizer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a tokenizer_config.json that transformers 4 reads like transformers 5."""
+    dropped = ("backend", "is_local", "local_files_only", "name_or_path")
+    config = {key: value for key, value in config.items() if key not in dropped}
+    if not type(tokenizer).__module__.startswith("transformers.models."):
+        # Base classes have other names in transformers 5.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    # In transformers 4, some tokenizers also return segments, which `generate` rejects.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    return config
 
 
 def _names(path: str, leaf: Any, config: ModelConfig) -> list[str]:

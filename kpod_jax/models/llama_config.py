@@ -5,32 +5,23 @@ They differ only in biases, query and key norms, and the scaling of positions.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kpod_jax.models import llama_names
+from kpod_jax.models import config_values, llama_names, rope
+from kpod_jax.models.rope import RopeScaling
 from kpod_jax.utils.errors import UserError
 
-_ROPE_TYPES = ("default", "linear", "llama3")
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Scaling of rotary frequencies for contexts longer than the original training context.
-
-    Attributes:
-      rope_type: "default" (no scaling), "linear" or "llama3".
-      factor: divides the frequencies; for "llama3", only the low ones.
-      low_freq_factor: "llama3" only: wavelengths above original / low are fully scaled.
-      high_freq_factor: "llama3" only: wavelengths below original / high are not scaled.
-      original_max_position_embeddings: "llama3" only: the original context length.
-    """
-
-    rope_type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+# Values of keys with which a model is one of this family; null always is one.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "mlp_bias": (False,),
+    "partial_rotary_factor": (1.0,),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+}
+_ACTIVATIONS = {"swish": "silu"}  # Other names.
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +71,7 @@ class LlamaConfig:
     head_dim: int = 128
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling = RopeScaling()
+    rope_scaling: RopeScaling = RopeScaling()  # noqa: RUF009 - it is frozen.
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     sliding_window: int | None = None
@@ -95,14 +86,14 @@ class LlamaConfig:
                 f"model_type is {self.model_type!r}; expected one of "
                 f"{', '.join(self.architectures)}."
             )
-        for name, value in vars(self).items():
-            minimum = 0 if name.endswith("_token_id") else 1
-            if type(self.__dataclass_fields__[name].default) is int and (
-                type(value) is not int or value < minimum
-            ):
-                raise UserError(
-                    f"LLaMA configuration: {name} is {value!r}; expected an integer >= {minimum}."
-                )
+        config_values.check_types(self, "LLaMA")
+        if self.sliding_window is not None and (
+            type(self.sliding_window) is not int or self.sliding_window < 1
+        ):
+            raise UserError(
+                f"LLaMA configuration: sliding_window is {self.sliding_window!r}; expected an "
+                "integer >= 1 or null."
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"LLaMA configuration: num_key_value_heads={self.num_key_value_heads} does not "
@@ -112,11 +103,7 @@ class LlamaConfig:
             raise UserError(
                 f"LLaMA configuration: head_dim={self.head_dim} is odd; expected an even number."
             )
-        if self.rope_scaling.rope_type not in _ROPE_TYPES:
-            raise UserError(
-                f"LLaMA configuration: rope_type {self.rope_scaling.rope_type!r} is not "
-                f"supported; expected one of {', '.join(_ROPE_TYPES)}."
-            )
+        rope.check_type(self.rope_scaling.rope_type)
 
     @property
     def d_model(self) -> int:
@@ -147,43 +134,101 @@ class LlamaConfig:
             for field in dataclasses.fields(cls)
             if value.get(field.name) is not None
         }
-        if (act := value.get("hidden_act", cls.hidden_act)) != cls.hidden_act:
+        act = value.get("hidden_act") or cls.hidden_act
+        if _ACTIVATIONS.get(act, act) != cls.hidden_act:
             raise UserError(f"hidden_act is {act!r}; expected {cls.hidden_act!r}.")
-        if value.get("mlp_bias"):
-            raise UserError("mlp_bias is true; expected false.")
-        heads = fields.get("num_attention_heads", cls.num_attention_heads)
-        fields.setdefault("num_key_value_heads", heads)
-        fields.setdefault("head_dim", fields.get("hidden_size", cls.hidden_size) // heads)
+        for name, neutral in _NEUTRAL.items():
+            if (given := value.get(name)) is not None and given not in neutral:
+                expected = " or ".join(["null", *map(json.dumps, neutral)])
+                raise UserError(f"{name} is {json.dumps(given)}; expected {expected}.")
+        _set_head_sizes(fields, value, cls)
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-            if isinstance(fields.get(name), list):
-                fields[name] = fields[name][0]
+            ids = fields.pop(name, None)
+            ids = ids if isinstance(ids, list) else [ids]
+            # Old checkpoints write -1 where there is no such token.
+            if ids and ids[0] is not None and ids[0] != -1:
+                fields[name] = ids[0]
         fields.setdefault("pad_token_id", fields.get("eos_token_id", cls.eos_token_id))
-        if value.get("use_sliding_window") is False:
-            fields.pop("sliding_window", None)
-        # transformers 5 stores everything in rope_parameters; older versions store rope_theta
-        # separately.
-        rope = dict(value.get("rope_parameters") or value.get("rope_scaling") or {})
-        fields["rope_theta"] = float(
-            rope.get("rope_theta", fields.get("rope_theta", cls.rope_theta))
+        if value.get("model_type") in LlamaConfig.architectures:
+            fields["sliding_window"] = _window(value)
+        fields["rope_theta"], fields["rope_scaling"] = rope.from_json(
+            value,
+            cls.rope_theta,
+            fields.get("max_position_embeddings", cls.max_position_embeddings),
         )
-        rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
-        names = {field.name for field in dataclasses.fields(RopeScaling)}
-        fields["rope_scaling"] = RopeScaling(**{k: v for k, v in rope.items() if k in names})
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a `config.json` that transformers 4 and 5 and `from_json` read the same way."""
         value = dataclasses.asdict(self)
-        scaling = value.pop("rope_scaling")
-        if scaling["rope_type"] == "default":
-            scaling = {"rope_type": "default"}
-        elif scaling["rope_type"] == "linear":
-            scaling = {"rope_type": "linear", "factor": scaling["factor"]}
+        value["rope_scaling"] = scaling = self.rope_scaling.to_json()
         value["rope_parameters"] = scaling | {"rope_theta": self.rope_theta}
-        if scaling["rope_type"] != "default":
-            value["rope_scaling"] = scaling
+        if scaling["rope_type"] == "default":
+            del value["rope_scaling"]
+        if self.model_type in _QWEN:
+            slides = self.sliding_window is not None
+            value["use_sliding_window"] = slides
+            value["max_window_layers"] = 0 if slides else self.num_hidden_layers
         value["hidden_act"] = self.hidden_act
         return {"architectures": [self.architectures[self.model_type]], **value}
+
+
+_QWEN = ("qwen2", "qwen3")
+
+
+def _set_head_sizes(
+    fields: dict[str, Any], value: Mapping[str, Any], cls: type[LlamaConfig]
+) -> None:
+    """Sets the head sizes that a `config.json` does not give, as transformers does."""
+    heads = fields.get("num_attention_heads", cls.num_attention_heads)
+    hidden = fields.get("hidden_size", cls.hidden_size)
+    fields.setdefault("num_key_value_heads", heads)
+    if value.get("model_type") == "qwen3" and "head_dim" not in value:
+        fields["head_dim"] = 128
+    if "head_dim" in fields or not all(type(n) is int and n > 0 for n in (heads, hidden)):
+        return
+    if hidden % heads:
+        raise UserError(
+            f"LLaMA configuration: num_attention_heads={heads} does not divide hidden_size="
+            f"{hidden}, and there is no head_dim."
+        )
+    fields["head_dim"] = hidden // heads
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _window(value: Mapping[str, Any]) -> int | None:
+    """Returns the sliding window of all layers, as transformers understands a `config.json`.
+
+    Raises:
+      UserError: only some layers have one.
+    """
+    kind, window = value["model_type"], value.get("sliding_window", 4096)
+    given, first = value.get("layer_types"), value.get("max_window_layers")
+    if given is not None and not (isinstance(given, list) and all(map(_is_text, given))):
+        raise UserError(f"layer_types is {given!r:.80}; expected a list of names.")
+    if first is not None and type(first) is not int:
+        raise UserError(f"max_window_layers is {first!r}; expected an integer.")
+    if kind == "llama" or (kind in _QWEN and not value.get("use_sliding_window")):
+        window = None
+    types = set(given or ())
+    if kind in _QWEN and window is not None:
+        layers = value.get("num_hidden_layers")
+        count = layers if type(layers) is int else LlamaConfig.num_hidden_layers
+        first = 28 if first is None else first
+        types = types or {_SLIDING if i >= first else _FULL for i in range(count)}
+        window = None if types == {_FULL} else window
+    types = types or {_FULL if window is None else _SLIDING}
+    if types != {_FULL if window is None else _SLIDING}:
+        raise UserError(
+            f"its layers differ in attention (sliding_window={window}, layer_types: "
+            f"{', '.join(sorted(types))}), which is not supported. If all sequences are "
+            "shorter than the window, it has no effect: remove sliding_window and layer_types, "
+            "and set use_sliding_window to false."
+        )
+    return window
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, **other: Any) -> LlamaConfig:

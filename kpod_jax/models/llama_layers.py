@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kpod_jax.models.layers import (
     Attention,
@@ -24,6 +23,7 @@ from kpod_jax.models.layers import (
     pin_residual,
 )
 from kpod_jax.models.llama_config import LlamaConfig
+from kpod_jax.models.rope import frequencies
 from kpod_jax.parallel.sharding import constrain
 
 STD = 0.02
@@ -210,28 +210,13 @@ class _FeedForward(nn.Module):
         return out(hidden, deterministic)
 
 
-def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Returns [H / 2] float32, each dimension pair's rotation per position, in radians."""
-    scaling = config.rope_scaling
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    result = 1.0 / config.rope_theta**exponents
-    if scaling.rope_type == "linear":
-        return (result / scaling.factor).astype(np.float32)
-    if scaling.rope_type == "llama3":
-        wavelength = 2 * np.pi / result
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        # 0 for fully scaled wavelengths, 1 for unscaled ones.
-        smooth = (scaling.original_max_position_embeddings / wavelength - low) / (high - low)
-        smooth = np.clip(smooth, 0, 1)
-        result = (1 - smooth) * result / scaling.factor + smooth * result
-    return result.astype(np.float32)
-
-
 def rotation_at(places_BxL: jax.Array, config: LlamaConfig) -> jax.Array:
     """Returns the cosines and sines of the positions' angles, [2, B, L, 1, H] float32."""
-    angles = places_BxL[..., None].astype(jnp.float32) * frequencies(config)
+    rotations = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    angles = places_BxL[..., None].astype(jnp.float32) * rotations
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None]
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    factor = config.rope_scaling.attention_factor
+    return factor * jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
 def _rotate(x_BxLxNxH: jax.Array, rotation: jax.Array) -> jax.Array:

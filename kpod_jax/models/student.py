@@ -1,6 +1,7 @@
 """The student: a model and its tokenizer, with parameters created directly on their shards."""
 
 import dataclasses
+import datetime
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ class Student:
       tokenizer: a transformers tokenizer; its ids index the model's embedding table.
       settings: the section `student` of the configuration.
       seed: seed of random parameters, including adapters.
+      date: the current date to chat templates that ask for it; None: today's.
     """
 
     module: Model
@@ -41,6 +43,7 @@ class Student:
     tokenizer: Any
     settings: Config
     seed: int
+    date: datetime.date | None = None
 
     @property
     def model(self) -> str:
@@ -71,7 +74,11 @@ class Student:
     def resolve_prompt(self, prompt: str) -> str:
         """Converts a template containing `{question}` to the student's format."""
         return tokens.resolve_prompt(
-            self.tokenizer, prompt, decoder_only=self.decoder_only, chat=self.settings.chat
+            self.tokenizer,
+            prompt,
+            decoder_only=self.decoder_only,
+            chat=self.settings.chat,
+            date=self.date,
         )
 
     def tokenize(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kpod_jax.models import t5_names
+from kpod_jax.models import config_values, t5_names
 from kpod_jax.utils.errors import UserError
 
 # The activation for each of Hugging Face's values of feed_forward_proj.
@@ -63,14 +63,7 @@ class T5Config:
     decoder_start_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            minimum = 0 if name.endswith("_token_id") else 1
-            if type(self.__dataclass_fields__[name].default) is int and (
-                type(value) is not int or value < minimum
-            ):
-                raise UserError(
-                    f"T5 configuration: {name} is {value!r}; expected an integer >= {minimum}."
-                )
+        config_values.check_types(self, "T5")
         if self.feed_forward_proj not in ACTIVATIONS:
             raise UserError(
                 f"T5 configuration: feed_forward_proj is {self.feed_forward_proj!r}; expected one "

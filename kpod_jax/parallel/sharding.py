@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kpod_jax.utils.errors import UserError
@@ -42,16 +43,19 @@ def make_mesh(
 ) -> Mesh:
     """Creates a mesh of the devices with the axes "data", "fsdp" and "tensor".
 
-    One of the sizes may be -1, which stands for all remaining devices.
+    One of the sizes may be -1, which stands for all remaining devices. Of several TPU slices, each
+    holds an equal part of "data", so that only gradients go through the slower network between
+    slices.
 
     Args:
-      data: number of replicas of the parameters.
+      data: number of replicas of the parameters; a multiple of the number of TPU slices.
       fsdp: number of devices that parameters and optimizer state are split over.
       tensor: number of devices that heads, hidden units and vocabulary are split over.
       devices: all devices of all processes by default.
 
     Raises:
-      UserError: the product of the sizes is not the number of devices.
+      UserError: the product of the sizes is not the number of devices, or `data` cannot be split
+        over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -66,7 +70,29 @@ def make_mesh(
             f"{settings}: expected a product of {len(devices)}, the number of devices "
             f"({devices[0].platform}). Set one of them to -1, or choose divisors."
         )
-    return jax.make_mesh(sizes, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
+    axis_types = (AxisType.Auto,) * 3
+    if (slices := _num_slices(devices)) == 1:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(
+            f"{settings}: the devices form {slices} TPU slices, and only mesh.data can be split "
+            f"over slices, so it must be a multiple of {slices}. Set mesh.data={slices} and "
+            "mesh.fsdp=-1, for example."
+        )
+    hybrid = mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // slices, *sizes[1:]),
+        (slices, 1, 1),
+        devices,
+        allow_split_physical_axes=True,  # As `jax.make_mesh` does where it must.
+    )
+    return Mesh(hybrid, MESH_AXES, axis_types=axis_types)
+
+
+def _num_slices(devices: Sequence[Any]) -> int:
+    """Returns the number of TPU slices; 1 for other devices, which may number their hosts so."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", None) for device in devices})
 
 
 @contextlib.contextmanager

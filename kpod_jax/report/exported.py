@@ -5,6 +5,8 @@ from typing import Any
 
 from kpod_jax import baselines
 from kpod_jax.config.defaults import Config
+from kpod_jax.data import tokens
+from kpod_jax.data.records import Record
 from kpod_jax.models.export import export
 from kpod_jax.models.student import Student
 from kpod_jax.report import model_card
@@ -28,9 +30,11 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
     is_adapter = export(
         student, params, directory, **config.export, max_new_tokens=config.eval.max_new_tokens
     )
+    prompt = baselines.prompt_of(config, student)
     card = model_card.model_card(
         config,
-        prompt=baselines.prompt_of(config, student),
+        prompt=prompt,
+        example=_example(student, prompt),
         step=step,
         decoder_only=student.decoder_only,
         is_adapter=is_adapter,
@@ -39,3 +43,33 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
     files.write_text(directory / "README.md", card)
     form = "as a PEFT adapter" if is_adapter else "in Hugging Face format"
     return f"the student of step {step}, {form}"
+
+
+def _example(student: Student, prompt: str) -> tuple[str, bool]:
+    """Returns how the student's tokenizer is called to give the tokens of an evaluation.
+
+    Returns:
+      The text, with `{question}` in it, and the value of `add_special_tokens`.
+    """
+    tokenizer = student.tokenizer
+
+    def ids(text: str, question: str, special: bool = False) -> list[int]:
+        text = text.replace("{question}", question)
+        return tokenizer(text, add_special_tokens=special, verbose=False).input_ids
+
+    questions = ("How many?", "7")
+    records = [Record(question, question, (), "") for question in questions]
+    evaluated = tokens.tokenize_questions(
+        records, tokenizer, prompt=prompt, decoder_only=student.decoder_only
+    )
+    expected = [evaluated[i].tolist() for i in range(len(records))]
+    before, after = "", tokenizer.eos_token
+    if student.decoder_only:
+        expected = [[*row, student.decoder_start(prompt)] for row in expected]
+        first = expected[0]
+        before = tokenizer.decode(first[: len(first) - len(ids(prompt, questions[0]))])
+        after = ""
+    for text, special in ((prompt, True), (prompt, False)):
+        if [ids(text, question, special) for question in questions] == expected:
+            return text, special
+    return before + prompt + after, False

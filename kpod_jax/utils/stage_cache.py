@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from kpod_jax.utils import config_dict, files
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
+from kpod_jax.utils.workdir import Workdir, same
 
 T = TypeVar("T")
 
@@ -193,7 +193,7 @@ class StageCache:
             log(f"{name}: reused from another run with the same inputs")
             return
         stored = workdir.stored(name)
-        if stored is not None and stored != fingerprint:
+        if stored is not None and not same(stored, fingerprint):
             reason = workdir.difference(name, fingerprint)
             if stage.training and any((workdir / file).exists() for file in stage.outputs):
                 raise UserError(
@@ -202,7 +202,7 @@ class StageCache:
                     f"delete {workdir / stage.outputs[0]} to train from scratch."
                 )
             log(f"{name}: rerunning: {reason}")
-        if stored != fingerprint:
+        if not same(stored, fingerprint):
             for part in stage.partial:
                 files.remove(workdir / part)
         start, cpu_start = time.monotonic(), time.process_time()

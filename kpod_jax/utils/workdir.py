@@ -69,17 +69,15 @@ class Workdir:
         path = self._stage_file(stage)
         if not path.is_file() or not all((self.path / name).exists() for name in outputs):
             return False
-        return bool(files.read_json(path)["complete"]) and self.stored(stage) == fingerprint
+        return bool(files.read_json(path)["complete"]) and same(self.stored(stage), fingerprint)
 
     def difference(self, stage: str, fingerprint: Mapping[str, Any]) -> str:
         """Describes what changed since a stage ran: the first three keys, with both values."""
-        old = self.stored(stage) or {}
+        old, new = _by_content(self.stored(stage) or {}), _by_content(fingerprint)
         changes = [
-            f"{key} was {old.get(key)!r:.60}, now {fingerprint.get(key)!r:.60}"
-            if not key.startswith("file ")
-            else f"{key.removeprefix('file ')} changed"
-            for key in sorted(old.keys() | fingerprint.keys())
-            if old.get(key) != fingerprint.get(key)
+            _change(key, old.get(key), new.get(key))
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
         ]
         return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" * (len(changes) > 3))
 
@@ -146,3 +144,31 @@ class Workdir:
 
     def _stage_file(self, stage: str) -> pathlib.Path:
         return self.path / ".stages" / f"{stage}.json"
+
+
+# Precedes the digest that stands for a setting's path.
+_CONTENTS = "the contents of "
+
+
+def same(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
+    """Returns whether two fingerprints agree, wherever the files outside the work directory are."""
+    return old is not None and _by_content(old) == _by_content(new)
+
+
+def _by_content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces every path among the settings that has a digest by that digest."""
+    result, paths = {}, set()
+    for key, value in fingerprint.items():
+        if isinstance(value, str) and f"file {value}" in fingerprint:
+            paths.add(f"file {value}")
+            value = _CONTENTS + fingerprint[f"file {value}"]
+        result[key] = _by_content(value) if isinstance(value, Mapping) else value
+    return {key: value for key, value in result.items() if key not in paths}
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if key.startswith("file "):
+        return f"{key.removeprefix('file ')} changed"
+    if all(isinstance(value, str) and value.startswith(_CONTENTS) for value in (old, new)):
+        return f"{_CONTENTS}{key} changed"
+    return f"{key} was {old!r:.60}, now {new!r:.60}"

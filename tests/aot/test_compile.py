@@ -224,6 +224,21 @@ def test_a_device_is_a_chip(topology, count):
     assert len(compile.topology_devices(topology)) == count
 
 
+@needs_compiler
+@pytest.mark.slow
+def test_a_train_step_is_compiled_for_two_slices():
+    """Only `data` goes across slices: 4x4 chips each, split over fsdp."""
+    devices = compile.topology_devices("2xv5e:4x4")
+    assert [device.slice_index for device in devices] == [0] * 16 + [1] * 16
+    config = quickstart.get_config()
+    config.mesh.data, config.mesh.fsdp, config.distill.batch_size = 2, 16, 32
+    job = steps.make_job(config, devices)
+    slices = np.vectorize(lambda device: device.slice_index)(job.mesh.devices)
+    assert (slices == np.array([0, 1])[:, None, None]).all()
+    found = compile.compile_step(steps.train_step(job), job.mesh)
+    assert found.fits and found.collectives["all-reduce"].count > 0
+
+
 @pytest.fixture
 def optimised():
     """As a user's steps are compiled, and not as those of tests."""

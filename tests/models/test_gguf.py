@@ -170,14 +170,14 @@ def test_what_is_not_supported_and_damage_are_named(saved, tmp_path):
     (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"Cannot read .*cut\.gguf"):
         hub.load_config(str(tmp_path / "cut.gguf"))
-    writer = gguf.GGUFWriter(tmp_path / "yarn.gguf", "llama")
+    writer = gguf.GGUFWriter(tmp_path / "long.gguf", "llama")
     writer.add_head_count(4)
     writer.add_embedding_length(64)
-    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
     writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32))
     gguf_files.finish(writer)
-    with pytest.raises(UserError, match=r"yarn\.gguf uses RoPE scaling 'yarn'"):
-        hub.load_config(str(tmp_path / "yarn.gguf"))
+    with pytest.raises(UserError, match=r"long\.gguf uses RoPE scaling 'longrope'"):
+        hub.load_config(str(tmp_path / "long.gguf"))
 
 
 def test_a_file_that_was_written_again_is_read_again(tmp_path):

@@ -33,10 +33,12 @@ def test_a_card_says_what_was_measured_and_how_to_ask():
     config = quickstart.get_config("scotd")
     config.student.model = 'odd: "name"'
     text, parsed = card(config)
-    assert parsed.data.to_dict()["base_model"] == 'odd: "name"'
+    assert parsed.data.to_dict().get("base_model") is None
+    assert 'A student of `odd: "name"`' in text
     assert parsed.data.to_dict()["library_name"] == "transformers"
     assert "Accuracy on test: 25.0% (10 of 40; 95% interval 14.0% to 40.0%), at step 384." in text
-    assert 'tokenizer("Q: QUESTION A:", return_tensors="pt")' in text
+    assert 'prompt = "Q: QUESTION A:"\n' in text
+    assert 'tokenizer(prompt, add_special_tokens=True, return_tensors="pt")' in text
     assert "AutoModelForSeq2SeqLM" in text
     assert "distilled on `arithmetic` by SCoTD" in text
     [model] = parsed.data.to_dict()["model-index"]
@@ -64,8 +66,8 @@ def test_no_name_breaks_the_front_matter(name):
     results = RESULTS | {"split": name, "accuracy": float("nan")}
     text, parsed = card(config, prompt=f"{name} {{question}}", results=results)
     data = parsed.data.to_dict()
-    assert data.keys() == {"base_model", "library_name", "tags", "model-index"}
-    assert data["base_model"] == name
+    assert data.keys() - {"base_model"} == {"library_name", "pipeline_tag", "tags", "model-index"}
+    assert data.get("base_model") in (None, name)
     [result] = data["model-index"][0]["results"]
     assert result["dataset"] == {"type": name, "name": name, "split": name}
     assert math.isnan(result["metrics"][0]["value"])
@@ -102,3 +104,4 @@ def test_a_card_of_a_decoder_only_student(is_adapter):
     assert "model-index" not in parsed.data.to_dict()
     assert parsed.data.to_dict()["library_name"] == ("peft" if is_adapter else "transformers")
     assert ("`peft` package" in text) == is_adapter
+    assert parsed.data.to_dict()["pipeline_tag"] == "text-generation"
