@@ -37,6 +37,7 @@ def load_answerer(student: Student, config: Config, **changes: Any) -> Student:
     if config.answerer:
         settings |= {"model": config.answerer, "tokenizer": config.tokenizer}
     answerer = load_student(section("student", student.settings, settings), student.seed, **changes)
+    answerer = dataclasses.replace(answerer, date=student.date)
     if answerer.settings.chat and not getattr(answerer.tokenizer, "chat_template", None):
         settings = section("student", answerer.settings, {"chat": False})
         return dataclasses.replace(answerer, settings=settings)
