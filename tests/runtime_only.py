@@ -1,12 +1,16 @@
-"""Students where requirements.txt alone is installed: no test tool, no torch.
+"""Students and own data where requirements.txt alone is installed: no test tool, no torch.
 
     python -m tests.runtime_only
 
 Exports a random chat student, loads it again from its directory and from a GGUF file, and has all
-three answer the same questions. Exits with 1 and a message where something is missing or differs.
+three answer the same questions. Reads a small data set in each shape and format. Exits with 1 and a
+message where something is missing or differs.
 """
 
+import csv
+import gzip
 import importlib.util
+import io
 import json
 import pathlib
 import sys
@@ -16,12 +20,14 @@ from typing import Any
 import gguf
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import safetensors.numpy
 import tokenizers
 import transformers
 
 from kpod_jax.config import defaults
-from kpod_jax.data import tokens
+from kpod_jax.data import sources, tokens
 from kpod_jax.data.records import Record
 from kpod_jax.evaluation.generation import Generator
 from kpod_jax.models.student import Student, load_student
@@ -145,12 +151,73 @@ def answers(student: Student, params: Any) -> np.ndarray:
     return generator(params, asked)[:, 0]
 
 
+STEPS = "Half of 48 is 24, and 48 + 24 = 72."
+TEXT = f"{STEPS} The answer is 72."
+# One record in the formats that people have.
+FORMATS: dict[str, dict[str, Any]] = {
+    "ours": {"question": "How many?", "rationale": STEPS, "answer": "72"},
+    "GSM8K": {"question": "How many?", "answer": f"{STEPS}\n#### 72"},
+    "completion": {"prompt": "How many?", "completion": TEXT},
+    "chat": {
+        "messages": [
+            {"role": "user", "content": "How many?"},
+            {"role": "assistant", "content": TEXT},
+        ]
+    },
+    "ShareGPT": {
+        "conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": TEXT}]
+    },
+    "Alpaca": {"instruction": "How many?", "input": "", "output": TEXT},
+    "solution": {"problem": "How many?", "solution": STEPS + r" \boxed{72}", "answer": "72"},
+    "thought": {"prompt": "How many?", "completion": f"<think>{STEPS}</think>\nThe answer is 72."},
+}
+
+
+def written(name: str, rows: list[dict[str, Any]]) -> bytes:
+    """Rows as a file of this name holds them."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if name.endswith(".gz"):
+        return gzip.compress(lines)
+    if name.endswith(".json"):
+        return json.dumps(rows, indent=2).encode()
+    if name.endswith(".csv"):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+    if name.endswith(".parquet"):
+        buffer = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+        return buffer.getvalue().to_pybytes()
+    return lines
+
+
+def own_data(folder: pathlib.Path) -> str:
+    """Why own data of some shape or format is not read; "" where all is."""
+    for name in ("train.jsonl", "train.json", "train.jsonl.gz", "train.csv", "train.parquet"):
+        for format_, row in FORMATS.items():
+            if name.endswith(".csv") and format_ in ("chat", "ShareGPT"):
+                continue  # A cell holds no list.
+            path = folder / name.replace(".", "_") / format_
+            path.mkdir(parents=True)
+            texts = [json.dumps(row).replace("How many?", f"How many in {i}?") for i in range(9)]
+            rows = list(map(json.loads, texts))
+            (path / name).write_bytes(written(name, rows))
+            records, _ = sources.load_records("jsonl", "train", path=str(path))
+            if not records or {(r.rationale, r.answer) for r in records} != {(STEPS, "72")}:
+                return f"{name} in the format {format_} is read as {records[:1]}"
+    return ""
+
+
 def main() -> str:
     """Why this fails; "" where all is well."""
     if importlib.util.find_spec("torch") is not None:
         return "torch is installed: this shows nothing. Install requirements.txt alone."
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
+        if problem := own_data(folder / "data"):
+            return problem
         born, file = folder / "born", folder / "student.gguf"
         born.mkdir()
         write_architecture(born)
