@@ -86,8 +86,8 @@ def without_answer(rationale: str, answer: str, kind: str) -> str:
 
 
 def plain_answer(text: str, kind: str) -> str:
-    """Returns a text that is an answer of its kind, if need be without markup, else ""."""
-    return next((answer for answer in (text, _unmarked(text)) if _is_gold(answer, kind)), "")
+    """Returns a text that is an answer of its kind, without markup, else ""."""
+    return next((answer for answer in (_unmarked(text), text) if _is_gold(answer, kind)), "")
 
 
 def stated_answer(text: str) -> str:

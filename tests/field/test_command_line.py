@@ -213,6 +213,7 @@ def handlers():
 @pytest.mark.parametrize("looks", [0, 1])
 def test_a_signal_in_a_loop_ends_it(number, looks, handlers):
     """Whether the loop looks again, and says what it saved, or not, as in the last validation."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup may have it ignored.
     signals.raise_on(signal.SIGINT, signal.SIGTERM)
     with pytest.raises(signals.Preempted) as told, signals.deferred() as stop:
         assert not stop()

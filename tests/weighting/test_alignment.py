@@ -185,7 +185,7 @@ def llama_of(tokenizer, lora=None) -> Student:
 
 
 TEXTS = [
-    "She has 3 + 4 = 7 pens and 5 * 2 = 10 more pens.",
+    "She has 3 + 4 = 7 pens and then 5 * 2 = 10 more pens, which is 7 + 10 = 17 pens of hers.",
     "Then 7 * 2 = 14 pens.",
     "It is 5.",
     "So 9 - 1 = 8 is left.",
@@ -235,9 +235,10 @@ def test_batches_of_another_tokenizer_are_cut_to_what_they_hold(byte_tokenizer):
     found = answerer_model.read_records(
         records(byte_tokenizer), t5_of(byte_tokenizer), t5_of(load_tokenizer(BUILT_IN))
     )
-    row = take(found.batch, np.array([2]))
-    whole, cut = found.batch.reading, row.reading
-    assert whole is not None and cut is not None
+    whole, longest = found.batch.reading, found.batch.rationale.shape[1]
+    cut = take(found.batch, np.array([2])).reading
+    assert whole is not None and cut is not None and longest > 40
+    # The third rationale has 8 characters of 50.
     assert cut.tokens.shape[1] < whole.tokens.shape[1]
     assert cut.mask.sum() == whole.mask[2].sum() and cut.width == whole.width
 
