@@ -60,7 +60,13 @@ class GGUFFile:
         self._architecture = architecture
         self._tensors = {_hf_name(name): tensor for name, tensor in file.tensors.items()}
         self.names = set(self._tensors) - {_ROPE_DIVISORS}
-        self.config = self._config()
+        try:
+            self.config = self._config()
+        except UserError as error:
+            # Those of the configuration's values do not name the file.
+            raise UserError(
+                str(error) if str(path) in str(error) else f"{path}: {error}"
+            ) from error
 
     def get(self, name: str) -> np.ndarray:
         """Returns a tensor in float32, outputs first."""
@@ -223,7 +229,8 @@ class GGUFFile:
         )
         head_dim, theta = config.head_dim, config.rope_theta
         plain = frequencies(head_dim, theta, RopeScaling())
-        expected = plain / frequencies(head_dim, theta, scaled.rope_scaling)
+        with np.errstate(all="ignore"):  # Damaged divisors may be zero.
+            expected = plain / frequencies(head_dim, theta, scaled.rope_scaling)
         if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
             raise UserError(
                 f"{self._path} uses a RoPE scaling ({_ROPE_DIVISORS}) that differs from LLaMA 3's, "

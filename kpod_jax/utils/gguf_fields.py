@@ -22,6 +22,7 @@ _TOKENS = schema.Kind(
     "a list of texts, not empty",
     lambda value: isinstance(value, list) and bool(value) and all(map(schema.TEXT.accepts, value)),
 )
+_FACTOR = schema.Kind("a number >= 0", lambda value: schema.is_number(value) and value >= 0)
 _BYTES = schema.list_of(schema.integer(-128, 255), "bytes")
 _FIELDS = {
     "general.architecture": schema.TEXT,
@@ -58,12 +59,12 @@ _ARCHITECTURE = {
     "attention.scale": schema.NUMBER,
     "rope.dimension_count": _COUNT,
     "rope.freq_base": schema.POSITIVE,
-    "rope.scale_linear": schema.NUMBER,
+    "rope.scale_linear": _FACTOR,
     "rope.scaling.type": schema.TEXT,
+    "rope.scaling.factor": _FACTOR,
     **{
         f"rope.scaling.{name}": schema.NUMBER
         for name in (
-            "factor",
             "attn_factor",
             "original_context_length",
             "yarn_attn_factor",

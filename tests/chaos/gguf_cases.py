@@ -106,7 +106,7 @@ def write(
         body += b"".join(struct.pack("<Q", size) for size in dims)
         body += struct.pack("<IQ", kind or 0, offset if place is None else place)
         count = math.prod(dims)
-        if kind is None and count < 1 << 20:
+        if place is None and count < 1 << 20:
             data += np.full(count, fill, np.float32).tobytes()
             data += b"\0" * (-len(data) % alignment)
             offset = len(data)
@@ -213,7 +213,7 @@ CASES: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
     "heads-texts": (field("attention.head_count", array(TEXT, ["4"])), "attention.head_count"),
     "heads-divide": (field("attention.head_count", (U32, 3)), "divide"),
     "heads-float": (field("attention.head_count", (F32, 4.0)), "attention.head_count"),
-    "layers": (field("block_count", (U32, 10**9)), "block_count"),
+    "layers": (field("block_count", (U32, 10**9)), "num_hidden_layers is 1000000000"),
     "layers-negative": (field("block_count", (I32, -1)), "block_count"),
     "layers-more": (field("block_count", (U32, 3)), "lacks the weight"),
     "layers-array": (field("block_count", array(U32, [1])), "block_count"),
@@ -243,7 +243,7 @@ CASES: dict[str, tuple[Callable[[pathlib.Path], Any], str]] = {
     "cap-list": (field("attn_logit_softcapping", array(F32, [1.0])), "attn_logit_softcapping"),
     "eos-text": (field("tokenizer.ggml.eos_token_id", (TEXT, "2")), "eos_token_id"),
     "eos-negative": (field("tokenizer.ggml.eos_token_id", (I32, -5)), "eos_token_id"),
-    "eos-beyond": (field("tokenizer.ggml.eos_token_id", (U32, 999)), "end-of-sequence"),
+    "eos-beyond": (field("tokenizer.ggml.eos_token_id", (U32, 999)), LOADS),
     "split-text": (field("split.count", (TEXT, "2")), "split.count"),
     "split-tensors": (field("split.tensors.count", (U32, 10**6)), "is a part of a model"),
     "dims-0": (tensor("output_norm.weight", ()), "dimensions"),
