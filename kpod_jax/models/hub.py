@@ -35,7 +35,7 @@ from kpod_jax.utils.gguf_contents import read_gguf
 _SHARD_BYTES = 4 << 30
 _FILE_SUFFIXES = (".gguf", ".json", ".model", ".npz", ".safetensors")
 # Of what transformers reads in a config.json besides the architecture.
-_KINDS = dict.fromkeys(
+_KINDS: dict[str, schema.Kind] = dict.fromkeys(
     ("quantization_config", "auto_map"), schema.either(schema.OBJECT, schema.NULL)
 )
 _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "README.md")

@@ -72,7 +72,8 @@ class Tensors:
                 f"safetensors (written by transformers' save_pretrained), or {_RANDOM}."
             )
         index = schema.read_object(directory / INDEX, max_bytes=_MAX_INDEX)
-        if not _WEIGHT_MAP.accepts(weight_map := index.get("weight_map")):
+        weight_map: Any = index.get("weight_map")
+        if not _WEIGHT_MAP.accepts(weight_map):
             raise UserError(
                 f"{directory / INDEX} has no weight_map, or one of {schema.shown(weight_map)}; "
                 f"expected {_WEIGHT_MAP.description}. {_AGAIN}."

@@ -97,7 +97,7 @@ class _Header:
     """The bytes of a header, read in order from `place` on."""
 
     def __init__(self, data: np.ndarray) -> None:
-        self._bytes = memoryview(data)[:_MAX_BYTES]
+        self._bytes = data.data[:_MAX_BYTES]
         self._values = _MAX_VALUES
         self.place = 0
 

@@ -101,7 +101,8 @@ def write(
     infos = {k: v for k, v in (TENSORS | (tensors or {})).items() if v is not None}
     body, offset, data = b"".join(text(k) + encoded(v) for k, v in given.items()) + more, 0, b""
     for name, info in infos.items():
-        dims, kind, place = info if isinstance(info[0], tuple) else (info, None, None)
+        whole: Any = info if isinstance(info[0], tuple) else (info, None, None)
+        dims, kind, place = whole
         body += text(name) + struct.pack("<I", len(dims))
         body += b"".join(struct.pack("<Q", size) for size in dims)
         body += struct.pack("<IQ", kind or 0, offset if place is None else place)
