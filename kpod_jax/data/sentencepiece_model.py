@@ -1,10 +1,10 @@
 """Loads SentencePiece `.model` files with the special tokens and chat template beside them."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kpod_jax.data import tokenizer_files
 from kpod_jax.data.sentencepiece_tokenizer import CONTROL, USER_DEFINED, Pieces, build
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def load_model(path: pathlib.Path, directory: pathlib.Path | None) -> "PreTraine
     config = _read_config(directory)
     added = _added_tokens(config)
     tokens, types = [p.piece for p in proto.pieces], [p.type for p in proto.pieces]
+    if "" in tokens or len(set(tokens)) < len(tokens):
+        raise ValueError("it has a piece twice, or an empty one.")
     for place, token in added.items():
         if place < len(tokens) and token.content != tokens[place]:  # A renamed piece.
             tokens[place], types[place] = token.content, CONTROL if token.special else USER_DEFINED
@@ -91,13 +93,13 @@ def _read_config(directory: pathlib.Path | None) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name in _CONFIGS:
         if directory is not None and (file := directory / name).is_file():
-            config |= json.loads(file.read_text(encoding="utf-8"))
+            config |= tokenizer_files.read(file)
     for key, value in config.items():
         if key.endswith("_token") and isinstance(value, dict):
             config[key] = value["content"]
     older = None if directory is None else directory / "added_tokens.json"
     if "added_tokens_decoder" not in config and older is not None and older.is_file():
-        ids = json.loads(older.read_text(encoding="utf-8"))
+        ids = tokenizer_files.read(older)
         special = [*(config.get("additional_special_tokens") or ()), *config.values()]
         config["added_tokens_decoder"] = {
             place: {"content": token, "special": token in special} for token, place in ids.items()

@@ -4,6 +4,7 @@ The pieces come from a `.model` file (`sentencepiece_model.py`) or the metadata 
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 # Types of pieces; 5 is an unused piece.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 _SPACE = "▁"
+_MAX_PIECE = 1024
 # Between a character and one that belongs to it, such as an accent.
 _EXTENDING = r"(?<=[\s\S])(?=[\p{M}\u200C\u200D\uFF9E\uFF9F])"
 
@@ -44,6 +46,20 @@ class Pieces:
     strip: bool = False
     prefix: bool = True
     prefix_once: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.types) == len(self.scores):
+            raise ValueError("its pieces, types and scores differ in number.")
+        if not all(map(math.isfinite, self.scores)):
+            raise ValueError("it has a score that is not finite (NaN or infinity).")
+        if max(map(len, self.tokens), default=0) > _MAX_PIECE:
+            raise ValueError(f"it has a piece that is too long; expected {_MAX_PIECE} characters.")
+        if self.unigram and self.unknown is None:
+            raise ValueError("it has no unknown piece (unk), which unigram models need.")
+        # A map is the size of its trie, the trie of 4 bytes a node, and normalized characters.
+        size = int.from_bytes(self.characters[:4], "little")
+        if self.characters and (not 4 <= size <= len(self.characters) - 4 or size % 4):
+            raise ValueError("its map of characters (precompiled_charsmap) is damaged.")
 
 
 def build(pieces: Pieces) -> "Tokenizer":

@@ -3,10 +3,11 @@
 import os
 from typing import TYPE_CHECKING
 
+from kpod_jax.data import tokenizer_files
 from kpod_jax.data.gguf_tokenizer import gguf_tokenizer
 from kpod_jax.data.sentencepiece_model import load_model
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,12 +32,18 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """
     try:
         tokenizer = _load(name)
+        tokenizer("a 1")  # Damage may show only here.
+        if not tokenizer("a 1", add_special_tokens=False).input_ids:
+            raise ValueError("it turns text into no tokens.")
     except UserError:
         raise
-    except Exception as error:  # tokenizers raises bare Exceptions for damaged files.
-        reason = str(error).strip().split("\n")[0]
+    except BaseException as error:  # tokenizers raises bare Exceptions for damaged files.
+        # A panic of Rust is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = one_line(error)
         raise UserError(
-            f"Cannot load a tokenizer from {name!r}: {reason} Expected a directory with "
+            f"Cannot load a tokenizer from {name!r}: {reason:.300} Expected a directory with "
             "tokenizer.json, a SentencePiece .model file, or a Hugging Face id, which requires "
             "network access or a cached copy."
         ) from error
@@ -59,8 +66,12 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
 
     path = files.local(name)
     directory = path if path.is_dir() else None
+    if directory:
+        tokenizer_files.check(directory)
     if directory and not (path / "tokenizer.json").is_file():
         path = next(iter(sorted(path.glob("*.model"))), path)
+    if path.is_file() and path.suffix in (".json", ".model"):
+        tokenizer_files.check_size(path)
     if path.is_file() and path.suffix == ".json":
         return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
     if path.is_file() and path.suffix == ".model":
@@ -68,14 +79,17 @@ def _load(name: str) -> "PreTrainedTokenizerFast":
     if path.is_file() and path.suffix == ".gguf":
         return gguf_tokenizer(path)  # The reader in transformers needs torch.
     if path.is_dir():
-        return transformers.AutoTokenizer.from_pretrained(str(path))
+        # Without this, transformers asks whether to run code of the directory.
+        return transformers.AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     if path.is_file():
         raise ValueError("it is a file, but not .json, .model or .gguf.")
     if path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".model", ".json"):
         raise OSError("no such file or directory.")
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(
+            name, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError):
         if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
             raise
-        return transformers.AutoTokenizer.from_pretrained(name)
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from kpod_jax.data import chat_template
 from kpod_jax.data.characters import Characters
 from kpod_jax.data.records import Ragged, Record, Rejected, offsets_of
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -224,18 +225,19 @@ def resolve_prompt(
     if chat:
         try:
             turns = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=True,
-                **_dated(tokenizer.get_chat_template(), date or datetime.date.today()),
-            )
-        except Exception as error:  # Jinja and the templates raise errors of many types.
+            dated = _dated(tokenizer.get_chat_template(), date or datetime.date.today())
+            text = chat_template.render(tokenizer, turns, **dated)
+        except (UserError, ValueError) as error:
             raise UserError(
                 "student.chat=True, but the tokenizer has no usable chat template: "
-                f"{str(error).splitlines()[0]} Set student.chat=False for a base model."
+                f"{one_line(error)} Set student.chat=False for a base model."
             ) from error
-        prompt = cast(str, text)
+        if "{question}" in prompt and "{question}" not in text:
+            raise UserError(
+                "student.chat=True, but the tokenizer's chat template drops the question "
+                "({question} in student.prompt). Set student.chat=False for a base model."
+            )
+        prompt = text
     elif decoder_only and not prompt[-1].isspace():
         ids = _call(tokenizer, ["a"])["input_ids"][0]
         if tokenizer.decode([*ids, *ids]) == "aa":

@@ -14,7 +14,7 @@ from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig
 from kpod_jax.models.t5 import T5
 from kpod_jax.models.t5_config import T5Config
-from kpod_jax.utils import plugins
+from kpod_jax.utils import plugins, schema
 from kpod_jax.utils.errors import UserError
 
 ModelConfig: TypeAlias = T5Config | LlamaConfig
@@ -62,7 +62,7 @@ def family_of(config: ModelConfig, own: Family | None = None) -> Family:
     return next(family for family in families if type(config) is family.config)
 
 
-def config_from_json(value: Any, own: Family | None = None) -> ModelConfig:
+def config_from_json(value: Mapping[str, Any], own: Family | None = None) -> ModelConfig:
     """Parses the contents of a `config.json`.
 
     Args:
@@ -72,15 +72,15 @@ def config_from_json(value: Any, own: Family | None = None) -> ModelConfig:
     Raises:
       UserError: the model type or a value is not supported.
     """
-    kind = value.get("model_type") if isinstance(value, Mapping) else None
+    kind = value.get("model_type")
     families = (own, *FAMILIES) if own else FAMILIES
     for family in families:
         if isinstance(kind, str) and kind in family.config.architectures:
             return family.config.from_json(value)
     types = dict.fromkeys(name for family in families for name in family.config.architectures)
     raise UserError(
-        f"model_type {kind!r} in config.json is not supported. Expected one of {', '.join(types)}, "
-        "or a custom family (student.family, see docs/extending.md)."
+        f"model_type {schema.shown(kind)} in config.json is not supported. Expected one of "
+        f"{', '.join(types)}, or a custom family (student.family, see docs/extending.md)."
     )
 
 

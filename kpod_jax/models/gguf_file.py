@@ -60,7 +60,13 @@ class GGUFFile:
         self._architecture = architecture
         self._tensors = {_hf_name(name): tensor for name, tensor in file.tensors.items()}
         self.names = set(self._tensors) - {_ROPE_DIVISORS}
-        self.config = self._config()
+        try:
+            self.config = self._config()
+        except UserError as error:
+            # Those of the configuration's values do not name the file.
+            raise UserError(
+                str(error) if str(path) in str(error) else f"{path}: {error}"
+            ) from error
 
     def get(self, name: str) -> np.ndarray:
         """Returns a tensor in float32, outputs first."""
@@ -85,7 +91,11 @@ class GGUFFile:
                 f"{self._path} stores {tensor.name} as {tensor.tensor_type.name}, which cannot be "
                 f"read. Give a file of another quantization, or {_USE_DIRECTORY[5:]}"
             ) from error
-        return array.reshape(tuple(int(size) for size in tensor.shape[::-1]))
+        return array.reshape(tensor.shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns a tensor's shape, outputs first."""
+        return self._tensors[name].shape
 
     def _value(self, key: str, default: Any = None) -> Any:
         """Returns a field of the architecture."""
@@ -105,7 +115,13 @@ class GGUFFile:
             raise UserError(
                 f"{self._path} lacks the tensor token_embd.weight. Download the file again."
             )
-        heads, width = value("attention.head_count"), value("embedding_length")
+        if len(embedding.shape) != 2:
+            raise UserError(
+                f"{self._path}: the weight token_embd.weight has shape {list(embedding.shape)}; "
+                "expected two dimensions. Download the file again."
+            )
+        vocab, width = embedding.shape[0], value("embedding_length")
+        heads = value("attention.head_count")
         sizes = {
             "attention.head_count": heads,
             "attention.head_count_kv": value("attention.head_count_kv", heads),
@@ -117,6 +133,11 @@ class GGUFFile:
                     raise self._unsupported(f"has layers of different {key}")
                 sizes[key] = size[0]
         heads = sizes["attention.head_count"]
+        if width % heads and f"{self._architecture}.attention.key_length" not in self._fields:
+            raise UserError(
+                f"{self._path}: attention.head_count={heads} does not divide embedding_length="
+                f"{width}, and there is no attention.key_length. Download the file again."
+            )
         head_dim = value("attention.key_length", width // heads)
         for key, neutral in (
             ("attention.value_length", head_dim),
@@ -136,10 +157,15 @@ class GGUFFile:
         model_type = self._architecture
         if window is not None and model_type == "llama":
             model_type = "mistral"
-        eos = self._fields.get("tokenizer.ggml.eos_token_id", LlamaConfig.eos_token_id)
+
+        def token_id(name: str, default: int) -> int:
+            given = self._fields.get(f"tokenizer.ggml.{name}_token_id", default)
+            return given if given < vocab else default
+
+        eos = token_id("eos", LlamaConfig.eos_token_id)
         config = LlamaConfig(
             model_type=model_type,
-            vocab_size=int(embedding.shape[1]),
+            vocab_size=vocab,
             hidden_size=width,
             intermediate_size=sizes["feed_forward_length"],
             num_hidden_layers=value("block_count"),
@@ -153,9 +179,9 @@ class GGUFFile:
             attention_bias="model.layers.0.self_attn.o_proj.bias" in self.names,
             sliding_window=window,
             max_position_embeddings=value("context_length"),
-            pad_token_id=self._fields.get("tokenizer.ggml.padding_token_id", eos),
+            pad_token_id=token_id("padding", eos),
             eos_token_id=eos,
-            bos_token_id=self._fields.get("tokenizer.ggml.bos_token_id", LlamaConfig.bos_token_id),
+            bos_token_id=token_id("bos", LlamaConfig.bos_token_id),
         )
         return self._with_llama3_scaling(config) if _ROPE_DIVISORS in self._tensors else config
 
@@ -203,7 +229,8 @@ class GGUFFile:
         )
         head_dim, theta = config.head_dim, config.rope_theta
         plain = frequencies(head_dim, theta, RopeScaling())
-        expected = plain / frequencies(head_dim, theta, scaled.rope_scaling)
+        with np.errstate(all="ignore"):  # Damaged divisors may be zero.
+            expected = plain / frequencies(head_dim, theta, scaled.rope_scaling)
         if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
             raise UserError(
                 f"{self._path} uses a RoPE scaling ({_ROPE_DIVISORS}) that differs from LLaMA 3's, "

@@ -28,12 +28,16 @@ from kpod_jax.models.gguf_file import GGUFFile
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.models.tensors import INDEX, WEIGHTS, Tensors
-from kpod_jax.utils import files
+from kpod_jax.utils import files, schema
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.gguf_contents import read_gguf
 
 _SHARD_BYTES = 4 << 30
 _FILE_SUFFIXES = (".gguf", ".json", ".model", ".npz", ".safetensors")
+# Of what transformers reads in a config.json besides the architecture.
+_KINDS: dict[str, schema.Kind] = dict.fromkeys(
+    ("quantization_config", "auto_map"), schema.either(schema.OBJECT, schema.NULL)
+)
 _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "README.md")
 
 
@@ -75,7 +79,8 @@ def license_of(model: str) -> str | None:
     """Returns the license that a model's README.md or GGUF file gives, without downloading it."""
     path = files.local(model)
     if path.suffix == ".gguf" and os.path.isfile(path):
-        return read_gguf(path).fields.get("general.license")
+        found = read_gguf(path).fields.get("general.license")
+        return found if isinstance(found, str) else None
     readme = path / "README.md"
     if hub_id(model):
         cached = huggingface_hub.try_to_load_from_cache(model, "README.md")
@@ -108,8 +113,9 @@ def load_config(model: str, own: Family | None = None) -> ModelConfig:
     if path.is_dir():
         _check_complete(path)
         path /= "config.json"
+    value = schema.read_object(path, _KINDS)
     try:
-        return config_from_json(files.read_json(path), own)
+        return config_from_json(value, own)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -148,7 +154,8 @@ def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
       The tree of arrays, without adapters.
 
     Raises:
-      UserError: there are no weights, or a weight is missing, unexpected or of the wrong shape.
+      UserError: there are no weights, or a weight is missing, unexpected, of the wrong shape or not
+        finite.
     """
     tensors = Tensors(find(model))
     flat = layout.flatten(abstract)
@@ -157,7 +164,7 @@ def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
     if isinstance(config, T5Config) and "lm_head.weight" not in tensors.names:
         # transformers 5 does not write a T5's head that equals the embedding table.
         names |= {"lm_head/kernel": [config.names.EMBEDDING]} if "lm_head/kernel" in names else {}
-    tensors.check_names({name for group in names.values() for name in group}, config)
+    tensors.check({name: path for path, group in names.items() for name in group}, config)
     result = {}
     for path, leaf in leaves.items():
         scale_path = layout.companion_path(path, "kernel_scale")
@@ -167,7 +174,7 @@ def load_params(model: str, abstract: Any, config: ModelConfig) -> Any:
         arrays = {key: _zeros(target) for key, target in targets.items()} if stacked else {}
         for i, name in enumerate(names[path]):
             shape = leaf.shape[1:] if stacked else leaf.shape
-            values = [_from_hf(path, tensors.read(name, path, config), shape)]
+            values = [_from_hf(path, tensors.read(name), shape)]
             if scale_path in flat:
                 values = _quantize(values[0], _num_input_dims(path))
             for (key, target), value in zip(targets.items(), values, strict=True):

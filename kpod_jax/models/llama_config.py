@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from kpod_jax.models import config_values, llama_names, rope
 from kpod_jax.models.rope import RopeScaling
+from kpod_jax.utils import schema
 from kpod_jax.utils.errors import UserError
 
 # Values of keys with which a model is one of this family; null always is one.
@@ -20,7 +21,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
 }
-_ACTIVATIONS = {"swish": "silu"}  # Other names.
+_ACTIVATIONS = ("swish",)  # Other names of silu.
+_TOKEN_ID = schema.integer(0, (1 << 31) - 1)
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -81,18 +83,18 @@ class LlamaConfig:
     bos_token_id: int = 1
 
     def __post_init__(self) -> None:
+        config_values.check_types(self, "LLaMA")
         if self.model_type not in self.architectures:
             raise UserError(
                 f"model_type is {self.model_type!r}; expected one of "
                 f"{', '.join(self.architectures)}."
             )
-        config_values.check_types(self, "LLaMA")
         if self.sliding_window is not None and (
             type(self.sliding_window) is not int or self.sliding_window < 1
         ):
             raise UserError(
-                f"LLaMA configuration: sliding_window is {self.sliding_window!r}; expected an "
-                "integer >= 1 or null."
+                f"LLaMA configuration: sliding_window is {schema.shown(self.sliding_window)}; "
+                "expected an integer >= 1 or null."
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
@@ -104,6 +106,15 @@ class LlamaConfig:
                 f"LLaMA configuration: head_dim={self.head_dim} is odd; expected an even number."
             )
         rope.check_type(self.rope_scaling.rope_type)
+        if self.rope_scaling.rope_type == "yarn" and self.rope_theta <= 1:
+            raise UserError(
+                f"LLaMA configuration: rope_theta is {self.rope_theta}; expected more than 1, "
+                "since the scaling is yarn."
+            )
+        heads = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim
+        layer = self.hidden_size * (heads + 3 * self.intermediate_size)
+        embeddings = self.hidden_size * self.vocab_size
+        config_values.check_parameters(embeddings + self.num_hidden_layers * layer, "LLaMA")
 
     @property
     def d_model(self) -> int:
@@ -135,18 +146,19 @@ class LlamaConfig:
             if value.get(field.name) is not None
         }
         act = value.get("hidden_act") or cls.hidden_act
-        if _ACTIVATIONS.get(act, act) != cls.hidden_act:
-            raise UserError(f"hidden_act is {act!r}; expected {cls.hidden_act!r}.")
+        if act not in (cls.hidden_act, *_ACTIVATIONS):
+            raise UserError(f"hidden_act is {schema.shown(act)}; expected {cls.hidden_act!r}.")
         for name, neutral in _NEUTRAL.items():
             if (given := value.get(name)) is not None and given not in neutral:
                 expected = " or ".join(["null", *map(json.dumps, neutral)])
-                raise UserError(f"{name} is {json.dumps(given)}; expected {expected}.")
+                raise UserError(f"{name} is {json.dumps(given):.80}; expected {expected}.")
         _set_head_sizes(fields, value, cls)
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
             ids = fields.pop(name, None)
             ids = ids if isinstance(ids, list) else [ids]
             # Old checkpoints write -1 where there is no such token.
             if ids and ids[0] is not None and ids[0] != -1:
+                schema.check({name: ids[0]}, {name: _TOKEN_ID}, "config.json")
                 fields[name] = ids[0]
         fields.setdefault("pad_token_id", fields.get("eos_token_id", cls.eos_token_id))
         if value.get("model_type") in LlamaConfig.architectures:
@@ -208,9 +220,9 @@ def _window(value: Mapping[str, Any]) -> int | None:
     kind, window = value["model_type"], value.get("sliding_window", 4096)
     given, first = value.get("layer_types"), value.get("max_window_layers")
     if given is not None and not (isinstance(given, list) and all(map(_is_text, given))):
-        raise UserError(f"layer_types is {given!r:.80}; expected a list of names.")
+        raise UserError(f"layer_types is {schema.shown(given)}; expected a list of names.")
     if first is not None and type(first) is not int:
-        raise UserError(f"max_window_layers is {first!r}; expected an integer.")
+        raise UserError(f"max_window_layers is {schema.shown(first)}; expected an integer.")
     if kind == "llama" or (kind in _QWEN and not value.get("use_sliding_window")):
         window = None
     types = set(given or ())
@@ -218,7 +230,7 @@ def _window(value: Mapping[str, Any]) -> int | None:
         layers = value.get("num_hidden_layers")
         count = layers if type(layers) is int else LlamaConfig.num_hidden_layers
         first = 28 if first is None else first
-        types = types or {_SLIDING if i >= first else _FULL for i in range(count)}
+        types = types or {*([_FULL] if first > 0 else []), *([_SLIDING] if first < count else [])}
         window = None if types == {_FULL} else window
     types = types or {_FULL if window is None else _SLIDING}
     if types != {_FULL if window is None else _SLIDING}:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax.models.config_values import is_number
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.schema import is_number, shown
 
 _KEYS = ("rope_parameters", "rope_scaling")
 
@@ -70,9 +70,9 @@ def check_type(rope_type: str) -> None:
     Raises:
       UserError: it is not.
     """
-    if rope_type not in _REQUIRED:
+    if rope_type not in tuple(_REQUIRED):  # It may be of any type.
         raise UserError(
-            f"LLaMA configuration: rope_type {rope_type!r} is not supported; expected one of "
+            f"LLaMA configuration: rope_type {shown(rope_type)} is not supported; expected one of "
             f"{', '.join(_REQUIRED)}."
         )
 
@@ -97,24 +97,25 @@ def from_json(
     thetas = [rope.get("rope_theta") for rope in given] + [value.get("rope_theta")]
     theta = next((theta for theta in thetas if theta is not None), default_theta)
     if not is_number(theta) or theta <= 0:
-        raise UserError(f"rope_theta is {theta!r}; expected a number > 0.")
+        raise UserError(f"rope_theta is {shown(theta)}; expected a number > 0.")
     return float(theta), found.pop() if found else RopeScaling()
 
 
 def _flat(rope: Any, key: str) -> Mapping[str, Any]:
     """Returns the settings, which may be given for each type of layer, if they are all equal."""
     if not isinstance(rope, Mapping):
-        raise UserError(f"{key} is {rope!r:.80}; expected an object.")
+        raise UserError(f"{key} is {shown(rope)}; expected an object.")
     parts = [part for part in rope.values() if isinstance(part, Mapping)]
     if not parts:
         return rope
-    if any(part != parts[0] for part in parts):
+    if len(parts) < len(rope) or any(part != parts[0] for part in parts):
         raise UserError(f"{key} differs between types of layers, which is not supported.")
     return parts[0]
 
 
 def _scaling(rope: Mapping[str, Any], value: Mapping[str, Any], max_positions: int) -> RopeScaling:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kinds = (rope.get("rope_type"), rope.get("type"))
+    kind = next((kind for kind in kinds if kind is not None), "default")
     check_type(kind)
     original = "original_max_position_embeddings"
     given = {key: part for key, part in rope.items() if part is not None}
@@ -123,7 +124,8 @@ def _scaling(rope: Mapping[str, Any], value: Mapping[str, Any], max_positions: i
     if value.get(original) is not None:
         given[original] = value[original]
     given.setdefault(original, max_positions)
-    if kind == "yarn" and "factor" not in given and is_number(given[original]):
+    sizes = (max_positions, given[original])
+    if kind == "yarn" and "factor" not in given and all(is_number(n) and n > 0 for n in sizes):
         given["factor"] = max_positions / given[original]
     fields: dict[str, Any] = {}
     for name in (*_REQUIRED[kind], *_OPTIONAL.get(kind, ())):
@@ -134,9 +136,9 @@ def _scaling(rope: Mapping[str, Any], value: Mapping[str, Any], max_positions: i
         fields[name] = part = given[name]
         if name == "truncate":
             if type(part) is not bool:
-                raise UserError(f"rope_scaling: {name} is {part!r}; expected true or false.")
+                raise UserError(f"rope_scaling: {name} is {shown(part)}; expected true or false.")
         elif not is_number(part) or part <= 0:
-            raise UserError(f"rope_scaling: {name} is {part!r}; expected a number > 0.")
+            raise UserError(f"rope_scaling: {name} is {shown(part)}; expected a number > 0.")
     if kind == "yarn":
         fields.setdefault("attention_factor", _attention_factor(fields["factor"], given))
     if kind == "llama3" and fields["high_freq_factor"] <= fields["low_freq_factor"]:
@@ -147,7 +149,7 @@ def _scaling(rope: Mapping[str, Any], value: Mapping[str, Any], max_positions: i
 def _attention_factor(factor: float, given: Mapping[str, Any]) -> float:
     scales = [given.get(name) or 0 for name in ("mscale", "mscale_all_dim")]
     if not all(map(is_number, scales)):
-        raise UserError(f"rope_scaling: mscale is {scales!r}; expected numbers.")
+        raise UserError(f"rope_scaling: mscale is {shown(scales)}; expected numbers.")
     if not all(scales):
         return yarn_attention_factor(factor)
     return yarn_attention_factor(factor, scales[0]) / yarn_attention_factor(factor, scales[1])

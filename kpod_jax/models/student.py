@@ -3,6 +3,8 @@
 import dataclasses
 import datetime
 import functools
+import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,7 +159,9 @@ class Student:
             flat = layout.flatten(params)
             return layout.unflatten({path: flat[path] for path in flat if keep(path)})
 
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, select(self.abstract(mesh)))
+        abstract = select(self.abstract(mesh))
+        _check_memory(abstract, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
         @functools.partial(jax.jit, out_shardings=shardings)
         def init(key: jax.Array) -> Any:
@@ -168,6 +172,30 @@ class Student:
     def _init(self, key: jax.Array) -> Any:
         ids = jnp.zeros((1, 8), jnp.int32)
         return self.module.init(key, ids, ids == 0, ids)["params"]
+
+
+def _check_memory(abstract: Any, mesh: Mesh) -> None:
+    """Checks that parameters fit into the memory of their devices.
+
+    Raises:
+      UserError: they do not.
+    """
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":  # All devices share the host's memory.
+        needed *= len(mesh.local_devices)
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        available = (device.memory_stats() or {}).get("bytes_limit", needed)
+    if needed > available:
+        raise UserError(
+            f"The student's parameters take {needed / 1e9:.1f} GB, but there are "
+            f"{available / 1e9:.1f} GB of memory. Set student.model to a smaller architecture, or "
+            "use more devices (mesh)."
+        )
 
 
 class NoTokenizer:
@@ -220,9 +248,11 @@ def load_student(
         hub.check_weights(name)
     loaded: Any = load_tokenizer(settings.tokenizer or name) if with_tokenizer else None
     loaded = loaded or NoTokenizer(config)
-    if len(loaded) > config.vocab_size:
+    # Ids may have gaps.
+    size = max(len(loaded), 1 + max(loaded.get_vocab().values(), default=-1))
+    if size > config.vocab_size:
         raise UserError(
-            f"The tokenizer {settings.tokenizer or name!r} has {len(loaded)} tokens, but the model "
+            f"The tokenizer {settings.tokenizer or name!r} has {size} tokens, but the model "
             f"{name!r} has only {config.vocab_size} embeddings (vocab_size in its config.json). "
             "Set student.tokenizer to the tokenizer that the model was trained with."
         )

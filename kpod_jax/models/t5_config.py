@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from kpod_jax.models import config_values, t5_names
+from kpod_jax.utils import schema
 from kpod_jax.utils.errors import UserError
 
 # The activation for each of Hugging Face's values of feed_forward_proj.
@@ -73,6 +74,19 @@ class T5Config:
             raise UserError(
                 f"T5 configuration: dropout_rate is {self.dropout_rate!r}; expected 0 <= rate < 1."
             )
+        # The encoder's buckets are half of all, and half of these are for single distances.
+        buckets = self.relative_attention_num_buckets
+        if buckets < 4 or self.relative_attention_max_distance <= buckets // 2:
+            raise UserError(
+                f"T5 configuration: relative_attention_num_buckets={buckets} and "
+                f"relative_attention_max_distance={self.relative_attention_max_distance}; expected "
+                "4 buckets at least, and a distance of more than half of them."
+            )
+        attention = 4 * self.num_heads * self.d_kv
+        dense = self.d_ff * (3 if self.gated else 2)
+        layers = self.num_layers * (attention + dense)
+        layers += self.num_decoder_layers * (2 * attention + dense)
+        config_values.check_parameters(self.d_model * (self.vocab_size + layers), "T5")
 
     @property
     def gated(self) -> bool:
@@ -99,6 +113,7 @@ class T5Config:
         fields.setdefault("decoder_start_token_id", fields.get("pad_token_id", cls.pad_token_id))
         # transformers 5 saves every T5 as tied; scale_decoder_outputs tells which ones really are.
         if "scale_decoder_outputs" in value:
+            schema.check(value, {"scale_decoder_outputs": schema.BOOLEAN}, "config.json")
             fields["tie_word_embeddings"] = bool(value["scale_decoder_outputs"])
         return cls(**fields)
 

@@ -1,7 +1,9 @@
 """Reads the tensors of a Hugging Face directory or GGUF file, and checks names and shapes."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,24 +11,39 @@ import safetensors
 
 from kpod_jax.models.families import ModelConfig, hf_shape
 from kpod_jax.models.gguf_file import GGUFFile
-from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils import schema
+from kpod_jax.utils.errors import UserError, one_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FIX_CONFIG = "Use the config.json that belongs to the weights"
 _AGAIN = "Download or copy it again"
+_PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _UNQUANTIZED = "Give the model's unquantized directory, or a GGUF file"
 # Others are quantized: their values need scales.
 _DTYPES = ("F64", "F32", "F16", "BF16")
+# Files larger than these are no header, index or list of names.
+_MAX_INDEX = 256 << 20
+_LFS = b"version https://git-lfs"
 _RANDOM = "set student.init=random to initialize the student randomly"
+
+
+def _is_shard(value: Any) -> bool:
+    name = pathlib.PurePath(value).name if isinstance(value, str) else ""
+    return name.endswith(".safetensors") and name.isprintable() and len(name) < 200
+
+
+_WEIGHT_MAP = schema.Kind(
+    "an object with the .safetensors file of each weight",
+    lambda value: isinstance(value, dict) and bool(value) and all(map(_is_shard, value.values())),
+)
 
 
 class Tensors:
     """The tensors of a Hugging Face directory or GGUF file, read one at a time."""
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Reads the names and dtypes of the tensors.
+        """Reads the names, dtypes and shapes of the tensors.
 
         Raises:
           UserError: there are no weights, a file is missing or damaged, or they are quantized other
@@ -36,10 +53,11 @@ class Tensors:
         self._gguf = GGUFFile(directory) if directory.suffix == ".gguf" else None
         if self._gguf is not None:
             self._files = dict.fromkeys(self._gguf.names, directory.name)
+            self._shapes = {name: self._gguf.shape(name) for name in self._gguf.names}
         else:
             _check_method(directory)
             self._files = self._weight_map()
-            self._check_files()
+            self._shapes = self._read_shapes()
         self.names = set(self._files)
 
     def _weight_map(self) -> dict[str, str]:
@@ -53,17 +71,18 @@ class Tensors:
                 f"{directory} has no weights: {_reason(directory)}. Give a directory with "
                 f"safetensors (written by transformers' save_pretrained), or {_RANDOM}."
             )
-        index = files.read_json(directory / INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(name, str) for name in weight_map.values()
-        ):
-            raise UserError(f"{directory / INDEX} has no weight_map. {_AGAIN}.")
+        index = schema.read_object(directory / INDEX, max_bytes=_MAX_INDEX)
+        weight_map: Any = index.get("weight_map")
+        if not _WEIGHT_MAP.accepts(weight_map):
+            raise UserError(
+                f"{directory / INDEX} has no weight_map, or one of {schema.shown(weight_map)}; "
+                f"expected {_WEIGHT_MAP.description}. {_AGAIN}."
+            )
         # Ignore directories in the index: shards are always next to it.
         return {name: pathlib.PurePath(file).name for name, file in weight_map.items()}
 
-    def _check_files(self) -> None:
-        """Checks that all files hold their tensors, in floating-point dtypes of numpy."""
+    def _read_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns each tensor's shape, if all are in their files, in dtypes of numpy."""
         shards: dict[str, list[str]] = {}
         for name, file in self._files.items():
             shards.setdefault(file, []).append(name)
@@ -73,6 +92,7 @@ class Tensors:
                 f"Cannot read {self.directory / missing[0]}: {len(missing)} of the {len(shards)} "
                 f"files that {INDEX} lists do not exist. {_AGAIN}."
             )
+        shapes = {}
         for file, names in shards.items():
             with self._open(file) as opened:
                 if absent := set(names) - set(opened.keys()):
@@ -81,23 +101,32 @@ class Tensors:
                         f"{INDEX} expects there. {_AGAIN}."
                     )
                 for name in names:
-                    if (dtype := opened.get_slice(name).get_dtype()) not in _DTYPES:
+                    tensor = opened.get_slice(name)
+                    if (dtype := tensor.get_dtype()) not in _DTYPES:
                         raise UserError(
-                            f"{self.directory / file}: the weight {name} has dtype {dtype}; "
+                            f"{self.directory / file}: {_summarize([name])} has dtype {dtype}; "
                             f"expected one of {', '.join(_DTYPES)}. {_UNQUANTIZED}."
                         )
+                    shapes[name] = tuple(tensor.get_shape())
+        return shapes
 
     @property
     def paths(self) -> list[pathlib.Path]:
         """The files that hold tensors."""
         return [self.directory / name for name in sorted(set(self._files.values()))]
 
-    def check_names(self, expected: set[str], config: ModelConfig) -> None:
-        """Checks that the expected weights, and no others, exist.
+    def check(self, paths: Mapping[str, str], config: ModelConfig) -> None:
+        """Checks that the expected weights, and no others, exist, before any is read.
+
+        Args:
+          paths: the parameter that each weight belongs to.
+          config: the architecture.
 
         Raises:
-          UserError: a weight is missing or unexpected, or weights that should be tied differ.
+          UserError: a weight is missing, unexpected or of the wrong shape, or weights that should
+            be tied differ.
         """
+        expected = set(paths)
         names = config.names
         keys = names.STRUCTURE_KEYS
         if missing := sorted(expected - self.names):
@@ -105,6 +134,8 @@ class Tensors:
                 f"{self.directory} lacks {_summarize(missing)}, which its config.json requires "
                 f"({keys}). {_FIX_CONFIG}, or {_RANDOM}."
             )
+        for name, path in paths.items():
+            self._check_shape(name, path, config)
         extra = self.names - expected - names.unused(self.names)
         copies = names.COPIES | ({"lm_head.weight"} if config.tie_word_embeddings else set())
         for name in sorted(extra & copies):
@@ -119,27 +150,35 @@ class Tensors:
                 f"expect ({keys}). {_FIX_CONFIG}."
             )
 
-    def read(self, name: str, path: str, config: ModelConfig) -> np.ndarray:
-        """Reads tensor `name` of parameter `path`.
+    def read(self, name: str) -> np.ndarray:
+        """Reads a tensor.
 
         Raises:
-          UserError: its shape does not match the configuration.
+          UserError: a value of it is not finite.
         """
-        tensor, shape = self._get(name), hf_shape(path, config)
-        if tensor.shape != shape:
+        tensor = self._get(name)
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(tensor.sum(dtype=np.float64))  # Faster than every value's.
+        if not finite:
+            raise UserError(
+                f"{self.directory / self._files[name]}: {_summarize([name])} has values that are "
+                f"not finite (NaN or infinity). {_AGAIN}."
+            )
+        return tensor
+
+    def _check_shape(self, name: str, path: str, config: ModelConfig) -> None:
+        given, shape = self._shapes[name], hf_shape(path, config)
+        if given != shape:
             keys = [
                 f"{key}={size}"
-                for key, size, actual in zip(
-                    config.names.hf_keys(path), shape, tensor.shape, strict=False
-                )
+                for key, size, actual in zip(config.names.hf_keys(path), shape, given, strict=False)
                 if size != actual
             ]
             raise UserError(
-                f"{self.directory}: the weight {name} has shape {list(tensor.shape)}, but its "
+                f"{self.directory}: the weight {name} has shape {list(given)}, but its "
                 f"config.json requires {list(shape)} ({' and '.join(keys) or 'different rank'}). "
                 f"{_FIX_CONFIG}."
             )
-        return tensor
 
     def _get(self, name: str) -> np.ndarray:
         if self._gguf is not None:
@@ -152,17 +191,22 @@ class Tensors:
         try:
             return safetensors.safe_open(path, framework="np")
         except (OSError, safetensors.SafetensorError, json.JSONDecodeError) as error:
-            raise UserError(f"Cannot read {path}: {error}. {_AGAIN}.") from error
+            reason = one_line(error)
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if file.read(len(_LFS)) == _LFS:
+                    reason = "it is a pointer of Git LFS; run git lfs pull"
+            raise UserError(f"Cannot read {path}: {reason}. {_AGAIN}.") from error
 
 
 def _check_method(directory: pathlib.Path) -> None:
     """Checks that a model's configuration names no quantization, of whatever method."""
-    config = files.read_json(path) if (path := directory / "config.json").is_file() else {}
+    config = schema.read_object(path) if (path := directory / "config.json").is_file() else {}
     for key in ("quantization_config", "compression_config"):
-        if method := isinstance(config, dict) and config.get(key):
+        if method := config.get(key):
             name = method.get("quant_method") if isinstance(method, dict) else method
             raise UserError(
-                f"{path}: the weights are quantized ({key}, method {name!r}). {_UNQUANTIZED}."
+                f"{path}: the weights are quantized ({key}, method {schema.shown(name)}). "
+                f"{_UNQUANTIZED}."
             )
 
 
@@ -172,7 +216,7 @@ def _reason(directory: pathlib.Path) -> str:
         ("adapter_model.*", "is an adapter of another model; merge it into that model first"),
         ("model-*-of-*.safetensors", f"is a part of a model whose {INDEX} is missing"),
         ("*.gguf", "is a GGUF file; give the file itself as student.model"),
-        ("pytorch_model*.bin", "is a pickle, which can run code and is never loaded"),
+        *((pattern, "is a pickle, which can run code and is never loaded") for pattern in _PICKLES),
     ):
         if found := sorted(directory.glob(pattern)):
             return f"{found[0].name} {reason}"
@@ -182,4 +226,5 @@ def _reason(directory: pathlib.Path) -> str:
 def _summarize(names: list[str]) -> str:
     """Returns the first name and the number of others."""
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"the weight {names[0]}{others}"
+    name = names[0] if names[0].isprintable() and len(names[0]) < 200 else schema.shown(names[0])
+    return f"the weight {name}{others}"

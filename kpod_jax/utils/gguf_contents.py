@@ -11,6 +11,7 @@ import pathlib
 import re
 from typing import Any
 
+from kpod_jax.utils import gguf_fields, gguf_reader
 from kpod_jax.utils.errors import UserError
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -23,12 +24,12 @@ class GGUFContents:
     Attributes:
       path: the file.
       fields: metadata by key: numbers, strings and lists of them.
-      tensors: `gguf.gguf_reader.ReaderTensor` by name, still quantized.
+      tensors: by name, still quantized.
     """
 
     path: pathlib.Path
     fields: dict[str, Any]
-    tensors: dict[str, Any]
+    tensors: dict[str, gguf_reader.Tensor]
 
     def field(self, key: str) -> Any:
         """Returns the value of a required field.
@@ -44,7 +45,7 @@ class GGUFContents:
 def gguf_parts(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the files of the model that a GGUF file holds or is a part of, in order."""
     match = _PART.fullmatch(path.name)
-    if match is None:
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
         return [path]
     count = int(match[3])
     names = (f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
@@ -67,7 +68,7 @@ def read_gguf(path: pathlib.Path) -> GGUFContents:
     try:
         statuses = tuple((p, (s := os.stat(p)).st_mtime_ns, s.st_size) for p in parts)
         contents = _read(statuses)
-    except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {path}: {error}. Download or copy it again.") from error
     expected = contents.fields.get("split.tensors.count", len(contents.tensors))
     if contents.fields.get("split.count", 0) > len(parts) or expected != len(contents.tensors):
@@ -82,9 +83,10 @@ def read_gguf(path: pathlib.Path) -> GGUFContents:
 # vocabulary takes seconds.
 @functools.lru_cache(maxsize=1)
 def _read(statuses: tuple[tuple[pathlib.Path, int, int], ...]) -> GGUFContents:
-    import gguf
-
-    readers = [gguf.GGUFReader(path) for path, _, _ in statuses]
-    fields = {key: field.contents() for key, field in readers[0].fields.items()}
-    tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
-    return GGUFContents(statuses[0][0], fields, tensors)
+    parts = [gguf_reader.read(path) for path, _, _ in statuses]
+    path, fields = statuses[0][0], parts[0][0]
+    gguf_fields.check(fields, path)
+    tensors = {name: tensor for _, found in parts for name, tensor in found.items()}
+    if len(tensors) < sum(len(found) for _, found in parts):
+        raise ValueError("its parts have tensors of the same name")
+    return GGUFContents(path, fields, tensors)

@@ -236,7 +236,7 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
         ),
         (
             lambda p: (shard(p), (p / "model.safetensors.index.json").write_text("[]")),
-            "has no weight_map",
+            "holds \\[\\]; expected an object",
         ),
         (
             lambda p: (
