@@ -205,7 +205,7 @@ def write_npz(path: PathLike, **arrays: np.ndarray) -> None:
 
 def remedy(stage: str) -> str:
     """Returns what to do about a damaged output of a stage."""
-    others = "" if stage == "export" else " or --mode=all"  # All stages except the export.
+    others = "" if stage in ("all", "export") else " or --mode=all"  # It leaves out the export.
     return f"Delete it, then run --mode={stage}{others} to make it again."
 
 
@@ -250,24 +250,28 @@ def read_object(path: PathLike, stage: str, keys: Mapping[str, type | UnionType]
     raise UserError(f"{path} is damaged: {problem}. {remedy(stage)}")
 
 
-def read_npz(path: PathLike, stage: str = "") -> dict[str, np.ndarray]:
+def read_npz(path: PathLike, stage: str = "", names: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """Reads all arrays of an NPZ file, without unpickling.
 
     Args:
       path: the file.
       stage: see `read_json`.
+      names: arrays that it must have.
 
     Raises:
       UserError: the file is missing or damaged.
     """
+    advice = remedy(stage) if stage else "Delete it, then run the command again."
     try:
         with as_path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # zipfile, zlib and NumPy raise different errors for damaged files.
-        advice = remedy(stage) if stage else "Delete it, then run the command again."
         raise UserError(f"{path} is not a valid NPZ file: {error}. {advice}") from error
+    if missing := [name for name in names if name not in arrays]:
+        raise UserError(f"{path} has no array {missing[0]!r}, but {sorted(arrays)}. {advice}")
+    return arrays
 
 
 def digest(path: PathLike) -> str:

@@ -193,16 +193,15 @@ def changed(path: files.PathLike, stage: str, names: Iterable[str] | None = None
     """
     root = files.as_path(path)
     for name, digest in recorded(root, stage).items():
-        if (names is None or name in names) and (root / name).exists():
-            if files.digest(root / name) != digest:
-                # Another process may be making the stage again, after it has changed the mark.
-                return name if recorded(root, stage).get(name) == digest else None
+        if (names is not None and name not in names) or not (root / name).exists():
+            continue
+        if files.digest(root / name) != digest:
+            # Another process may be making the stage again, after it has changed the mark.
+            return name if recorded(root, stage).get(name) == digest else None
     return None
 
 
-def check_unchanged(
-    path: files.PathLike, stage: str, names: Iterable[str] | None = None
-) -> None:
+def check_unchanged(path: files.PathLike, stage: str, names: Iterable[str] | None = None) -> None:
     """Raises a `UserError` if a file was changed since a stage wrote it; see `changed`."""
     if name := changed(path, stage, names):
         raise UserError(
