@@ -53,11 +53,11 @@ def locked(directory: files.PathLike) -> Iterator[str]:
     Raises:
       UserError: another process holds the lock; the message says which.
     """
-    root = files.as_path(directory)
-    file = _BucketFile(root / _NAME) if files.is_remote(root) else _LocalFile(root / _NAME)
+    root = os.fspath(directory).rstrip("/")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(contextlib.closing(file))
+            kind = _BucketFile if files.is_remote(root) else _LocalFile
+            file = stack.enter_context(contextlib.closing(kind(f"{root}/{_NAME}")))
             note = _claim(file, root)
         except OSError as error:
             raise UserError(
@@ -69,7 +69,7 @@ def locked(directory: files.PathLike) -> Iterator[str]:
         yield note
 
 
-def _claim(file: "_LocalFile | _BucketFile", root: pathlib.Path) -> str:
+def _claim(file: "_LocalFile | _BucketFile", root: str) -> str:
     """Writes this process into the file; returns a note on the previous holder, or ""."""
     previous = file.read()
     if file.is_busy or (previous and not _is_left_behind(file, previous)):
@@ -109,7 +109,7 @@ def _is_left_behind(file: "_LocalFile | _BucketFile", holder: dict[str, Any]) ->
 
 
 @contextlib.contextmanager
-def _beating(file: "_LocalFile | _BucketFile", root: pathlib.Path) -> Iterator[None]:
+def _beating(file: "_LocalFile | _BucketFile", root: str) -> Iterator[None]:
     """Rewrites the file now and then, from another thread, while the block runs."""
     ended = threading.Event()
 
@@ -155,8 +155,8 @@ class _LocalFile:
       is_mine: whether this process may still clear it.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
+    def __init__(self, path: str) -> None:
+        self._path = pathlib.Path(path)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.excludes, self.is_busy, self.is_mine = fcntl is not None, False, True
         self.mine: dict[str, Any] = {}
@@ -197,8 +197,8 @@ class _BucketFile:
 
     excludes, is_busy = False, False
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self._system, self._name = fsspec.url_to_fs(os.fspath(path))
+    def __init__(self, path: str) -> None:
+        self._system, self._name = fsspec.url_to_fs(path)
         self.mine: dict[str, Any] = {}
         self.is_mine = True
 
@@ -230,7 +230,7 @@ def _parse(data: bytes) -> dict[str, Any]:
         return {}
     try:
         holder = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         holder = None
     return holder if isinstance(holder, dict) and holder else {"unknown": data[:80].hex()}
 
@@ -288,7 +288,7 @@ def _describe(holder: dict[str, Any]) -> str:
     return f"process {text('pid')} on {text('host')} since {text('since')} ({text('command')})"
 
 
-def _doubt(holder: dict[str, Any], root: pathlib.Path) -> str:
+def _doubt(holder: dict[str, Any], root: str) -> str:
     if (age := _age(holder)) < _GONE:
         return ""
-    return f" It gave no sign of life for {age:.0f} s: if it is gone, delete {root / _NAME}."
+    return f" It gave no sign of life for {age:.0f} s: if it is gone, delete {root}/{_NAME}."

@@ -231,7 +231,10 @@ def test_a_stage_is_waited_for_only_while_it_is_not_made(tmp_path):
 
 def test_two_sweeps_do_not_share_a_directory(fake):
     made = fake("kpod-0")
-    with locks.locked(Workdir(made.root).path), pytest.raises(UserError, match="Another process is running"):
+    with (
+        locks.locked(Workdir(made.root).path),
+        pytest.raises(UserError, match="Another process is running"),
+    ):
         made.run()
     assert made.run() == {}
 
