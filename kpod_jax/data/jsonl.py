@@ -10,9 +10,11 @@ import numpy as np
 
 from kpod_jax.data.text_files import (
     MAX_RECORD,
+    MAX_SPACE,
     MAX_TEXT,
     TOO_LONG,
     bounded_lines,
+    has_endless_space,
     not_utf8,
     open_text,
 )
@@ -98,6 +100,8 @@ def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -
     text = str(value).strip()
     if not text and required:
         raise ValueError(f"has an empty {column!r}")
+    if has_endless_space(text):
+        raise ValueError(f"has more than {MAX_SPACE:,} spaces in a row in {column!r}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"has a lone surrogate (half a character) in {column!r}")
     return text

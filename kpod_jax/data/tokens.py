@@ -18,6 +18,7 @@ from kpod_jax.data.characters import Characters
 from kpod_jax.data.record_store import RecordStore, chunks
 from kpod_jax.data.records import Ragged, Record, Rejected, offsets_of
 from kpod_jax.data.scratch import ArrayFile
+from kpod_jax.data.text_files import MAX_SPACE, has_endless_space
 from kpod_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ class _Tokenization:
         ):
             if exceeds(text, tokens, self.longest):
                 return f"its {what} {len(text):,} characters, too many for {name}={tokens}"
+            if has_endless_space(text):
+                return f"its {what} more than {MAX_SPACE:,} spaces in a row"
         return None
 
     @functools.cached_property
@@ -276,18 +279,14 @@ def longest_piece(tokenizer: "PreTrainedTokenizerFast") -> int:
 def exceeds(text: str, tokens: int, longest: int) -> bool:
     """Returns whether a text is too long for a number of tokens, however it is tokenized.
 
-    The margin is for tokenizers that shorten texts first: they compose characters, or take a run of
-    whitespace or of unknown characters as one.
+    The margin is for tokenizers that compose characters, or take a run of unknown ones as one.
 
     Args:
       text: the text.
       tokens: the number of tokens.
       longest: from `longest_piece`.
     """
-    bound = max(_MIN_CHARACTERS, _MARGIN * tokens * longest)
-    if len(text) <= bound:
-        return False
-    return len(text) > _MARGIN * bound or sum(map(len, text.split())) > bound
+    return len(text) > max(_MIN_CHARACTERS, _MARGIN * tokens * longest)
 
 
 def join(parts: Iterable[TokenizedSet]) -> TokenizedSet:

@@ -153,6 +153,7 @@ def test_a_signal_ends_the_run_with_its_summary(
             *(sys.executable, "-m", "kpod_jax", "--mode=teach", f"--workdir={tmp_path}"),
             *("--config=configs/quickstart.py", "--config.data.name=jsonl"),
             *(f"--config.data.path={sums}", "--config.data.train_examples=0"),
+            "--config.weighting.weights=uniform",
             *("--config.teacher.model=m", f"--config.teacher.base_url={endpoint.url}"),
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
