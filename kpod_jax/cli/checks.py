@@ -74,6 +74,7 @@ RANGES = {
     "teacher.logprobs": (0, 20),
     "teacher.concurrency": (1, 1000),
     "teacher.timeout": (0.1, _INFINITY),
+    "teacher.total_timeout": (0, _INFINITY),
     "teacher.retries": (0, 1000),
     "student.lora.dropout": (0, 0.999),
     "student.max_question_tokens": (8, _INFINITY),

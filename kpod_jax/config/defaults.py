@@ -138,6 +138,8 @@ def get_config() -> Config:
     teacher.concurrency = 8  # Maximum number of concurrent requests.
     teacher.requests_per_minute = 0.0  # Maximum request rate, evenly spaced. 0: no limit.
     teacher.timeout = 300.0  # Maximum time in seconds that the endpoint may stay silent.
+    teacher.total_timeout = 1800.0  # Maximum time in seconds of a request until its response is
+    # complete; one that takes longer is not retried. 0: no limit.
     teacher.retries = 8  # Maximum number of retries after 408, 409, 429, 5xx, a timeout or a lost
     # connection.
     teacher.input_price = 0.0  # Price in dollars per million prompt tokens, for the cost estimate.

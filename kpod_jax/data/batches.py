@@ -436,7 +436,7 @@ def _target_weights(
     All weights of an example are multiplied by its example weight.
     """
     targets = tokenized.targets
-    values = np.ones(len(targets.values), np.float32)
+    values = np.broadcast_to(np.float32(1), len(targets.values))  # Takes no memory.
     if weights is not None:
         if not np.array_equal(weights.lengths, tokenized.rationale_lengths):
             raise UserError(
@@ -445,9 +445,10 @@ def _target_weights(
                 f"{int(tokenized.rationale_lengths.sum())}; the weights were learned from other "
                 "records or with another tokenizer. Run --mode=weigh again."
             )
+        values = np.ones(len(targets.values), np.float32)
         values[in_rationale(tokenized)] = weights.values
     if example_weights is not None:
-        values *= np.repeat(example_weights.astype(np.float32), targets.lengths)
+        values = values * np.repeat(example_weights.astype(np.float32), targets.lengths)
     return Ragged(values, targets.offsets)
 
 
@@ -464,5 +465,8 @@ def _supervised_counts(
     """Returns each example's supervised tokens in and after its rationale, [N, 2] int64."""
     targets, rationale = tokenized.targets, in_rationale(tokenized)
     supervised = latest_start.values >= np.repeat(start_steps_N, targets.lengths)
-    flags = np.stack([supervised & rationale, supervised & ~rationale], axis=1).astype(np.int64)
-    return np.add.reduceat(flags, targets.offsets[:-1])
+    counts = (
+        np.add.reduceat(supervised & part, targets.offsets[:-1], dtype=np.int64)
+        for part in (rationale, ~rationale)
+    )
+    return np.stack([*counts], axis=1)

@@ -8,10 +8,11 @@ import collections
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kpod_jax.data.records import Record
+from kpod_jax.data.text_files import MAX_TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -73,11 +74,13 @@ class Counts:
     """What a set of texts holds.
 
     Attributes:
+      texts: number of texts.
       unknown: number of texts with characters that stay unknown.
       rewritten: number of the other texts that are rewritten.
       characters: number of texts for each character that stays unknown.
     """
 
+    texts: int = 0
     unknown: int = 0
     rewritten: int = 0
     characters: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -94,8 +97,11 @@ class Characters:
         self._complete = tokenizer.unk_token_id is None or self._knows("\U000f0000")
 
     def rewrite(self, text: str) -> str:
-        """Returns a text with equal text for the characters that the tokenizer does not know."""
-        if self._complete:
+        """Returns a text with equal text for the characters that the tokenizer does not know.
+
+        A text of more than MAX_TEXT characters, which fits no student, stays as it is.
+        """
+        if self._complete or len(text) > MAX_TEXT:
             return text
         if "\\" in text and not self._knows("\\"):
             for _ in range(_DEPTH):
@@ -143,15 +149,13 @@ class Characters:
             keypoints=record.keypoints if steps == record.steps else None,
         )
 
-    def count(self, before: Iterable[str], after: Iterable[str]) -> Counts:
-        """Counts texts before and after they are rewritten."""
-        counts = Counts()
-        for old, new in zip(before, after, strict=True):
-            unknown = self.unknown(new)
-            counts.characters.update(unknown)
-            counts.unknown += bool(unknown)
-            counts.rewritten += not unknown and old != new
-        return counts
+    def count(self, counts: Counts, before: str, after: str) -> None:
+        """Counts a text, as it was before and after it was rewritten."""
+        unknown = self.unknown(after)
+        counts.texts += 1
+        counts.characters.update(unknown)
+        counts.unknown += bool(unknown)
+        counts.rewritten += not unknown and before != after
 
     def _look_up(self, text: str) -> set[str]:
         """Returns the characters of a text that have equal text which must be used."""
@@ -190,18 +194,18 @@ class Characters:
         return self._tokenizer.unk_token_id not in self._ids(text)
 
 
-def describe(counts: Sequence[tuple[str, int, Counts]]) -> str:
+def describe(counts: Mapping[str, Counts]) -> str:
     """Returns a line about the texts with unknown characters, or "".
 
     Args:
-      counts: name, number of texts and counts of each kind of text.
+      counts: counts of each kind of text, by name.
     """
     characters: collections.Counter[str] = collections.Counter()
-    for _, _, count in counts:
+    for count in counts.values():
         characters += count.characters
     parts = []
     if characters:
-        held = " and ".join(f"{count.unknown} of {total} {name}" for name, total, count in counts)
+        held = " and ".join(f"{c.unknown} of {c.texts} {name}" for name, c in counts.items())
         listed = ", ".join(f"{c!r} in {n}" for c, n in characters.most_common(20))
         more = f", and {len(characters) - 20} more" if len(characters) > 20 else ""
         parts.append(
@@ -209,7 +213,7 @@ def describe(counts: Sequence[tuple[str, int, Counts]]) -> str:
             "can neither read nor write them (--config.data.reject_unknown_characters=True rejects "
             "such training records)"
         )
-    if any(count.rewritten for _, _, count in counts):
-        held = " and ".join(f"{count.rewritten} {name}" for name, _, count in counts)
+    if any(count.rewritten for count in counts.values()):
+        held = " and ".join(f"{count.rewritten} {name}" for name, count in counts.items())
         parts.append(f"in {held} all such characters were rewritten as equal ones, such as ÷ as /")
     return "; ".join(parts)

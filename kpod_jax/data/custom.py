@@ -15,6 +15,7 @@ from kpod_jax.data.published import SPLITS
 from kpod_jax.data.record_formats import COLUMNS as COLUMNS
 from kpod_jax.data.record_formats import Format
 from kpod_jax.data.record_formats import column as column
+from kpod_jax.data.record_store import RecordStore
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.rows import Row
 from kpod_jax.data.steps import split_steps
@@ -75,6 +76,7 @@ def load(
     separator: str,
     kind: str,
     need_rationale: bool,
+    others: bool = False,
 ) -> Loaded:
     """Loads one split of a custom data set.
 
@@ -88,49 +90,53 @@ def load(
       separator: text that ends a step.
       kind: kind of the answers.
       need_rationale: whether a training record without a rationale is broken.
+      others: whether to also return ids and questions of records of other splits.
 
     Raises:
       UserError: there is nothing to read.
     """
     source = _open(name, path, split)
     part, into = _division(source, split)
-    rows, format_ = list(source.parts[part]()), FIXED
+    rows, format_ = source.parts[part], FIXED
     if source.recognize:
-        sample = [row.values for row in rows[: record_formats.SAMPLE] if row.values is not None]
-        format_ = record_formats.recognize(sample, columns)
-    questions = [_question_of(row, format_) for row in rows]
+        format_ = record_formats.recognize(_sample(rows), columns)
     # Broken rows count as train.
-    splits = split_files.divide([q if isinstance(q, str) else None for q in questions], into)
-    loaded = Loaded()
-    place_of: dict[str, str] = {}
-    for row, question, part_of_row in zip(rows, questions, splits, strict=True):
-        id_ = f"{source.stems[part]}-{row.index}"
-        try:
-            if isinstance(question, ValueError):
-                raise question
-            assert row.values is not None
-            answer, rationale = record_formats.read_answer_and_rationale(
-                row.values,
-                format_,
-                question,
-                kind,
-                # Only training records need rationales.
-                need_rationale=need_rationale and part_of_row == "train",
-            )
-            given = {"id": format_.id}
-            id_ = record_formats.column(row.values, "id", given, required=False) or id_
-            if id_ in place_of:
-                raise ValueError(f"repeats the id {id_!r} of {place_of[id_]}")
-            place_of[id_] = row.place
-            if part_of_row == split:
-                steps = split_steps(rationale, separator)
-                loaded.records.append(Record(id_, question, steps, answer))
-            else:
-                loaded.other_split_ids.add(id_)
-                loaded.other_split_questions.append(question)
-        except ValueError as error:
-            if part_of_row == split:
-                loaded.broken.append(Rejected(id_, f"{row.place} {error}"))
+    questions = (_question_of(row, format_) for row in rows())
+    split_of = split_files.divider((q if isinstance(q, str) else None for q in questions), into)
+    loaded = Loaded(RecordStore())
+
+    def records() -> Iterator[Record]:
+        place_of: dict[str, str] = {}
+        for row in rows():
+            question, id_ = _question_of(row, format_), f"{source.stems[part]}-{row.index}"
+            part_of_row = split_of(question if isinstance(question, str) else None)
+            try:
+                if isinstance(question, ValueError):
+                    raise question
+                assert row.values is not None
+                answer, rationale = record_formats.read_answer_and_rationale(
+                    row.values,
+                    format_,
+                    question,
+                    kind,
+                    # Only training records need rationales.
+                    need_rationale=need_rationale and part_of_row == "train",
+                )
+                given = {"id": format_.id}
+                id_ = record_formats.column(row.values, "id", given, required=False) or id_
+                if id_ in place_of:
+                    raise ValueError(f"repeats the id {id_!r} of {place_of[id_]}")
+                place_of[id_] = row.place
+                if part_of_row == split:
+                    yield Record(id_, question, split_steps(rationale, separator), answer)
+                elif others:
+                    loaded.other_split_ids.add(id_)
+                    loaded.other_split_questions.append(question)
+            except ValueError as error:
+                if part_of_row == split:
+                    loaded.broken.append(Rejected(id_, f"{row.place} {error}"))
+
+    loaded.records.extend(records())
     return loaded
 
 
@@ -144,8 +150,7 @@ def notes(name: str, path: str, columns: Mapping[str, str]) -> list[str]:
         return []
     source = _open(name, path, "train")
     part, into = _division(source, "train")
-    rows = itertools.islice(source.parts[part](), record_formats.SAMPLE)
-    sample = [row.values for row in rows if row.values is not None]
+    sample = _sample(source.parts[part])
     format_ = record_formats.recognize(sample, columns)
     result = []
     if not record_formats.is_usual(format_, sample) and any(
@@ -233,6 +238,11 @@ def _open(name: str, path: str, split: str) -> _Source:
 
 def _division(source: _Source, split: str) -> tuple[str, tuple[str, ...]]:
     return split_files.division(split, source.parts, source.whole)
+
+
+def _sample(rows: Callable[[], Iterator[Row]]) -> list[Mapping[str, Any]]:
+    first = itertools.islice(rows(), record_formats.SAMPLE)
+    return [row.values for row in first if row.values is not None]
 
 
 def _rows_in(files: Sequence[pathlib.Path], suffix: str) -> Iterator[Row]:

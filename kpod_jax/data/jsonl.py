@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from kpod_jax.data.text_files import not_utf8, open_text
+from kpod_jax.data.text_files import (
+    MAX_RECORD,
+    MAX_SPACE,
+    MAX_TEXT,
+    TOO_LONG,
+    bounded_lines,
+    has_endless_space,
+    not_utf8,
+    open_text,
+)
 from kpod_jax.utils.files import PathLike
 
 # The largest whole number that a float holds exactly.
@@ -27,12 +36,14 @@ def read_rows(path: PathLike) -> Iterator[tuple[int, dict[str, Any] | None, str]
       UserError: the file cannot be read.
     """
     with open_text(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(bounded_lines(file), 1):
             if line.strip():
                 yield number, *_parse(line)
 
 
 def _parse(line: str) -> tuple[dict[str, Any] | None, str]:
+    if len(line) > MAX_RECORD:
+        return None, TOO_LONG
     if bad := not_utf8(line):
         byte = len(line[: bad.start()].encode()) + 1
         return None, f"is not UTF-8 text (byte {byte} of the line); save the file as UTF-8"
@@ -80,11 +91,17 @@ def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -
         raise ValueError(f"has an infinite {column!r}")
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"has a {column!r} of type {type(value).__name__}; expected text")
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ValueError(
+            f"has a {column!r} of {len(value):,} characters; at most {MAX_TEXT:,} are read"
+        )
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_WHOLE:
         value = int(value)  # Columns of whole numbers become floats where some are missing.
     text = str(value).strip()
     if not text and required:
         raise ValueError(f"has an empty {column!r}")
+    if has_endless_space(text):
+        raise ValueError(f"has more than {MAX_SPACE:,} spaces in a row in {column!r}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"has a lone surrogate (half a character) in {column!r}")
     return text

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from kpod_jax.data.records import Record
 
 
@@ -20,21 +22,28 @@ def overlaps(
       For each pair of splits that share questions, a pair of ids for each record of the first split
       whose question is in the second: that record's id, and the id of the first match.
     """
-    first_of: dict[str, dict[str, str]] = {}
-    for split, records in splits.items():
-        seen = first_of.setdefault(split, {})
-        for record in records:
-            seen.setdefault(normalize_question(record.question), record.id)
+    hashes = {split: _hashes(records) for split, records in splits.items()}
     result = {}
     for one, other in itertools.combinations(splits, 2):
+        shared = np.intersect1d(hashes[one], hashes[other])
+        first_of: dict[str, str] = {}
+        for i in np.flatnonzero(np.isin(hashes[other], shared)).tolist():
+            record = splits[other][i]
+            first_of.setdefault(normalize_question(record.question), record.id)
+        # Equal hashes do not make equal questions.
         pairs = [
-            (record.id, first_of[other][question])
-            for record in splits[one]
-            if (question := normalize_question(record.question)) in first_of[other]
+            (record.id, first_of[question])
+            for i in np.flatnonzero(np.isin(hashes[one], shared)).tolist()
+            if (question := normalize_question((record := splits[one][i]).question)) in first_of
         ]
         if pairs:
             result[one, other] = pairs
     return result
+
+
+def _hashes(records: Sequence[Record]) -> np.ndarray:
+    """Returns hashes of the questions, [N] int64."""
+    return np.fromiter((hash(normalize_question(r.question)) for r in records), np.int64)
 
 
 def describe(splits: Mapping[str, Sequence[Record]]) -> str:

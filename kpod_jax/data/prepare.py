@@ -2,14 +2,15 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.data import characters, overlap, sources, token_store
 from kpod_jax.data import records as records_io
-from kpod_jax.data.characters import Characters
+from kpod_jax.data.characters import Characters, Counts
 from kpod_jax.data.published import SPLITS
+from kpod_jax.data.record_store import RecordStore
 from kpod_jax.data.records import Record, Rejected
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.utils import files
@@ -108,7 +109,7 @@ class _Stored(Data):
 
     @functools.cache  # noqa: B019 - one instance per run.
     def records(self, split: str) -> Sequence[Record]:
-        return records_io.read_records(self._root / f"records/{split}.jsonl")
+        return RecordStore.open(self._root / f"records/{split}.jsonl")
 
 
 def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Tokenizes) -> Data:
@@ -124,30 +125,31 @@ def prepare_data(source: Config | Mapping[str, Sequence[Record]], student: Token
     """
     rewriter = _Rewriter(student.tokenizer)
     if isinstance(source, Mapping):
-        source = {split: rewriter(records) for split, records in source.items()}
-        train, too_long = student.tokenize(source["train"])
+        train, too_long = student.tokenize(RecordStore(rewriter(source["train"])))
         rejected = _rows(too_long, "train")
         _check_not_empty("train", "your data", train.records, too_long)
-        validation, test = source.get("validation", ()), source.get("test", ())
-        notes = [*rewriter.notes(), *_overlaps({**source, "train": train.records})]
-        return Data(train, validation, test, rejected, notes)
+        usable = {s: RecordStore(rewriter(r)) for s, r in source.items() if s != "train"}
+        notes = [*rewriter.notes(), *_overlaps({"train": train.records, **usable})]
+        return Data(train, usable.get("validation", ()), usable.get("test", ()), rejected, notes)
     notes = sources.notes(source)
     rejected, usable = [], {}
     train, too_long = None, []
     for split in SPLITS:
-        records, bad = sources.load_records(source, split, notes=notes)
+        records, bad = sources.stream_records(source, split, notes=notes)
         records = rewriter(records)
         if split == "train":
+            strange: list[Rejected] = []
             if source.reject_unknown_characters:
-                records, strange = rewriter.divide(records)
-                bad = [*bad, *strange]
-            train, too_long = student.tokenize(records)
-            records, bad = train.records, [*bad, *too_long]
+                records = rewriter.known(records, strange)
+            train, too_long = student.tokenize(RecordStore(records))
+            records, bad = train.records, [*bad, *strange, *too_long]
+        else:
+            records = RecordStore(records)
         _check_not_empty(split, source.name, records, bad)
         rejected += _rows(bad, split)
         usable[split] = records
     assert train is not None
-    # `load_records` has already checked the data set's broken records.
+    # `stream_records` has already checked the data set's broken records.
     records_io.check_rejected_fraction(
         too_long, len(train) + len(too_long), source.max_rejected_fraction
     )
@@ -160,38 +162,33 @@ class _Rewriter:
 
     def __init__(self, tokenizer: Any) -> None:
         self._characters = Characters(tokenizer)
-        self._texts: dict[str, tuple[list[str], list[str]]] = {
-            name: ([], []) for name in ("rationales", "questions")
-        }
+        self._counts = {name: Counts() for name in ("rationales", "questions")}
 
-    def __call__(self, records: Sequence[Record]) -> list[Record]:
-        rewritten = list(map(self._characters.rewrite_record, records))
-        for texts, part in zip(self._texts["rationales"], (records, rewritten), strict=True):
-            texts += [record.rationale for record in part if record.steps]
-        for texts, part in zip(self._texts["questions"], (records, rewritten), strict=True):
-            texts += [record.question for record in part]
-        return rewritten
+    def __call__(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yields the rewritten records."""
+        for record in records:
+            rewritten = self._characters.rewrite_record(record)
+            for name, before, after in (
+                ("rationales", record.rationale, rewritten.rationale),
+                ("questions", record.question, rewritten.question),
+            ):
+                if before:
+                    self._characters.count(self._counts[name], before, after)
+            yield rewritten
 
-    def divide(self, records: Sequence[Record]) -> tuple[list[Record], list[Rejected]]:
-        """Returns the records whose characters are all known, and the others."""
-        kept, rejected = [], []
+    def known(self, records: Iterable[Record], strange: list[Rejected]) -> Iterator[Record]:
+        """Yields the records whose characters are all known; the others go to `strange`."""
         for record in records:
             text = f"{record.question} {record.rationale} {record.answer}"
             if unknown := sorted(self._characters.unknown(text)):
                 reason = f"the tokenizer does not know its characters {''.join(unknown)!r:.80}"
-                rejected.append(Rejected(record.id, reason))
+                strange.append(Rejected(record.id, reason))
             else:
-                kept.append(record)
-        return kept, rejected
+                yield record
 
     def notes(self) -> list[str]:
         """Returns a note about unknown characters, or none."""
-        note = characters.describe(
-            [
-                (name, len(before), self._characters.count(before, after))
-                for name, (before, after) in self._texts.items()
-            ]
-        )
+        note = characters.describe(self._counts)
         return [note] if note else []
 
 

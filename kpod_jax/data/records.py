@@ -4,6 +4,7 @@ A record is a question, a teacher's rationale split into steps, and the answer.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as a dictionary, without those that are None."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Record":
@@ -91,7 +92,7 @@ class Loaded:
       notes: notes for the user.
     """
 
-    records: list[Record] = dataclasses.field(default_factory=list)
+    records: Sequence[Record]
     broken: list[Rejected] = dataclasses.field(default_factory=list)
     skipped: list[Rejected] = dataclasses.field(default_factory=list)
     other_split_ids: set[str] = dataclasses.field(default_factory=set)
@@ -154,7 +155,10 @@ def offsets_of(lengths: npt.ArrayLike) -> np.ndarray:
 
 def write_records(path: files.PathLike, records: Iterable[Record]) -> None:
     """Writes one record per line, in the format of `Record.to_json`."""
-    files.write_jsonl(path, (record.to_json() for record in records))
+    with files.atomic_write(path) as file:
+        for record in records:
+            line = json.dumps(record.to_json(), ensure_ascii=False, allow_nan=False)
+            file.write(f"{line}\n".encode())
 
 
 def read_records(path: files.PathLike) -> list[Record]:
@@ -164,14 +168,25 @@ def read_records(path: files.PathLike) -> list[Record]:
       UserError: the file is missing, a line is not a record, or an id is duplicated; the message
         names the line.
     """
-    records: list[Record] = []
-    lines: dict[str, int] = {}
+    return list(iterate_records(path, {}))
+
+
+def iterate_records(path: files.PathLike, lines: dict[str, int] | None = None) -> Iterator[Record]:
+    """Yields the records of a file that `write_records` wrote.
+
+    Args:
+      path: the file.
+      lines: receives the line of every id, to detect duplicates; None: they are allowed.
+
+    Raises:
+      UserError: as for `read_records`.
+    """
     for number, row, problem in jsonl.read_rows(path):
         try:
             if row is None:
                 raise ValueError(problem)
             record = _parse(row)
-            if record.id in lines:
+            if lines is not None and record.id in lines:
                 raise ValueError(f"repeats the id {record.id!r} of line {lines[record.id]}")
         except (KeyError, TypeError, ValueError) as error:
             missing = isinstance(error, KeyError)
@@ -180,9 +195,9 @@ def read_records(path: files.PathLike) -> list[Record]:
                 f"{path}:{number} {reason}. Expected a record as this program writes it; delete "
                 "the file and rerun to rebuild it."
             ) from error
-        lines[record.id] = number
-        records.append(record)
-    return records
+        if lines is not None:
+            lines[record.id] = number
+        yield record
 
 
 def check_rejected_fraction(

@@ -9,6 +9,7 @@ from kpod_jax.config.defaults import Config
 from kpod_jax.config.loading import section
 from kpod_jax.data import arithmetic, asdiv, commonsense_qa, custom, gsm8k, rationales, svamp
 from kpod_jax.data.published import SPLITS, DataSet, Splits
+from kpod_jax.data.record_store import RecordStore, chunks
 from kpod_jax.data.records import Loaded, Record, Rejected, check_rejected_fraction
 from kpod_jax.data.steps import split_steps
 from kpod_jax.utils import plugins
@@ -85,6 +86,22 @@ def load_records(
       UserError: the name or split is unknown, a file is missing or unreadable, there are no
         records, or too many are broken; the message lists the first broken ones.
     """
+    records, rejected = stream_records(
+        data, split, limit, need_rationales=need_rationales, notes=notes, **changes
+    )
+    return list(records), rejected
+
+
+def stream_records(
+    data: str | Config,
+    split: str = "train",
+    limit: int | None = None,
+    *,
+    need_rationales: bool = True,
+    notes: list[str] | None = None,
+    **changes: Any,
+) -> tuple[Iterator[Record], list[Rejected]]:
+    """Loads one split as `load_records` does, but yields its records one by one."""
     settings = section("data", data, changes)
     name = settings.name
     if split not in SPLITS:
@@ -113,6 +130,7 @@ def load_records(
             separator=separator,
             kind=answer_kind(name, settings.answer_kind),
             need_rationale=required,
+            others=bool(teacher_source),
         )
     else:
         loaded = _load_published(settings, split, required, whole=bool(teacher_source))
@@ -140,14 +158,13 @@ def load_records(
             f"The {split} split of {name} has no records{where}"
             f"{f' that can be used: {reasons}' if reasons else ''}. Expected at least one."
         )
-    records = loaded.records[: limit or None]
+    records = itertools.islice(loaded.records, limit or None)
     if name == "arithmetic" and not teacher_source and split == "train":
         count, verbosity = max(1, settings.rationales_per_question), settings.arithmetic.verbosity
         groups = (arithmetic.rationales_per_question(r, count, verbosity) for r in records)
-        return list(itertools.chain.from_iterable(groups)), rejected
-    return [
-        r for first in records for r in (first, *loaded.extra_rationales.get(first.id, ()))
-    ], rejected
+        return itertools.chain.from_iterable(groups), rejected
+    extra = loaded.extra_rationales
+    return (r for first in records for r in (first, *extra.get(first.id, ()))), rejected
 
 
 def fresh_records(config: Config) -> list[Record]:
@@ -179,20 +196,19 @@ def _load_arithmetic(settings: Config, split: str, limit: int, whole: bool) -> L
     task = arithmetic.Task(**settings.arithmetic.to_dict())
     config = builders.ArithmeticConfig.of(sizes, task)
     builder = builders.prepare_builder(builders.KpodArithmetic, config, settings.cache_dir)
-    loaded = Loaded()
-    for row in _rows(builder, split, 0 if whole else limit):
-        keypoints = tuple((int(start), int(end)) for start, end in row["keypoints"])
-        loaded.records.append(
+    return Loaded(
+        RecordStore(
             Record(
                 id=row["id"],
                 question=row["question"],
                 steps=tuple(step.decode() for step in row["steps"]),
                 answer=row["answer"],
-                keypoints=keypoints,
+                keypoints=tuple((int(start), int(end)) for start, end in row["keypoints"]),
                 hardness=tuple(map(float, row["hardness"])),
             )
+            for row in _rows(builder, split, 0 if whole else limit)
         )
-    return loaded
+    )
 
 
 def _load_published(settings: Config, split: str, need_rationale: bool, whole: bool) -> Loaded:
@@ -202,29 +218,32 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
     builder_type, separator = builders.PUBLISHED[settings.name], settings.step_separator
     config = builder_type.config_of(settings.splits, settings.path)
     builder = builders.prepare_builder(builder_type, config, settings.cache_dir)
-    loaded = Loaded()
+    loaded = Loaded(RecordStore())
     for bad, broken in builder.rejected(split):
         (loaded.broken if broken else loaded.skipped).append(bad)
-    for part in builder.info.splits:
-        if part != split and not whole:
-            continue
+    for part in filter(lambda part: part != split, builder.info.splits if whole else ()):
         for row in _rows(builder, part):
+            loaded.other_split_ids.add(row["id"])
+            loaded.other_split_questions.append(row["question"])
+
+    def records() -> Iterator[Record]:
+        for row in _rows(builder, split):
             id_, steps = row["id"], split_steps(row["rationale"], separator)
-            if part != split:
-                loaded.other_split_ids.add(id_)
-                loaded.other_split_questions.append(row["question"])
-            elif steps or split != "train" or not need_rationale:
-                loaded.records.append(Record(id_, row["question"], steps, row["answer"]))
+            if steps or split != "train" or not need_rationale:
+                yield Record(id_, row["question"], steps, row["answer"])
             elif row["problem"]:
                 reason = f"no rationale can be derived for it: {row['problem']}"
                 loaded.skipped.append(Rejected(id_, reason))
             else:
                 loaded.broken.append(Rejected(id_, "its rationale is empty"))
+
+    loaded.records.extend(records())
     return loaded
 
 
 def _rows(builder: Any, split: str, limit: int = 0) -> Iterator[dict[str, Any]]:
     """Yields the rows of a prepared split, with bytes decoded."""
     source = builder.as_data_source(split)
-    for row in source.__getitems__(range(min(limit or len(source), len(source)))):
-        yield {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
+    for places in chunks(range(min(limit or len(source), len(source)))):
+        for row in source.__getitems__(places):
+            yield {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}

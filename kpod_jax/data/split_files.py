@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kpod_jax.data.published import SPLITS, tenth_of
@@ -119,6 +119,11 @@ def division(split: str, parts: Iterable[str], whole: bool) -> tuple[str, tuple[
 
 
 def divide(questions: Sequence[str | None], splits: Sequence[str]) -> list[str]:
+    """Returns the split of each record, as `divider` does."""
+    return list(map(divider(questions, splits), questions))
+
+
+def divider(questions: Iterable[str | None], splits: Sequence[str]) -> Callable[[str | None], str]:
     """Divides records by the hashes of their questions, the same on every machine.
 
     Of all tenths of the questions one each is for validation and test, if they are in `splits`, and
@@ -126,25 +131,33 @@ def divide(questions: Sequence[str | None], splits: Sequence[str]) -> list[str]:
     with the lowest hashes.
 
     Args:
-      questions: the questions; None for broken records, which count as train.
+      questions: the questions, read until every split has some; None for broken records, which
+        count as train.
       splits: "train" and those to hold out; or a single one, which all records are in.
 
     Returns:
-      The split of each record; equal questions are in the same one.
+      A function from a record's question to its split.
     """
     if len(splits) == 1:
-        return [splits[0]] * len(questions)
-    held_out = {8: "validation", 9: "test"}
-    split_of = {}
+        return lambda question: splits[0]
+
+    def by_hash(question: str) -> str:
+        split = {8: "validation", 9: "test"}.get(tenth_of(question), "train")
+        return split if split in splits else "train"
+
+    split_of: dict[str, str] = {}
+    missing = set(splits[1:])
     for question in filter(None, questions):
-        split = held_out.get(tenth_of(question), "train")
-        split_of[question] = split if split in splits else "train"
+        split_of[question] = by_hash(question)
+        missing.discard(split_of[question])
+        if not missing:
+            return lambda question: by_hash(question) if question else "train"
     for split in splits[1:]:
         train = [question for question in split_of if split_of[question] == "train"]
-        if split not in split_of.values() and len(train) > 1:
+        if split in missing and len(train) > 1:
             for question in sorted(train, key=_hash)[: max(1, len(split_of) // 10)]:
                 split_of[question] = split
-    return [split_of[question] if question else "train" for question in questions]
+    return lambda question: split_of[question] if question else "train"
 
 
 def _hash(question: str) -> bytes:

@@ -10,13 +10,13 @@ from typing import Any
 
 from kpod_jax.data import json_files
 from kpod_jax.data.rows import Row as Row
-from kpod_jax.data.text_files import not_utf8, open_text
+from kpod_jax.data.text_files import MAX_TEXT, bounded_lines, not_utf8, open_text
 from kpod_jax.utils.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
 
-# Allows fields of several megabytes; Python's default limit is 128 KiB.
-_MAX_FIELD = 1 << 26
+# Python's default limit is 128 KiB.
+_MAX_FIELD = 2 * MAX_TEXT
 
 
 json_lines = json_files.lines
@@ -62,9 +62,9 @@ def csv_rows(path: pathlib.Path) -> Iterator[Row]:
     limit = csv.field_size_limit(_MAX_FIELD)
     try:
         with open_text(path, newline="") as file:
-            first = next((line for line in file if line.strip()), "")
+            first = next((line for line in bounded_lines(file) if line.strip()), "")
         with open_text(path, newline="") as file:
-            reader = csv.reader(file, delimiter=_delimiter(path, first), strict=True)
+            reader = csv.reader(bounded_lines(file), delimiter=_delimiter(path, first), strict=True)
             yield from _csv_rows(path, reader)
     finally:
         csv.field_size_limit(limit)

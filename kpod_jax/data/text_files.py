@@ -29,6 +29,13 @@ _NO_TEXT = {
     b"PAR1": "a Parquet file; give it the suffix .parquet",
     b"version https://git-lfs": "a pointer of Git LFS, not the file; run git lfs pull",
 }
+# Characters of a line or record, and of one text in it. Longer ones are not read whole.
+MAX_RECORD = 1 << 24
+MAX_TEXT = 1 << 22
+# Whitespace characters in a row; tokenizers may take quadratic time for them.
+MAX_SPACE = 2000
+TOO_LONG = f"has more than {MAX_RECORD:,} characters, the maximum for one record"
+_SPACE = re.compile(r"\s+")
 # Bytes that are not UTF-8, as `errors="surrogateescape"` decodes them.
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
@@ -67,6 +74,19 @@ def open_text(path: PathLike, newline: str | None = None) -> Iterator[IO[str]]:
         raise UserError(f"Cannot read {path}: it is not whole {error.encoding} text.") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def bounded_lines(file: IO[str]) -> Iterator[str]:
+    """Yields the lines of a file; longer ones are cut after MAX_RECORD + 1 characters."""
+    while line := file.readline(MAX_RECORD + 1):
+        yield line
+        while len(line) > MAX_RECORD and line[-1] != "\n":  # Skip the rest.
+            line = file.readline(MAX_RECORD + 1) or "\n"
+
+
+def has_endless_space(text: str) -> bool:
+    """Returns whether a text has more than MAX_SPACE whitespace characters in a row."""
+    return len(text) > MAX_SPACE and any(len(m[0]) > MAX_SPACE for m in _SPACE.finditer(text))
 
 
 def not_utf8(text: str) -> re.Match[str] | None:

@@ -14,6 +14,7 @@ from kpod_jax.utils.errors import UserError
 
 _RAGGED = ("questions", "targets", "steps", "answers", "rationale_char_spans")
 _PLAIN = ("num_steps", "rationale_lengths")
+_WRITTEN = 1 << 22  # Values to write at a time.
 
 
 def save(path: files.PathLike, tokenized: TokenizedSet) -> None:
@@ -32,8 +33,12 @@ def save(path: files.PathLike, tokenized: TokenizedSet) -> None:
         name: {"start": end - part.size, "shape": list(part.shape)}
         for (name, part), end in zip(parts.items(), ends, strict=True)
     }
+    header = {"descr": "<i4", "fortran_order": False, "shape": (ends[-1],)}
     with files.atomic_write(f"{path}.npy") as file:
-        np.save(file, np.concatenate([part.ravel() for part in parts.values()]).astype(np.int32))
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in map(np.ravel, parts.values()):
+            for start in range(0, len(part), _WRITTEN):
+                file.write(part[start : start + _WRITTEN].astype("<i4").tobytes())
     files.write_json(f"{path}.json", places)
 
 
@@ -70,4 +75,4 @@ def load(path: files.PathLike, records: Sequence[Record]) -> TokenizedSet:
         name: Ragged.from_lengths(parts[f"{name}.values"], parts[f"{name}.lengths"])
         for name in _RAGGED
     }
-    return TokenizedSet(tuple(records), **ragged, **{name: parts[name] for name in _PLAIN})
+    return TokenizedSet(records, **ragged, **{name: parts[name] for name in _PLAIN})

@@ -8,20 +8,28 @@ Letters: N examples; flat arrays over all of them have M tokens or Z characters.
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from kpod_jax.data import chat_template
 from kpod_jax.data.characters import Characters
+from kpod_jax.data.record_store import RecordStore, chunks
 from kpod_jax.data.records import Ragged, Record, Rejected, offsets_of
+from kpod_jax.data.scratch import ArrayFile
+from kpod_jax.data.text_files import MAX_SPACE, has_endless_space
 from kpod_jax.utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _WHITESPACE = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
+
+# Characters that every text may have, and by how much longer than its tokens a text may be.
+_MIN_CHARACTERS, _MARGIN = 1 << 16, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ class TokenizedSet:
         token; the byte tokens of one character share a span.
     """
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     questions: Ragged
     targets: Ragged
     steps: Ragged
@@ -60,10 +68,9 @@ class TokenizedSet:
 
 def in_rationale(tokenized: TokenizedSet) -> np.ndarray:
     """Returns a bool mask of the rationale tokens among all target tokens, concatenated."""
-    targets = tokenized.targets
-    example = np.repeat(np.arange(len(targets)), targets.lengths)
-    place = np.arange(len(targets.values)) - targets.offsets[example]
-    return place < tokenized.rationale_lengths[example]
+    lengths_N = tokenized.rationale_lengths
+    counts_Nx2 = np.stack([lengths_N, tokenized.targets.lengths - lengths_N], axis=1)
+    return np.repeat(np.tile([True, False], len(lengths_N)), counts_Nx2.ravel())
 
 
 def step_starts(tokenized: TokenizedSet) -> np.ndarray:
@@ -75,7 +82,7 @@ def step_starts(tokenized: TokenizedSet) -> np.ndarray:
 
 
 def tokenize(
-    records: Sequence[Record],
+    records: Iterable[Record],
     tokenizer: "PreTrainedTokenizerFast",
     *,
     prompt: str | Sequence[str],
@@ -111,73 +118,216 @@ def tokenize(
       UserError: a template lacks its placeholder, or a decoder-only student's prompts end in
         different tokens.
     """
-    prompts, templates = _broadcast(prompt, len(records)), _broadcast(answer_template, len(records))
-    for template in dict.fromkeys(prompts):
+    for template in _distinct(prompt):
         _check_template("prompt", template, "{question}")
-    for template in dict.fromkeys(templates):
+    for template in _distinct(answer_template):
         if template or isinstance(answer_template, str):
             _check_template("answer_template", template, "{answer}")
-    records = list(map(Characters(tokenizer).rewrite_record, records))
-    rejected = {i: reason for i, r in enumerate(records) if (reason := _missing(r, need_rationale))}
-    kept = [i for i in range(len(records)) if i not in rejected]
-
-    questions = _prompts(
+    work = _Tokenization(
         tokenizer,
-        [records[i].question for i in kept],
-        [prompts[i] for i in kept],
+        Characters(tokenizer),
+        (max_question_tokens, max_target_tokens),
+        longest_piece(tokenizer),
         decoder_only,
+        need_rationale,
+        {} if len(_distinct(prompt)) > 1 else None,
     )
-    answers = _encode(tokenizer, [records[i].answer for i in kept])
-    texts = [_target_text(records[i], templates[i]) for i in kept]
-    encoded = _call(tokenizer, texts, offsets=True)
-    eos_id = _eos_id(tokenizer)
-    special = {eos_id, cast(int, tokenizer.pad_token_id)}
-    controls = {token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token}
-    for i, question, answer, target, spans in zip(
-        kept, questions, answers, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        target.append(eos_id)
-        if records[i].steps and spans[0][0] >= len(records[i].rationale.rstrip()):
-            rejected[i] = "the tokenizer produces no tokens for its rationale"
-        elif len(answer) == 1 or tokenizer.unk_token_id in answer:
-            rejected[i] = (
-                f"the tokenizer cannot represent its answer {records[i].answer!r}, so no student "
-                "can write it"
+    examples = zip(_repeated(prompt), _repeated(answer_template), records, strict=False)
+    rejected: list[Rejected] = []
+
+    def parts() -> Iterator[TokenizedSet]:
+        for chunk in chunks(examples):
+            part, bad = work(*map(list, zip(*chunk, strict=True)))
+            rejected.extend(bad)
+            yield part
+
+    return join(parts()), rejected
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokenization:
+    """Tokenizes a chunk of records.
+
+    Attributes:
+      tokenizer: the tokenizer.
+      characters: its characters.
+      limits: maximum tokens of a prompt and of a target.
+      longest: characters of its longest token.
+      decoder_only: as for `tokenize`.
+      need_rationale: as for `tokenize`.
+      ends: a prompt for each last token, over all chunks; None if there is only one prompt.
+    """
+
+    tokenizer: "PreTrainedTokenizerFast"
+    characters: Characters
+    limits: tuple[int, int]
+    longest: int
+    decoder_only: bool
+    need_rationale: bool
+    ends: dict[int, str] | None
+
+    def __call__(
+        self, prompts: list[str], templates: list[str], records: list[Record]
+    ) -> tuple[TokenizedSet, list[Rejected]]:
+        """Returns the tokenized records, and the others."""
+        tokenizer = self.tokenizer
+        rejected = {i: why for i, record in enumerate(records) if (why := self._missing(record))}
+        records = [
+            record if i in rejected else self.characters.rewrite_record(record)
+            for i, record in enumerate(records)
+        ]
+        kept = [i for i in range(len(records)) if i not in rejected]
+        questions = _prompts(
+            tokenizer,
+            [records[i].question for i in kept],
+            [prompts[i] for i in kept],
+            self.decoder_only,
+            self.ends,
+        )
+        answers = _encode(tokenizer, [records[i].answer for i in kept])
+        texts = [_target_text(records[i], templates[i]) for i in kept]
+        encoded = _call(tokenizer, texts, offsets=True)
+        for i, question, answer, target, spans in zip(
+            kept, questions, answers, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            target.append(_eos_id(tokenizer))
+            if reason := self._misfit(records[i], question, answer, target, spans):
+                rejected[i] = reason
+        good = [place for place, i in enumerate(kept) if i not in rejected]
+        aligned = _align(
+            [records[kept[place]] for place in good],
+            [texts[place] for place in good],
+            Ragged.from_list([encoded["input_ids"][place] for place in good], np.int32),
+            [encoded["offset_mapping"][place] for place in good],
+        )
+        result = dataclasses.replace(
+            aligned,
+            questions=Ragged.from_list([questions[place] for place in good], np.int32),
+            answers=Ragged.from_list([answers[place] for place in good], np.int32),
+        )
+        return result, [Rejected(records[i].id, rejected[i]) for i in sorted(rejected)]
+
+    def _missing(self, record: Record) -> str | None:
+        """Returns what is wrong with a record before it is tokenized."""
+        needed = self.need_rationale or record.steps
+        for what, text in (
+            ("question", record.question),
+            *((("rationale", record.rationale),) if needed else ()),
+            ("answer", record.answer),
+        ):
+            if not text or text.isspace():
+                return f"its {what} is empty"
+        target = record.rationale + record.answer
+        for what, text, name, tokens in (
+            ("question has", record.question, "max_question_tokens", self.limits[0]),
+            ("rationale and answer have", target, "max_target_tokens", self.limits[1]),
+        ):
+            if exceeds(text, tokens, self.longest):
+                return f"its {what} {len(text):,} characters, too many for {name}={tokens}"
+            if has_endless_space(text):
+                return f"its {what} more than {MAX_SPACE:,} spaces in a row"
+        return None
+
+    @functools.cached_property
+    def _special(self) -> set[int]:
+        return {_eos_id(self.tokenizer), cast(int, self.tokenizer.pad_token_id)}
+
+    @functools.cached_property
+    def _controls(self) -> set[str]:
+        return {*self.tokenizer.all_special_tokens} - {str(self.tokenizer.unk_token)}
+
+    def _misfit(
+        self,
+        record: Record,
+        question: list[int],
+        answer: list[int],
+        target: list[int],
+        spans: list[tuple[int, int]],
+    ) -> str | None:
+        """Returns what is wrong with the tokens of a record."""
+        tokenizer, (max_question_tokens, max_target_tokens) = self.tokenizer, self.limits
+        if record.steps and spans[0][0] >= len(record.rationale.rstrip()):
+            return "the tokenizer produces no tokens for its rationale"
+        if len(answer) == 1 or tokenizer.unk_token_id in answer:
+            return (
+                f"the tokenizer cannot represent its answer {record.answer!r}, so no student can "
+                "write it"
             )
-        elif len(question) > max_question_tokens:
-            rejected[i] = (
+        if len(question) > max_question_tokens:
+            return (
                 f"its prompt has {len(question)} tokens, more than max_question_tokens="
                 f"{max_question_tokens}"
             )
-        elif len(target) > max_target_tokens:
-            rejected[i] = (
+        if len(target) > max_target_tokens:
+            return (
                 f"its rationale and answer have {len(target)} tokens, more than "
                 f"max_target_tokens={max_target_tokens}"
             )
-        elif not special.isdisjoint(answer[:-1] + target[:-1]) or any(
-            token in records[i].question for token in controls
+        if not self._special.isdisjoint(answer[:-1] + target[:-1]) or any(
+            token in record.question for token in self._controls
         ):
-            rejected[i] = (
+            return (
                 f"its text contains a special token, such as {tokenizer.eos_token} or "
                 f"{tokenizer.pad_token}, which would end it, count as padding or begin a turn"
             )
-    good = [place for place, i in enumerate(kept) if i not in rejected]
-    aligned = _align(
-        [records[kept[place]] for place in good],
-        [texts[place] for place in good],
-        Ragged.from_list([encoded["input_ids"][place] for place in good], np.int32),
-        [encoded["offset_mapping"][place] for place in good],
-    )
-    result = dataclasses.replace(
-        aligned,
-        questions=Ragged.from_list([questions[place] for place in good], np.int32),
-        answers=Ragged.from_list([answers[place] for place in good], np.int32),
-    )
-    return result, [Rejected(records[i].id, rejected[i]) for i in sorted(rejected)]
+        return None
+
+
+def longest_piece(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Returns the characters of the longest token in a vocabulary."""
+    return max(map(len, tokenizer.get_vocab()), default=1)
+
+
+def exceeds(text: str, tokens: int, longest: int) -> bool:
+    """Returns whether a text is too long for a number of tokens, however it is tokenized.
+
+    The margin is for tokenizers that compose characters, or take a run of unknown ones as one.
+
+    Args:
+      text: the text.
+      tokens: the number of tokens.
+      longest: from `longest_piece`.
+    """
+    return len(text) > max(_MIN_CHARACTERS, _MARGIN * tokens * longest)
+
+
+def join(parts: Iterable[TokenizedSet]) -> TokenizedSet:
+    """Joins consecutive examples; a single part is returned as it is.
+
+    The result of several parts is in temporary files if it is large.
+    """
+    parts = iter(parts)
+    first, second = next(parts, None), next(parts, None)
+    if first is None:
+        return _align([], [], Ragged.from_list([], np.int32), [])
+    if second is None:
+        return first
+    records = RecordStore()
+    values = {field.name: ArrayFile() for field in dataclasses.fields(TokenizedSet)}
+    lengths = {name: [] for name in values}
+    for part in itertools.chain([first, second], parts):
+        records.extend(part.records)
+        for name in values.keys() - {"records"}:
+            array = getattr(part, name)
+            if isinstance(array, Ragged):
+                lengths[name].append(array.lengths)
+                array = array.values
+            values[name].append(array)
+    arrays = {
+        name: Ragged.from_lengths(
+            file.array().reshape(-1, *getattr(first, name).values.shape[1:]),
+            np.concatenate(lengths[name]),
+        )
+        if lengths[name]
+        else file.array()
+        for name, file in values.items()
+        if name != "records"
+    }
+    return TokenizedSet(records=records, **arrays)
 
 
 def tokenize_questions(
-    records: Sequence[Record],
+    records: Iterable[Record],
     tokenizer: "PreTrainedTokenizerFast",
     *,
     prompt: str,
@@ -193,9 +343,14 @@ def tokenize_questions(
     """
     _check_template("prompt", prompt, "{question}")
     rewrite = Characters(tokenizer).rewrite
-    questions = [rewrite(record.question) for record in records]
-    prompts = [prompt] * len(questions)
-    return Ragged.from_list(_prompts(tokenizer, questions, prompts, decoder_only), np.int32)
+    values, lengths = ArrayFile(), [np.zeros(0, np.int64)]
+    for chunk in chunks(records):
+        questions = [rewrite(record.question) for record in chunk]
+        ids = _prompts(tokenizer, questions, [prompt] * len(questions), decoder_only)
+        part = Ragged.from_list(ids, np.int32)
+        values.append(part.values)
+        lengths.append(part.lengths)
+    return Ragged.from_lengths(values.array(), np.concatenate(lengths))
 
 
 def resolve_prompt(
@@ -287,6 +442,7 @@ def _prompts(
     questions: list[str],
     prompts: list[str],
     decoder_only: bool,
+    ends: dict[int, str] | None = None,
 ) -> list[list[int]]:
     texts = [p.replace("{question}", q) for p, q in zip(prompts, questions, strict=True)]
     if not decoder_only:
@@ -295,13 +451,14 @@ def _prompts(
     full, plain = tokenizer("a").input_ids, _call(tokenizer, ["a"])["input_ids"][0]
     prefix = full[: len(full) - len(plain)] if full[-len(plain) :] == plain else []
     bos = tokenizer.bos_token
-    result, ends = [], {}
+    result = []
     for prompt, ids in zip(prompts, _call(tokenizer, texts)["input_ids"], strict=True):
-        ends.setdefault(ids[-1], prompt)
+        if ends is not None:
+            ends.setdefault(ids[-1], prompt)
         # A chat template already includes BOS.
         has_prefix = bos is not None and prompt.startswith(str(bos))
         result.append([*([] if has_prefix else prefix), *ids[:-1]])
-    if len(ends) > 1 and len(set(prompts)) > 1:  # `decoder_start` checks a single prompt.
+    if ends is not None and len(ends) > 1:  # `decoder_start` checks a single prompt.
         examples = " and ".join(repr(prompt[-40:]) for prompt in list(ends.values())[:2])
         raise UserError(
             f"Prompts end in different tokens: {examples}. A decoder-only student requires the "
@@ -310,8 +467,12 @@ def _prompts(
     return result
 
 
-def _broadcast(value: str | Sequence[str], count: int) -> Sequence[str]:
-    return [value] * count if isinstance(value, str) else value
+def _repeated(value: str | Sequence[str]) -> Iterable[str]:
+    return itertools.repeat(value) if isinstance(value, str) else value
+
+
+def _distinct(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else [*dict.fromkeys(value)]
 
 
 def _check_template(name: str, template: str, placeholder: str) -> None:
@@ -320,17 +481,6 @@ def _check_template(name: str, template: str, placeholder: str) -> None:
             f"{name}={template!r} must contain {placeholder} exactly once; change it in the "
             "configuration."
         )
-
-
-def _missing(record: Record, need_rationale: bool) -> str | None:
-    for what, text in (
-        ("question", record.question),
-        *((("rationale", record.rationale),) if need_rationale or record.steps else ()),
-        ("answer", record.answer),
-    ):
-        if not text.strip():
-            return f"its {what} is empty"
-    return None
 
 
 def _target_text(record: Record, answer_template: str) -> str:

@@ -11,13 +11,16 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from kpod_jax.data.records import Ragged
+from kpod_jax.data.record_store import CHUNK, chunks
+from kpod_jax.data.records import Ragged, offsets_of
+from kpod_jax.data.scratch import ArrayFile
 from kpod_jax.utils.errors import UserError
 
 # Letters and digits. Splits where word vectors do, as in "Janet" and "'s".
@@ -25,6 +28,8 @@ _WORD = re.compile(r"[^\W_]+")
 # Above this number of questions, use mini-batches. Up to it, full k-means takes seconds.
 _MAX_FULL = 20_000
 _SILHOUETTE_SAMPLE = 2_000
+# Above this number of values, fit a sample of the questions. Up to it, 0.5 GB are enough.
+_MAX_VALUES = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Clusters:
     warning: str = ""
 
 
-def question_vectors(questions: Sequence[str], path: str | os.PathLike[str]) -> np.ndarray:
+def question_vectors(questions: Iterable[str], path: str | os.PathLike[str]) -> np.ndarray:
     """Returns the mean word vector of each question, after lowercasing.
 
     Words without a vector are skipped. A question in which no word has one gets the zero vector.
@@ -61,17 +66,25 @@ def question_vectors(questions: Sequence[str], path: str | os.PathLike[str]) -> 
       UserError: if the file cannot be read, a required line is malformed, or the file contains
         none of the words.
     """
-    words = [_WORD.findall(question.lower()) for question in questions]
-    vectors = _read_vectors(path, {word for question in words for word in question})
+    place_of: dict[str, int] = {}
+    places, lengths = ArrayFile(), array("q")
+    for chunk in chunks(questions):
+        words = [_WORD.findall(question.lower()) for question in chunk]
+        flat = [place_of.setdefault(w, len(place_of)) for question in words for w in question]
+        places.append(np.array(flat, np.int32))
+        lengths.extend(map(len, words))
+    vectors = _read_vectors(path, place_of.keys())
     if not vectors:
         raise UserError(
-            f"{path} has no vector for any word in the {len(questions)} questions; expected "
+            f"{path} has no vector for any word in the {len(lengths)} questions; expected "
             "lowercase words in the language of the questions. Use a different word vector file, "
             "or none to cluster by the student's embeddings."
         )
     row = {word: i for i, word in enumerate(vectors)}
-    ids = [[row[word] for word in question if word in row] for question in words]
-    return mean_token_vectors(np.stack([*vectors.values()]), Ragged.from_list(ids, np.int32))
+    row_of_place = np.array([row.get(word, -1) for word in place_of], np.int32)
+    ids = row_of_place[places.array()]
+    known = offsets_of(ids >= 0)[offsets_of(lengths)]
+    return mean_token_vectors(np.stack([*vectors.values()]), Ragged(ids[ids >= 0], known))
 
 
 def read_question_vectors(path: str | os.PathLike[str], count: int) -> np.ndarray:
@@ -86,7 +99,7 @@ def read_question_vectors(path: str | os.PathLike[str], count: int) -> np.ndarra
       UserError: if the file cannot be read, or the array has the wrong shape or type.
     """
     try:
-        vectors = np.load(path, allow_pickle=False)
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"Cannot read the question vectors in {path}: {error}. Expected a numeric array saved "
@@ -121,11 +134,16 @@ def mean_token_vectors(embedding_table_VxD: np.ndarray, questions: Ragged) -> np
             f"Token ids range from {ids.min()} to {ids.max()}, but the embedding table has "
             f"{len(table_VxD)} rows."
         )
-    lengths_N = questions.lengths
-    # Row i of this [N, V] matrix has 1 / length at each token of question i; repeats add up.
-    weights = np.repeat(1 / np.maximum(lengths_N, 1), lengths_N).astype(np.float32)
-    shape = (len(questions), len(table_VxD))
-    return sparse.csr_array((weights, ids, questions.offsets), shape) @ table_VxD
+    lengths_N, offsets, result = questions.lengths, questions.offsets, ArrayFile(np.float32)
+    for start in range(0, len(questions), CHUNK):
+        stop = min(start + CHUNK, len(questions))
+        lengths_n, bounds = lengths_N[start:stop], offsets[start : stop + 1]
+        # Row i of this [n, V] matrix has 1 / length at each token of question i; repeats add up.
+        weights = np.repeat(1 / np.maximum(lengths_n, 1), lengths_n).astype(np.float32)
+        part = (weights, ids[bounds[0] : bounds[-1]], bounds - bounds[0])
+        shape = (stop - start, len(table_VxD))
+        result.append(sparse.csr_array(part, shape) @ table_VxD)
+    return result.array().reshape(len(questions), table_VxD.shape[1])
 
 
 def cluster_questions(vectors_NxD: np.ndarray, clusters: int, seed: int) -> Clusters:
@@ -145,17 +163,17 @@ def cluster_questions(vectors_NxD: np.ndarray, clusters: int, seed: int) -> Clus
             f"Invalid schedule setting clusters={clusters}; expected at least 1 (K of Eq. 12). "
             "Change it in the configuration."
         )
-    vectors_NxD = np.asarray(vectors_NxD, np.float64)
-    bad = np.flatnonzero(~np.isfinite(vectors_NxD).all(axis=1))
+    size = len(vectors_NxD)
+    finite = [np.isfinite(part).all(axis=1) for part in _parts(vectors_NxD)]
+    bad = np.flatnonzero(~np.concatenate([np.ones(0, bool), *finite]))
     if bad.size:
         raise UserError(
             f"The vector of question {bad[0]} (counting from 0) is not finite, and neither are "
             f"those of {bad.size - 1} others. Check the word vectors and the student's embedding "
             "table for NaN."
         )
-    size = len(vectors_NxD)
-    distinct = len({row.tobytes() for row in vectors_NxD})
-    warning = ""
+    rows = (row.tobytes() for part in _parts(vectors_NxD) for row in part)
+    distinct, warning = _count_distinct(rows, clusters), ""
     if distinct < clusters:
         warning = (
             f"only {distinct} of {size} questions are distinct; using {distinct} clusters instead "
@@ -170,8 +188,31 @@ def cluster_questions(vectors_NxD: np.ndarray, clusters: int, seed: int) -> Clus
     algorithm = KMeans if size <= _MAX_FULL else MiniBatchKMeans
     model = algorithm(clusters, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
     with threadpool_limits(1):  # With several threads, the order of summation varies.
-        labels_N = model.fit_predict(vectors_NxD).astype(np.int32)
+        if vectors_NxD.size <= _MAX_VALUES:
+            labels_N = model.fit_predict(np.asarray(vectors_NxD, np.float64))
+        else:
+            count = _MAX_VALUES // (2 * vectors_NxD.shape[1])
+            sample = np.sort(np.random.default_rng(seed).choice(size, count, replace=False))
+            model.fit(np.asarray(vectors_NxD[sample], np.float64))
+            labels_N = np.concatenate([model.predict(part) for part in _parts(vectors_NxD)])
+        labels_N = labels_N.astype(np.int32)
         return Clusters(labels_N, _silhouette(vectors_NxD, labels_N, seed), warning)
+
+
+def _parts(vectors_NxD: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields consecutive rows as float64."""
+    for start in range(0, len(vectors_NxD), CHUNK):
+        yield np.asarray(vectors_NxD[start : start + CHUNK], np.float64)
+
+
+def _count_distinct(items: Iterable[bytes], enough: int) -> int:
+    """Returns the number of distinct items, or `enough` if there are at least as many."""
+    found = set()
+    for item in items:
+        found.add(item)
+        if len(found) >= enough:
+            break
+    return len(found)
 
 
 def _silhouette(vectors_NxD: np.ndarray, labels_N: np.ndarray, seed: int) -> float:
@@ -181,10 +222,11 @@ def _silhouette(vectors_NxD: np.ndarray, labels_N: np.ndarray, seed: int) -> flo
         return math.nan  # Undefined.
     from sklearn.metrics import silhouette_score
 
-    return float(silhouette_score(vectors_NxD[sample], labels_N[sample]))
+    vectors = np.asarray(vectors_NxD[sample], np.float64)
+    return float(silhouette_score(vectors, labels_N[sample]))
 
 
-def _read_vectors(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, np.ndarray]:
+def _read_vectors(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, np.ndarray]:
     """Reads the vectors of the wanted words, in file order; a repeated word keeps its first."""
     vectors: dict[str, np.ndarray] = {}
     dimensions = 0

@@ -17,6 +17,7 @@ from kpod_jax.config.defaults import Config
 from kpod_jax.data import ground_truth
 from kpod_jax.data.batches import BatchSource, Layout
 from kpod_jax.data.prepare import Data
+from kpod_jax.data.record_store import CHUNK
 from kpod_jax.data.records import Ragged, as_ragged, offsets_of
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import Student
@@ -129,14 +130,15 @@ def rationale_losses(
     Returns:
       N slices of float32, in nats, one value per rationale token.
     """
-    result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(tokenized)
+    offsets = offsets_of(tokenized.rationale_lengths)
+    result = Ragged(np.zeros(offsets[-1], np.float32), offsets)
     batches = forward.target_losses_of_all(module, params, source, mesh, batch_size=batch_size)
     for index, values, _ in batches:
         for row, i in enumerate(index):
             if i >= 0:
-                result[i] = values[row, : tokenized.rationale_lengths[i]]
+                result[i][:] = values[row, : tokenized.rationale_lengths[i]]
         progress(int((index >= 0).sum()))
-    return Ragged.from_list(result, np.float32)
+    return result
 
 
 def step_difficulty(nll: Ragged, weights: Ragged | None, tokenized: TokenizedSet) -> Ragged:
@@ -151,10 +153,18 @@ def step_difficulty(nll: Ragged, weights: Ragged | None, tokenized: TokenizedSet
       N slices of n_i float32 values, in nats.
     """
     offsets = offsets_of(tokenized.num_steps)
-    steps = [tokenized.steps[i][:n] for i, n in enumerate(tokenized.rationale_lengths.tolist())]
-    step_M = np.concatenate([s + offset for s, offset in zip(steps, offsets, strict=False)])
-    w_M = np.zeros(len(step_M)) if weights is None else weights.values.astype(np.float64)
-    exp_M = np.exp(w_M)  # Cannot overflow: w is in (0, 1).
-    total = np.bincount(step_M, exp_M, minlength=offsets[-1])
-    value = np.bincount(step_M, exp_M * nll.values, minlength=offsets[-1])
-    return Ragged((value / total).astype(np.float32), offsets)
+    token_offsets = offsets_of(tokenized.rationale_lengths)
+    values = np.zeros(offsets[-1], np.float32)
+    for start in range(0, len(tokenized), CHUNK):
+        chunk = range(start, min(start + CHUNK, len(tokenized)))
+        first, last = offsets[start], offsets[chunk.stop]
+        tokens = slice(token_offsets[start], token_offsets[chunk.stop])
+        lengths = tokenized.rationale_lengths[start : chunk.stop].tolist()
+        steps = [tokenized.steps[i][:n] + offsets[i] for i, n in zip(chunk, lengths, strict=True)]
+        step_M = np.concatenate(steps) - first
+        w_M = 0.0 if weights is None else weights.values[tokens].astype(np.float64)
+        exp_M = np.broadcast_to(np.exp(w_M), len(step_M))  # Cannot overflow: w is in (0, 1).
+        total = np.bincount(step_M, exp_M, minlength=last - first)
+        sums = np.bincount(step_M, exp_M * nll.values[tokens], minlength=last - first)
+        values[first:last] = sums / total
+    return Ragged(values, offsets)

@@ -101,11 +101,10 @@ def make_schedule(
       UserError: if the question vectors cannot be read, or a curriculum setting is invalid.
     """
     records, path = data.train.records, config.vectors
-    questions = [record.question for record in records]
     if path.endswith(".npy"):
-        vectors = clusters.read_question_vectors(path, len(questions))
+        vectors = clusters.read_question_vectors(path, len(records))
     elif path:
-        vectors = clusters.question_vectors(questions, path)
+        vectors = clusters.question_vectors((record.question for record in records), path)
     else:
         tokenized = tokens.tokenize_questions(records, student.tokenizer, prompt="{question}")
         params = student.load(mesh or sharding.make_mesh())

@@ -15,6 +15,7 @@ from typing import Any
 import openai
 
 from kpod_jax.config.defaults import Config
+from kpod_jax.teacher import response
 from kpod_jax.teacher.completions import clean, read_completion
 from kpod_jax.teacher.failures import find_failure, page_text
 from kpod_jax.teacher.requests import Request
@@ -87,31 +88,31 @@ def make_client(teacher: Config) -> openai.AsyncOpenAI:
             "--config.teacher.base_url to another endpoint, such as http://localhost:8000/v1."
         )
     pace = Pace(teacher.requests_per_minute)
+    most = response.maximum_bytes(teacher)
+    http = response.BoundedClient(most, teacher.total_timeout, before=pace.turn)
+    # The hooks run on every attempt, as `before` does, so the rate limit includes retries.
+    http.event_hooks = {"response": [http.read, _correct_status, pace.heed]}
     return openai.AsyncOpenAI(
         api_key=key or "none",  # Local servers need no key, but the client does.
         base_url=base_url,
         timeout=teacher.timeout,
         max_retries=teacher.retries,
-        # The hooks run on every attempt, so the rate limit includes retries.
-        http_client=openai.DefaultAsyncHttpxClient(
-            event_hooks={"request": [pace.turn], "response": [_correct_status, pace.heed]}
-        ),
+        http_client=http,
     )
 
 
-async def _correct_status(response: Any) -> None:
+async def _correct_status(received: Any) -> None:
     """Gives an error that came with status 200, and no text, the status that it should have.
 
     The client then retries it, and reports it, like any other error.
     """
-    if response.status_code != 200:
+    if received.status_code != 200:
         return
-    await response.aread()
-    body = _json(response.content)
+    body = _json(received.content)
     failure, answer = find_failure(body), read_completion(body)
     if failure and not answer["text"] and "thought" not in answer:
-        response.status_code = failure.status
-        response.extensions["sent_status"] = 200
+        received.status_code = failure.status
+        received.extensions["sent_status"] = 200
 
 
 async def ask(
@@ -171,10 +172,10 @@ class _Sender:
         fields = dict(request.body)
         content = b""
         try:
-            response = await self._client.chat.completions.with_raw_response.create(
+            raw = await self._client.chat.completions.with_raw_response.create(
                 model=fields.pop("model"), messages=fields.pop("messages"), extra_body=fields
             )
-            content = response.content
+            content = raw.content
             answer = read_completion(json.loads(content))
         except openai.APIStatusError as error:
             answer = _error_row(self._error_message(error))
@@ -197,6 +198,8 @@ class _Sender:
         Raises:
           UserError: every other request would fail, too.
         """
+        if reason := error.response.extensions.get("refused"):
+            return reason
         code = error.status_code
         failure = find_failure(_json(error.response.content))
         text = failure.message if failure else page_text(error.response.content)

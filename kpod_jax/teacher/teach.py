@@ -1,23 +1,26 @@
 """Implements `--mode=teach`: collects a teacher's rationales for the training questions."""
 
 import asyncio
+import collections
+import contextlib
 import os
 import pathlib
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.teacher.ask import ask, endpoint
 from kpod_jax.teacher.batch import read_batch, write_batch
-from kpod_jax.teacher.completions import judge_row
+from kpod_jax.teacher.completions import clean, judge_row
 from kpod_jax.teacher.ledger import Key, Ledger
 from kpod_jax.teacher.questions import Question, answer_kind, load_questions
 from kpod_jax.teacher.requests import Request, make_requests, settings
 from kpod_jax.teacher.results import cost, write_results
 from kpod_jax.teacher.selection import Selection
-from kpod_jax.utils import files
+from kpod_jax.utils import files, signals
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.progress import Progress
 from kpod_jax.utils.workdir import Workdir
@@ -37,7 +40,7 @@ def teach(config: Config, workdir: files.PathLike) -> str:
 
     Raises:
       UserError: an error that the user can fix; earlier answers are kept.
-      SystemExit: interrupted by Ctrl-C; earlier answers are kept.
+      SystemExit: a signal ended the run, or every request failed; earlier answers are kept.
     """
     teacher = config.teacher
     if files.is_remote(workdir):
@@ -55,10 +58,11 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     questions = load_questions(config.data)
     requests = make_requests(questions, teacher)
     directory = Workdir(pathlib.Path(workdir) / "teacher")
-    interrupted, skipped = False, 0
+    ended: signals.Preempted | UserError | None = None
+    skipped = 0
     with Ledger(directory / f"{_NAME}.jsonl") as ledger:
         _check_settings(directory, ledger, settings(teacher))
-        answered = ledger.answered()
+        answered, before = ledger.answered(), len(ledger.rows)
         selection = _select(questions, requests, answered, config)
         missing = [
             request
@@ -72,14 +76,25 @@ def teach(config: Config, workdir: files.PathLike) -> str:
                 skipped = read_batch(teacher.batch_results, missing, ledger.append)
             elif missing:
                 _send(questions, missing, ledger, selection, config)
+        except (signals.Preempted, UserError) as error:
+            ended = error
         except KeyboardInterrupt:
-            interrupted = True
+            ended = signals.Interrupted()
         finally:
             summary = write_results(directory, questions, requests, ledger, config)
+        errors = [row["error"] for row in ledger.rows[before:]]
     report = _describe(summary, directory, skipped) + f" ({time.monotonic() - start:.1f} s)"
-    if interrupted:
-        print(f"Interrupted: {report}. Run the same command to resume.", file=sys.stderr)
-        sys.exit(130)
+    if failures := _describe_failures(errors):
+        report += f". {failures}"
+    if isinstance(ended, signals.Preempted):
+        print(type(ended)(report), file=sys.stderr)
+        sys.exit(ended.exit_code)
+    if errors and all(errors):
+        advice = "Fix the problem, then run the same command again."
+        print(f"error: {report}. {advice}", file=sys.stderr)
+        sys.exit(1)
+    if ended is not None:
+        raise ended
     return report
 
 
@@ -138,7 +153,32 @@ def _send(
                 else:
                     yield request
 
-        asyncio.run(ask(needed(), teacher, write))
+        asyncio.run(_until_terminated(ask(needed(), teacher, write)))
+
+
+async def _until_terminated(work: Awaitable[None]) -> None:
+    """Awaits work, and raises `Preempted` at SIGTERM; asyncio itself ends at Ctrl-C."""
+    loop, task, received = asyncio.get_running_loop(), asyncio.current_task(), []
+    assert task is not None
+
+    def stop() -> None:
+        received.append(signal.SIGTERM)
+        task.cancel()
+
+    previous = signal.getsignal(signal.SIGTERM)
+    # Other threads, and Windows, get no signals.
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        loop.add_signal_handler(signal.SIGTERM, stop)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if received:
+            raise signals.Preempted from None
+        raise
+    finally:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_signal_handler(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _check_settings(directory: Workdir, ledger: Ledger, used: dict[str, Any]) -> None:
@@ -170,6 +210,17 @@ def _write_batch(directory: Workdir, missing: list[Request]) -> str:
         "API, download the output files, and read each with --config.teacher.batch=read "
         "--config.teacher.batch_results=FILE."
     )
+
+
+def _describe_failures(errors: Sequence[str | None]) -> str:
+    """Returns how many of the requests failed, by reason; "" if none did."""
+    reasons = collections.Counter(filter(None, errors))
+    if not reasons:
+        return ""
+    which = f"{reasons.total()} of {len(errors)}" if None in errors else f"All {len(errors)}"
+    listed = "; ".join(f"{count} × {clean(why, 200)}" for why, count in reasons.most_common(3))
+    more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    return f"{which} requests failed: {listed}{more}"
 
 
 def _describe(summary: dict[str, Any], directory: Workdir, skipped: int) -> str:
