@@ -19,7 +19,9 @@ from kpod_jax.teacher.results import cost, write_results
 from kpod_jax.teacher.selection import Selection
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.printable import message
 from kpod_jax.utils.progress import Progress
+from kpod_jax.utils.redaction import redact
 from kpod_jax.utils.workdir import Workdir
 
 _NAME = "answers"
@@ -57,7 +59,7 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     directory = Workdir(pathlib.Path(workdir) / "teacher")
     interrupted, skipped = False, 0
     with Ledger(directory / f"{_NAME}.jsonl") as ledger:
-        _check_settings(directory, ledger, settings(teacher))
+        _check_settings(directory, ledger, redact(settings(teacher)))
         answered = ledger.answered()
         selection = _select(questions, requests, answered, config)
         missing = [
@@ -78,7 +80,7 @@ def teach(config: Config, workdir: files.PathLike) -> str:
             summary = write_results(directory, questions, requests, ledger, config)
     report = _describe(summary, directory, skipped) + f" ({time.monotonic() - start:.1f} s)"
     if interrupted:
-        print(f"Interrupted: {report}. Run the same command to resume.", file=sys.stderr)
+        print(message(f"Interrupted: {report}. Run the same command to resume."), file=sys.stderr)
         sys.exit(130)
     return report
 
@@ -111,11 +113,11 @@ def _send(
     teacher, kind = config.teacher, answer_kind(config.data)
     by_id = {question.id: question for question in questions}
     address = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or "OpenAI"
-    print(
+    asking = (
         f"teach: asking {teacher.model} at {endpoint(address)} for {len(missing)} of "
-        f"{len(questions) * teacher.samples} rationales",
-        flush=True,
+        f"{len(questions) * teacher.samples} rationales"
     )
+    print(message(asking), flush=True)
     total = len(questions) * teacher.samples
     kept = count = 0
     with Progress(total, "Asking", unit="rationales", initial=total - len(missing)) as progress:
