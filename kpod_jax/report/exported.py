@@ -8,6 +8,7 @@ from kpod_jax.config.defaults import Config
 from kpod_jax.models.export import export
 from kpod_jax.models.student import Student
 from kpod_jax.report import model_card
+from kpod_jax.training import divergence
 from kpod_jax.utils import files
 
 
@@ -23,7 +24,15 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
 
     Returns:
       A short description of what was exported.
+
+    Raises:
+      UserError: the parameters are not finite.
     """
+    divergence.require_finite(
+        params,
+        "The student's parameters",
+        "Export an earlier checkpoint with --config.eval.checkpoint=STEP, or train again.",
+    )
     results, directory = root / "results.json", root / "export"
     is_adapter = export(
         student, params, directory, **config.export, max_new_tokens=config.eval.max_new_tokens
