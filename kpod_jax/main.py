@@ -106,7 +106,8 @@ def main(argv: list[str]) -> None:
     del argv  # `parse_flags` leaves nothing.
     logging.set_verbosity(logging.WARNING)  # Orbax logs a lot at INFO; progress is printed.
     handler = logging.get_absl_handler()
-    handler.setFormatter(Formatter(handler.formatter or standard_logging.Formatter()))
+    if not isinstance(handler.formatter, Formatter):
+        handler.setFormatter(Formatter(handler.formatter or standard_logging.Formatter()))
     try:
         _run()
     except signals.Preempted as preempted:

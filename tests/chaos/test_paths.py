@@ -30,6 +30,14 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+def in_this_process(monkeypatch) -> None:
+    """Leaves the settings, signals and devices of the tests as they are."""
+    monkeypatch.setattr(main, "_prepare", lambda: None)
+    monkeypatch.setattr(main.processes, "join", lambda *flags: None)
+    monkeypatch.setattr(main.processes, "raise_on_sigterm", lambda: None)
+    monkeypatch.setattr(main.signals, "raise_on", lambda *numbers: None)
+
+
 def said(capsys, *arguments: str) -> str:
     """What a wrong command prints: one line, with exit code 2."""
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
@@ -107,7 +115,7 @@ def test_every_file_may_be_in_the_home_directory(home):
 )
 def test_work_directories_that_cannot_be(capsys, monkeypatch, path, expected):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(main, "_prepare", lambda: None)
+    in_this_process(monkeypatch)
     for mode in ("rationales", "eval"):
         line = said(capsys, QUICKSTART, f"--workdir={path}", f"--mode={mode}")
         assert expected in line or (mode == "eval" and "does not exist" in line)
@@ -123,7 +131,7 @@ def test_arguments_that_are_not_utf8(capsys, flag):
 @pytest.mark.parametrize("form", ["config", "data"])
 def test_urls_of_other_files(capsys, monkeypatch, tmp_path, form):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(main, "_prepare", lambda: None)
+    in_this_process(monkeypatch)
     url = f"file://{tmp_path}/x.jsonl"
     own = ["--config.data.name=jsonl", "--config.weighting.fit=same"]
     flags = {
