@@ -25,7 +25,7 @@ from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.loop import Hooks, Plan, Recording
 from kpod_jax.training.train_step import loss_of
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, listed
 from kpod_jax.weighting.context import weights_by_context
 
 CHECKPOINTS = "checkpoints/student"
@@ -203,9 +203,18 @@ def loss_weights(config: Config, tokenized: TokenizedSet, weights: Ragged | None
     minimum `distill.min_weight`; with `distill.step_start_weight="answer"`, weight 1 for the first
     token of each step; with `distill.rescale_weights="mean"`, division of all other weights by
     their mean within the rationale, so that the mean of all is 1.
+
+    Raises:
+      UserError: a weight is not finite.
     """
     if weights is None:
         return None
+    if rows := weights.nonfinite():
+        ids = [tokenized.records[i].id for i in rows]
+        raise UserError(
+            f"Token weights of {len(ids)} records are NaN or infinite: {listed(ids, 8)}. Run "
+            "--mode=weigh again, or pass weights between 0 and 1."
+        )
     weights = weights_by_context(weights, tokenized.targets, config.weight_context)
     values = np.maximum(weights.values, np.float32(config.min_weight))
     kept = np.ones(len(values), bool)

@@ -22,7 +22,8 @@ from absl import app, flags, logging
 from kpod_jax.cli import arguments, usage
 from kpod_jax.config.defaults import Config
 from kpod_jax.parallel import processes
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_line, why
+from kpod_jax.utils.printable import Formatter, message, printable
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Configuration file, such as configs/t5_base.py, or configs/t5_base.py:METHOD."
@@ -104,6 +105,9 @@ def main(argv: list[str]) -> None:
     """Runs the mode given by the flags; errors the user can fix are printed as one message."""
     del argv  # `parse_flags` leaves nothing.
     logging.set_verbosity(logging.WARNING)  # Orbax logs a lot at INFO; progress is printed.
+    handler = logging.get_absl_handler()
+    if not isinstance(handler.formatter, Formatter):
+        handler.setFormatter(Formatter(handler.formatter or standard_logging.Formatter()))
     try:
         _run()
     except signals.Preempted as preempted:
@@ -112,18 +116,23 @@ def main(argv: list[str]) -> None:
         interrupted = signals.Interrupted()
         _exit(interrupted.exit_code, str(interrupted))
     except UserError as error:
-        first, *others = str(error).splitlines()
+        first, *others = str(error).split("\n  ")
         one = len(others) == 1  # A single fault needs no list.
-        _exit(2, f"error: {first} {others[0].strip()}" if one else f"error: {error}")
+        _exit(2, f"error: {first} {others[0]}" if one else f"error: {error}")
+    except OSError as error:
+        if not error.errno:
+            raise
+        place = f"Cannot access {error.filename}" if error.filename else "The system failed"
+        _exit(2, f"error: {place}: {why(error)}.")
     except jax.errors.JaxRuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        _exit(2, f"error: {error}\n{_MEMORY_ADVICE}")
+        _exit(2, f"error: {one_line(error)} {_MEMORY_ADVICE}")
 
 
-def _exit(code: int, message: str) -> None:
+def _exit(code: int, text: str) -> None:
     # A terminal may show ^C, or a progress bar, in the line.
-    print("\n" * sys.stderr.isatty() + message, file=sys.stderr, flush=True)
+    print("\n" * sys.stderr.isatty() + message(text), file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -150,17 +159,18 @@ def _run() -> None:
         signals.raise_on(signal.SIGINT)
     match mode:
         case "compare":
-            print(*module.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value), sep="\n")
+            table = module.compare(_RUNS.value, _SPLIT.value, _OUTPUT.value)
+            print(*(printable(line, "\n") for line in table), sep="\n")
         case "compile":
             steps = _STEPS.value or module.STEPS
             module.compile_for(_config(), _TOPOLOGY.value, workdir, steps)
         case "heatmap":
             page, picture, text = module.heat_map(workdir, _RECORDS.value)
-            print(text, "", page, picture, sep="\n")
+            print(text, "", printable(page), printable(picture), sep="\n")
         case "plan":
             print(module.plan(_config(), _TFLOPS.value))
         case "teach":
-            print(module.teach(_config(), workdir))
+            print(*map(message, module.teach(_config(), workdir).splitlines()), sep="\n")
         case "sweep":
             if not _SWEEP.value:
                 raise UserError("Missing --sweep, such as --sweep=configs/sweeps/quickstart.py.")
@@ -185,8 +195,15 @@ def _prepare() -> None:
     # Reuse compiled steps across processes.
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", _cache_directory())
-    # When a checkpoint cannot be written, asyncio repeats an error that is already reported.
+    # When a checkpoint cannot be written, these repeat an error that is already reported.
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno < standard_logging.ERROR or "orbax" not in record.pathname
+    )
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda raised: (
+        None if str(raised.exc_value) == "Event loop is closed" else unraisable(raised)
+    )
     # Only tokenizers of transformers are used; silence its warnings about missing frameworks.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -202,6 +219,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         print(usage.text(holder.name for holder in _FLAGS), end="")
         sys.exit(0)
     try:
+        arguments.check_text([*argv, _working_directory()])
         others, changes = arguments.split(flags.FLAGS.read_flags_from_files(argv[1:]))
         arguments.parse(flags.FLAGS, others)
         if _CONFIG.value:
@@ -211,9 +229,16 @@ def parse_flags(argv: list[str]) -> list[str]:
     return argv[:1]
 
 
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise UserError("The working directory was deleted; change to another one.") from error
+
+
 def command() -> None:
     """Entry point of the command kpod-jax; finds custom modules as `python -m` does."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, "")
     try:
         app.run(main, flags_parser=parse_flags)
     finally:

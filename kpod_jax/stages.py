@@ -3,7 +3,7 @@
 from typing import Any
 
 from kpod_jax import baselines
-from kpod_jax.config.defaults import Config
+from kpod_jax.config.defaults import Config, get_config
 from kpod_jax.data import prepare, sources
 from kpod_jax.data.prepare import Data
 from kpod_jax.distillation import CHECKPOINTS, SUPERVISED_FILE, Trained
@@ -66,6 +66,8 @@ def _trained(config: Config) -> tuple[str, ...]:
 
 
 _RECORDS = ("records/train.jsonl", f"{prepare.TOKENS}.npy", f"{prepare.TOKENS}.json")
+# What does not change a training that ends: adding it resumes one that diverged.
+_DISTILL = [f"distill.{key}" for key in get_config().distill if key != "skip_nonfinite"]
 _LENGTH = [
     f"distill.{key}" for key in ("epochs", "batch_size", "max_steps", "buckets", "pack_length")
 ]
@@ -105,7 +107,7 @@ STAGES: dict[str, Stage] = {
         external=_schedule_files,
     ),
     "distill": Stage(
-        keys=("student", "distill", "weighting.weights", "difficulty", "schedule", "seed"),
+        keys=("student", *_DISTILL, "weighting.weights", "difficulty", "schedule", "seed"),
         inputs=(*_RECORDS, "records/validation.jsonl"),
         inputs_if_needed=("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
         outputs=Trained.OUTPUTS,

@@ -11,6 +11,7 @@ from kpod_jax.config import values
 from kpod_jax.config.defaults import Config
 from kpod_jax.config.loading import load_config, set_key
 from kpod_jax.utils.errors import UserError, did_you_mean, one_line, one_of
+from kpod_jax.utils.printable import not_utf8
 
 _FLAG = re.compile(r"--?(\w+)")
 _KEY = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
@@ -28,6 +29,13 @@ class ChoiceParser(flags.EnumParser):
         if argument not in self.enum_values:
             raise ValueError(one_of(argument, self.enum_values))
         return argument
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raises a `UserError` if an argument is not UTF-8, as the files of a run are."""
+    for argument in arguments:
+        if not_utf8(argument):
+            raise UserError(f"{argument} is not UTF-8 text; rename the file, or convert the text.")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -303,6 +303,8 @@ def get_config() -> Config:
     # to 0.
     distill.weight_decay = 0.0  # Weight decay of adamw and adafactor.
     distill.clip_norm = 1.0  # Maximum norm of the global gradient. 0: no clipping.
+    distill.skip_nonfinite = 0  # Maximum number of steps in a row that are skipped because their
+    # loss or gradient is not finite. 0: the first one stops the training.
     distill.dropout = False  # Whether to train with the model's own dropout rates.
     distill.micro_batches = 1  # Number of parts in which a batch is processed; the result is the
     # same.

@@ -240,11 +240,20 @@ class BatchSource:
         counts = np.zeros((steps, 2), np.int64)
         for step in range(steps):
             start_steps_N = self._start_steps_at(step)
-            rows_B, _ = self._rows(step, self._rows_at(step, start_steps_N))
-            rows = rows_B[rows_B >= 0]
-            examples = np.concatenate([self._bins[i] for i in rows]) if self._pack_length else rows
+            examples = self._examples(step, start_steps_N)
             counts[step] = self._counts(start_steps_N)[examples].sum(axis=0)
         return counts
+
+    def record_ids(self, step: int) -> list[str]:
+        """Returns the ids of the records in a training step's batch, over all hosts."""
+        examples = self._examples(step, self._start_steps_at(step)).tolist()
+        return list(dict.fromkeys(self._tokenized.records[i].id for i in examples))
+
+    def _examples(self, step: int, start_steps_N: np.ndarray) -> np.ndarray:
+        """Returns the examples in a training step's batch, over all hosts."""
+        rows_B, _ = self._rows(step, self._rows_at(step, start_steps_N))
+        rows = rows_B[rows_B >= 0]
+        return np.concatenate([self._bins[i] for i in rows]) if self._pack_length else rows
 
     def iterate(
         self, start_step: int, total_steps: int, *, threads: int = 2, prefetch: int = 8

@@ -30,6 +30,7 @@ from kpod_jax.data import (
 from kpod_jax.data.records import Rejected
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.printable import printable
 
 _AnyBuilder = TypeVar("_AnyBuilder", bound=tfds.core.GeneratorBasedBuilder)
 
@@ -168,10 +169,10 @@ class Published(_Builder, skip_registration=True):
         parts = published.read_parts(data_set, config.splits, paths)
         if not any(part.examples for part in parts.values()):
             reasons = [reason for part in parts.values() for _, reason, _ in part.rejected]
-            details = "".join(f"\n  {reason}" for reason in reasons[:3])
+            details = "".join(f"\n  {printable(reason)}" for reason in reasons[:3])
             raise UserError(
                 f"Found no usable {data_set.title} records in {', '.join(map(str, paths))}:"
-                f"{details or ' the files hold no records.'}\n"
+                f"{details or ' the files hold no records.'}\n  "
                 "Expected the data set's original files."
             )
         self._metadata()["rejected"] = {split: part.rejected for split, part in parts.items()}
@@ -234,9 +235,8 @@ def prepare_builder(
     """
     try:
         with _quiet():
-            builder = builder_type(
-                config=config, data_dir=cache_dir or None, file_format="array_record"
-            )
+            folder = str(files.as_path(cache_dir)) if cache_dir else None
+            builder = builder_type(config=config, data_dir=folder, file_format="array_record")
             builder.download_and_prepare()
     except OSError as error:
         raise UserError(

@@ -19,7 +19,7 @@ from kpod_jax.data.record_store import RecordStore
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.rows import Row
 from kpod_jax.data.steps import split_steps
-from kpod_jax.utils import plugins
+from kpod_jax.utils import files, plugins
 from kpod_jax.utils.errors import UserError
 
 # Each of FILES reads files of all these formats, and takes its own first.
@@ -169,9 +169,9 @@ def notes(name: str, path: str, columns: Mapping[str, str]) -> list[str]:
 
 def files_of(name: str, path: str) -> list[pathlib.Path]:
     """Returns the existing files of a custom data set; none for a Hugging Face data set."""
-    source = pathlib.Path(path).expanduser()
-    if name == "huggingface":
+    if name == "huggingface" or files.is_remote(path):  # Own readers take any address.
         return []
+    source = files.expand(path)
     if name not in FORMATS:
         return [source] if path and source.exists() else []
     if source.is_file():
@@ -202,7 +202,7 @@ def _open(name: str, path: str, split: str) -> _Source:
         return _Source(
             {s: functools.partial(rows, s) for s in SPLITS}, {s: s for s in SPLITS}, False, False
         )
-    source, parts = pathlib.Path(path).expanduser(), {}
+    source, parts = files.expand(path), {}
     is_hub, suffix = name == "huggingface", ".jsonl" if name == "huggingface" else f".{name}"
     if path and source.is_file():
         parts = {split_files.ALL: split_files.Part(tables.stem_of(source), (source,))}

@@ -17,7 +17,7 @@ def files_in(data_set: DataSet, splits: Splits, folder: str) -> list[pathlib.Pat
     Raises:
       UserError: a file is missing.
     """
-    root = pathlib.Path(folder).expanduser()
+    root = files.expand(folder)
     names = list(data_set.files[splits])
     paths = [root / name for name in names]
     missing = next((path for path in paths if not path.is_file()), None)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kpod_jax.data.records import Record
+from kpod_jax.utils.printable import printable
 
 
 def normalize_question(question: str) -> str:
@@ -50,6 +51,8 @@ def describe(splits: Mapping[str, Sequence[Record]]) -> str:
     """Returns a line per pair of splits that share questions, with count and examples, or ""."""
     lines = []
     for (one, other), pairs in overlaps(splits).items():
-        examples = ", ".join(f"{a} = {b}" for a, b in pairs[:3]) + (", …" if len(pairs) > 3 else "")
+        examples = ", ".join(f"{printable(a)} = {printable(b)}" for a, b in pairs[:3]) + (
+            ", …" if len(pairs) > 3 else ""
+        )
         lines.append(f"{len(pairs)} questions of {one} are also in {other}: {examples}")
     return "\n".join(lines)

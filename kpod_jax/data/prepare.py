@@ -209,4 +209,5 @@ def _check_not_empty(
 
 def _overlaps(splits: Mapping[str, Sequence[Record]]) -> list[str]:
     shared = overlap.describe(splits)
-    return [f"the splits overlap, so accuracies may be too high:\n{shared}"] if shared else []
+    lines = "".join(f"\n  {line}" for line in shared.splitlines())
+    return [f"the splits overlap, so accuracies may be too high:{lines}"] if lines else []

@@ -1,13 +1,13 @@
 """Replaces the rationales of a data set's records with a teacher's, read from a separate file."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kpod_jax.data import answers, custom, jsonl, matching, tables
 from kpod_jax.data.records import Loaded, Record, Rejected
 from kpod_jax.data.steps import split_steps
+from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 
@@ -192,7 +192,7 @@ def _with_rationale(record: Record, rationale: str, separator: str, suffix: str 
 
 
 def _rows(source: str) -> Iterator[tables.Row]:
-    path = pathlib.Path(source).expanduser()
+    path = files.expand(source)
     if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
         raise UserError(
             f"Cannot read the teacher's rationales: {source} does not exist. Set "

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kpod_jax.data import jsonl
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.printable import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,11 @@ class Ragged:
         """Lengths of the arrays, [N] int64."""
         return np.diff(self.offsets)
 
+    def nonfinite(self) -> list[int]:
+        """Returns the indices of the arrays that hold NaN or infinity."""
+        flat = np.flatnonzero(~np.isfinite(self.values))
+        return np.unique(np.searchsorted(self.offsets, flat, side="right") - 1).tolist()
+
 
 def as_ragged(arrays: "Ragged | Sequence[npt.ArrayLike] | None") -> "Ragged | None":
     """Converts a sequence of arrays to float32 `Ragged`; `Ragged` and None are returned as is."""
@@ -214,11 +220,11 @@ def check_rejected_fraction(
       UserError: the fraction is higher; the message lists the first rejected records.
     """
     if len(rejected) > max_rejected_fraction * total:
-        first = "".join(f"\n  {bad.id}: {bad.reason}" for bad in rejected[:5])
+        first = "".join(f"\n  {printable(bad.id)}: {printable(bad.reason)}" for bad in rejected[:5])
         more = f"\n  … and {len(rejected) - 5} more" if len(rejected) > 5 else ""
         raise UserError(
             f"{len(rejected)} of {total} records cannot be used, more than max_rejected_fraction="
-            f"{max_rejected_fraction:g} allows:{first}{more}\nFix them, or raise "
+            f"{max_rejected_fraction:g} allows:{first}{more}\n  Fix them, or raise "
             "--config.data.max_rejected_fraction to continue without them."
         )
 

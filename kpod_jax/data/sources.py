@@ -12,7 +12,7 @@ from kpod_jax.data.published import SPLITS, DataSet, Splits
 from kpod_jax.data.record_store import RecordStore, chunks
 from kpod_jax.data.records import Loaded, Record, Rejected, check_rejected_fraction
 from kpod_jax.data.steps import split_steps
-from kpod_jax.utils import plugins
+from kpod_jax.utils import files, plugins
 from kpod_jax.utils.errors import UserError, one_of
 
 PUBLISHED: dict[str, DataSet] = {
@@ -51,7 +51,7 @@ def input_files(name: str, path: str, splits: Splits) -> list[pathlib.Path]:
         return custom.files_of(name, path)
     if name not in PUBLISHED or not path:
         return []
-    data_set, folder = PUBLISHED[name], pathlib.Path(path).expanduser()
+    data_set, folder = PUBLISHED[name], files.expand(path)
     names = [*data_set.files.get(splits, ()), data_set.single_file]
     return [folder / name for name in names if (folder / name).is_file()]
 

@@ -11,6 +11,7 @@ from typing import Any
 from kpod_jax.data import json_files
 from kpod_jax.data.rows import Row as Row
 from kpod_jax.data.text_files import MAX_TEXT, bounded_lines, not_utf8, open_text
+from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -188,7 +189,7 @@ def hub_parts(source: str) -> dict[str, Callable[[], Iterator[Row]]]:
             f"Reading {source!r} requires the package datasets, which is not installed: "
             "pip install 'datasets>=5,<6'. JSON, CSV and Parquet files do not need it."
         ) from error
-    path = pathlib.Path(source).expanduser()
+    path = files.expand(source)
     loaded: Any
     try:
         if is_saved(path):

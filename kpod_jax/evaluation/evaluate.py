@@ -1,12 +1,13 @@
 """Evaluation of a trained student on its own data and on data sets it was not trained on."""
 
 import dataclasses
-import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, ClassVar
 
+import numpy as np
 from jax.sharding import Mesh
 
 from kpod_jax import baselines
@@ -21,10 +22,15 @@ from kpod_jax.evaluation.accuracy import Evaluator
 from kpod_jax.evaluation.generation import Sampling
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
-from kpod_jax.training import forward
+from kpod_jax.training import divergence, forward
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, listed
 from kpod_jax.utils.progress import Progress
+
+_DIVERGED = (
+    "Evaluate an earlier checkpoint with --config.eval.checkpoint=STEP, or train again, in another "
+    "--workdir, with a lower distill.learning_rate."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +88,11 @@ def evaluate(
         student's own.
       answer_kind: kind of answer, one of `answers.KINDS` or package.module:function.
       label: label of the progress bar.
+
+    Raises:
+      UserError: a parameter, or the loss of a record, is not finite.
     """
+    divergence.require_finite(params, "The student's parameters", _DIVERGED)
     mesh = mesh or sharding.make_mesh()
     sampling = Sampling(config.temperature, config.top_p, student.seed, config.samples)
     evaluator = make_evaluator(config, student, records, mesh, prompt, answer_kind, sampling)
@@ -122,6 +132,7 @@ def make_token_loss(
 
     The loss is the mean -log P per token of rationale and answer, in nats. The function returns {}
     if no record has a rationale within the student's limits. The records are tokenized only once.
+    It raises a `UserError` if the loss of a record is not finite.
     """
     prompt, batch_size = prompt or student.prompt, config.batch_size
     tokenized, _ = student.tokenize(records, prompt)
@@ -135,8 +146,26 @@ def make_token_loss(
         buckets=2,
     )
     source = BatchSource(tokenized, layout)
-    loss = functools.partial(forward.mean_target_loss, batch_size=batch_size)
-    return lambda params: {"token_loss": loss(student.module, params, source, mesh)}
+
+    def token_loss(params: Any) -> dict[str, float]:
+        arguments = student.module, params, source, mesh
+        loss = forward.mean_target_loss(*arguments, batch_size=batch_size)
+        if math.isfinite(loss):
+            return {"token_loss": loss}
+        divergence.require_finite(params, "The student's parameters", _DIVERGED)
+        ids = [
+            tokenized.records[i].id
+            for index, values, _ in forward.target_losses_of_all(*arguments, batch_size=batch_size)
+            for i, row in zip(index.tolist(), values, strict=True)
+            if i >= 0 and not np.isfinite(row).all()
+        ]
+        raise UserError(
+            f"The loss of {listed(ids, 8)} is {loss} under finite parameters: the student's "
+            "numbers overflow. Set student.dtype=float32, or train with a lower "
+            "distill.learning_rate."
+        )
+
+    return token_loss
 
 
 @dataclasses.dataclass(frozen=True)

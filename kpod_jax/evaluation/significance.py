@@ -245,7 +245,7 @@ def _common_ids(methods: Sequence[Method], split: str) -> list[str]:
 
 
 def _read_methods(runs: Sequence[str], split: str) -> list[Method]:
-    groups = [[run] if pathlib.Path(run).is_dir() else run.split("+") for run in runs]
+    groups = [[run] if files.expand(run).is_dir() else run.split("+") for run in runs]
     if not all(part for group in groups for part in group):
         raise UserError(f"--runs={','.join(runs)} contains an empty directory name.")
     names = ["+".join(pathlib.Path(part).resolve().name for part in group) for group in groups]

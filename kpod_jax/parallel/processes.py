@@ -15,7 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from kpod_jax.utils import files, locks, signals
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, one_line
+from kpod_jax.utils.printable import message
 from kpod_jax.utils.signals import Preempted
 
 # The exit code for "ended by SIGTERM" in shells and schedulers. The same command resumes the run.
@@ -63,9 +64,9 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
         return
     except RuntimeError as error:  # Includes jax.errors.JaxRuntimeError.
         raise UserError(
-            f"This process cannot join the others: {error}\nStart all of them at about the same "
-            "time and make sure that the first one's port is reachable, or run a single process "
-            "with --coordinator=off."
+            f"This process cannot join the others: {one_line(error)}. Start all of them at about "
+            "the same time and make sure that the first one's port is reachable, or run a single "
+            "process with --coordinator=off."
         ) from error
     files.set_writer(jax.process_index() == 0)
 
@@ -77,9 +78,9 @@ def barrier(name: str) -> None:
 
 
 def log(line: str) -> None:
-    """Prints a line for the user, in the first process only."""
+    """Prints a line for the user, in the first process only; see `printable.message`."""
     if jax.process_index() == 0:
-        print(line, flush=True)
+        print(message(line), flush=True)
 
 
 def run_on_first(work: Callable[[], str]) -> str:

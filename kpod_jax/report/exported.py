@@ -11,6 +11,7 @@ from kpod_jax.evaluation import results
 from kpod_jax.models.export import export
 from kpod_jax.models.student import Student
 from kpod_jax.report import model_card
+from kpod_jax.training import divergence
 from kpod_jax.utils import files
 
 
@@ -26,8 +27,16 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
 
     Returns:
       A short description of what was exported.
+
+    Raises:
+      UserError: the parameters are not finite.
     """
     directory = root / "export"
+    divergence.require_finite(
+        params,
+        "The student's parameters",
+        "Export an earlier checkpoint with --config.eval.checkpoint=STEP, or train again.",
+    )
     is_adapter = export(
         student, params, directory, **config.export, max_new_tokens=config.eval.max_new_tokens
     )

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from kpod_jax.evaluation.comparison import is_significant, points
 from kpod_jax.report import colours, figures, sections, summary, sweep, sweep_text
 from kpod_jax.report import run as run_files
 from kpod_jax.utils import files
+from kpod_jax.utils.printable import printable
 from kpod_jax.version import __version__
 
 
@@ -109,12 +111,19 @@ def template(name: str) -> jinja2.Template:
     return _environment().get_template(name)
 
 
+def _visible(value: Any) -> Any:
+    """Escapes control and invisible characters; our own markup is left as it is."""
+    is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    return printable(value, "\n\t") if is_text else value
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kpod_jax.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )

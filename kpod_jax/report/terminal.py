@@ -1,6 +1,6 @@
 """Heat maps for terminals: words with background colors or with their weights in digits.
 
-Control characters in the text of data sets and models are replaced, so terminals do not obey them.
+Control characters in the text of data sets and models are escaped, so terminals do not obey them.
 """
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from kpod_jax.data.records import Record
 from kpod_jax.report import heatmap
 from kpod_jax.report.colours import heat
+from kpod_jax.utils.printable import printable
 
 _END = "\x1b[0m"
 
@@ -55,4 +56,4 @@ def _channels(colour: str) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable(text, "\n")

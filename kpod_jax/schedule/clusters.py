@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from kpod_jax.data.record_store import CHUNK, chunks
 from kpod_jax.data.records import Ragged, offsets_of
 from kpod_jax.data.scratch import ArrayFile
+from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 # Letters and digits. Splits where word vectors do, as in "Janet" and "'s".
@@ -99,7 +100,7 @@ def read_question_vectors(path: str | os.PathLike[str], count: int) -> np.ndarra
       UserError: if the file cannot be read, or the array has the wrong shape or type.
     """
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = np.load(files.expand(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"Cannot read the question vectors in {path}: {error}. Expected a numeric array saved "
@@ -232,7 +233,7 @@ def _read_vectors(path: str | os.PathLike[str], wanted: Collection[str]) -> dict
     dimensions = 0
     try:
         # Only "\n" ends a line: some files have words that contain other line separators.
-        with open(path, encoding="utf-8", newline="\n") as file:
+        with files.expand(path).open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 word = line[: line.find(" ")]
                 if dimensions and (word not in wanted or word in vectors):

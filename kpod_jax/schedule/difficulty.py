@@ -24,6 +24,7 @@ from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
 from kpod_jax.training import forward
 from kpod_jax.utils import files
+from kpod_jax.utils.errors import UserError, listed
 from kpod_jax.utils.progress import Progress
 
 
@@ -81,6 +82,9 @@ def score_steps(
       bucket_rows: batch size for which the batch shapes are chosen, see `length_buckets`; 0 for
         that of `config`.
       label: label of the progress bar.
+
+    Raises:
+      UserError: the difficulty of a record is not finite.
     """
     train, mesh = data.train, mesh or sharding.make_mesh()
     layout = Layout(
@@ -101,9 +105,21 @@ def score_steps(
         )
     token_weights = None if config.weights == "uniform" else as_ragged(weights)
     difficulty = step_difficulty(nll, token_weights, train)
+    require_finite(difficulty, train)
     hardness = ground_truth.hardness(train.records)
     rho = None if hardness is None else ground_truth.rank_correlation(hardness, difficulty.values)
     return StepDifficulty(difficulty.values, difficulty.offsets, rho)
+
+
+def require_finite(difficulty: Ragged, tokenized: TokenizedSet) -> None:
+    """Raises a `UserError`, which names the records, if a difficulty is not finite."""
+    if rows := difficulty.nonfinite():
+        ids = [tokenized.records[i].id for i in rows]
+        raise UserError(
+            f"The difficulty of {len(ids)} of {len(tokenized)} records is not finite: "
+            f"{listed(ids, 8)}. Check the weights of student.model and the token weights, or set "
+            "student.dtype=float32."
+        )
 
 
 def rationale_losses(

@@ -18,6 +18,7 @@ from kpod_jax.data.records import Ragged
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
 from kpod_jax.schedule import clusters, curricula
+from kpod_jax.schedule.difficulty import require_finite
 from kpod_jax.schedule.online import OnlineSchedule
 from kpod_jax.schedule.protocol import Curriculum, Setting
 from kpod_jax.utils import files
@@ -98,8 +99,10 @@ def make_schedule(
       mesh: device mesh; None for all devices.
 
     Raises:
-      UserError: if the question vectors cannot be read, or a curriculum setting is invalid.
+      UserError: if a difficulty is not finite, the question vectors cannot be read, or a
+        curriculum setting is invalid.
     """
+    require_finite(difficulty, data.train)
     records, path = data.train.records, config.vectors
     if path.endswith(".npy"):
         vectors = clusters.read_question_vectors(path, len(records))

@@ -24,6 +24,7 @@ from kpod_jax.parallel import processes
 from kpod_jax.sweep import comparison, workers
 from kpod_jax.utils import files, locks, plugins
 from kpod_jax.utils.errors import UserError, one_of
+from kpod_jax.utils.printable import message
 from kpod_jax.utils.workdir import Workdir
 
 _FAILURE = "failure.json"
@@ -47,7 +48,7 @@ def main(sweep: str, workdir: files.PathLike, names: Sequence[str] = (), paralle
         return True
     failed = run(sweep, workdir, parallel=parallel)
     if failed:
-        lines = [f"  {name}: {reason}" for name, reason in failed.items()]
+        lines = [f"  {name}: {message(reason)}" for name, reason in failed.items()]
         print("\nFailed runs:", *lines, sep="\n", file=sys.stderr)
     return not failed
 
@@ -259,7 +260,7 @@ class _Reporter:
                     self._print(f"{name}: {stage}")
 
     def _print(self, line: str) -> None:
-        print(f"[{self._done} of {self._total} done] {line}", flush=True)
+        print(f"[{self._done} of {self._total} done] {message(line)}", flush=True)
 
 
 def _reason(path: pathlib.Path, code: int) -> str:

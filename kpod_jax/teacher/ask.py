@@ -5,11 +5,12 @@ Retry-After. This module adds a shared rate limit, decides when to stop, and rec
 """
 
 import asyncio
+import itertools
 import json
 import os
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import openai
@@ -20,6 +21,7 @@ from kpod_jax.teacher.completions import clean, read_completion
 from kpod_jax.teacher.failures import find_failure, page_text
 from kpod_jax.teacher.requests import Request
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.redaction import redact
 
 # Consecutive failures, each after all retries, that stop the run: the endpoint is the problem.
 _MAX_FAILURES = 20
@@ -176,21 +178,22 @@ class _Sender:
                 model=fields.pop("model"), messages=fields.pop("messages"), extra_body=fields
             )
             content = raw.content
-            answer = read_completion(json.loads(content))
+            answer = read_completion(redact(json.loads(content)))  # Before a text is cut.
         except openai.APIStatusError as error:
             answer = _error_row(self._error_message(error))
         except openai.APITimeoutError:
             answer = _error_row("the endpoint did not answer in time (teacher.timeout)")
         except openai.APIConnectionError as error:
             cause = error.__cause__
-            answer = _error_row(f"no connection to {self._endpoint()}: {clean(cause or error)}")
+            answer = _error_row(
+                f"no connection to {self._endpoint()}: {clean(redact(str(cause or error)))}"
+            )
         except (ValueError, RecursionError):
-            page = clean(self._redact_key(page_text(content)))
+            page = clean(redact(page_text(content)))
             answer = _error_row(f"the response is not JSON: {page or 'it is empty'}")
-        text = "".join(token for token, _ in answer.get("logprobs", ()))
-        if self._redact_key(text) != text:
+        if _spell_key(answer.get("logprobs", ())):
             del answer["logprobs"]
-        return {k: self._redact_key(v) if isinstance(v, str) else v for k, v in answer.items()}
+        return redact(answer)
 
     def _error_message(self, error: openai.APIStatusError) -> str:
         """Returns the message of an error response.
@@ -203,7 +206,7 @@ class _Sender:
         code = error.status_code
         failure = find_failure(_json(error.response.content))
         text = failure.message if failure else page_text(error.response.content)
-        message = clean(self._redact_key(text)) or clean(self._redact_key(error.message))
+        message = clean(redact(text)) or clean(redact(error.message))
         sent = error.response.extensions.get("sent_status")
         shown = f"{sent} with an error ({code})" if sent else str(code)
         advice = _ADVICE.get(code)
@@ -214,11 +217,6 @@ class _Sender:
                 f"{self._endpoint()} answered {shown}: {message} {advice} Earlier answers are kept."
             ) from None
         return f"the endpoint answered {shown}: {message}"
-
-    def _redact_key(self, text: str) -> str:
-        """Redacts the key, which an endpoint may echo, so it is never stored or printed."""
-        key = self._client.api_key
-        return text.replace(key, "[key]") if len(key) > 4 else text
 
     def _endpoint(self) -> str:
         return endpoint(str(self._client.base_url))
@@ -237,6 +235,13 @@ def _json(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def _spell_key(logprobs: Sequence[tuple[str, Mapping[str, float]]]) -> bool:
+    """Returns whether the tokens, or those of one rank at each position, join to a key."""
+    ranked = [[token, *top] for token, top in logprobs]
+    texts = ("".join(rank) for rank in itertools.zip_longest(*ranked, fillvalue=""))
+    return any(redact(text) != text for text in texts)
 
 
 def _error_row(reason: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from kpod_jax.teacher.completions import clean, read_completion
 from kpod_jax.teacher.failures import find_failure
 from kpod_jax.teacher.ledger import Key
 from kpod_jax.teacher.requests import Request
-from kpod_jax.utils import files
+from kpod_jax.utils import files, redaction
 from kpod_jax.utils.errors import UserError
 
 # Limits of the batch API per file.
@@ -108,10 +108,10 @@ def _custom_id(key: Key) -> str:
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     response = row.get("response")
     response = response if isinstance(response, dict) else {}
-    body = response.get("body", response)
+    body = redaction.redact(response.get("body", response))
     if response and str(response.get("status_code", 200)) == "200":
         return read_completion(body)
     # Error files have the error in the response's body, expired requests in the row.
-    failure = find_failure(row) or find_failure(body)
+    failure = find_failure(redaction.redact(row)) or find_failure(body)
     text = failure.message if failure else body or "no response"
     return read_completion(None) | {"error": f"the batch API answered: {clean(text)}"}

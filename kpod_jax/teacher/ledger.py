@@ -10,6 +10,7 @@ import pathlib
 from typing import IO, Any
 
 from kpod_jax.data import jsonl
+from kpod_jax.utils import redaction
 from kpod_jax.utils.errors import UserError
 
 try:
@@ -65,11 +66,12 @@ class Ledger:
             self._file.close()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Appends a row and syncs it to disk.
+        """Appends a row, without keys that the endpoint may have echoed, and syncs it to disk.
 
         Raises:
           UserError: the row cannot be written.
         """
+        row = redaction.redact(row)
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         assert self._file is not None
         try:

@@ -11,7 +11,7 @@ from kpod_jax.teacher.ledger import Ledger
 from kpod_jax.teacher.questions import Question, answer_kind
 from kpod_jax.teacher.requests import Request
 from kpod_jax.teacher.selection import Selection
-from kpod_jax.utils import files
+from kpod_jax.utils import files, redaction
 from kpod_jax.utils.workdir import Workdir
 
 
@@ -99,10 +99,12 @@ def write_results(
         ),
         "cost": cost(teacher, ledger),
     }
-    files.write_jsonl(directory / "rationales.jsonl", kept)
-    files.write_jsonl(directory / "rejected.jsonl", rejected)
+    written = {"rationales": kept, "rejected": rejected}
     if teacher.logprobs:
-        files.write_jsonl(directory / "distributions.jsonl", distributions)
+        written["distributions"] = distributions
+    for name, rows in written.items():
+        files.write_jsonl(directory / f"{name}.jsonl", map(redaction.redact, rows))
+    summary = redaction.redact(summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

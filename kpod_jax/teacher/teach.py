@@ -22,7 +22,9 @@ from kpod_jax.teacher.results import cost, write_results
 from kpod_jax.teacher.selection import Selection
 from kpod_jax.utils import files, signals
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.printable import message
 from kpod_jax.utils.progress import Progress
+from kpod_jax.utils.redaction import redact
 from kpod_jax.utils.workdir import Workdir
 
 _NAME = "answers"
@@ -61,7 +63,7 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     ended: signals.Preempted | UserError | None = None
     skipped = 0
     with Ledger(directory / f"{_NAME}.jsonl") as ledger:
-        _check_settings(directory, ledger, settings(teacher))
+        _check_settings(directory, ledger, redact(settings(teacher)))
         answered, before = ledger.answered(), len(ledger.rows)
         selection = _select(questions, requests, answered, config)
         missing = [
@@ -87,11 +89,11 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     if failures := _describe_failures(errors):
         report += f". {failures}"
     if isinstance(ended, signals.Preempted):
-        print(type(ended)(report), file=sys.stderr)
+        print(message(str(type(ended)(report))), file=sys.stderr)
         sys.exit(ended.exit_code)
     if errors and all(errors):
         advice = "Fix the problem, then run the same command again."
-        print(f"error: {report}. {advice}", file=sys.stderr)
+        print(message(f"error: {report}. {advice}"), file=sys.stderr)
         sys.exit(1)
     if ended is not None:
         raise ended
@@ -126,11 +128,11 @@ def _send(
     teacher, kind = config.teacher, answer_kind(config.data)
     by_id = {question.id: question for question in questions}
     address = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or "OpenAI"
-    print(
+    asking = (
         f"teach: asking {teacher.model} at {endpoint(address)} for {len(missing)} of "
-        f"{len(questions) * teacher.samples} rationales",
-        flush=True,
+        f"{len(questions) * teacher.samples} rationales"
     )
+    print(message(asking), flush=True)
     total = len(questions) * teacher.samples
     kept = count = 0
     with Progress(total, "Asking", unit="rationales", initial=total - len(missing)) as progress:

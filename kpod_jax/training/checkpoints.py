@@ -22,7 +22,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, why
 
 _CHECKSUMS = "checksums.json"
 _STATE, _EXTRA, _METRICS = "state", "extra", "metrics"
@@ -475,8 +475,8 @@ def _leaf_specs(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 def _disk_error(error: BaseException | None) -> str | None:
     """Returns the operating system's message if `error`, or its cause, comes from there."""
     while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
+        if isinstance(error, OSError) and (error.errno or why(error) != str(error)):
+            return why(error)
         # TensorStore raises ValueErrors containing "[os_error_code='28']" or "[OS error 28: ...".
         if match := re.search(r"\[(?:OS error |os_error_code=')(\d+)", str(error)):
             return os.strerror(int(match[1]))

@@ -17,7 +17,7 @@ from kpod_jax.data.batches import BatchSource
 from kpod_jax.models import layout
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import processes, sharding
-from kpod_jax.training import monitoring
+from kpod_jax.training import divergence, monitoring
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.metrics import MetricsWriter, OneStepLate
 from kpod_jax.training.train_step import (
@@ -144,6 +144,9 @@ def train(
 
     Returns:
       The parameters after the last step.
+
+    Raises:
+      UserError: the training diverged; its last finite checkpoint is kept.
     """
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     module, workdir = student.module, recording.workdir
@@ -158,6 +161,7 @@ def train(
         dropout=config.dropout,
         loss=objective.loss,
         group_size=objective.group_size,
+        skip_nonfinite=config.skip_nonfinite > 0,
     )
     flops_of = model_flops(module, params, frozen)
     key = jax.random.key(student.seed)
@@ -170,11 +174,10 @@ def train(
         ) as checkpoints,
     ):
         state = start_state(params, optimizer)
-        first, iterator_state = 0, None
+        first, extra = 0, {}
         if checkpoints.latest_step() is not None:
             restored = checkpoints.restore_like(state)
-            state, first = restored.state, restored.step
-            iterator_state = restored.extra["iterator"]
+            state, first, extra = restored.state, restored.step, restored.extra
             logging.info("Resuming from the checkpoint at step %d", first)
         if first >= length.total_steps:
             return layout.combine(state["params"], frozen)
@@ -183,8 +186,11 @@ def train(
         first_batch = first // phase_steps * phase_steps if begin_phase else 0
         last_batch = min(total, first_batch + phase_steps) if begin_phase else total
         iterator = source.iterate(first_batch, last_batch)
-        if iterator_state is not None:
-            iterator.set_state(iterator_state)
+        if extra:
+            iterator.set_state(extra["iterator"])
+        guard = divergence.Guard(
+            config.skip_nonfinite, source.record_ids, checkpoints.latest_step, extra.get("skipped")
+        )
         delayed, window, step_flops = OneStepLate(), monitoring.Window(), {}
         tracer = monitoring.Tracer(workdir / "profile", first + 1, recording.profile_steps)
         with (
@@ -199,6 +205,7 @@ def train(
                 if done is None:
                     return
                 step, values = done
+                guard.check(step, values)
                 watchdog.beat(f"step {step} of {total}")
                 window.add(values["supervised_tokens"], step_flops.pop(step))
                 progress.update(loss=values["loss"])
@@ -207,6 +214,8 @@ def train(
                 phase = length.phase_of_step(step - 1)
                 values |= window.values()
                 values["phase"] = phase
+                if config.skip_nonfinite:
+                    values["skipped_steps"] = guard.skipped
                 values["mean_start_step"] = float(np.mean(source.start_steps(phase)))
                 writer.write(step, values)
 
@@ -215,6 +224,7 @@ def train(
                 if begin_phase is not None and (step - 1) % phase_steps == 0:
                     record(delayed.flush())
                     with window.pausing():
+                        guard.check_state(step - 1, state)
                         phase = length.phase_of_step(step - 1)
                         begin_phase(phase, layout.combine(state["params"], frozen))
                         iterator = source.iterate(step - 1, min(total, step - 1 + phase_steps))
@@ -233,6 +243,7 @@ def train(
                 if validating or stopping or step % config.checkpoint_every == 0:
                     record(delayed.flush())  # A run resumed from here has the line.
                     with window.pausing():
+                        guard.check_state(step, state)
                         accuracy = None
                         if validating and validate is not None:
                             scores = validate(layout.combine(state["params"], frozen))
@@ -242,7 +253,8 @@ def train(
                         checkpoints.save(
                             step,
                             state,
-                            extra={"iterator": iterator.get_state()},
+                            extra={"iterator": iterator.get_state()}
+                            | ({"skipped": guard.counts} if config.skip_nonfinite else {}),
                             metrics=None if accuracy is None else {"accuracy": accuracy},
                         )
                         watchdog.beat(f"checkpoint at step {step}")

@@ -18,7 +18,7 @@ from typing import IO, Any
 import jax
 
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, why
 
 # Seconds between uploads to a bucket.
 _SEND_EVERY = 60.0
@@ -204,6 +204,6 @@ def _truncate(path: pathlib.Path, stage: str, restored_step: int | None) -> None
 
 def _cannot_write(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(
-        f"Cannot write {path}: {error.strerror or error}. Free some space or choose another "
+        f"Cannot write {path}: {why(error)}. Free some space or choose another "
         "--workdir, then run the same command again to resume from the latest checkpoint."
     )

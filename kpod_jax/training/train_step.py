@@ -16,7 +16,7 @@ import optax
 from kpod_jax.config.defaults import Config
 from kpod_jax.models import layout
 from kpod_jax.parallel import sharding
-from kpod_jax.training import costs, losses
+from kpod_jax.training import costs, divergence, losses
 from kpod_jax.training.forward import hidden_states
 from kpod_jax.utils.errors import UserError
 
@@ -127,6 +127,7 @@ def make_train_step(
     dropout: bool = False,
     loss: Loss = cross_entropy,
     group_size: int = 1,
+    skip_nonfinite: bool = False,
 ) -> Callable[
     [dict[str, Any], Params, Batch, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]
 ]:
@@ -147,6 +148,8 @@ def make_train_step(
       dropout: enable dropout with the module's rates, seeded by `key` and the step.
       loss: what to minimize.
       group_size: number of adjacent rows that are never split across micro-batches.
+      skip_nonfinite: leave parameters and moments as they are if the loss or the gradient is not
+        finite; counts of steps go on.
     """
 
     def compute_loss(
@@ -198,10 +201,27 @@ def make_train_step(
             "supervised_tokens": count,
             "learning_rate": jnp.asarray(rate(step), jnp.float32),
         }
-        params = optax.apply_updates(params, updates)
-        return {"params": params, "opt_state": opt_state, "step": step + 1}, metrics
+        new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        if skip_nonfinite:
+            measured = jnp.stack([metrics[name] for name in divergence.MEASURED])
+            new = _new_if(jnp.isfinite(measured).all(), new, state)
+        return new | {"step": step + 1}, metrics
 
     return train_step
+
+
+def _new_if(accepted: jax.Array, new: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the new state, or the one before with the new counts of steps."""
+    return {
+        name: jax.tree.map(
+            lambda new, old: (
+                jnp.where(accepted, new, old) if jnp.issubdtype(new.dtype, jnp.inexact) else new
+            ),
+            tree,
+            state[name],
+        )
+        for name, tree in new.items()
+    }
 
 
 def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:

@@ -5,14 +5,14 @@ import pathlib
 import subprocess
 from typing import Any
 
-from kpod_jax.utils import config_dict, files
+from kpod_jax.utils import config_dict, files, redaction
 from kpod_jax.version import __version__
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
 
 def write_config(path: files.PathLike, config: Any) -> None:
-    """Writes the resolved configuration, versions, git revision and devices as JSON."""
+    """Writes the resolved configuration without keys, versions, git revision, devices as JSON."""
     import jax  # Imported here because host-only code does not use JAX.
 
     value = {
@@ -22,7 +22,7 @@ def write_config(path: files.PathLike, config: Any) -> None:
         "revision": _revision(),
         "devices": [str(device) for device in jax.devices()],
     }
-    files.write_json(path, value)
+    files.write_json(path, redaction.redact(value))
 
 
 def read_config(path: files.PathLike) -> dict[str, Any]:

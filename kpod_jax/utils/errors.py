@@ -1,7 +1,10 @@
 """The exception for errors that the user can fix, and what its messages suggest."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import errno
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class UserError(Exception):
@@ -41,6 +44,18 @@ def did_you_mean(
         return ""
     choice = by_spelling[near[0]]
     return f" (did you mean {shown[choice] if shown else choice!r}?)"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Returns at most `most` names, separated by commas, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def why(error: OSError) -> str:
+    """Returns the system's reason; NumPy's short writes give none."""
+    short_write = re.fullmatch(r"\d+ requested and \d+ written", str(error))
+    return os.strerror(errno.ENOSPC) if short_write else error.strerror or str(error)
 
 
 def one_line(error: BaseException) -> str:

@@ -24,7 +24,8 @@ import fsspec.config
 import numpy as np
 from etils import epath
 
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import UserError, why
+from kpod_jax.utils.printable import not_utf8, printable
 
 PathLike = str | os.PathLike[str]
 # Whether this process writes files; see `set_writer`.
@@ -42,22 +43,53 @@ def is_writer() -> bool:
     return _is_writer
 
 
+# The package that reads each kind of bucket.
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+
+
+def expand(path: PathLike) -> pathlib.Path:
+    """Returns a local path, with the home directory for ~ and ~USER.
+
+    Raises:
+      UserError: it cannot be a path of this program, whose files hold paths as UTF-8.
+    """
+    text = os.fspath(path)
+    if "\0" in text or not_utf8(text):
+        raise UserError(
+            f"The path {printable(text)} is not UTF-8 text. Rename it, or give another path."
+        )
+    if is_remote(path):
+        raise UserError(f"Cannot access {text}: expected a local path{_without_scheme(text)}.")
+    return pathlib.Path(os.path.expanduser(path))  # Leaves ~ before what is no user.
+
+
+def _without_scheme(path: str) -> str:
+    local = path.removeprefix("file://")
+    return f" (did you mean {local!r}?)" if local != path else ""
+
+
 def as_path(path: PathLike) -> pathlib.Path:
     """Converts a local or bucket (gs://, s3://) path to an object with the methods of pathlib.
 
     Raises:
-      UserError: the bucket's filesystem package is not installed.
+      UserError: the scheme is not that of a bucket, or its package is not installed; see `expand`.
     """
     if not is_remote(path):
-        return pathlib.Path(path)
-    scheme = os.fspath(path).partition(":")[0]
+        return expand(path)
+    scheme = os.fspath(path).partition("://")[0]
+    if scheme not in _PACKAGES:
+        raise UserError(
+            f"Cannot access {os.fspath(path)}: expected a local path, or a bucket, which starts "
+            f"with {', '.join(f'{name}://' for name in _PACKAGES)}"
+            f"{_without_scheme(os.fspath(path))}."
+        )
     # Other processes may write at any time, so do not cache listings.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     try:
         remote_path = epath.Path(path)
         fsspec.get_filesystem_class(scheme)  # Imports the package without network access.
     except ImportError as error:
-        package = {"gs": "gcsfs", "s3": "s3fs"}.get(scheme, "the fsspec package of this scheme")
+        package = _PACKAGES[scheme]
         raise UserError(
             f"Cannot access {os.fspath(path)}: {package} is not installed. Run pip install "
             f"{package}."
@@ -67,7 +99,7 @@ def as_path(path: PathLike) -> pathlib.Path:
 
 def local(name: PathLike) -> pathlib.Path:
     """Returns a local path; kpod_jax/assets/… resolves to the package from any directory."""
-    path = pathlib.Path(name).expanduser()
+    path = pathlib.Path(os.path.expanduser(name))
     if path.parts[:2] == ("kpod_jax", "assets") and not path.exists():
         return pathlib.Path(__file__).parents[2] / path
     return path
@@ -79,6 +111,7 @@ def config_file(name: str) -> str:
     configs/… falls back to the package's files (kpod_jax/configs) if the working directory has no
     such file.
     """
+    name = str(os.path.expanduser(name))
     path, colon, argument = name.partition(":")
     packaged = pathlib.Path(__file__).parents[1] / path
     if pathlib.Path(path).is_file() or not path.startswith("configs/") or not packaged.is_file():
@@ -144,7 +177,7 @@ def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         raise UserError(
-            f"Cannot write {path}: {error.strerror or error}. Existing files were not changed. "
+            f"Cannot write {path}: {why(error)}. Existing files were not changed. "
             "Free some space, fix the permissions or choose another --workdir, then run the "
             "command again."
         ) from error

@@ -21,6 +21,7 @@ from kpod_jax.config.defaults import Config
 from kpod_jax.data.records import Ragged
 from kpod_jax.models import layout
 from kpod_jax.parallel import processes, sharding
+from kpod_jax.training import divergence
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.weighting.answerer import Params
 from kpod_jax.weighting.answerer_batch import AnswererBatch, batches, take
@@ -166,6 +167,7 @@ def fit_answerer(
             stopping = should_stop()
             if checkpoints is not None and (is_hundredth or is_last or stopping):
                 state = {"params": trained, "opt_state": opt_state}
+                _require_finite(state, "answerer", step + 1, "fit_learning_rate")
                 checkpoints.save(step + 1, state, extra={"done": is_last})
             if stopping:
                 raise processes.Preempted(f"saved the answerer at step {step + 1}")
@@ -337,6 +339,7 @@ def learn_masks(
                 log("generator", step + 1, {k: float(v) for k, v in parts.items()})
             stopping = should_stop()
             if checkpoints is not None and ((step + 1) % _SAVE_EVERY == 0 or is_last or stopping):
+                _require_finite(state, "generator", step + 1, "learning_rate")
                 extra = {"done": is_last, "best_value": best_value, "since": num_worse}
                 checkpoints.save(step + 1, state, extra=extra)
             if stopping:
@@ -345,6 +348,11 @@ def learn_masks(
                 break
     params = state["params"] if best_value is None else state["best"]
     return params, answerer_params
+
+
+def _require_finite(state: dict[str, Any], what: str, step: int, rate: str) -> None:
+    advice = f"Nothing was saved since. Lower weighting.{rate}."
+    divergence.require_finite(state, f"The {what}'s parameters after step {step}", advice)
 
 
 def _resume(

@@ -336,9 +336,12 @@ class _Fold:
             done = step
             writer.write(step, {"part": what, **values})
             if not all(map(math.isfinite, values.values())):
+                rate = "fit_learning_rate" if what == "answerer" else "learning_rate"
+                shown = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in values.items())
                 raise UserError(
-                    f"Token weighting diverged: step {step} of the {what} gave {values}. Lower "
-                    "weighting.fit_learning_rate or weighting.learning_rate."
+                    f"Token weighting diverged: step {step} of the {what} gave {shown}, at "
+                    f"weighting.{rate}={config[rate]:g}. Nothing was saved since it was finite. "
+                    f"Lower weighting.{rate}, or weighting.clip_norm, or set student.dtype=float32."
                 )
 
         with Checkpoints(self.directory / "answerer") as checkpoints:
@@ -365,7 +368,7 @@ class _Fold:
             {"part": "gap", "gap_by_tenths": by_prefix}
             | {key: gap[key] for key in ("none_masked", "all_masked", "gap")},
         )
-        if gap["gap"] < config.min_gap:
+        if not gap["gap"] >= config.min_gap:  # Or NaN.
             raise UserError(_no_gap(gap, config))
         evaluate = objective_on(learner, held_out, config.batch_size, self.seed)
         with Checkpoints(self.directory / "generator") as checkpoints:
@@ -425,6 +428,13 @@ def make_learner(
 
 
 def _no_gap(gap: dict[str, Any], config: Config) -> str:
+    if not math.isfinite(gap["gap"]):
+        return (
+            "Token weights cannot be learned: on held-out examples the answer's loss is "
+            f"{gap['none_masked']:g} nats with nothing masked and {gap['all_masked']:g} with "
+            "everything masked. Check the weights of the answerer, lower "
+            "weighting.fit_learning_rate or set student.dtype=float32."
+        )
     advice = (
         "The answerer does not read rationales: raise weighting.fit_unmasked_steps or "
         "weighting.fit_masked_steps, or start from a stronger weighting.answerer."
@@ -445,9 +455,17 @@ def _check_health(part: dict[str, float], config: Config) -> None:
     """Rejects weights that carry no information.
 
     Raises:
-      UserError: nearly all are 0 or 1, or keeping everything, or nothing, is a better mask.
+      UserError: they are not finite, nearly all are 0 or 1, or keeping everything, or nothing, is
+        a better mask.
     """
     mean, objective = part["mean_weight"], part["objective"]
+    if not all(map(math.isfinite, part.values())):
+        shown = ", ".join(f"{key} {value:g}" for key, value in part.items())
+        raise UserError(
+            f"The token weights are not finite: {shown}. Lower weighting.learning_rate or "
+            "weighting.fit_learning_rate, or train without token weights: "
+            "--config.weighting.weights=uniform."
+        )
     if not _COLLAPSED <= mean <= 1 - _COLLAPSED:
         advice = (
             "Lower weighting.alpha or weighting.learning_rate, or raise weighting.alpha_warmup."

@@ -54,7 +54,7 @@ def test_a_terminal_gets_the_heat_maps_colours_and_no_other_control_characters()
     rest = re.sub(r"\x1b\[(0|48;2;\d+;\d+;\d+;38;2;\d+;\d+;\d+)m", "", shown)
     assert "\x1b" not in rest and "\x07" not in rest
     plain = terminal.heat_map(record, spans, weights, colours=False)
-    assert "He:0 has:5 \N{REPLACEMENT CHARACTER} twice:9." in plain
+    assert r"He:0 has:5 \x07 twice:9." in plain
 
 
 def test_the_command_needs_a_work_directory_alone(tmp_path):
