@@ -78,7 +78,7 @@ def _run(config: Config, directory: Workdir, mode: str) -> pathlib.Path:
     stage = StageCache(STAGES, config, directory, processes, chosen).run
 
     mesh = lazily(sharding.make_mesh, **config.mesh)
-    student = lazily(read_student, config, root, siblings)
+    student = lazily(read_student, config, root, directory.siblings)
     data = stage("rationales", prepare_data, config.data, student)
     weights = stage(  # Eq. 2-7
         "weigh", learn_token_weights, config.weighting, student, data, mesh,

@@ -29,7 +29,7 @@ class Workdir:
           UserError: the directory cannot be created.
         """
         self.path = files.as_path(path)
-        self._siblings = [files.as_path(sibling) for sibling in siblings]
+        self.siblings = [files.as_path(sibling) for sibling in siblings]
         try:
             (self.path / ".stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -122,7 +122,7 @@ class Workdir:
         Returns:
           What was done, as a line for the user; "" if there is no such sibling.
         """
-        for path in self._siblings:
+        for path in self.siblings:
             if not path.is_dir():  # Not started yet.
                 continue
             sibling = Workdir(path)
