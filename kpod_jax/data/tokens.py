@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -311,7 +311,7 @@ def join(parts: Iterable[TokenizedSet]) -> TokenizedSet:
                 lengths[name].append(array.lengths)
                 array = array.values
             values[name].append(array)
-    arrays = {
+    arrays: dict[str, Any] = {
         name: Ragged.from_lengths(
             file.array().reshape(-1, *getattr(first, name).values.shape[1:]),
             np.concatenate(lengths[name]),
