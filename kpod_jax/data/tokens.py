@@ -313,7 +313,7 @@ def join(parts: Iterable[TokenizedSet]) -> TokenizedSet:
                 lengths[name].append(array.lengths)
                 array = array.values
             values[name].append(array)
-    arrays = {
+    arrays: dict[str, Any] = {
         name: Ragged.from_lengths(
             file.array().reshape(-1, *getattr(first, name).values.shape[1:]),
             np.concatenate(lengths[name]),

@@ -39,13 +39,18 @@ def little():
 class Student:
     """What `prepare_data` needs of a student."""
 
-    def __init__(self, tokenizer, **limits):
+    def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.limits = {"max_question_tokens": 256, "max_target_tokens": 384} | limits
 
     def tokenize(self, records):
-        template = {"prompt": "Q: {question} A:", "answer_template": "So it is {answer}."}
-        return tokens.tokenize(records, self.tokenizer, **template, **self.limits)
+        return tokens.tokenize(
+            records,
+            self.tokenizer,
+            prompt="Q: {question} A:",
+            answer_template="So it is {answer}.",
+            max_question_tokens=256,
+            max_target_tokens=384,
+        )
 
 
 def load(folder, name="jsonl"):
