@@ -178,8 +178,9 @@ class _LocalFile:
 
     def write(self) -> None:
         """Writes this process and the time. In place, as the file itself is locked."""
-        data = json.dumps(self.mine | {"alive": time.time()}).encode()
-        os.pwrite(self._file, data.ljust(_BYTES), 0)
+        data = json.dumps(self.mine | {"alive": time.time()}).encode().ljust(_BYTES)
+        os.pwrite(self._file, data, 0)
+        os.ftruncate(self._file, len(data))
 
     def clear(self) -> None:
         """Says that there is no holder."""

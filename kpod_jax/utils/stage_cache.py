@@ -262,18 +262,23 @@ class StageCache:
         self._verified.update(names)
 
     def _undamaged(self, stored: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
-        """Returns what to do if only files of earlier versions, without digests, differ."""
+        """Returns what to do about a training if only outputs of other stages differ."""
         keys = stored.keys() | fingerprint.keys()
         differing = {key for key in keys if stored.get(key) != fingerprint.get(key)}
-        for name in self._stages:
-            files_made = {f"file {file}" for file in self._outputs(name)} & differing
-            if files_made and not recorded(self.root, name) and differing <= files_made:
-                file = min(files_made).removeprefix("file ")
-                return (
-                    f"If {self.root / file} may be damaged, delete it: --mode=all makes it again "
-                    "and keeps the training. Otherwise: "
-                )
-        return ""
+        makers = {f"file {file}": other for other in self._stages for file in self._outputs(other)}
+        if not differing <= makers.keys():
+            return ""
+        # Earlier versions recorded no digests.
+        unverified = sorted(key for key in differing if not recorded(self.root, makers[key]))
+        if unverified:
+            return (
+                f"If {self.root / unverified[0].removeprefix('file ')} may be damaged, delete it: "
+                "--mode=all makes it again and keeps the training. Otherwise: "
+            )
+        return (
+            "If only last digits differ, because they were made again on other devices, the "
+            "other modes go on with the student as it is. Otherwise: "
+        )
 
     def _outputs(self, name: str) -> tuple[str, ...]:
         split = self._config.eval.split

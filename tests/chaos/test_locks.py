@@ -200,9 +200,9 @@ def test_a_run_that_lost_its_lock_ends(place, number, capfd):
 
 def test_a_place_that_cannot_be_locked(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"Cannot lock .*file: Not a directory\. Free"):
-        with locks.locked(tmp_path / "file"):
-            pass
+    said = r"Cannot lock .*file: Not a directory\. Free"
+    with pytest.raises(UserError, match=said), locks.locked(tmp_path / "file"):
+        pass
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
@@ -210,9 +210,9 @@ def test_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(locks.os, "pwrite", full)
-    with pytest.raises(UserError, match="Cannot lock .*: No space left on device"):
-        with locks.locked(tmp_path):
-            pass
+    said = r"Cannot lock .*: No space left on device"
+    with pytest.raises(UserError, match=said), locks.locked(tmp_path):
+        pass
 
 
 def test_a_report_may_be_written_beside_a_training(tmp_path, here, monkeypatch):

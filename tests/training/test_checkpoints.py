@@ -172,9 +172,9 @@ def test_a_reader_never_takes_another_checkpoint(tmp_path, which, others):
     save_steps(tmp_path, *([1] if others else []), 2)
     damage(tmp_path / "2", "truncated")
     names = sorted(tmp_path.rglob("*"))
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        with pytest.raises(UserError) as error:
-            checkpoints.restore_params(abstract(make_state()["params"]), which)
+    params = abstract(make_state()["params"])
+    with Checkpoints(tmp_path, read_only=True) as reader, pytest.raises(UserError) as error:
+        reader.restore_params(params, which)
     said = str(error.value)
     assert said.startswith(f"Checkpoint {tmp_path / '2'} is damaged: state/")
     assert "delete it and run the training stage again" in said

@@ -3,6 +3,7 @@
 import http
 import json
 import logging
+import os
 import pathlib
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from kpod_jax import pipeline, report, sweep
 from kpod_jax.sweep import runner
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.metrics import MetricsWriter
-from kpod_jax.utils import files
+from kpod_jax.utils import files, locks
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.workdir import Workdir
 from tests.conftest import ROOT
@@ -143,6 +144,18 @@ def test_metrics_go_on_where_a_killed_run_had_sent_them(bucket):
     assert len(list((files.as_path(bucket) / "tensorboard/distill").glob("events*"))) == 2
 
 
+def test_a_lock_in_a_bucket(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "_SETTLE", 0.1)
+    with locks.locked(bucket) as note:
+        assert note == ""
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), locks.locked(bucket):
+            pass
+    files.write_json(f"{bucket}/.lock", {"pid": 7, "machine": "gone", "alive": 0})
+    with locks.locked(bucket) as note:
+        assert "from a process that is gone: process 7" in note
+    assert not (files.as_path(bucket) / ".lock").exists()
+
+
 def test_what_reading_needs_is_named():
     with pytest.raises(UserError, match="pip install s3fs"):
         files.as_path("s3://bucket/run")
@@ -204,6 +217,7 @@ def test_a_sweep_in_a_bucket(bucket, tmp_path, monkeypatch):
     files.remove(root / "kpod-0")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(runner.processes, "barrier", lambda name: None)
+    monkeypatch.setattr(runner.processes, "run_on_first", lambda work: work())
     with pytest.raises(UserError, match="third wheel"):
         sweep.run(str(tmp_path / "runs.py"), bucket)
 
