@@ -89,7 +89,7 @@ def check_main(arguments: list[str], monkeypatch) -> None:
         assert values.config is not None, "--config is missing"
     if values.config is not None:
         checks.check(values.config)
-    assert values.workdir or values.mode in ("compare", "compile")
+    assert values.workdir or values.mode in ("compare", "compile", "plan")
 
 
 def check_module(name: str, arguments: list[str]) -> None:
