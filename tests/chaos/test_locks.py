@@ -123,7 +123,11 @@ def test_a_killed_process_of_this_machine(place, pid):
         assert f"from a process that is gone: process {killed}" in note
 
 
-@pytest.mark.parametrize("alive", [0, time.time() - 3600, NOW, None, "x", float("nan")])
+@pytest.mark.parametrize(
+    "alive",
+    [0, time.time() - 3600, NOW, None, "x", float("nan")],
+    ids=["never", "an hour ago", "ahead", "missing", "text", "nan"],
+)
 def test_a_process_elsewhere_that_is_gone(place, alive, capsys):
     put(place, json.dumps(ELSEWHERE | {"machine": "tpu-7", "token": "a", "alive": alive}))
     with locks.locked(place) as note:
