@@ -53,13 +53,25 @@ def run(
       The work directory.
 
     Raises:
-      UserError: an error the user can fix.
+      UserError: an error the user can fix, such as another run in the same directory.
     """
     if mode not in ("all", next(iter(STAGES))):
         check_run(workdir, mode)
     directory = Workdir(workdir, siblings)
+    if mode in _READERS:
+        return _run(config, directory, mode)
+    with processes.locked(directory.path):
+        environment.write_config(directory / "config.json", config)
+        return _run(config, directory, mode)
+
+
+# They write a page alone, so they may run beside another run, such as a training.
+_READERS = ("report",)
+
+
+def _run(config: Config, directory: Workdir, mode: str) -> pathlib.Path:
+    """Runs a stage, or all of Algorithm 1, in a locked work directory."""
     root = directory.path
-    environment.write_config(root / "config.json", config)
     chosen = [name for name in STAGES if name != "export"] if mode == "all" else [mode]
     stage = StageCache(STAGES, config, directory, processes, chosen).run
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from kpod_jax.utils import files, signals
+from kpod_jax.utils import files, locks, signals
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.signals import Preempted
 
@@ -105,6 +105,19 @@ def run_on_first(work: Callable[[], str]) -> str:
     if error is not None:
         raise error
     return result
+
+
+@contextlib.contextmanager
+def locked(directory: files.PathLike) -> Iterator[None]:
+    """Locks a directory against other runs; the first process holds the lock for all.
+
+    Raises:
+      UserError: another run holds the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        if note := run_on_first(lambda: stack.enter_context(locks.locked(directory))):
+            log(note)
+        yield
 
 
 @contextlib.contextmanager

@@ -7,13 +7,12 @@ a failed run does not stop the others.
 """
 
 import contextlib
-import fcntl
 import functools
 import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 
@@ -23,7 +22,7 @@ from kpod_jax.config.defaults import Config
 from kpod_jax.config.loading import check_tree
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import comparison, workers
-from kpod_jax.utils import files, plugins
+from kpod_jax.utils import files, locks, plugins
 from kpod_jax.utils.errors import UserError, one_of
 from kpod_jax.utils.workdir import Workdir
 
@@ -91,7 +90,9 @@ def run(
         )
     if jax.distributed.is_initialized():
         return _run_together(sweep, runs, root)
-    with _locked(root):
+    with locks.locked(Workdir(root).path) as note:
+        if note:
+            print(note, flush=True)
         recipes = {name: pipeline.recipes(config) for name, config in runs.items()}
         done = [name for name, config in runs.items() if _is_done(config, root / name)]
         waiting = [name for name in runs if name not in done]
@@ -121,7 +122,7 @@ def _run_together(sweep: str, runs: Mapping[str, Config], root: pathlib.Path) ->
     the other runs continue.
     """
     failed = {}
-    with _locked_by_first(root):
+    with processes.locked(Workdir(root).path):
         # All processes must see the same state before any of them changes it.
         waiting = [name for name, config in runs.items() if not _is_done(config, root / name)]
         processes.barrier("the sweep begins")
@@ -157,8 +158,7 @@ def make(sweep: str, workdir: files.PathLike, names: Sequence[str]) -> None:
             f"--runs={unknown[0]}: no such run in the sweep; {one_of(unknown[0], runs)}."
         )
     for name in names:
-        with _locked_by_first(root / name):
-            _make(runs, root, name)
+        _make(runs, root, name)
 
 
 def _make(runs: Mapping[str, Config], root: pathlib.Path, name: str) -> None:
@@ -270,31 +270,6 @@ def _reason(path: pathlib.Path, code: int) -> str:
         hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
         return f"its process was killed by {signal.Signals(-code).name}{hint}"
     return f"its process exited with code {code}"
-
-
-def _locked_by_first(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-    """Locks a directory in the first of several cooperating processes only."""
-    return contextlib.nullcontext() if jax.process_index() else _locked(path)
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Locks a directory against other processes; the OS unlocks it when the process ends.
-
-    Buckets have no locks and are not locked.
-    """
-    path = Workdir(path).path
-    if files.is_remote(path):
-        yield
-        return
-    with (path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another process is running in {path}. Wait for it, or choose another --workdir."
-            ) from error
-        yield
 
 
 def _load(sweep: str) -> dict[str, Config]:

@@ -13,7 +13,7 @@ from configs import quickstart
 from kpod_jax import pipeline, sweep
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import runner
-from kpod_jax.utils import files
+from kpod_jax.utils import files, locks
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.workdir import Workdir
 from tests.conftest import ROOT
@@ -231,7 +231,10 @@ def test_a_stage_is_waited_for_only_while_it_is_not_made(tmp_path):
 
 def test_two_sweeps_do_not_share_a_directory(fake):
     made = fake("kpod-0")
-    with runner._locked(made.root), pytest.raises(UserError, match="Another process is running"):
+    with (
+        locks.locked(Workdir(made.root).path),
+        pytest.raises(UserError, match="Another process is running"),
+    ):
         made.run()
     assert made.run() == {}
 
