@@ -25,7 +25,7 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 
 _CHECKSUMS = "checksums.json"
-_STATE, _EXTRA = "state", "extra"
+_STATE, _EXTRA, _METRICS = "state", "extra", "metrics"
 
 Which = int | Literal["latest", "best"]
 
@@ -36,7 +36,7 @@ class Restored(NamedTuple):
     Attributes:
       state: like the requested abstract state, with its shardings.
       extra: the `extra` passed to `save`.
-      step: step of this checkpoint, which differs from the first choice if that one was damaged.
+      step: step of this checkpoint; not the latest one if that was damaged.
     """
 
     state: Any
@@ -69,7 +69,8 @@ class Checkpoints:
             must exist.
 
         Raises:
-          UserError: the directory does not exist (`read_only`) or is not writable.
+          UserError: the directory does not exist (`read_only`) or is not writable, all of its
+            checkpoints were damaged, or the metric of one is.
         """
         directory = files.as_path(directory)
         self._directory = directory if files.is_remote(directory) else directory.absolute()
@@ -81,6 +82,7 @@ class Checkpoints:
                 f"No checkpoints at {self._directory}: no such directory. Run the training stage "
                 "first, or pass the --workdir that it used."
             )
+        self._check_readable()
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -115,7 +117,9 @@ class Checkpoints:
         try:  # The original error is the one the user must see.
             self.close()
         except Exception as error:
-            logging.warning("The last checkpoint was not saved: %s", error)
+            # It is written under a temporary name.
+            text = re.sub(rf"{ocp.utils.TMP_DIR_SUFFIX}[\w.-]*", "", str(error))
+            logging.warning("The last checkpoint was not saved: %s", text)
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending, including one being saved."""
@@ -177,7 +181,7 @@ class Checkpoints:
         """Restores the latest checkpoint, bit for bit, to resume from it.
 
         A damaged checkpoint is logged as a warning, renamed to `damaged-STEP` (unless `read_only`),
-        and the one before it is restored.
+        and the one before it is restored. If all are damaged, none is renamed.
 
         Args:
           abstract_state: tree of jax.ShapeDtypeStruct with the desired shardings, which may be on a
@@ -187,7 +191,7 @@ class Checkpoints:
           UserError: there is no checkpoint, all are damaged, or the arrays differ from
             `abstract_state`; the message lists their names and both shapes.
         """
-        step = self._find_intact("latest", set_aside=not self._read_only)
+        step = self._latest_intact()
         self._check(step, abstract_state, partial=False)
         return self._read(step, abstract_state, partial=False)
 
@@ -202,20 +206,19 @@ class Checkpoints:
     def restore_params(self, abstract_params: Any, which: Which = "best") -> Restored:
         """Restores only the "params" entry of a state, without the optimizer state.
 
-        Renames no damaged checkpoints. Parameters are cast to the requested dtype.
+        Parameters are cast to the requested dtype. A damaged checkpoint is not replaced by another.
 
         Args:
           abstract_params: see `restore`.
-          which: "latest", "best" or a step; a damaged checkpoint is an error only if its step was
-            given.
+          which: "latest", "best" or a step.
 
         Raises:
-          UserError: see `restore`.
+          UserError: there is no such checkpoint, it is damaged, or the arrays differ.
 
         Returns:
           The checkpoint, with the parameters as its `state`.
         """
-        step = self._find_intact(which, set_aside=False)
+        step = self._intact(which)
         abstract_state = {"params": abstract_params}
         self._check(step, abstract_state, partial=True)
         restored = self._read(step, abstract_state, partial=True)
@@ -248,11 +251,37 @@ class Checkpoints:
         path = next(path for name in names for path in self._directory.glob(name))
         files.write_json(path / _CHECKSUMS, _checksums(path))
 
+    def _check_readable(self) -> None:
+        """Checks what Orbax would stop at, or pass over, when it opens the directory.
+
+        Raises:
+          UserError: the metric of a checkpoint is damaged, so the best one is unknown; or there are
+            damaged checkpoints alone, after which the training would start over.
+        """
+        if not self._directory.is_dir():
+            return
+        steps = [path for path in self._directory.glob("[0-9]*") if path.name.isdecimal()]
+        for path in sorted(steps, key=lambda path: int(path.name)):
+            if damage := _metrics_damage(path):
+                raise UserError(
+                    f"Checkpoint {path} is damaged: {damage}, so the best checkpoint is unknown. "
+                    f"Delete {path}, then run the training stage again: it goes on from the "
+                    "checkpoint before it, if there is one."
+                )
+        aside = sorted(path.name for path in self._directory.glob("damaged-*"))
+        if aside and not steps:
+            raise UserError(
+                f"{self._directory} has no checkpoint except damaged ones: {', '.join(aside)}. "
+                "Restore it from a copy, or delete it to train from scratch."
+            )
+
     def _damage(self, step: int) -> str | None:
         """Returns what is wrong with a checkpoint's files, or None."""
         path = self._directory / str(step)
+        expected = _stored_checksums(path)
+        if not expected:
+            return f"{_CHECKSUMS} is missing or damaged"
         try:
-            expected = files.read_json(path / _CHECKSUMS)
             actual = _checksums(path)
         except UserError as error:
             return str(error).rstrip(".")
@@ -262,47 +291,81 @@ class Checkpoints:
             return f"{changed[0]} is corrupt (its SHA-256 differs)"
         return None
 
-    def _find_intact(self, which: Which, *, set_aside: bool) -> int:
-        """Returns the step of the first undamaged checkpoint, starting with `which`."""
+    def _shared_damage(self, step: int) -> str | None:
+        """Returns `_damage`, found by the first process for all, which must choose alike."""
+        damage = self._damage(step) if jax.process_index() == 0 else "see the first process"
+        is_damaged = multihost_utils.broadcast_one_to_all(np.int32(damage is not None))
+        return damage if is_damaged else None
+
+    def _current_steps(self) -> list[int]:
+        """Returns the steps on disk, ascending.
+
+        Raises:
+          UserError: there are none.
+        """
         self.wait()
         if self._read_only:
             self._manager.reload()  # Another process may have saved or deleted checkpoints.
-        if isinstance(which, int):
-            candidates = [step for step in self.steps() if step == which]
-        else:
-            candidates = self.steps()[::-1]
-        if which == "best" and (best := self.best_step()) is not None:
-            candidates = [best, *(step for step in candidates if step != best)]
-        if not candidates:
+        if not (steps := self.steps()):
             raise UserError(
-                f"{self._directory} has no checkpoint"
-                + (f" for step {which}; it has {self.steps()}." if isinstance(which, int) else ".")
-                + " Run the training stage first, or pass the --workdir that it used."
+                f"{self._directory} has no checkpoint. Run the training stage first, or pass the "
+                "--workdir that it used."
             )
-        damages = []
-        for step in candidates:
-            # All processes must pick the same checkpoint, so the first one checks for all.
-            damage = self._damage(step) if jax.process_index() == 0 else "see the first process"
-            if not multihost_utils.broadcast_one_to_all(np.int32(damage is not None)):
-                return step
-            damages.append(f"checkpoint {self._directory / str(step)} is damaged: {damage}")
-            if not isinstance(which, int):
-                logging.warning("%s. Trying the previous one.", damages[-1])
-                if set_aside:
-                    self._set_aside(step)
-        raise UserError(
-            f"No intact checkpoint: {'; '.join(damages)}. Restore {self._directory} from a copy, "
-            "or delete it and train again."
-        )
+        return steps
 
-    def _set_aside(self, step: int) -> None:
+    def _latest_intact(self) -> int:
+        """Returns the latest undamaged step, and sets later ones aside."""
+        damages: dict[int, str] = {}
+        for step in reversed(self._current_steps()):
+            if (damage := self._shared_damage(step)) is None:
+                break
+            damages[step] = damage
+        else:
+            named = [f"{self._directory / str(step)}: {text}" for step, text in damages.items()]
+            raise UserError(
+                f"No intact checkpoint: {'; '.join(named)}. Restore {self._directory} from a copy, "
+                "or delete it to train from scratch."
+            )
+        for other, damage in damages.items():
+            path = self._directory / str(other) if self._read_only else self._set_aside(other)
+            logging.warning(
+                "Checkpoint %d is damaged: %s. It is now %s; going on from step %d.",
+                *(other, damage, path, step),
+            )
+        return step
+
+    def _intact(self, which: Which) -> int:
+        """Returns the step of a checkpoint.
+
+        Raises:
+          UserError: there is none, or it is damaged.
+        """
+        steps = self._current_steps()
+        best = self.best_step() if which == "best" else None
+        step = which if isinstance(which, int) else steps[-1] if best is None else best
+        if step not in steps:
+            raise UserError(
+                f"{self._directory} has no checkpoint for step {step}; it has {steps}. Run the "
+                "training stage first, or pass the --workdir that it used."
+            )
+        if (damage := self._shared_damage(step)) is not None:
+            path, others = self._directory / str(step), [other for other in steps if other != step]
+            choice = f", or read another: eval.checkpoint={others[-1]}" if others else ""
+            raise UserError(
+                f"Checkpoint {path} is damaged: {damage}. Restore it from a copy, or delete it and "
+                f"run the training stage again, which goes on from the one before it{choice}."
+            )
+        return step
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        target = self._directory / f"damaged-{step}"
         with self._reporting_disk_errors():
             if jax.process_index() == 0:
-                target = self._directory / f"damaged-{step}"
                 files.remove(target)
                 (self._directory / str(step)).rename(target)
             multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
             self._manager.reload()
+        return target
 
     def _check(self, step: int, abstract_state: Any, *, partial: bool) -> None:
         """Compares names, shapes and (unless `partial`) dtypes with what is stored.
@@ -371,6 +434,31 @@ def _checksums(path: pathlib.Path) -> dict[str, str]:
             file.relative_to(path).as_posix(): digest
             for file, digest in zip(paths, digests, strict=True)
         }
+
+
+def _stored_checksums(path: pathlib.Path) -> dict[str, str]:
+    """Returns the checksums that were stored in a checkpoint, or {} if they are damaged."""
+    try:
+        stored = files.read_json(path / _CHECKSUMS)
+    except UserError:
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _metrics_damage(path: pathlib.Path) -> str | None:
+    """Returns what is wrong with the metrics of a checkpoint, or None."""
+    name = f"{_METRICS}/{_METRICS}"
+    expected = _stored_checksums(path).get(name)
+    try:
+        if expected is not None:
+            is_damaged = files.digest(path / name) != expected
+        else:  # The checksums are damaged, or there is no metric.
+            is_damaged = (path / name).exists() and not isinstance(
+                files.read_json(path / name), dict
+            )
+    except UserError:
+        is_damaged = path.is_dir()  # Else another process has just deleted the checkpoint.
+    return f"{name} is missing or corrupt" if is_damaged else None
 
 
 def _leaf_specs(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -159,32 +159,76 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capl
         assert_same(restored.state, make_state(1))
         assert (restored.step, restored.extra) == (1, {"position": 1})
         assert file.relative_to(tmp_path / "2").as_posix() in caplog.text
-        assert str(tmp_path / "2") in caplog.text
+        assert f"It is now {tmp_path / 'damaged-2'}; going on from step 1." in caplog.text
         # The run goes on and saves that step again.
         checkpoints.save(2, make_state(2), extra={"position": 2})
         assert checkpoints.restore(abstract(make_state())).step == 2
     assert (tmp_path / "damaged-2").is_dir()
 
 
-def test_a_reader_uses_the_one_before_and_changes_nothing(tmp_path):
-    save_steps(tmp_path, 1, 2)
+@pytest.mark.parametrize("which", ["best", "latest", 2])
+@pytest.mark.parametrize("others", [True, False])
+def test_a_reader_never_takes_another_checkpoint(tmp_path, which, others):
+    save_steps(tmp_path, *([1] if others else []), 2)
     damage(tmp_path / "2", "truncated")
     names = sorted(tmp_path.rglob("*"))
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.restore_params(abstract(make_state()["params"])).step == 1
-        assert checkpoints.restore(abstract(make_state())).step == 1
+    params = abstract(make_state()["params"])
+    with Checkpoints(tmp_path, read_only=True) as reader, pytest.raises(UserError) as error:
+        reader.restore_params(params, which)
+    said = str(error.value)
+    assert said.startswith(f"Checkpoint {tmp_path / '2'} is damaged: state/")
+    assert "delete it and run the training stage again" in said
+    assert ("eval.checkpoint=1." in said) == others
     assert sorted(tmp_path.rglob("*")) == names
 
 
-def test_a_damaged_checkpoint_that_was_asked_for_by_its_step_is_an_error(tmp_path):
+@pytest.mark.parametrize("steps", [(2,), (1, 2)])
+def test_a_training_without_an_intact_checkpoint_never_starts_over(tmp_path, steps):
+    save_steps(tmp_path, *steps)
+    for step in steps:
+        damage(tmp_path / str(step), "bit flipped")
+    for _ in range(2):  # The second attempt, too.
+        with Checkpoints(tmp_path) as checkpoints:
+            assert checkpoints.latest_step() == 2
+            with pytest.raises(UserError) as error:
+                checkpoints.restore(abstract(make_state()))
+        said = str(error.value)
+        assert all(f"{tmp_path / str(step)}: state/" in said for step in steps)
+        assert f"Restore {tmp_path} from a copy, or delete it to train from scratch." in said
+    # As earlier versions left it.
+    for step in steps:
+        (tmp_path / str(step)).rename(tmp_path / f"damaged-{step}")
+    with pytest.raises(UserError, match=r"no checkpoint except damaged ones: damaged-"):
+        Checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", '{"accuracy": "x"}', '{"accuracy": 0.9}'])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_damaged_metric_is_named(tmp_path, step, text):
+    """It decides which checkpoint is the best."""
+    with Checkpoints(tmp_path, best_metric="accuracy") as checkpoints:
+        checkpoints.save(1, make_state(1), metrics={"accuracy": 0.5})
+        checkpoints.save(2, make_state(2), metrics={"accuracy": 0.4})
+    path = tmp_path / str(step) / "metrics/metrics"
+    path.unlink() if text is None else path.write_text(text)
+    for read_only in (True, False):
+        with pytest.raises(UserError) as error:
+            Checkpoints(tmp_path, best_metric="accuracy", read_only=read_only)
+        said = str(error.value)
+        assert f"{tmp_path / str(step)} is damaged: metrics/metrics is missing or corrupt" in said
+        assert f"Delete {tmp_path / str(step)}, then run the training stage again" in said
+    shutil.rmtree(tmp_path / str(step))
+    with Checkpoints(tmp_path, best_metric="accuracy") as checkpoints:
+        assert checkpoints.steps() == [3 - step]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{"])
+def test_damaged_checksums_are_damage(tmp_path, text, caplog):
     save_steps(tmp_path, 1, 2)
-    damage(tmp_path / "2", "bit flipped")
+    (tmp_path / "2/checksums.json").write_text(text)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(UserError, match=f"{tmp_path / '2'} is damaged: state/.*SHA-256"):
-            checkpoints.restore_params(abstract(make_state()["params"]), 2)
-        damage(tmp_path / "1", "missing")
-        with pytest.raises(UserError, match=r"/2 is damaged.*/1 is damaged.*is missing"):
-            checkpoints.restore(abstract(make_state()))
+        assert checkpoints.restore(abstract(make_state())).step == 1
+    assert "checksums.json is missing or damaged" in caplog.text
 
 
 def test_a_save_that_was_killed_leaves_the_one_before(tmp_path):
