@@ -266,8 +266,9 @@ def read_trained(
     params = restored.state
     if student.module.lora is not None:
         params = param_layout.combine(params, student.split(student.load(mesh))[1])
-    path = workdir / SUPERVISED_FILE
-    return Trained(params, restored.step, files.read_json(path) if path.exists() else None)
+    path, kinds = workdir / SUPERVISED_FILE, dict.fromkeys(_supervised(0, 0), int)
+    supervised = files.read_object(path, loop.STAGE, kinds) if path.exists() else None
+    return Trained(params, restored.step, supervised)
 
 
 def _equal_tokens(

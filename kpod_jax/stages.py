@@ -6,7 +6,7 @@ from kpod_jax import baselines
 from kpod_jax.config.defaults import Config
 from kpod_jax.data import prepare, sources
 from kpod_jax.data.prepare import Data
-from kpod_jax.distillation import SUPERVISED_FILE, Trained
+from kpod_jax.distillation import CHECKPOINTS, SUPERVISED_FILE, Trained
 from kpod_jax.evaluation.evaluate import Results
 from kpod_jax.schedule.difficulty import StepDifficulty
 from kpod_jax.schedule.schedule import Schedule
@@ -60,6 +60,11 @@ def _checkpoints(config: Config, workdir: Workdir | None) -> dict[str, Any]:
     return {"checkpoints": checkpoints, "training": workdir.stored("distill")}
 
 
+def _trained(config: Config) -> tuple[str, ...]:
+    """Returns the training if the checkpoint to read is chosen among all that it kept."""
+    return () if str(config.eval.checkpoint).isdecimal() else ("distill",)
+
+
 _RECORDS = ("records/train.jsonl", f"{prepare.TOKENS}.npy", f"{prepare.TOKENS}.json")
 _LENGTH = [
     f"distill.{key}" for key in ("epochs", "batch_size", "max_steps", "buckets", "pack_length")
@@ -109,12 +114,15 @@ STAGES: dict[str, Stage] = {
         settings=lambda config, workdir: baselines.settings(config),
         training=True,
         partial=(SUPERVISED_FILE,),
+        also=(f"{CHECKPOINTS}/[0-9]*/checksums.json", SUPERVISED_FILE, "records/left_out.jsonl"),
     ),
     "eval": Stage(
         keys=("student", "eval", "method", "data.answer_kind", "seed"),
         inputs=("records/{split}.jsonl",),
         inputs_if_present=(SUPERVISED_FILE,),
+        reads=_trained,
         outputs=Results.OUTPUTS,
+        also=("predictions/*.jsonl", "records/*_test.jsonl", "records/*_test_rejected.jsonl"),
         external=_evaluation_files,
         settings=_checkpoints,
     ),
@@ -122,6 +130,7 @@ STAGES: dict[str, Stage] = {
     "export": Stage(
         keys=("student", "eval.checkpoint", "eval.max_new_tokens", "export", "method"),
         inputs_if_present=("results.json",),
+        reads=_trained,
         outputs=("export",),
         external=_student_files,
         settings=_checkpoints,

@@ -18,6 +18,7 @@ from kpod_jax.data import jsonl
 from kpod_jax.evaluation import comparison, intervals
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import check_unchanged
 
 RESAMPLES = 10_000
 
@@ -260,8 +261,8 @@ def read_rows(directory: str, split: str) -> dict[str, dict[str, Any]]:
     """Reads the rows of a run's `predictions/SPLIT.jsonl`, by id.
 
     Raises:
-      UserError: if the file is missing or empty, a row lacks a required column, or an id is
-        repeated.
+      UserError: if the file is missing, empty or was changed, a row lacks a required column, or an
+        id is repeated.
     """
     path = files.as_path(directory) / "predictions" / f"{split}.jsonl"
     if not path.is_file():
@@ -270,17 +271,18 @@ def read_rows(directory: str, split: str) -> dict[str, dict[str, Any]]:
             f"No such file: {path}. Run --mode=eval in that work directory, or choose a different "
             f"--split; available: {available}."
         )
+    check_unchanged(directory, "eval", [f"predictions/{split}.jsonl"])
     rows: dict[str, dict[str, Any]] = {}
     for number, row, problem in jsonl.read_rows(path):
         missing = [key for key in ("id", "question", "gold", "correct") if key not in (row or {})]
         if row is None or missing:
             what = problem or f"has no {missing[0]!r}"
-            raise UserError(f"{path}:{number} {what}. Expected a row written by --mode=eval.")
+            raise UserError(f"{path}:{number} {what}. {files.remedy('eval')}")
         id_ = str(row["id"])
         if id_ in rows or not isinstance(row["correct"], bool):
             what = "is repeated" if id_ in rows else "has a 'correct' that is not true or false"
-            raise UserError(f"{path}:{number} {id_} {what}. Run --mode=eval again.")
+            raise UserError(f"{path}:{number} {id_} {what}. {files.remedy('eval')}")
         rows[id_] = row
     if not rows:
-        raise UserError(f"{path} contains no predictions. Run --mode=eval again.")
+        raise UserError(f"{path} contains no predictions. {files.remedy('eval')}")
     return rows

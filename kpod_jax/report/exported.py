@@ -5,6 +5,7 @@ from typing import Any
 
 from kpod_jax import baselines
 from kpod_jax.config.defaults import Config
+from kpod_jax.evaluation import results
 from kpod_jax.models.export import export
 from kpod_jax.models.student import Student
 from kpod_jax.report import model_card
@@ -24,7 +25,7 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
     Returns:
       A short description of what was exported.
     """
-    results, directory = root / "results.json", root / "export"
+    directory = root / "export"
     is_adapter = export(
         student, params, directory, **config.export, max_new_tokens=config.eval.max_new_tokens
     )
@@ -34,7 +35,7 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
         step=step,
         decoder_only=student.decoder_only,
         is_adapter=is_adapter,
-        results=files.read_json(results) if results.exists() else None,
+        results=results.read(root) if (root / "results.json").exists() else None,
     )
     files.write_text(directory / "README.md", card)
     form = "as a PEFT adapter" if is_adapter else "in Hugging Face format"

@@ -11,9 +11,11 @@ import numpy as np
 
 from kpod_jax.data import jsonl
 from kpod_jax.data.records import Ragged, Record, read_records
+from kpod_jax.evaluation import results as results_file
 from kpod_jax.schedule import curricula
 from kpod_jax.utils import environment, files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.weighting import summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +63,18 @@ def load(workdir: files.PathLike) -> Run:
     if not root.is_dir():
         raise UserError(f"{root} is not a directory. Pass the --workdir of a run.")
     records = _read_records(root / "records" / "train.jsonl")
-    results = _optional(files.read_json, root / "results.json")
+    results = results_file.read(root) if (root / "results.json").exists() else None
     split, predictions = read_predictions(root, (results or {}).get("split"))
     judged = _read_records(root / "records" / f"{split}.jsonl") if split else ()
-    schedule = _optional(files.read_npz, root / "schedule.npz")
-    difficulty = _optional(_read_ragged, root / "step_difficulty.npz")
+    schedule = _optional(files.read_npz, root / "schedule.npz", "schedule")
+    difficulty = _optional(_read_ragged, root / "step_difficulty.npz", "score")
     # A schedule chosen online is only known after training.
     online = _optional(files.read_npz, root / "start_steps.npz")
     if schedule is not None and online is not None and difficulty is not None:
         schedule |= online
         if schedule["start_steps"].shape[1] == len(difficulty):
             schedule["remaining"] = curricula.remaining(difficulty, schedule["start_steps"])
-    weights = _optional(_read_ragged, root / "token_weights.npz")
+    weights = _optional(_read_ragged, root / "token_weights.npz", "weigh")
     if weights is not None and np.unique(weights.values).size < 2:
         weights = None  # Uniform weights, not learned: nothing to show.
     run = Run(
@@ -80,10 +82,10 @@ def load(workdir: files.PathLike) -> Run:
         config=_optional(environment.read_config, root / "config.json"),
         records=records,
         weights=weights,
-        spans=_optional(_read_ragged, root / "token_spans.npz"),
+        spans=_optional(_read_ragged, root / "token_spans.npz", "weigh"),
         difficulty=difficulty,
         schedule=schedule,
-        weighting=_optional(files.read_json, root / "weighting.json"),
+        weighting=summary.read(root) if (root / "weighting.json").exists() else None,
         metrics=read_jsonl(root / "metrics.jsonl") if (root / "metrics.jsonl").exists() else (),
         predictions=predictions,
         evaluated_records={record.id: record for record in judged},
@@ -93,8 +95,14 @@ def load(workdir: files.PathLike) -> Run:
     return run
 
 
-def read_jsonl(path: files.PathLike) -> tuple[dict[str, Any], ...]:
+def read_jsonl(
+    path: files.PathLike, advice: str = "Delete this line."
+) -> tuple[dict[str, Any], ...]:
     """Reads one JSON object per line, dropping a last line truncated by an interrupted run.
+
+    Args:
+      path: the file.
+      advice: what to do about a damaged line.
 
     Raises:
       UserError: the file cannot be read, or another line is not a JSON object.
@@ -104,28 +112,23 @@ def read_jsonl(path: files.PathLike) -> tuple[dict[str, Any], ...]:
         del lines[-1]
     for number, row, problem in lines:
         if row is None:
-            raise UserError(f"{path}:{number} {problem}.")
+            raise UserError(f"{path}:{number} {problem}. {advice}")
     return tuple(row for _, row, _ in lines if row is not None)
 
 
-def _optional(read: Any, path: pathlib.Path) -> Any:
-    return read(path) if path.exists() else None
+def _optional(read: Any, path: pathlib.Path, *options: str) -> Any:
+    return read(path, *options) if path.exists() else None
 
 
 def _read_records(path: pathlib.Path) -> tuple[Record, ...]:
     return tuple(read_records(path)) if path.exists() else ()
 
 
-def _read_ragged(path: pathlib.Path) -> Ragged:
-    arrays = files.read_npz(path)
-    if not {"values", "offsets"} <= arrays.keys():
-        raise UserError(
-            f"Expected arrays values and offsets in {path}, got {sorted(arrays)}. Delete the file "
-            "to recompute it."
-        )
+def _read_ragged(path: pathlib.Path, stage: str) -> Ragged:
+    arrays = files.read_npz(path, stage, ("values", "offsets"))
     ragged = Ragged(arrays["values"], arrays["offsets"])
     if not np.all(np.isfinite(ragged.values)):
-        raise UserError(f"{path} has NaN or infinite values. Delete it to recompute it.")
+        raise UserError(f"{path} has NaN or infinite values. {files.remedy(stage)}")
     return ragged
 
 
@@ -136,7 +139,8 @@ def read_predictions(
     available = sorted(path.stem for path in (root / "predictions").glob("*.jsonl"))
     for name in (split, "test", "validation", *available):
         if name in available:
-            return name, read_jsonl(root / "predictions" / f"{name}.jsonl")
+            path = root / "predictions" / f"{name}.jsonl"
+            return name, read_jsonl(path, files.remedy("eval"))
     return None, ()
 
 

@@ -45,7 +45,8 @@ class StepDifficulty(Ragged):
     @classmethod
     def load(cls, root: pathlib.Path) -> "StepDifficulty":
         """Reads what `save` wrote."""
-        arrays = files.read_npz(root / "step_difficulty.npz")
+        path = root / "step_difficulty.npz"
+        arrays = files.read_npz(path, "score", ("values", "offsets"))
         return cls(arrays["values"], arrays["offsets"])
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ Letters: N examples.
 import dataclasses
 import math
 import pathlib
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -64,8 +64,9 @@ class Schedule:
     @classmethod
     def load(cls, root: pathlib.Path) -> "Schedule":
         """Reads what `save` wrote."""
-        arrays: dict[str, Any] = files.read_npz(root / "schedule.npz")
-        return cls(**arrays)
+        names = ("start_steps", "clusters", "remaining")
+        arrays = files.read_npz(root / "schedule.npz", "schedule", names)
+        return cls(*(arrays[name] for name in names), target=arrays.get("target"))
 
     def __str__(self) -> str:
         """Returns a one-line summary."""

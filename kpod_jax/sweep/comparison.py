@@ -11,8 +11,9 @@ from typing import Any
 
 from kpod_jax.config import defaults, paper
 from kpod_jax.config.defaults import Config
+from kpod_jax.evaluation import results as results_file
 from kpod_jax.evaluation import significance as paired
-from kpod_jax.utils import config_dict, files
+from kpod_jax.utils import config_dict
 from kpod_jax.utils.errors import UserError
 
 
@@ -40,7 +41,7 @@ def compare(
       accuracy);
       "failed"; "notes" on what could not be compared.
     """
-    results = {name: files.read_json(root / name / "results.json") for name in runs}
+    results = {name: results_file.read(root / name) for name in runs}
     variants = _variants(runs)
     columns = _columns(runs, results)
     rows: dict[str, dict[str, Any]] = {}

@@ -27,7 +27,7 @@ def write_config(path: files.PathLike, config: Any) -> None:
 
 def read_config(path: files.PathLike) -> dict[str, Any]:
     """Reads a file written by `write_config`, converting renamed keys of earlier versions."""
-    written = files.read_json(path)
+    written = files.read_object(path, "all", {"config": dict})
     return written | {"config": config_dict.current(written["config"])}
 
 

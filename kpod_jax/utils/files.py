@@ -16,6 +16,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from types import UnionType
 from typing import IO, Any
 
 import fsspec
@@ -97,6 +98,11 @@ def files_under(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             yield from files_under(path)
         else:
             yield path
+
+
+def files_at(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns a file, or all files under a directory."""
+    return list(files_under(path)) if path.is_dir() else [path]
 
 
 def copy_folder(folder: PathLike, target: PathLike) -> None:
@@ -197,8 +203,18 @@ def write_npz(path: PathLike, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def read_json(path: PathLike) -> Any:
+def remedy(stage: str) -> str:
+    """Returns what to do about a damaged output of a stage."""
+    others = "" if stage in ("all", "export") else " or --mode=all"  # It leaves out the export.
+    return f"Delete it, then run --mode={stage}{others} to make it again."
+
+
+def read_json(path: PathLike, stage: str = "") -> Any:
     """Reads a JSON file.
+
+    Args:
+      path: the file.
+      stage: the stage that makes it again if it is damaged; "": none.
 
     Raises:
       UserError: the file is missing or is not JSON; the message gives the position.
@@ -208,25 +224,54 @@ def read_json(path: PathLike) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        advice = f" {remedy(stage)}" if stage else ""
+        raise UserError(f"{path} is not valid JSON: {error}.{advice}") from error
 
 
-def read_npz(path: PathLike) -> dict[str, np.ndarray]:
-    """Reads all arrays of an NPZ file, without unpickling.
+def read_object(path: PathLike, stage: str, keys: Mapping[str, type | UnionType]) -> dict[str, Any]:
+    """Reads a JSON object that a stage wrote.
+
+    Args:
+      path: the file.
+      stage: see `read_json`.
+      keys: the keys that it must have, with the types of their values.
 
     Raises:
       UserError: the file is missing or damaged.
     """
+    value = read_json(path, stage)
+    if not isinstance(value, dict):
+        problem = f"expected an object, got {type(value).__name__}"
+    elif wrong := [key for key, kind in keys.items() if not isinstance(value.get(key), kind)]:
+        problem = f"{wrong[0]!r} is {value.get(wrong[0])!r:.60}"
+    else:
+        return value
+    raise UserError(f"{path} is damaged: {problem}. {remedy(stage)}")
+
+
+def read_npz(path: PathLike, stage: str = "", names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Reads all arrays of an NPZ file, without unpickling.
+
+    Args:
+      path: the file.
+      stage: see `read_json`.
+      names: arrays that it must have.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    advice = remedy(stage) if stage else "Delete it, then run the command again."
     try:
         with as_path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # zipfile, zlib and NumPy raise different errors for damaged files.
-        raise UserError(
-            f"{path} is not a valid NPZ file: {error}. Delete it, then run the command again."
-        ) from error
+        raise UserError(f"{path} is not a valid NPZ file: {error}. {advice}") from error
+    if missing := [name for name in names if name not in arrays]:
+        raise UserError(f"{path} has no array {missing[0]!r}, but {sorted(arrays)}. {advice}")
+    return arrays
 
 
 def digest(path: PathLike) -> str:

@@ -3,7 +3,8 @@
 A stage's function takes and returns data without accessing files. `StageCache` saves the result and
 loads it where needed. Each stage writes `.stages/NAME.json`, with the configuration keys and file
 digests that it depends on. A stage is skipped while these stay the same, and another run's outputs
-with the same fingerprint may be reused.
+with the same fingerprint may be reused. The file also has the digests of the outputs: they are
+verified once per process, before a stage reads or overwrites them.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from kpod_jax.utils import config_dict, files
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
+from kpod_jax.utils.workdir import Workdir, check_unchanged, recorded
 
 T = TypeVar("T")
 
@@ -35,10 +36,13 @@ class Stage:
 
     Attributes:
       keys: configuration keys or sections that it depends on.
-      outputs: files that it writes to the work directory.
+      outputs: files that it writes to the work directory; "{split}" is the evaluation split.
+      also: patterns of other files that it writes; their digests are recorded like those of the
+        outputs.
       inputs: files that it reads from the work directory; "{split}" is the evaluation split.
       inputs_if_needed: outputs of stages that it reads if the configuration needs those stages.
       inputs_if_present: outputs of other stages that it reads if they exist.
+      reads: returns the stages of which it reads other files, such as checkpoints.
       load: loads the result from a work directory; None: there is nothing to load.
       needed: returns whether the configuration needs the stage.
       external: returns the files and directories that it reads outside the work directory.
@@ -48,14 +52,16 @@ class Stage:
       partial: other files that it writes, such as those from which an interrupted run resumes;
         removed if they have another fingerprint.
       host: whether it runs on the host, in one process for all.
-      always: whether it is never skipped.
+      always: whether it is never skipped; it may read the files of all stages.
     """
 
     keys: tuple[str, ...]
     outputs: tuple[str, ...]
+    also: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     inputs_if_needed: tuple[str, ...] = ()
     inputs_if_present: tuple[str, ...] = ()
+    reads: Callable[[Any], Sequence[str]] = lambda config: ()
     load: Callable[[pathlib.Path], Any] | None = None
     needed: Callable[[Any], bool] = lambda config: True
     external: Callable[[Any], Sequence[str]] = lambda config: ()
@@ -138,6 +144,7 @@ class StageCache:
         self._stages, self._config, self._workdir = stages, config, workdir
         self._processes, self._chosen = processes, chosen
         self.root = workdir.path
+        self._verified: set[str] = set()
 
     def run(self, name: str, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Runs a stage if it is chosen and not up to date.
@@ -153,8 +160,8 @@ class StageCache:
           or the configuration does not need it.
 
         Raises:
-          UserError: an input is missing, or a training with another configuration would be
-            overwritten.
+          UserError: an input is missing, a file was changed since its stage made it, or a training
+            with another configuration would be overwritten.
         """
         stage = self._stages[name]
         if name in self._chosen:
@@ -172,7 +179,8 @@ class StageCache:
             return True
         if not all((self._workdir / file).exists() for file in self._inputs(name)):
             return False
-        return self._workdir.done(name, self.fingerprint(name), stage.outputs)
+        check_unchanged(self.root, name)
+        return self._workdir.done(name, self.fingerprint(name), self._outputs(name))
 
     def _run(self, name: str, make: Callable[[], Result]) -> None:
         stage, workdir, log = self._stages[name], self._workdir, self._processes.log
@@ -185,23 +193,27 @@ class StageCache:
                 f"--mode={name} reads {workdir / missing[0]}, which does not exist. Run the "
                 "earlier stages first, or use --mode=all."
             )
-        fingerprint = self.fingerprint(name)
-        if not stage.always and workdir.done(name, fingerprint, stage.outputs):
+        self._verify(name)
+        fingerprint, outputs = self.fingerprint(name), self._outputs(name)
+        if not stage.always and workdir.done(name, fingerprint, outputs):
             log(f"{name}: up to date")
             return
-        if not stage.always and workdir.reuse(name, fingerprint, stage.outputs):
-            log(f"{name}: reused from another run with the same inputs")
+        if not stage.always and (reused := workdir.reuse(name, fingerprint, outputs)):
+            log(f"{name}: {reused}")
             return
         stored = workdir.stored(name)
         if stored is not None and stored != fingerprint:
             reason = workdir.difference(name, fingerprint)
-            if stage.training and any((workdir / file).exists() for file in stage.outputs):
+            if stage.training and any((workdir / file).exists() for file in outputs):
                 raise UserError(
                     f"{workdir.path} contains the {name} stage of another configuration: {reason}. "
-                    "Nothing was changed. Use the original configuration or another --workdir, or "
-                    f"delete {workdir / stage.outputs[0]} to train from scratch."
+                    f"Nothing was changed. {self._undamaged(stored, fingerprint)}Use the original "
+                    "configuration or another --workdir, or delete "
+                    f"{workdir / outputs[0]} to train from scratch."
                 )
             log(f"{name}: rerunning: {reason}")
+        elif not stage.always and (lost := workdir.missing(name)):
+            log(f"{name}: rerunning: {workdir / lost[0]} is missing")
         if stored != fingerprint:
             for part in stage.partial:
                 files.remove(workdir / part)
@@ -218,8 +230,69 @@ class StageCache:
 
         message = self._processes.run_on_first(work) if stage.host else work()
         seconds = time.monotonic() - start, time.process_time() - cpu_start
-        workdir.mark(name, fingerprint, seconds=seconds)
-        log(f"{name}: {message} → {', '.join(stage.outputs)} ({seconds[0]:.1f} s)")
+        workdir.mark(name, fingerprint, written=self._written(name), seconds=seconds)
+        log(f"{name}: {message} → {', '.join(outputs)} ({seconds[0]:.1f} s)")
+
+    def _verify(self, name: str) -> None:
+        """Raises a `UserError` if files were changed that a stage reads or that it overwrites.
+
+        Of the stages in `reads`, no file may be missing either.
+        """
+        stage, config = self._stages[name], self._config
+        producers = {file: other for other in self._stages for file in self._outputs(other)}
+        inputs = (*self._inputs(name), *stage.inputs_if_present)
+        others = [producers[file] for file in inputs if file in producers]
+        reads = [other for other in stage.reads(config) if self._stages[other].needed(config)]
+        names = list(self._stages) if stage.always else [*others, *reads, name]
+
+        def verify() -> str:
+            for other in dict.fromkeys(names):
+                if other not in self._verified:
+                    check_unchanged(self.root, other)
+            for other in reads:
+                if lost := self._workdir.missing(other):
+                    raise UserError(
+                        f"{self.root / lost[0]}, which the {other} stage wrote, is missing. Run "
+                        f"--mode={other} or --mode=all to make it again."
+                    )
+            return ""
+
+        # Only the first process, or another might see the outputs that it already replaces.
+        self._processes.run_on_first(verify)
+        self._verified.update(names)
+
+    def _undamaged(self, stored: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
+        """Returns what to do about a training if only outputs of other stages differ."""
+        keys = stored.keys() | fingerprint.keys()
+        differing = {key for key in keys if stored.get(key) != fingerprint.get(key)}
+        makers = {f"file {file}": other for other in self._stages for file in self._outputs(other)}
+        if not differing <= makers.keys():
+            return ""
+        # Earlier versions recorded no digests.
+        unverified = sorted(key for key in differing if not recorded(self.root, makers[key]))
+        if unverified:
+            return (
+                f"If {self.root / unverified[0].removeprefix('file ')} may be damaged, delete it: "
+                "--mode=all makes it again and keeps the training. Otherwise: "
+            )
+        return (
+            "If only last digits differ, because they were made again on other devices, the "
+            "other modes go on with the student as it is. Otherwise: "
+        )
+
+    def _outputs(self, name: str) -> tuple[str, ...]:
+        split = self._config.eval.split
+        return tuple(file.format(split=split) for file in self._stages[name].outputs)
+
+    def _written(self, name: str) -> list[str]:
+        """Returns the existing files that a stage wrote; checkpoints have their own checksums."""
+        stage = self._stages[name]
+        if stage.always:
+            return []
+        patterns = (*(() if stage.training else self._outputs(name)), *stage.also)
+        paths = [path for pattern in patterns for path in self.root.glob(pattern)]
+        found = [file for path in paths for file in files.files_at(path)]
+        return sorted({file.relative_to(self.root).as_posix() for file in found})
 
     def fingerprint(self, name: str) -> dict[str, Any]:
         """Returns the fingerprint of what a stage depends on."""

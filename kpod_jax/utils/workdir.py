@@ -1,7 +1,7 @@
 """A run's work directory, and the status and fingerprints of its stages.
 
-Each stage writes `.stages/NAME.json`, with the configuration keys and file digests that it depends
-on.
+Each stage writes `.stages/NAME.json`, its mark: the configuration keys and file digests that it
+depends on, and the digests of the files that it wrote, by which later damage is found.
 """
 
 import json
@@ -61,15 +61,20 @@ class Workdir:
 
     def stored(self, stage: str) -> dict[str, Any] | None:
         """Returns the fingerprint that a stage last ran with, or None."""
-        path = self._stage_file(stage)
-        return config_dict.current(files.read_json(path)["fingerprint"]) if path.is_file() else None
+        note = self.note(self.path, stage)
+        return None if note is None else config_dict.current(note["fingerprint"])
 
     def done(self, stage: str, fingerprint: Mapping[str, Any], outputs: Iterable[str]) -> bool:
-        """Returns whether a stage is complete, with this fingerprint and all outputs."""
-        path = self._stage_file(stage)
-        if not path.is_file() or not all((self.path / name).exists() for name in outputs):
+        """Returns whether a stage is complete, with this fingerprint and all that it wrote."""
+        note = self.note(self.path, stage)
+        if note is None or not note["complete"] or self.missing(stage, outputs):
             return False
-        return bool(files.read_json(path)["complete"]) and self.stored(stage) == fingerprint
+        return self.stored(stage) == fingerprint
+
+    def missing(self, stage: str, outputs: Iterable[str] = ()) -> list[str]:
+        """Returns the files that a complete stage wrote, or should have, and that do not exist."""
+        names = dict.fromkeys([*outputs, *recorded(self.path, stage)])
+        return [name for name in names if not (self.path / name).exists()]
 
     def difference(self, stage: str, fingerprint: Mapping[str, Any]) -> str:
         """Describes what changed since a stage ran: the first three keys, with both values."""
@@ -89,6 +94,7 @@ class Workdir:
         fingerprint: Mapping[str, Any],
         *,
         complete: bool = True,
+        written: Iterable[str] = (),
         seconds: tuple[float, float] | None = None,
     ) -> None:
         """Records a stage's fingerprint and status.
@@ -97,19 +103,26 @@ class Workdir:
           stage: name of the stage.
           fingerprint: what its outputs depend on (see `fingerprint`).
           complete: whether its outputs are complete.
+          written: the files that it wrote, whose digests are recorded.
           seconds: wall-clock time and this process's CPU time since it last started; None if the
             outputs were reused from another run.
         """
+        if not files.is_writer():
+            return
         note: dict[str, Any] = {"fingerprint": fingerprint, "complete": complete}
+        if digests := {name: files.digest(self.path / name) for name in written}:
+            note["outputs"] = digests
         if seconds is not None:
             note["seconds"], note["processor_seconds"] = (round(value, 3) for value in seconds)
         files.write_json(self._stage_file(stage), note)
 
-    def reuse(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> bool:
+    def reuse(self, stage: str, fingerprint: Mapping[str, Any], outputs: Sequence[str]) -> str:
         """Copies a stage's outputs from a sibling with the same fingerprint.
 
+        A sibling whose outputs were changed since they were made is passed over.
+
         Returns:
-          Whether such a sibling exists.
+          What was done, as a line for the user; "" if there is no such sibling.
         """
         for path in self._siblings:
             if not path.is_dir():  # Not started yet.
@@ -117,22 +130,26 @@ class Workdir:
             sibling = Workdir(path)
             if sibling.path == self.path or any((path / name).is_dir() for name in outputs):
                 continue  # Do not copy directories, such as checkpoints.
-            if sibling.done(stage, fingerprint, outputs):
+            if sibling.done(stage, fingerprint, outputs) and not changed(sibling.path, stage):
                 for name in outputs:
                     with (
                         files.atomic_write(self.path / name) as target,
                         (sibling.path / name).open("rb") as source,
                     ):
                         shutil.copyfileobj(source, target)
-                self.mark(stage, fingerprint)
-                return True
-        return False
+                self.mark(stage, fingerprint, written=outputs)
+                return "reused from another run with the same inputs"
+        return ""
 
     @staticmethod
     def note(path: files.PathLike, stage: str) -> dict[str, Any] | None:
-        """Returns what `mark` wrote for a stage in the work directory `path`, or None."""
+        """Returns what `mark` wrote for a stage in the work directory `path`, or None.
+
+        Raises:
+          UserError: it is damaged.
+        """
         file = files.as_path(path) / ".stages" / f"{stage}.json"
-        return files.read_json(file) if file.is_file() else None
+        return _read_note(file) if file.is_file() else None
 
     @staticmethod
     def running_stage(path: files.PathLike) -> str | None:
@@ -140,9 +157,54 @@ class Workdir:
         running = [
             file
             for file in (pathlib.Path(path) / ".stages").glob("*.json")
-            if not files.read_json(file)["complete"]
+            if not _read_note(file)["complete"]
         ]
         return max(running, key=lambda file: file.stat().st_mtime).stem if running else None
 
     def _stage_file(self, stage: str) -> pathlib.Path:
         return self.path / ".stages" / f"{stage}.json"
+
+
+def _read_note(file: pathlib.Path) -> dict[str, Any]:
+    note = files.read_object(file, file.stem, {"fingerprint": dict, "complete": bool})
+    if not isinstance(note.get("outputs", {}), dict):
+        raise UserError(f"{file} is damaged: its outputs are no object. {files.remedy(file.stem)}")
+    return note
+
+
+def recorded(path: files.PathLike, stage: str) -> dict[str, str]:
+    """Returns the digests of the files that a complete stage wrote, by name.
+
+    It is empty for the stages of earlier versions, which recorded none.
+    """
+    note = Workdir.note(path, stage)
+    return note.get("outputs", {}) if note and note["complete"] else {}
+
+
+def changed(path: files.PathLike, stage: str, names: Iterable[str] | None = None) -> str | None:
+    """Returns the first existing file that was changed since a stage wrote it, or None.
+
+    Sizes and times do not tell flipped bits, so the contents are read.
+
+    Args:
+      path: the work directory.
+      stage: the stage that wrote the files.
+      names: the files to check; None: all.
+    """
+    root = files.as_path(path)
+    for name, digest in recorded(root, stage).items():
+        if (names is not None and name not in names) or not (root / name).exists():
+            continue
+        if files.digest(root / name) != digest:
+            # Another process may be making the stage again, after it has changed the mark.
+            return name if recorded(root, stage).get(name) == digest else None
+    return None
+
+
+def check_unchanged(path: files.PathLike, stage: str, names: Iterable[str] | None = None) -> None:
+    """Raises a `UserError` if a file was changed since a stage wrote it; see `changed`."""
+    if name := changed(path, stage, names):
+        raise UserError(
+            f"{files.as_path(path) / name} was changed since the {stage} stage made it (by what is "
+            f"not known). Nothing was overwritten. {files.remedy(stage)}"
+        )

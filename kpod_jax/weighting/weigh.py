@@ -34,6 +34,7 @@ from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.progress import Progress
 from kpod_jax.weighting import learn
+from kpod_jax.weighting import summary as summary_file
 from kpod_jax.weighting.answerer import Params
 from kpod_jax.weighting.answerer_batch import AnswererBatch
 from kpod_jax.weighting.answerer_model import (
@@ -78,8 +79,9 @@ class TokenWeights(Ragged):
     @classmethod
     def load(cls, root: pathlib.Path) -> "TokenWeights":
         """Loads the weights and the summary that `save` wrote."""
-        arrays = files.read_npz(root / "token_weights.npz")
-        return cls(arrays["values"], arrays["offsets"], files.read_json(root / "weighting.json"))
+        path = root / "token_weights.npz"
+        arrays = files.read_npz(path, STAGE, ("values", "offsets"))
+        return cls(arrays["values"], arrays["offsets"], summary_file.read(root))
 
     def __str__(self) -> str:
         """Returns a one-line summary."""

@@ -3,6 +3,7 @@
 import http
 import json
 import logging
+import os
 import pathlib
 import socket
 import subprocess
@@ -14,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import quickstart
 from kpod_jax import pipeline, report, sweep
+from kpod_jax.parallel import processes
 from kpod_jax.sweep import runner
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.metrics import MetricsWriter
-from kpod_jax.utils import files
+from kpod_jax.utils import files, locks
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
+from kpod_jax.utils.stage_cache import Stage, StageCache
+from kpod_jax.utils.workdir import Workdir, changed
 from tests.conftest import ROOT
 from tests.sweep import runs
 from tests.test_pipeline import SMALL, environment
@@ -124,6 +128,23 @@ def test_stages_are_remembered_and_taken_over(bucket):
     assert (other / "out/x.txt").read_text() == "made"
 
 
+def test_changed_outputs_are_found(bucket):
+    names = {"a.json", "kept/1/sums.json", "kept/20/sums.json", "folder/b/c.json", "folder/d.json"}
+    for name in names:
+        files.write_json(f"{bucket}/{name}", name)
+    stages = {
+        "train": Stage((), ("kept",), also=("kept/[0-9]*/sums.json", "gone.json"), training=True),
+        "made": Stage((), ("a.json", "folder")),
+    }
+    cache = StageCache(stages, quickstart.get_config(), Workdir(bucket), processes)
+    written = [name for stage in stages for name in cache._written(stage)]
+    assert sorted(written) == sorted(names)
+    Workdir(bucket).mark("made", {}, written=cache._written("made"))
+    assert changed(bucket, "made") is None
+    files.write_json(f"{bucket}/folder/b/c.json", "other")
+    assert changed(bucket, "made") == "folder/b/c.json"
+
+
 def test_metrics_go_on_where_a_killed_run_had_sent_them(bucket):
     path = files.as_path(bucket) / "metrics.jsonl"
 
@@ -141,6 +162,18 @@ def test_metrics_go_on_where_a_killed_run_had_sent_them(bucket):
     assert steps() == [1, 2]
     assert '"loss": 2.5' in path.read_text()
     assert len(list((files.as_path(bucket) / "tensorboard/distill").glob("events*"))) == 2
+
+
+def test_a_lock_in_a_bucket(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "_SETTLE", 0.1)
+    with locks.locked(bucket) as note:
+        assert note == ""
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), locks.locked(bucket):
+            pass
+    files.write_json(f"{bucket}/.lock", {"pid": 7, "machine": "gone", "alive": 0})
+    with locks.locked(bucket) as note:
+        assert "from a process that is gone: process 7" in note
+    assert not (files.as_path(bucket) / ".lock").exists()
 
 
 def test_what_reading_needs_is_named():
@@ -204,6 +237,7 @@ def test_a_sweep_in_a_bucket(bucket, tmp_path, monkeypatch):
     files.remove(root / "kpod-0")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(runner.processes, "barrier", lambda name: None)
+    monkeypatch.setattr(runner.processes, "run_on_first", lambda work: work())
     with pytest.raises(UserError, match="third wheel"):
         sweep.run(str(tmp_path / "runs.py"), bucket)
 
