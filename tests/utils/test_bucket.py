@@ -15,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import quickstart
 from kpod_jax import pipeline, report, sweep
+from kpod_jax.parallel import processes
 from kpod_jax.sweep import runner
 from kpod_jax.training.checkpoints import Checkpoints
 from kpod_jax.training.metrics import MetricsWriter
 from kpod_jax.utils import files, locks
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir
+from kpod_jax.utils.stage_cache import Stage, StageCache
+from kpod_jax.utils.workdir import Workdir, changed
 from tests.conftest import ROOT
 from tests.sweep import runs
 from tests.test_pipeline import SMALL, environment
@@ -123,6 +126,23 @@ def test_stages_are_remembered_and_taken_over(bucket):
     other = Workdir("gs://bucket/other", [bucket])
     assert other.reuse("stage", fingerprint, ["out/x.txt"])
     assert (other / "out/x.txt").read_text() == "made"
+
+
+def test_changed_outputs_are_found(bucket):
+    names = {"a.json", "kept/1/sums.json", "kept/20/sums.json", "folder/b/c.json", "folder/d.json"}
+    for name in names:
+        files.write_json(f"{bucket}/{name}", name)
+    stages = {
+        "train": Stage((), ("kept",), also=("kept/[0-9]*/sums.json", "gone.json"), training=True),
+        "made": Stage((), ("a.json", "folder")),
+    }
+    cache = StageCache(stages, quickstart.get_config(), Workdir(bucket), processes)
+    written = [name for stage in stages for name in cache._written(stage)]
+    assert sorted(written) == sorted(names)
+    Workdir(bucket).mark("made", {}, written=cache._written("made"))
+    assert changed(bucket, "made") is None
+    files.write_json(f"{bucket}/folder/b/c.json", "other")
+    assert changed(bucket, "made") == "folder/b/c.json"
 
 
 def test_metrics_go_on_where_a_killed_run_had_sent_them(bucket):
