@@ -39,7 +39,7 @@ _BEAT, _GONE = 10.0, 60.0
 _LONG_GONE = 600.0
 # Seconds after which a writer sees whether another one wrote at the same time.
 _SETTLE = 1.0
-_MAX_TEXT = 300  # Characters of a command.
+_MAX_TEXT = 160  # Characters of a command.
 _BYTES = 4096  # Size of a file on a disk, so that it is never half of an old one.
 
 
