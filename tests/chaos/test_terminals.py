@@ -39,7 +39,7 @@ HOSTILE = {
 FINE = ["a b", "Größe 5 °C", "日本語", "नमस्ते", "می‌خواهم", "👩‍👩‍👧", "x\u00a0y", "½ → ∑", "e\u0301"]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_control_and_invisible_characters_are_escaped(text):
     assert printable(f"a{text}b") == f"a{HOSTILE[text]}b" == message(f"a{text}b")
     message(text).encode()
@@ -50,7 +50,7 @@ def test_what_people_write_is_left_as_it_is(text):
     assert printable(text) == message(text) == text
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_errors_logs_and_warnings_show_it_escaped(monkeypatch, capsys, text):
     def fail():
         processes.log(f"rationales: record a{text}error: forged is rejected")
@@ -85,7 +85,7 @@ def test_a_list_of_faults_keeps_its_lines(monkeypatch, capsys):
         assert capsys.readouterr().err == shown
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_ids_in_lists_of_records_show_it_escaped(text):
     name, shown = f"a{text}  b", f"a{HOSTILE[text]}  b"
     with pytest.raises(UserError) as raised:
@@ -95,7 +95,7 @@ def test_ids_in_lists_of_records_show_it_escaped(text):
     assert f"{shown} = {shown}" in overlap.describe({"train": [record], "test": [record]})
 
 
-@pytest.mark.parametrize("text", [t for t in HOSTILE if t != "\n"])
+@pytest.mark.parametrize("text", [t for t in HOSTILE if t != "\n"], ids=ascii)
 def test_the_heat_map_shows_it_escaped(text):
     record = Record(f"i{text}", f"q{text}", (f"He has{text} two.",), f"a{text}")
     spans, weights = np.array([[0, 2], [3, 6]]), np.array([0.0, 0.5])
