@@ -46,9 +46,8 @@ def row(name: str, data: str, method: str, folder: pathlib.Path) -> str:
     config.weighting.tokenizer = str(folder / "tokenizers" / "t5_spiece.model")
     config.distill.epochs = match.epochs[data]
     student = load_student(config.student, config.seed)
-    stages = plan_stages(
-        make_job(config, jax.devices()[:1]), student, prepare_data(config.data, student)
-    )
+    job = make_job(config, jax.devices()[:1])
+    stages = plan_stages(job, student, prepare_data(config.data, student))
     flops = {stage.stage: stage.flops / 1e15 for stage in stages}
     weigh = sum(value for stage, value in flops.items() if stage.startswith("weigh"))
     parts = [weigh, flops.get("score", 0.0), flops["distill"], flops["eval"]]

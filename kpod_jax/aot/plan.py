@@ -68,18 +68,14 @@ def plan(config: Config, tflops: float = 0.0) -> str:
     lengths = data.train.questions.lengths, data.train.targets.lengths
     sizes = ", ".join(f"mean {size.mean():.0f}, longest {size.max()}" for size in lengths)
     lines += [f"tokens of questions and targets: {sizes}", ""]
-    stages = plan_stages(job, student, data)
+    stages = list(plan_stages(job, student, data))
     rate = 1e12 * tflops or _peak(job) * 0.4
     lines += _table(stages, rate)
     return "\n".join(lines)
 
 
-def plan_stages(job: Job, student: Student, data: Data) -> list[StagePlan]:
-    """Returns the plan of each stage that computes on devices."""
-    return list(_stages(job, student, data))
-
-
-def _stages(job: Job, student: Student, data: Data) -> Iterator[StagePlan]:
+def plan_stages(job: Job, student: Student, data: Data) -> Iterator[StagePlan]:
+    """Yields the plan of each stage that computes on devices."""
     config, weighting = job.config, job.weighting
     steps = {step.name: step for step in job_steps(job, ("train", "fit", "learn"))}
     train = data.train
@@ -92,7 +88,7 @@ def _stages(job: Job, student: Student, data: Data) -> Iterator[StagePlan]:
     for name, count in counts.items():
         if name in steps and count:
             tokens = mean_example * weighting.batch_size
-            yield _stage(f"weigh: {name}", steps[name], job, folds * count, tokens)
+            yield _stage(f"weigh: {name}", steps[name], folds * count, tokens)
     training = baselines.make_training_set(baselines.method_of(config, student), student, data)
     source = batch_source(config.distill, student, training)
     length = training_plan(config.distill, source, config.schedule.phase_steps)
@@ -101,10 +97,10 @@ def _stages(job: Job, student: Student, data: Data) -> Iterator[StagePlan]:
     if config.schedule.curriculum != "full":
         scored = _score_step(job, source.shapes[-1])
         batches = source.steps_per_epoch
-        yield _stage("score", scored, job, batches, padded / batches)
+        yield _stage("score", scored, batches, padded / batches)
     if config.distill.epochs:
         count = length.total_steps
-        yield _stage("distill", steps["train"], job, count, padded / source.steps_per_epoch)
+        yield _stage("distill", steps["train"], count, padded / source.steps_per_epoch)
     params = job.student.abstract(job.mesh)
     questions, samples = len(data.records(config.eval.split)), config.eval.samples
     generated = questions * samples * mean_example
@@ -114,7 +110,7 @@ def _stages(job: Job, student: Student, data: Data) -> Iterator[StagePlan]:
     yield StagePlan("eval", steps_of_batch, generated, flops, bytes_on_a_device(params))
 
 
-def _stage(name: str, step: Step, job: Job, count: int, tokens: float) -> StagePlan:
+def _stage(name: str, step: Step, count: int, tokens: float) -> StagePlan:
     """Scales a step at its maximum shape to `tokens` tokens, `count` times."""
     traced = step.function.trace(*step.arguments)
     flops = costs.flops(traced.jaxpr) * tokens / _tokens(step)
@@ -136,14 +132,11 @@ def _tokens(step: Step) -> int:
 
 def _score_step(job: Job, shape: tuple[int, int]) -> Step:
     """Returns the forward pass of scoring, at the largest bucket's shape."""
-    module, params = job.student.module, job.student.abstract(job.mesh)
+    params = job.student.abstract(job.mesh)
     batch = batch_of(job.config.distill.batch_size, *shape, job.mesh)
-
-    def losses(params: Any, batch: Any) -> jax.Array:
-        return forward.target_losses(module, params, batch)
-
+    function = forward.compile_target_losses(job.student.module, job.mesh)  # pyright: ignore[reportArgumentType]
     parts = {"parameters": params, "batch": batch}
-    return Step("score", jax.jit(losses), (params, batch), parts)
+    return Step("score", function, (params, batch), parts)
 
 
 def _describe(student: Student, job: Job) -> str:
@@ -185,7 +178,7 @@ def _table(stages: list[StagePlan], rate: float) -> list[str]:
     hours = (
         f"{total / rate / 3600:.2f} hours at {rate / 1e12:,.1f} TFLOP/s"
         if rate
-        else ("set --tflops to the rate of your devices for the hours")
+        else "set --tflops to the rate of your devices for the hours"
     )
     lines += [f"Together {total / 1e15:.3g} PFLOPs; {hours}.", _NOTE]
     return lines

@@ -64,10 +64,8 @@ def get_config() -> Config:
     data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,
     # commonsense_qa; jsonl, json, csv, parquet, huggingface (custom data; docs/data.md);
     # package.module:Class, a custom reader (docs/extending.md).
-    data.path = (
-        ""  # Custom data: a file, a folder or, for huggingface, an id on the hub. Otherwise:
-    )
-    # folder with the data set's original files. Empty: download or generate them.
+    data.path = ""  # Custom data: a file, a folder or, for huggingface, an id on the hub.
+    # Otherwise: folder with the data set's original files. Empty: download or generate them.
     data.splits = "paper"  # Splits: paper: KPOD's train/validation/test; official: the data set's
     # own.
     data.rationales = ""  # Teacher's rationales: a JSONL, CSV or TSV file, or a data set on the
@@ -118,10 +116,8 @@ def get_config() -> Config:
     # endpoint's default.
     teacher.top_p = 1.0  # Nucleus sampling: total probability of the tokens to sample from. 0: the
     # endpoint's default.
-    teacher.max_tokens = (
-        512  # Maximum response length, with the thought; a response that is cut off
-    )
-    # is rejected.
+    teacher.max_tokens = 512  # Maximum response length, with the thought; a response that is cut
+    # off is rejected.
     teacher.max_tokens_name = "max_tokens"  # Parameter name: max_tokens, or max_completion_tokens
     # for OpenAI's reasoning models.
     teacher.extra_body = ""  # Further fields of every request, as a JSON object: '{"top_k": 20,
@@ -237,10 +233,8 @@ def get_config() -> Config:
     weighting.fit_unmasked_fraction = 0.5  # Fraction of the rows of fit_masked_steps with the whole
     # rationale and, independently, of those without a mask.
     weighting.fit_learning_rate = 1e-3  # Learning rate of all fitting steps.
-    weighting.fit_until_gap = (
-        0.0  # Held-out gap, in nats, that ends the fitting early; measured every
-    )
-    # 100 of fit_masked_steps. 0: all steps. [ours]
+    weighting.fit_until_gap = 0.0  # Held-out gap, in nats, that ends the fitting early; measured
+    # every 100 of fit_masked_steps. 0: all steps. [ours]
     weighting.joint_learning_rate = 0.0  # Learning rate of the answerer during mask learning. 0:
     # frozen.
     weighting.min_gap = 0.5  # Minimum held-out gap of L_p, in nats, between everything and nothing

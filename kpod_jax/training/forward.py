@@ -67,7 +67,7 @@ def target_losses_of_all(
       mesh: mesh of the parameters.
       batch_size: rows per batch.
     """
-    compute_losses = _compile_target_losses(module, mesh)
+    compute_losses = compile_target_losses(module, mesh)
     with sharding.use(mesh):
         for batch in source.in_order(batch_size):
             index, supervised = batch.pop("index"), batch["supervised"]
@@ -94,7 +94,7 @@ def mean_target_loss(
 
 
 @functools.lru_cache(maxsize=4)
-def _compile_target_losses(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
+def compile_target_losses(module: nn.Module, mesh: Mesh) -> Callable[[Any, Any], jax.Array]:
     """Returns the jitted `target_losses`, compiled once for all calls."""
     # Replicated, so that every process can read the result.
     return jax.jit(

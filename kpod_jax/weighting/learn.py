@@ -179,14 +179,19 @@ def fit_answerer(
 def measure_gap(
     learner: MaskLearner, params: Params, examples: AnswererBatch, batch_size: int
 ) -> dict[str, Any]:
-    """Measures the answer's loss with nothing and with everything masked, averaged over prefixes.
+    """Measures the gap of one answerer; see `gap_on`."""
+    return gap_on(learner, examples, batch_size)(params)
 
-    Uses ten evenly spaced prefixes of each rationale, among those that `prefixes` allows. Pass
-    held-out examples.
 
-    Returns:
-      "none_masked" and "all_masked" in nats, their difference "gap", and "by_prefix": both losses
-      for each of the ten.
+def gap_on(
+    learner: MaskLearner, examples: AnswererBatch, batch_size: int
+) -> Callable[[Params], dict[str, Any]]:
+    """Returns a function that measures the gap of an answerer's parameters; it compiles once.
+
+    The gap is between the answer's loss with nothing and with everything masked, averaged over ten
+    evenly spaced prefixes of each rationale, among those that `prefixes` allows. Pass held-out
+    examples. The function returns "none_masked" and "all_masked" in nats, their difference "gap",
+    and "by_prefix": both losses for each of the ten.
     """
     replicated = None if learner.mesh is None else sharding.replicated(learner.mesh)
 
@@ -197,24 +202,29 @@ def measure_gap(
         keep = jnp.full(batch.rationale_mask.shape, keep, jnp.float32)
         return learner.answerer.prefix_losses(params, batch, keep, prefix_BxP).sum(axis=0)
 
-    count = len(examples.question)
-    tenths = np.arange(10)
-    # All at once if that needs no more memory than one.
-    groups = [tenths] if learner.answerer.causal else np.split(tenths, 10)
-    table = np.zeros((10, 2))
-    for start in range(0, count, batch_size):
-        batch = learner.take(examples, np.arange(start, min(start + batch_size, count)))
-        for group in groups:
-            places = (group + 0.999) / 10  # The last prefix in each tenth.
-            for kept in (0, 1):
-                table[group, kept] += np.asarray(losses(params, batch, places, float(kept))) / count
-    all_masked, none_masked = table.mean(axis=0)
-    return {
-        "none_masked": none_masked,
-        "all_masked": all_masked,
-        "gap": all_masked - none_masked,
-        "by_prefix": {"all_masked": table[:, 0].tolist(), "none_masked": table[:, 1].tolist()},
-    }
+    def measure(params: Params) -> dict[str, Any]:
+        count = len(examples.question)
+        tenths = np.arange(10)
+        # All at once if that needs no more memory than one.
+        groups = [tenths] if learner.answerer.causal else np.split(tenths, 10)
+        table = np.zeros((10, 2))
+        for start in range(0, count, batch_size):
+            batch = learner.take(examples, np.arange(start, min(start + batch_size, count)))
+            for group in groups:
+                places = (group + 0.999) / 10  # The last prefix in each tenth.
+                for kept in (0, 1):
+                    table[group, kept] += (
+                        np.asarray(losses(params, batch, places, float(kept))) / count
+                    )
+        all_masked, none_masked = table.mean(axis=0)
+        return {
+            "none_masked": none_masked,
+            "all_masked": all_masked,
+            "gap": all_masked - none_masked,
+            "by_prefix": {"all_masked": table[:, 0].tolist(), "none_masked": table[:, 1].tolist()},
+        }
+
+    return measure
 
 
 def learn_masks(

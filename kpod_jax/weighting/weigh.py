@@ -344,6 +344,7 @@ class _Fold:
                     f"Lower weighting.{rate}, or weighting.clip_norm, or set student.dtype=float32."
                 )
 
+        gap_of = learn.gap_on(learner, held_out, config.batch_size)
         with Checkpoints(self.directory / "answerer") as checkpoints:
             answerer_params = learn.fit_answerer(
                 learner,
@@ -352,11 +353,9 @@ class _Fold:
                 config,
                 recorder=learn.Recorder(log, checkpoints),
                 seed=self.seed,
-                gap=lambda params: learn.measure_gap(learner, params, held_out, config.batch_size)[
-                    "gap"
-                ],
+                gap=lambda params: gap_of(params)["gap"],
             )
-        gap = learn.measure_gap(learner, answerer_params, held_out, config.batch_size)
+        gap = gap_of(answerer_params)
         by_prefix = ", ".join(
             f"{a - n:.1f}"
             for a, n in zip(

@@ -47,8 +47,8 @@ def write(path: pathlib.Path, content: str | bytes, encoding: str = "utf-8") -> 
     return path
 
 
-def load(path, split="train", name="jsonl", **options):
-    options = {"max_rejected_fraction": 1.0} | options
+def load(path, split="train", name="jsonl", **changes: Any):
+    options: dict[str, Any] = {"max_rejected_fraction": 1.0} | changes
     return sources.load_records(name, split, path=str(path), **options)
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def tokenizers_(byte_tokenizer, shared_data):
 
 def rationales(tokenizer, texts):
     records = [Record(f"{i}", "?", (text,), "7") for i, text in enumerate(texts)]
-    limits = {"max_question_tokens": 1 << 30, "max_target_tokens": 1 << 30}
+    limits: dict[str, Any] = {"max_question_tokens": 1 << 30, "max_target_tokens": 1 << 30}
     return tokens.tokenize(
         records, tokenizer, prompt="{question}", answer_template="So {answer}.", **limits
     )

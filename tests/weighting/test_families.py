@@ -37,7 +37,7 @@ def test_families_weigh_one_another(smollm2, kind, tmp_path):
     config.update(
         {"answerer": answerer, "fit": "same", "fit_unmasked_steps": 1, "fit_masked_steps": 1}
         | {"steps": 2, "batch_size": 2, "mask_samples": 2, "min_gap": -100.0, "eval_every": 0}
-        | {"allow_failed": True, "learning_rate": 1e-2}
+        | {"allow_failed": True, "learning_rate": 1e-3, "initial_weight": 0.5}
     )
     config.lora.rank = 2 if answerer == smollm2 else 0
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

@@ -1,6 +1,8 @@
 import types
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ def fitting(byte_tokenizer):
     answerer = test_alignment.llama_of(built_in, LORA)
     student, data = test_alignment.t5_of(byte_tokenizer), test_alignment.records(byte_tokenizer)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    embeddings = student.embeddings(student.load(mesh))
+    embeddings = jnp.asarray(student.embeddings(student.load(mesh)))
     of = weigh.make_learner(answerer, embeddings, settings(), mesh)
     return of, answerer.load(mesh), answerer_model.read_records(data, student, answerer).batch
 
@@ -40,7 +42,7 @@ def fit(fitting, config, recorder, gap=None):
 
 
 class Memory:
-    """Checkpoints in memory."""
+    """Checkpoints in memory, in place of those on disk."""
 
     def __init__(self):
         self.saved = {}
@@ -59,7 +61,7 @@ class Memory:
 
 
 def test_only_adapters_are_fit_and_saved(fitting):
-    memory = Memory()
+    memory: Any = Memory()
     fitted = fit(fitting, settings(fit_masked_steps=2), learn.Recorder(lambda *_: None, memory))
     before, after = layout.flatten(fitting[1]), layout.flatten(fitted)
     assert before.keys() == after.keys()
@@ -71,7 +73,8 @@ def test_only_adapters_are_fit_and_saved(fitting):
 
 def test_joint_training_moves_adapters_alone(fitting):
     of, params, rows = fitting
-    config, memory = settings(joint_learning_rate=1e-2, steps=2, eval_every=0), Memory()
+    config = settings(joint_learning_rate=1e-2, steps=2, eval_every=0)
+    memory: Any = Memory()
     with sharding.use(of.mesh):
         _, joint = learn.learn_masks(
             of,
@@ -92,7 +95,8 @@ def test_joint_training_moves_adapters_alone(fitting):
 
 def test_a_gap_ends_the_fit_for_good(fitting, monkeypatch):
     monkeypatch.setattr(learn, "_SAVE_EVERY", 2)
-    gaps, lines, memory = [0.1, 0.7, 9.0], [], Memory()
+    gaps, lines = [0.1, 0.7, 9.0], []
+    memory: Any = Memory()
     recorder = learn.Recorder(lambda *line: lines.append(line), memory)
     config = settings(fit_until_gap=0.5)
     fitted = fit(fitting, config, recorder, gap=lambda params: gaps.pop(0))

@@ -75,7 +75,7 @@ def test_each_half_is_weighed_with_an_answerer_fit_on_the_other(tmp_path, monkey
 
     monkeypatch.setattr(learn, "fit_answerer", fit_answerer)
     monkeypatch.setattr(learn, "learn_masks", learn_masks)
-    monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.5, 2.0))
+    monkeypatch.setattr(learn, "gap_on", lambda *_: lambda params: gap(0.5, 2.0))
     monkeypatch.setattr(weigh, "objective_on", lambda *_: lambda *_: 0.75)
     monkeypatch.setattr(weigh, "constant_objectives", constant_objectives)
     result = run(tmp_path, settings(fit="other_fold"))
@@ -139,7 +139,7 @@ def test_it_refuses_to_go_on_with_an_answerer_that_does_not_read(tmp_path):
 
 
 def test_it_refuses_to_go_on_with_an_answerer_that_knows_the_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(learn, "measure_gap", lambda *_: gap(0.1, 0.2))
+    monkeypatch.setattr(learn, "gap_on", lambda *_: lambda params: gap(0.1, 0.2))
     with pytest.raises(UserError, match=r"0\.10 nats .* 0\.20 .*memorized.*weighting.fit"):
         run(tmp_path, settings(fit="same", min_gap=0.5))
 
