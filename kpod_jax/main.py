@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         first, *others = str(error).split("\n  ")
         one = len(others) == 1  # A single fault needs no list.
-        _exit(2, f"error: {first} {others[0]}" if one else f"error: {error}")
+        _exit(error.exit_code, f"error: {first} {others[0]}" if one else f"error: {error}")
     except OSError as error:
         if not error.errno:
             raise

@@ -170,8 +170,8 @@ def _check(run: Run) -> None:
         missing = {"start_steps", "remaining", "clusters"} - run.schedule.keys()
         if missing:
             raise UserError(
-                f"schedule.npz in {run.directory} lacks {', '.join(sorted(missing))}. Run "
-                "--mode=schedule again."
+                f"schedule.npz in {run.directory} lacks {', '.join(sorted(missing))}. "
+                + files.remedy("schedule")
             )
         if count:
             _check_count(

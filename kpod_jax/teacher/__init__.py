@@ -3,6 +3,6 @@
 Any endpoint compatible with OpenAI's chat completions works. Nothing here needs JAX.
 """
 
-from kpod_jax.teacher.teach import teach
+from kpod_jax.teacher.teach import NoAnswerError, teach
 
-__all__ = ["teach"]
+__all__ = ["NoAnswerError", "teach"]

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,6 +29,12 @@ from kpod_jax.utils.workdir import Workdir
 _NAME = "answers"
 
 
+class NoAnswerError(UserError):
+    """Every request of a run failed."""
+
+    exit_code = 1
+
+
 def teach(config: Config, workdir: files.PathLike) -> str:
     """Sends unanswered requests, or writes or reads batch files, and writes the results.
 
@@ -42,7 +47,8 @@ def teach(config: Config, workdir: files.PathLike) -> str:
 
     Raises:
       UserError: an error that the user can fix; earlier answers are kept.
-      SystemExit: a signal ended the run, or every request failed; earlier answers are kept.
+      NoAnswerError: every request failed.
+      Preempted: a signal ended the run; earlier answers are kept.
     """
     teacher = config.teacher
     if files.is_remote(workdir):
@@ -89,12 +95,9 @@ def teach(config: Config, workdir: files.PathLike) -> str:
     if failures := _describe_failures(errors):
         report += f". {failures}"
     if isinstance(ended, signals.Preempted):
-        print(message(str(type(ended)(report))), file=sys.stderr)
-        sys.exit(ended.exit_code)
+        raise type(ended)(report)
     if errors and all(errors):
-        advice = "Fix the problem, then run the same command again."
-        print(message(f"error: {report}. {advice}"), file=sys.stderr)
-        sys.exit(1)
+        raise NoAnswerError(f"{report}. Fix the problem, then run the same command again.")
     if ended is not None:
         raise ended
     return report

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from kpod_jax.teacher import response, teach
+from kpod_jax.teacher import NoAnswerError, response, teach
 from tests.teacher import endpoint as endpoints
 from tests.teacher.conftest import add, config, endpoint, key, number_of, rows, summary, sums
 
@@ -115,13 +115,13 @@ def test_waiting_for_its_turn_does_not_count(config, endpoint, tmp_path):
         (endpoints.raw(b"{}"), "the response has no choices"),
     ],
 )
-def test_a_run_without_any_answer_fails(config, endpoint, tmp_path, capsys, count, reply, reason):
+def test_a_run_without_any_answer_fails(config, endpoint, tmp_path, count, reply, reason):
     endpoint.reply = lambda question, number: reply
     config.data.train_examples = count
-    with pytest.raises(SystemExit) as ended:
+    failed = f"All {count} requests failed: {count} × .*{reason}"
+    with pytest.raises(NoAnswerError, match=failed) as ended:
         teach(config, tmp_path)
-    assert ended.value.code == 1
-    assert re.search(f"All {count} requests failed: {count} × .*{reason}", capsys.readouterr().err)
+    assert ended.value.exit_code == 1
     assert summary(tmp_path)["asked"] == count and summary(tmp_path)["answered"] == 0
 
 
