@@ -103,7 +103,8 @@ def load(
     # Broken rows count as train.
     questions = (_question_of(row, format_) for row in rows())
     split_of = split_files.divider((q if isinstance(q, str) else None for q in questions), into)
-    loaded = Loaded(RecordStore())
+    store = RecordStore()
+    loaded = Loaded(store)
 
     def records() -> Iterator[Record]:
         place_of: dict[str, str] = {}
@@ -136,7 +137,7 @@ def load(
                 if part_of_row == split:
                     loaded.broken.append(Rejected(id_, f"{row.place} {error}"))
 
-    loaded.records.extend(records())
+    store.extend(records())
     return loaded
 
 

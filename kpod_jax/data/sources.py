@@ -218,7 +218,8 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
     builder_type, separator = builders.PUBLISHED[settings.name], settings.step_separator
     config = builder_type.config_of(settings.splits, settings.path)
     builder = builders.prepare_builder(builder_type, config, settings.cache_dir)
-    loaded = Loaded(RecordStore())
+    store = RecordStore()
+    loaded = Loaded(store)
     for bad, broken in builder.rejected(split):
         (loaded.broken if broken else loaded.skipped).append(bad)
     for part in filter(lambda part: part != split, builder.info.splits if whole else ()):
@@ -237,7 +238,7 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
             else:
                 loaded.broken.append(Rejected(id_, "its rationale is empty"))
 
-    loaded.records.extend(records())
+    store.extend(records())
     return loaded
 
 
