@@ -1,6 +1,7 @@
 """Text from outside is shown escaped: it neither controls a terminal nor forges its lines."""
 
 import json
+import logging as standard_logging
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_errors_logs_and_warnings_show_it_escaped(monkeypatch, capsys, text):
 
     monkeypatch.setattr(main, "_run", fail)
     handler = logging.get_absl_handler()
+    # pytest's handlers would send a lone surrogate between its processes, which they cannot.
+    monkeypatch.setattr(standard_logging.getLogger(), "handlers", [handler])
     before = handler.formatter
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
         main.main(["main"])
@@ -67,7 +70,7 @@ def test_errors_logs_and_warnings_show_it_escaped(monkeypatch, capsys, text):
     assert stop.value.code == 2
     expected = f"record a{HOSTILE[text]}error: forged"
     assert shown.out == f"rationales: {expected} is rejected\n"
-    assert shown.err.endswith(f"error: {expected} is bad\n")
+    assert shown.err.endswith(f"{expected}\nerror: {expected} is bad\n")
     assert all("error: forged" not in line[:14] for line in shown.err.split("\n"))
 
 
