@@ -228,7 +228,7 @@ def _load_published(settings: Config, split: str, need_rationale: bool, whole: b
             loaded.other_split_questions.append(row["question"])
 
     def records() -> Iterator[Record]:
-        for row in _rows(builder, split):
+        for row in _rows(builder, split) if split in builder.info.splits else ():
             id_, steps = row["id"], split_steps(row["rationale"], separator)
             if steps or split != "train" or not need_rationale:
                 yield Record(id_, row["question"], steps, row["answer"])

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-import markupsafe
 
 from kpod_jax.evaluation.comparison import is_significant, points
 from kpod_jax.report import colours, figures, sections, summary, sweep, sweep_text
@@ -113,7 +112,7 @@ def template(name: str) -> jinja2.Template:
 
 def _visible(value: Any) -> Any:
     """Escapes control and invisible characters; our own markup is left as it is."""
-    is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    is_text = isinstance(value, str) and not hasattr(value, "__html__")
     return printable(value, "\n\t") if is_text else value
 
 

@@ -103,7 +103,7 @@ def on_mesh(module, params, sizes):
 
 def test_steps_have_the_logits_of_the_whole_sequence():
     """Also past the largest distance of the relative bias."""
-    config = tiny.config("v1.1", relative_attention_max_distance=12)
+    config = tiny.config("v1.1", relative_attention_max_distance=20)
     module = T5(config, scan_layers=False)
     params, arrays = tiny.init(module), tiny.batch(target=24)
     apply, mask = functools.partial(module.apply, {"params": params}), arrays["input_mask"]
