@@ -3,6 +3,7 @@
 Set single keys with --config.KEY=VALUE, such as --config.distill.epochs=5.
 """
 
+import errno
 import importlib
 import logging as standard_logging
 import os
@@ -122,6 +123,11 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         if not error.errno:
             raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f"Cannot write {error.filename or 'a file'}"
+            _exit(
+                2, f"error: {place}: {why(error)}. Free some space and run the same command again."
+            )
         place = f"Cannot access {error.filename}" if error.filename else "The system failed"
         _exit(2, f"error: {place}: {why(error)}.")
     except jax.errors.JaxRuntimeError as error:
