@@ -90,10 +90,10 @@ def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -
     if isinstance(value, float | Decimal) and math.isinf(value):
         raise ValueError(f"has an infinite {column!r}")
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise ValueError(f"has a {column!r} of type {type(value).__name__}; expected text")
+        raise ValueError(f"has {column!r} of type {type(value).__name__}; expected text")
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise ValueError(
-            f"has a {column!r} of {len(value):,} characters; at most {MAX_TEXT:,} are read"
+            f"has {column!r} of {len(value):,} characters; at most {MAX_TEXT:,} are read"
         )
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_WHOLE:
         value = int(value)  # Columns of whole numbers become floats where some are missing.
