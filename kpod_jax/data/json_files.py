@@ -11,7 +11,7 @@ from kpod_jax.data.rows import Row
 from kpod_jax.data.text_files import MAX_RECORD, TOO_LONG, bounded_lines, not_utf8, open_text
 from kpod_jax.utils.errors import UserError
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=jsonl.unique_keys)
 # Keys under which an object holds the array of its records.
 _WRAPPERS = ("data", "rows", "records", "examples", "instances", "items", "train")
 _BETWEEN = " \t\r\n,"

@@ -48,11 +48,25 @@ def _parse(line: str) -> tuple[dict[str, Any] | None, str]:
         byte = len(line[: bad.start()].encode()) + 1
         return None, f"is not UTF-8 text (byte {byte} of the line); save the file as UTF-8"
     try:
-        return as_object(json.loads(line))
+        return as_object(json.loads(line, object_pairs_hook=unique_keys))
     except ValueError as error:
         return None, f"is not valid JSON: {error}"
     except RecursionError:
         return None, "is JSON nested too deeply to parse"
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON, as the hook of a decoder.
+
+    Raises:
+      ValueError: it has a key twice, so that one value would be lost.
+    """
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in value if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} is repeated")
+    return value
 
 
 def as_object(value: Any) -> tuple[dict[str, Any] | None, str]:

@@ -82,6 +82,7 @@ def write(folder, *lines, name="train.jsonl", opened=open):
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
         (DEEP, "nested too deeply"),
         ('{"question": ' + "1" * 1_000_000 + "}", "not valid JSON"),
+        ('{"question": "a?", "answer": "1", "answer": "2"}', "the key 'answer' is repeated"),
     ],
 )
 @pytest.mark.parametrize("compressed", [False, True])
@@ -128,6 +129,7 @@ def test_an_endless_field_of_csv(tmp_path, text, count):
         ('[{"question": "a?"}' + " " * (50 * MB), "not valid JSON"),
         ('[{"question": "a?"}] x' + "x" * (50 * MB), "text after the end of the JSON array: x"),
         ('[{"question": "a?"}, {"question": "b', r"record 2 of the file"),
+        ('[{"answer": "1"}, {"answer": "1", "answer": "2"}]', "the key 'answer' is repeated"),
     ],
 )
 def test_an_endless_array(tmp_path, text, message):
