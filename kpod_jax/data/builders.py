@@ -250,7 +250,8 @@ def prepare_builder(
     except OSError as error:
         raise UserError(
             f"Cannot prepare the data set {builder_type.name} in {cache_dir or 'the TFDS folder'}: "
-            f"{str(error).rstrip('.')}. Free some space there, or set --config.data.cache_dir to another folder."
+            f"{str(error).rstrip('.')}. Free some space there, or set --config.data.cache_dir to "
+            "another folder."
         ) from error
     return builder
 
