@@ -22,7 +22,7 @@ _VARIABLES = (
     "WANDB_API_KEY",
 )
 _SHOWN = "[key]"
-_MIN_LENGTH = 5  # Shorter ones are no secrets, and words.
+_MIN_LENGTH = 16  # Shorter ones are placeholders, such as EMPTY, and may be words of a text.
 _MIN_PART = 12  # A shorter part of a key may be a word or a number.
 
 
