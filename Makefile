@@ -6,7 +6,7 @@
 #   WORKDIR=runs/mine        the work directory of quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow lint format docs clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -37,17 +37,22 @@ test: $(VENV)/.dev ## Run the tests; ARGS="-k name" are pytest's
 test-slow: $(VENV)/.dev ## Run the tests that train or load whole models
 	$(PYTEST) -m slow $(ARGS)
 
-lint: $(VENV)/.dev ## Check style and types
+lint: $(VENV)/.dev ## Check style, types and spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/typos
 
 format: $(VENV)/.dev ## Mend what the style check can mend by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/.dev ## Build the documents as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo site/index.html
+
 clean: ## Remove .venv, caches and builds; work directories stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

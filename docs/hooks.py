@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the pages are written for GitHub, and the site has to read them alike."""
+"""Hooks of MkDocs, which let it read the pages as GitHub does."""
 
 import pathlib
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from markdown_it import MarkdownIt
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = ("examples/notebook.py",)
@@ -36,16 +37,18 @@ def notebook(text: str, source: str) -> str:
         else:
             parts.append(f"```python\n{cell.strip()}\n```")
     title, _, rest = parts[0].partition("\n")
-    return "\n\n".join([title, f"The notebook {source}, without its outputs.", rest, *parts[1:]])
+    return "\n\n".join(
+        [title, f"The notebook {source}, without its outputs.", rest.strip(), *parts[1:]]
+    )
 
 
-def on_page_markdown(markdown: str, page, config: MkDocsConfig, **_) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_) -> str:
     """Adapts links and lists."""
     return "\n".join(wide_lists(links(markdown, page.file.src_uri, config)))
 
 
 def links(markdown: str, page: str, config: MkDocsConfig) -> str:
-    """Links to files of the repository outside docs/ lead to the repository."""
+    """Links that leave docs/ lead to the page of a notebook, or to the repository."""
     docs = pathlib.Path(config.docs_dir)
 
     def linked(match: re.Match) -> str:
@@ -53,8 +56,11 @@ def links(markdown: str, page: str, config: MkDocsConfig) -> str:
         target = (docs / page).parent.joinpath(path).resolve()
         if target.is_relative_to(docs):
             return match[0]
+        name = target.relative_to(ROOT).as_posix()
+        if name in NOTEBOOKS:
+            return f"]({'../' * page.count('/')}{name.removesuffix('.py')}.md)"
         kind = "tree" if target.is_dir() else "blob"
-        return f"]({config.repo_url}/{kind}/main/{target.relative_to(ROOT)}{hash}{anchor})"
+        return f"]({config.repo_url}/{kind}/main/{name}{hash}{anchor})"
 
     return re.sub(r"\]\((\.\./[^()\s]*)\)", linked, markdown)
 
@@ -68,11 +74,12 @@ def wide_lists(markdown: str) -> Iterator[str]:
     lines = markdown.split("\n")
     starts = set()
     for token in MarkdownIt("gfm-like", {"linkify": False}).parse(markdown):
+        first, end = token.map or (0, 0)
         if token.type in ("bullet_list_open", "ordered_list_open") and not token.level:
-            starts.add(token.map[0])
+            starts.add(first)
         elif token.type == "list_item_open":
             width = len(token.info + token.markup) + 1
-            for n in range(token.map[0] + 1, token.map[1]):
+            for n in range(first + 1, end):
                 if lines[n].startswith(" "):
                     lines[n] = " " * (4 - width) + lines[n]
     for n, line in enumerate(lines):

@@ -34,7 +34,7 @@ USERS_EXTRAS = EXTRAS.keys() - {"dev"}
 # Requirements that no module imports: other libraries do, or choose them by name.
 INDIRECT = {"tensorflow-metadata", "array-record"}
 # Words of licences under which something may be depended on by a project under Apache-2.0.
-LICENCES = re.compile(r"Apache|BSD|MIT|MPL-2\.0|PSF|Python Software Foundation|matplotlib")
+LICENCES = re.compile(r"Apache|BSD|ISC|MIT|MPL-2\.0|PSF|Python Software Foundation|matplotlib")
 
 
 def requirements(file: str) -> dict[str, str]:
