@@ -48,8 +48,7 @@ format: $(VENV)/.dev ## Mend what the style check can mend by itself
 	$(BIN)/ruff format
 
 docs: $(VENV)/.dev ## Build the documents as a site, in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-	@echo site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove .venv, caches and builds; work directories stay
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
