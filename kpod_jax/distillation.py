@@ -51,7 +51,7 @@ class Trained:
     message: str = ""
     left_out: Sequence[dict[str, str]] = ()
 
-    OUTPUTS: ClassVar = (CHECKPOINTS,)
+    OUTPUTS: ClassVar[tuple[str, ...]] = (CHECKPOINTS,)
 
     def save(self, root: pathlib.Path) -> None:
         """Writes the supervised token counts; the checkpoints are already on disk."""

@@ -189,7 +189,7 @@ class Results:
     records: Mapping[str, Sequence[Record]]
     rejected: Mapping[str, Sequence[Rejected]]
 
-    OUTPUTS: ClassVar = ("results.json", "predictions/{split}.jsonl")
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("results.json", "predictions/{split}.jsonl")
 
     def save(self, root: pathlib.Path) -> None:
         """Writes predictions/ and results.json to a work directory, and other data to records/."""

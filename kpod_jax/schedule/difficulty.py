@@ -38,7 +38,7 @@ class StepDifficulty(Ragged):
 
     correlation: float | None = None
 
-    OUTPUTS: ClassVar = ("step_difficulty.npz",)
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("step_difficulty.npz",)
 
     def save(self, root: pathlib.Path) -> None:
         """Writes `OUTPUTS` to a work directory."""

@@ -49,7 +49,7 @@ class Schedule:
     silhouette: float = math.nan
     notes: tuple[str, ...] = ()
 
-    OUTPUTS: ClassVar = ("schedule.npz",)
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("schedule.npz",)
 
     def __call__(self, phase: int) -> np.ndarray:
         """Returns c_i of a phase, [N] int32; the last row for any phase after it."""

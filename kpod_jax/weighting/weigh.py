@@ -66,7 +66,7 @@ class TokenWeights(Ragged):
     held_out: Ragged | None = None
     spans: Ragged | None = None
 
-    OUTPUTS: ClassVar = ("token_weights.npz", "token_spans.npz", "weighting.json")
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("token_weights.npz", "token_spans.npz", "weighting.json")
 
     def save(self, root: pathlib.Path) -> None:
         """Writes `OUTPUTS` under a work directory."""
