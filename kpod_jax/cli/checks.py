@@ -13,6 +13,7 @@ from kpod_jax.models import families
 from kpod_jax.training import losses
 from kpod_jax.utils import config_dict, plugins
 from kpod_jax.utils.errors import UserError, did_you_mean, one_of
+from kpod_jax.weighting import weightings
 
 # Keys that also accept an import path, and its form.
 CUSTOM = {
@@ -20,6 +21,7 @@ CUSTOM = {
     "data.name": "package.module:Class",
     "data.answer_kind": "package.module:function",
     "student.family": "package.module:FAMILY",
+    "weighting.weights": "package.module:function",
     "schedule.curriculum": "package.module:Class",
     "distill.loss": "package.module:function",
 }
@@ -43,7 +45,7 @@ CHOICES = {
     "student.lora.base_dtype": ("float32", "bfloat16", "int8"),
     "export.lora": ("merged", "adapter"),
     "export.dtype": ("float32", "bfloat16"),
-    "weighting.weights": ("learned", "uniform"),
+    "weighting.weights": ("learned", "uniform", *weightings.WEIGHTINGS),
     "weighting.preset": ("", "paper"),
     "weighting.lora.base_dtype": ("float32", "bfloat16", "int8"),
     "weighting.prefixes": ("sampled", "all", "step_ends", "late"),
@@ -79,6 +81,8 @@ RANGES = {
     "student.lora.dropout": (0, 0.999),
     "student.max_question_tokens": (8, _INFINITY),
     "student.max_target_tokens": (8, _INFINITY),
+    "weighting.reference_steps": (1, _INFINITY),
+    "weighting.kept_fraction": (0, 1),
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
     "weighting.eval_examples": (1, _INFINITY),
@@ -213,13 +217,15 @@ def _choice_errors(key: str, value: object) -> list[str]:
     if key in FILE_SUFFIXES and str(value).endswith(FILE_SUFFIXES[key]):
         return []
     if key not in CUSTOM or not plugins.is_path(str(value)):
-        others = f"a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else CUSTOM.get(key, "")
+        file = f"a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else ""
+        others = " or ".join(filter(None, (file, CUSTOM.get(key, ""))))
         return [f"{key}={value!r}: {one_of(value, CHOICES[key], others)}"]
     load: Callable[[str], object] = {
         "data.name": custom.class_of,
         "data.answer_kind": answers.load_judge,
         "distill.loss": losses.token_loss_of,
         "student.family": families.load_custom_family,
+        "weighting.weights": weightings.load,
     }.get(key, functools.partial(plugins.load, key=key))
     try:
         load(str(value))

@@ -17,6 +17,12 @@ Config: TypeAlias = Any
 
 _PLAIN = {"weighting.weights": "uniform", "schedule.curriculum": "full"}
 _SEVERAL = _PLAIN | {"data.rationales_per_question": 5}
+# Weights as they are, on whole rationales.
+_WEIGHTED = _PLAIN | {
+    "distill.weight_context": 0,
+    "distill.step_start_weight": "learned",
+    "distill.min_weight": 0.0,
+}
 METHODS = {
     # name: (display name, keys that define the method)
     "kpod": ("KPOD", {}),
@@ -30,6 +36,8 @@ METHODS = {
     "acl": ("KPOD-ACL", {"schedule.curriculum": "acl"}),
     "spl": ("KPOD-SPL", {"schedule.curriculum": "spl"}),
     "icl": ("KPOD-ICL", {"schedule.curriculum": "icl"}),
+    "rho_1": ("Rho-1", _WEIGHTED | {"weighting.weights": "excess_loss"}),
+    "surprisal": ("surprisal weights", _WEIGHTED | {"weighting.weights": "surprisal"}),
     # These build their own training examples: kpod_jax/baselines/, docs/baselines.md.
     "answer_only": ("answer only", _PLAIN),
     "specialized_kd": ("Specialized KD", _PLAIN),
@@ -180,13 +188,22 @@ def get_config() -> Config:
 
     # See docs/token_weighting.md.
     weighting = config.weighting = ConfigDict()
-    weighting.weights = "learned"  # Token weights: learned (Eq. 2-7); uniform: every w_j = 1; or a
-    # .npz file in the format of token_weights.npz.
+    weighting.weights = "learned"  # Token weights: learned (Eq. 2-7); uniform: every w_j = 1;
+    # surprisal of the student, gradient × input of its answer's loss, excess_loss (Rho-1), numbers
+    # and operators: docs/token_weighting.md; a .npz file in the format of token_weights.npz; or
+    # package.module:function, a custom one (docs/extending.md).
     weighting.preset = ""  # paper: the paper's literal mask learning instead of the keys below:
     # straight-through Gumbel-Softmax, all prefixes, joint training, no fit; see config/paper.py.
     weighting.answerer = ""  # Answerer model of any family: directory, hub id or GGUF file. Empty:
     # the student.
     weighting.tokenizer = ""  # Tokenizer of weighting.answerer. Empty: its own.
+    weighting.reference = (
+        ""  # excess_loss: reference model with the student's tokens: directory, hub
+    )
+    # id or GGUF file. Empty: copies of the student, each fit on half of the training set.
+    weighting.reference_steps = 300  # Number of steps that fit such a copy. [ours]
+    weighting.kept_fraction = 0.6  # excess_loss: fraction of the tokens, those with the highest
+    # excess loss, that get weight 1; the others get 0. [ours]
     weighting.alpha = 0.5  # Cost of a kept token (Eq. 7). [paper]
     weighting.alpha_warmup = 0.0  # Fraction of the steps over which alpha rises from 0; 0.25 suits
     # estimators other than score_function. [ours]

@@ -30,6 +30,7 @@ _PATHS = (
     ("student", "model"),
     ("student", "tokenizer"),
     ("weighting", "answerer"),
+    ("weighting", "reference"),
     ("weighting", "weights"),
     ("schedule", "vectors"),
 )

@@ -28,6 +28,12 @@ RENAMED = {
     "watch": "monitoring",
     "baseline.format_shares": "baseline.format_weights",
 }
+# Keys that a stage written by an earlier version lacks, and the value that it had in effect.
+ADDED: Mapping[str, Any] = {
+    "weighting.reference": "",
+    "weighting.reference_steps": 300,
+    "weighting.kept_fraction": 0.6,
+}
 _NEW_NAMES = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 
 

@@ -173,9 +173,14 @@ def same(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
 
 
 def _by_content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces every path among the settings that has a digest by that digest."""
+    """Replaces every path among the settings that has a digest by that digest.
+
+    Leaves out added keys with the value that earlier versions had in effect.
+    """
     result, paths = {}, set()
     for key, value in fingerprint.items():
+        if key in config_dict.ADDED and value == config_dict.ADDED[key]:
+            continue
         if isinstance(value, str) and f"file {value}" in fingerprint:
             paths.add(f"file {value}")
             value = _CONTENTS + fingerprint[f"file {value}"]
