@@ -160,6 +160,10 @@ def check(config: Config) -> None:
     ):
         if config[block][key].count(field) != 1:
             errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} exactly once")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}|", config.export.license):
+        errors.append(
+            f"export.license={config.export.license!r}: expected an identifier such as apache-2.0"
+        )
     errors += _teacher_errors(config.teacher)
     if config.distill.batch_size % config.distill.micro_batches:
         errors.append(

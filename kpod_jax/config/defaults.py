@@ -391,6 +391,17 @@ def get_config() -> Config:
     export.lora = "merged"  # Form of LoRA: merged into the weights, or adapter: a directory that
     # PEFT loads.
     export.dtype = "float32"  # Dtype of the exported weights: float32 or bfloat16.
+    export.license = (
+        ""  # License in the model card, as the Hugging Face hub spells it (apache-2.0).
+    )
+    # Empty: that of student.model, if known.
+
+    # --mode=push, see docs/students.md.
+    push = config.push = ConfigDict()
+    push.repo_id = ""  # Repository on the Hugging Face hub, USER/NAME; created if missing.
+    push.private = (
+        True  # Whether the repository is private; an existing public one is then refused.
+    )
     return config.lock()
 
 

@@ -33,6 +33,7 @@ ADDED: Mapping[str, Any] = {
     "weighting.reference": "",
     "weighting.reference_steps": 300,
     "weighting.kept_fraction": 0.6,
+    "export.license": "",
 }
 _NEW_NAMES = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 
