@@ -10,7 +10,7 @@ from kpod_jax.config.defaults import METHODS, Config
 from kpod_jax.data import answers, custom, mathematics, sources
 from kpod_jax.data.published import SPLITS
 from kpod_jax.models import families
-from kpod_jax.training import losses
+from kpod_jax.training import losses, trackers
 from kpod_jax.utils import config_dict, plugins
 from kpod_jax.utils.errors import UserError, did_you_mean, one_of
 from kpod_jax.weighting import weightings
@@ -160,6 +160,10 @@ def check(config: Config) -> None:
     ):
         if config[block][key].count(field) != 1:
             errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} exactly once")
+    try:
+        trackers.require(config.track)
+    except UserError as error:
+        errors.append(str(error))
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}|", config.export.license):
         errors.append(
             f"export.license={config.export.license!r}: expected an identifier such as apache-2.0"

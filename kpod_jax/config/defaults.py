@@ -67,6 +67,10 @@ def get_config() -> Config:
     config.method = "kpod"  # Method: a key of METHODS or package.module:Class (docs/extending.md).
     # `apply_method` sets it together with the keys that define it.
     config.seed = 0  # Seed of all randomness: shuffling, masks, dropout, clusters.
+    config.track = (
+        "tensorboard",
+    )  # Trackers of metrics, configuration, results and report, beside
+    # metrics.jsonl: tensorboard, wandb, trackio, mlflow (docs/launch.md).
 
     data = config.data = ConfigDict()
     data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,

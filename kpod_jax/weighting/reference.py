@@ -19,7 +19,7 @@ from kpod_jax.data.batches import BatchSource, Layout
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import Student, load_student
 from kpod_jax.parallel import sharding
-from kpod_jax.training import loop
+from kpod_jax.training import loop, trackers
 from kpod_jax.training.loop import Hooks, Objective, Recording
 from kpod_jax.utils.errors import UserError
 
@@ -100,14 +100,15 @@ def fit_halves(
             host=sharding.host_part(mesh),
         )
         source = BatchSource(examples, layout)
-        params = loop.train(
-            config,
-            student,
-            student.load(mesh),
-            source,
-            loop.plan(config, source.steps_per_epoch),
-            objective=Objective(),
-            hooks=Hooks(),
-            recording=Recording(workdir / f"reference_{number}"),
-        )
+        with trackers.use(trackers.Tracking(tensorboard=False)):
+            params = loop.train(
+                config,
+                student,
+                student.load(mesh),
+                source,
+                loop.plan(config, source.steps_per_epoch),
+                objective=Objective(),
+                hooks=Hooks(),
+                recording=Recording(workdir / f"reference_{number}"),
+            )
         yield half, params
