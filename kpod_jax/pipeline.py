@@ -140,8 +140,9 @@ def read_student(
     student = load_student(config.student, config.seed)
     check_layout(config.distill, student)
     student = dataclasses.replace(student, date=prompt_date([root, *siblings]))
-    if not (root / PROMPT).exists():
-        value = {"date": str(student.date), "prompt": student.prompt}
+    value = student.prompt_json(student.prompt)
+    stored = files.read_json(root / PROMPT) if (root / PROMPT).exists() else {}
+    if any(stored.get(key) != value[key] for key in ("date", "prompt")):
         files.write_json(root / PROMPT, value)
     return student
 

@@ -1,5 +1,6 @@
 """The allowed values of configuration keys, checked before any work starts."""
 
+import datetime
 import functools
 import math
 import re
@@ -7,7 +8,7 @@ from collections.abc import Callable
 
 from kpod_jax import baselines
 from kpod_jax.config.defaults import METHODS, Config
-from kpod_jax.data import answers, custom, mathematics, sources
+from kpod_jax.data import answers, chat_template, custom, mathematics, sources
 from kpod_jax.data.published import SPLITS
 from kpod_jax.models import families
 from kpod_jax.training import losses, trackers
@@ -160,10 +161,15 @@ def check(config: Config) -> None:
     ):
         if config[block][key].count(field) != 1:
             errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} exactly once")
-    try:
-        trackers.require(config.track)
-    except UserError as error:
-        errors.append(str(error))
+    for require in (
+        lambda: trackers.require(config.track),
+        lambda: chat_template.arguments(config.student.chat_template_kwargs),
+    ):
+        try:
+            require()
+        except UserError as error:
+            errors.append(str(error))
+    errors += _chat_errors(config.student)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}|", config.export.license):
         errors.append(
             f"export.license={config.export.license!r}: expected an identifier such as apache-2.0"
@@ -240,6 +246,21 @@ def _choice_errors(key: str, value: object) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _chat_errors(student: Config) -> list[str]:
+    errors = [
+        f"student.{key}={student[key]!r}: expected student.chat=True"
+        for key in ("system_prompt", "chat_template_kwargs")
+        if student[key] and not student.chat
+    ]
+    if "{question}" in student.system_prompt:
+        errors.append("student.system_prompt: expected a text without {question}")
+    try:
+        datetime.date.fromisoformat(student.date or "2000-01-01")
+    except ValueError:
+        errors.append(f"student.date={student.date!r}: expected YYYY-MM-DD, or ''")
+    return errors
 
 
 def _ood_errors(options: Config) -> list[str]:

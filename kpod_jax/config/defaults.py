@@ -176,6 +176,13 @@ def get_config() -> Config:
     student.prompt = "Q: {question} A: Let's think step by step."  # Prompt template. [paper]
     student.chat = False  # Whether to wrap the prompt as a user turn in the tokenizer's chat
     # template (Instruct models).
+    student.system_prompt = ""  # System turn before the prompt, with chat=True.
+    student.chat_template_kwargs = ""  # Further arguments of the chat template, as a JSON object:
+    # '{"enable_thinking": false}'.
+    student.date = (
+        ""  # Current date to chat templates that ask for it, YYYY-MM-DD. Empty: the day on
+    )
+    # which the run first loaded its student.
     student.answer_template = "Therefore, the answer is {answer}."  # Answer sentence at the end of
     # a rationale. [paper]
     student.max_question_tokens = 256  # Maximum prompt length; longer records are rejected and

@@ -46,6 +46,35 @@ sys.stdout.buffer.write(json.dumps(found).encode())
 """
 
 
+# Arguments that are not for a configuration to set.
+_RESERVED = {
+    *("conversations", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("messages", "date_directives"),
+}
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """Returns the arguments of a chat template that `student.chat_template_kwargs` holds.
+
+    Raises:
+      UserError: it is no JSON object, or sets what is not for it to set.
+    """
+    try:
+        values = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"student.chat_template_kwargs={text!r:.80} is not valid JSON: {error}"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"student.chat_template_kwargs={text!r:.80}: expected a JSON object, such as "
+            '{"enable_thinking": false}'
+        )
+    if wrong := sorted(name for name in values if name in _RESERVED or name.endswith("_token")):
+        raise UserError(f"student.chat_template_kwargs sets {wrong[0]}, which is set for it.")
+    return values
+
+
 def render(tokenizer: "PreTrainedTokenizerFast", turns: list[dict[str, str]], **values: Any) -> str:
     """Renders a conversation, up to where the assistant begins, with a tokenizer's template.
 

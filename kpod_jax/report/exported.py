@@ -56,6 +56,7 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
         results=results.read(root) if (root / "results.json").exists() else None,
     )
     files.write_text(directory / "README.md", card)
+    files.write_json(directory / "prompt.json", student.prompt_json(prompt))
     form = "as a PEFT adapter" if is_adapter else "in Hugging Face format"
     return f"the student of step {step}, {form}"
 

@@ -34,6 +34,9 @@ ADDED: Mapping[str, Any] = {
     "weighting.reference_steps": 300,
     "weighting.kept_fraction": 0.6,
     "export.license": "",
+    "student.system_prompt": "",
+    "student.chat_template_kwargs": "",
+    "student.date": "",
 }
 _NEW_NAMES = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 
