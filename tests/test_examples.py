@@ -20,11 +20,12 @@ import transformers
 from configs import quickstart
 from examples.gemma import Gemma, GemmaConfig
 from examples.label_smoothing import SMOOTHING, label_smoothing
+from examples.seed_oss import SeedOssConfig
 from examples.sums import SIZES, Sums
 from kpod_jax import pipeline
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.cli import checks
-from kpod_jax.data import sources
+from kpod_jax.data import answers, sources
 from kpod_jax.data.records import Record
 from kpod_jax.models import hub
 from kpod_jax.models.llama import Llama
@@ -81,7 +82,7 @@ def gemma_json(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["last_step", "longest_first", "results", "label_smoothing", "sums"]
+    "name", ["last_step", "longest_first", "results", "label_smoothing", "sums", "any_of"]
 )
 def test_the_documents_code_is_the_examples(name):
     page = (ROOT / "docs/extending.md").read_text()
@@ -343,6 +344,34 @@ def test_gemma_is_transformers(transformers_gemma, tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_seed_oss_is_transformers(tmp_path):
+    torch.manual_seed(0)
+    value = {key: size for key, size in LLAMA_JSON.items() if key != "model_type"}
+    model = transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**value)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # Biases that do something.
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    student = load_student(str(tmp_path), family="examples.seed_oss:SEED_OSS", tokenizer=TINY)
+    ids = np.random.default_rng(0).integers(3, 1000, (2, 9))
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits.numpy()[:, 4:]
+    variables, mask = {"params": student.load(sharding.make_mesh())}, np.ones((2, 4), bool)
+    hidden = student.module.apply(variables, ids[:, :4], mask, ids[:, 4:])
+    found: Any = student.module.apply(variables, hidden, method="logits")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(UserError, match="attention_out_bias is true"):
+        SeedOssConfig.from_json({"model_type": "seed_oss", "attention_out_bias": True})
+
+
+def test_a_judge_of_ones_own_is_the_documents():
+    judge = "examples.any_of:any_of"
+    said = "Therefore, the answer is New York."
+    assert answers.answers_equal(said, "NYC | new york", judge)
+    assert not answers.answers_equal(said, "NYC | York", judge)
+    assert len((ROOT / "examples/seed_oss.py").read_text().splitlines()) < 40
 
 
 def test_a_file_may_be_anywhere_on_the_path():
