@@ -237,7 +237,17 @@ def test_the_wheel_names_its_extras_and_addresses(installed):
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert extras == {"cuda", "tpu", "gcs", "huggingface", "math", "dev"}
+    assert extras == {
+        "cuda",
+        "tpu",
+        "gcs",
+        "huggingface",
+        "math",
+        "wandb",
+        "trackio",
+        "mlflow",
+        "dev",
+    }
     required = metadata.get_all("Requires-Dist", [])
     assert any(re.match(r"pytest.*extra == .dev.", text) for text in required)
     assert any(re.match(r"jax<0.13,>=0.10$", text) for text in required)

@@ -116,6 +116,7 @@ def open_trackio(run: Run) -> tuple[Tracker, str]:
         private=True,
         embed=False,
         auto_log_gpu=False,
+        auto_log_cpu=False,
     )
     return Trackio(trackio, opened), name
 
