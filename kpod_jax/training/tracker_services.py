@@ -59,7 +59,7 @@ class WandB:
 
 def open_wandb(run: Run) -> tuple[Tracker, str]:
     """Opens a run of Weights & Biases, without the console's text and the code."""
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     run_id = run.id or _new_id()
     opened = wandb.init(
@@ -105,7 +105,7 @@ class Trackio:
 
 def open_trackio(run: Run) -> tuple[Tracker, str]:
     """Opens a run of Trackio, which are told apart by their names; a Space is private."""
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     name = run.id or f"{run.name}-{_new_id()}"
     opened = trackio.init(
@@ -152,8 +152,8 @@ class MLflow:
 
 def open_mlflow(run: Run) -> tuple[Tracker, str]:
     """Opens a run of MLflow; its parameters are those with which it was created."""
-    import mlflow
-    from mlflow import entities
+    import mlflow  # pyright: ignore[reportMissingImports]
+    from mlflow import entities  # pyright: ignore[reportMissingImports]
 
     client = mlflow.MlflowClient()
     if run.id:

@@ -217,7 +217,7 @@ def load(name: str) -> Weighting:
     """
     if name in WEIGHTINGS:
         return WEIGHTINGS[name]
-    custom = plugins.load(name, "weighting.weights")
+    custom: Weighting = plugins.load(name, "weighting.weights")
     if not callable(custom):
         raise UserError(f"weighting.weights={name!r} is not a function; see docs/extending.md.")
     return custom

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,7 +31,7 @@ DATA = tiny.tokenized_set(
 class Student(tiny.TinyStudent):
     """Tokenizes the records of `DATA` by their ids."""
 
-    prompt = "{question}"
+    prompt = "{question}"  # pyright: ignore[reportAssignmentType]
 
     def tokenize(self, records, *_, **__):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows = [int(record.id) for record in records]
@@ -115,8 +116,8 @@ def test_the_gradient_is_the_slope_of_the_answers_loss(tmp_path):
     rows = jax.tree.map(np.asarray, rows)
 
     def losses(keep):
-        masks = np.full(rows.rationale.shape, keep, np.float32)
-        return np.asarray(answerer.losses(params, rows, masks, np.array([1, 1])))
+        masks = jnp.full(rows.rationale.shape, keep, jnp.float32)
+        return np.asarray(answerer.losses(params, rows, masks, jnp.array([1, 1])))
 
     slope = (losses(1 + step) - losses(1 - step)) / (2 * step)
     np.testing.assert_allclose(found.values, 16 * np.abs(slope), rtol=2e-2)
