@@ -138,7 +138,9 @@ def test_an_export_is_one_commit_in_a_private_repository(hub, run, capsys):
     assert set(uploaded) == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
     assert uploaded["model.safetensors"]["key"] == "lfsFile"
     assert list(hub.stored.values()) == [WEIGHTS]
-    assert {key for _, path, key in hub.asked if "/store/" not in path} == {f"Bearer {TOKEN}"}
+    keys = {key for _, path, key in hub.asked if "me/student" in path or "/repos/" in path}
+    assert keys == {f"Bearer {TOKEN}"}
+    assert {key for _, path, key in hub.asked if "/store/" in path} == {None}
 
     readme = base64.b64decode(uploaded["README.md"]["value"]["content"]).decode()
     data = huggingface_hub.ModelCard(readme).data.to_dict()
