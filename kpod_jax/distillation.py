@@ -276,7 +276,7 @@ def read_trained(
     if student.module.lora is not None:
         params = param_layout.combine(params, student.split(student.load(mesh))[1])
     path, kinds = workdir / SUPERVISED_FILE, dict.fromkeys(_supervised(0, 0), int)
-    supervised = files.read_object(path, loop.STAGE, kinds) if path.exists() else None
+    supervised = files.read_output(path, loop.STAGE, kinds) if path.exists() else None
     return Trained(params, restored.step, supervised)
 
 

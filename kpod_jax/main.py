@@ -3,6 +3,7 @@
 Set single keys with --config.KEY=VALUE, such as --config.distill.epochs=5.
 """
 
+import errno
 import importlib
 import logging as standard_logging
 import os
@@ -123,6 +124,14 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         if not error.errno:
             raise
+        if isinstance(error, BrokenPipeError):  # Nobody reads the output, as in `… | head`.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f"Cannot write {error.filename or 'a file'}"
+            _exit(
+                2, f"error: {place}: {why(error)}. Free some space and run the same command again."
+            )
         place = f"Cannot access {error.filename}" if error.filename else "The system failed"
         _exit(2, f"error: {place}: {why(error)}.")
     except jax.errors.JaxRuntimeError as error:
@@ -201,7 +210,9 @@ def _prepare() -> None:
     # When a checkpoint cannot be written, these repeat an error that is already reported.
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     logging.get_absl_handler().addFilter(
-        lambda record: record.levelno < standard_logging.ERROR or "orbax" not in record.pathname
+        lambda record: (
+            record.levelno < standard_logging.ERROR or "/orbax/checkpoint/" not in record.pathname
+        )
     )
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda raised: (

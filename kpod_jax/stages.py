@@ -1,5 +1,7 @@
 """The inputs and outputs of each pipeline stage."""
 
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from kpod_jax import baselines
@@ -10,6 +12,7 @@ from kpod_jax.distillation import CHECKPOINTS, SUPERVISED_FILE, Trained
 from kpod_jax.evaluation.evaluate import Results
 from kpod_jax.schedule.difficulty import StepDifficulty
 from kpod_jax.schedule.schedule import Schedule
+from kpod_jax.training import checkpoints
 from kpod_jax.utils import plugins
 from kpod_jax.utils.stage_cache import Stage
 from kpod_jax.utils.workdir import Workdir
@@ -55,10 +58,18 @@ def _evaluation_files(config: Config) -> list[str]:
 def _checkpoints(config: Config, workdir: Workdir | None) -> dict[str, Any]:
     """Returns the settings, besides keys and files, of the stages after the training."""
     assert workdir is not None
-    # An interrupted save leaves a longer name.
-    names = (path.name for path in (workdir / "checkpoints/student").glob("[0-9]*"))
-    checkpoints = sorted(int(name) for name in names if name.isdecimal())
-    return {"checkpoints": checkpoints, "training": workdir.stored("distill")}
+    steps = checkpoints.steps_in(workdir / CHECKPOINTS)
+    return {"checkpoints": steps, "training": workdir.stored("distill")}
+
+
+def _remake_checkpoints(root: pathlib.Path, missing: Sequence[str]) -> str:
+    """Returns what to do if the training would go on from a later checkpoint than a missing one."""
+    paths = map(pathlib.PurePosixPath, missing)
+    lost = [int(path.parent.name) for path in paths if path.is_relative_to(CHECKPOINTS)]
+    directory = root / CHECKPOINTS
+    if not lost or min(lost) > max(checkpoints.steps_in(directory), default=0):
+        return ""
+    return checkpoints.how_to_remake(directory, min(lost))
 
 
 def _trained(config: Config) -> tuple[str, ...]:
@@ -115,6 +126,7 @@ STAGES: dict[str, Stage] = {
         needed=lambda config: config.distill.epochs > 0,
         external=_training_files,
         settings=lambda config, workdir: baselines.settings(config),
+        remedy=_remake_checkpoints,
         training=True,
         partial=(SUPERVISED_FILE,),
         also=(f"{CHECKPOINTS}/[0-9]*/checksums.json", SUPERVISED_FILE, "records/left_out.jsonl"),

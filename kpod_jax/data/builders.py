@@ -233,15 +233,25 @@ def prepare_builder(
     Raises:
       UserError: the files cannot be written.
     """
+    folder = str(files.as_path(cache_dir)) if cache_dir else None
+
+    def make() -> _AnyBuilder:
+        return builder_type(config=config, data_dir=folder, file_format="array_record")
+
     try:
         with _quiet():
-            folder = str(files.as_path(cache_dir)) if cache_dir else None
-            builder = builder_type(config=config, data_dir=folder, file_format="array_record")
-            builder.download_and_prepare()
+            builder = make()
+            try:
+                builder.download_and_prepare()
+            except OSError:
+                builder = make()
+                if not builder.is_prepared():  # By another process, meanwhile.
+                    raise
     except OSError as error:
         raise UserError(
             f"Cannot prepare the data set {builder_type.name} in {cache_dir or 'the TFDS folder'}: "
-            f"{error}. Free some space there, or set --config.data.cache_dir to another folder."
+            f"{str(error).rstrip('.')}. Free some space there, or set --config.data.cache_dir to "
+            "another folder."
         ) from error
     return builder
 

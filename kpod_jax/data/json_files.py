@@ -11,10 +11,11 @@ from kpod_jax.data.rows import Row
 from kpod_jax.data.text_files import MAX_RECORD, TOO_LONG, bounded_lines, not_utf8, open_text
 from kpod_jax.utils.errors import UserError
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=jsonl.unique_keys)
 # Keys under which an object holds the array of its records.
 _WRAPPERS = ("data", "rows", "records", "examples", "instances", "items", "train")
 _BETWEEN = " \t\r\n,"
+_LONGEST = 16  # Characters of a token of JSON other than text and numbers, or more.
 _READ = 1 << 20  # Characters to read at least.
 _MAX_WRAPPER = 1 << 30  # Characters of an object around an array, which is read whole.
 
@@ -74,10 +75,12 @@ class _Text:
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
+        self._before = 0  # Characters of the first line of `text` that are no more in it.
         self.text, self.place, self.line, self.ended = "", 0, 1, False
 
     def read(self) -> None:
         """Reads on, twice as far as before."""
+        self._before = self.column(self.place) - 1
         self.text, self.place = self.text[self.place :], 0
         more = self._file.read(max(_READ, len(self.text)))
         self.text, self.ended = self.text + more, not more
@@ -86,6 +89,11 @@ class _Text:
         """Goes on to a place."""
         self.line += self.text.count("\n", self.place, place)
         self.place = place
+
+    def column(self, place: int) -> int:
+        """Returns the column of a place in its line, from 1."""
+        start = self.text.rfind("\n", 0, place) + 1
+        return place - start + 1 + (0 if start else self._before)
 
     def skip_between(self) -> None:
         """Goes on to the next character that is not between elements."""
@@ -97,6 +105,11 @@ class _Text:
             if place < len(self.text) or self.ended:
                 return
             self.read()
+
+    def is_certain(self, error: json.JSONDecodeError) -> bool:
+        """Returns whether reading on could not mend an error."""
+        is_open = error.msg.startswith("Unterminated") or error.pos > len(self.text) - _LONGEST
+        return self.ended or not is_open
 
     def decode(self, maximum: int) -> tuple[Any, int]:
         """Returns the value at the place, and its end.
@@ -110,8 +123,8 @@ class _Text:
                 value, end = _DECODER.raw_decode(self.text, self.place)
                 if end < len(self.text) or self.ended:  # Else a number may go on.
                     return value, end
-            except json.JSONDecodeError:
-                if self.ended or len(self.text) - self.place > maximum:
+            except json.JSONDecodeError as error:
+                if self.is_certain(error) or len(self.text) - self.place > maximum:
                     raise
             self.read()
 
@@ -141,12 +154,13 @@ def _elements(path: pathlib.Path) -> Iterator[Row]:
             try:
                 value, end = rest.decode(maximum)
             except json.JSONDecodeError as error:
-                if not rest.ended:
-                    raise UserError(f"{where} {TOO_LONG}, or is not valid JSON.") from error
+                if not rest.is_certain(error):
+                    raise UserError(f"{where} {TOO_LONG}, or lacks a quotation mark.") from error
                 line = rest.line + rest.text.count("\n", rest.place, error.pos)
                 raise UserError(
-                    f"{path}:{line} is not valid JSON: {error.msg} (column {error.colno}, in "
-                    f"record {index + 1} of the file). Repair it, or write one object per line."
+                    f"{path}:{line} is not valid JSON: {error.msg} (column "
+                    f"{rest.column(error.pos)}, in record {index + 1} of the file). Repair it, or "
+                    "write one object per line."
                 ) from error
             except ValueError as error:  # A number of thousands of digits.
                 raise UserError(f"{where} is not valid JSON: {error}.") from error

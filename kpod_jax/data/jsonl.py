@@ -48,11 +48,25 @@ def _parse(line: str) -> tuple[dict[str, Any] | None, str]:
         byte = len(line[: bad.start()].encode()) + 1
         return None, f"is not UTF-8 text (byte {byte} of the line); save the file as UTF-8"
     try:
-        return as_object(json.loads(line))
+        return as_object(json.loads(line, object_pairs_hook=unique_keys))
     except ValueError as error:
         return None, f"is not valid JSON: {error}"
     except RecursionError:
         return None, "is JSON nested too deeply to parse"
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON, as the hook of a decoder.
+
+    Raises:
+      ValueError: it has a key twice, so that one value would be lost.
+    """
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in value if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} is repeated")
+    return value
 
 
 def as_object(value: Any) -> tuple[dict[str, Any] | None, str]:
@@ -90,10 +104,10 @@ def text_column(row: Mapping[str, Any], column: str, *, required: bool = True) -
     if isinstance(value, float | Decimal) and math.isinf(value):
         raise ValueError(f"has an infinite {column!r}")
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise ValueError(f"has a {column!r} of type {type(value).__name__}; expected text")
+        raise ValueError(f"has {column!r} of type {type(value).__name__}; expected text")
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise ValueError(
-            f"has a {column!r} of {len(value):,} characters; at most {MAX_TEXT:,} are read"
+            f"has {column!r} of {len(value):,} characters; at most {MAX_TEXT:,} are read"
         )
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_WHOLE:
         value = int(value)  # Columns of whole numbers become floats where some are missing.

@@ -118,11 +118,6 @@ def division(split: str, parts: Iterable[str], whole: bool) -> tuple[str, tuple[
     )
 
 
-def divide(questions: Sequence[str | None], splits: Sequence[str]) -> list[str]:
-    """Returns the split of each record, as `divider` does."""
-    return list(map(divider(questions, splits), questions))
-
-
 def divider(questions: Iterable[str | None], splits: Sequence[str]) -> Callable[[str | None], str]:
     """Divides records by the hashes of their questions, the same on every machine.
 

@@ -303,11 +303,12 @@ def join(parts: Iterable[TokenizedSet]) -> TokenizedSet:
     if second is None:
         return first
     records = RecordStore()
-    values = {field.name: ArrayFile() for field in dataclasses.fields(TokenizedSet)}
+    names = [field.name for field in dataclasses.fields(TokenizedSet) if field.name != "records"]
+    values = {name: ArrayFile() for name in names}
     lengths = {name: [] for name in values}
     for part in itertools.chain([first, second], parts):
         records.extend(part.records)
-        for name in values.keys() - {"records"}:
+        for name in names:
             array = getattr(part, name)
             if isinstance(array, Ragged):
                 lengths[name].append(array.lengths)
@@ -321,7 +322,6 @@ def join(parts: Iterable[TokenizedSet]) -> TokenizedSet:
         if lengths[name]
         else file.array()
         for name, file in values.items()
-        if name != "records"
     }
     return TokenizedSet(records=records, **arrays)
 

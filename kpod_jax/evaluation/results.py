@@ -21,4 +21,4 @@ def read(workdir: files.PathLike) -> dict[str, Any]:
     Raises:
       UserError: they are missing or damaged.
     """
-    return files.read_object(files.as_path(workdir) / "results.json", "eval", _KINDS)
+    return files.read_output(files.as_path(workdir) / "results.json", "eval", _KINDS)

@@ -158,7 +158,7 @@ class LlamaConfig:
             ids = ids if isinstance(ids, list) else [ids]
             # Old checkpoints write -1 where there is no such token.
             if ids and ids[0] is not None and ids[0] != -1:
-                schema.check({name: ids[0]}, {name: _TOKEN_ID}, "config.json")
+                schema.check({name: ids[0]}, {name: _TOKEN_ID})
                 fields[name] = ids[0]
         fields.setdefault("pad_token_id", fields.get("eos_token_id", cls.eos_token_id))
         if value.get("model_type") in LlamaConfig.architectures:

@@ -113,7 +113,7 @@ class T5Config:
         fields.setdefault("decoder_start_token_id", fields.get("pad_token_id", cls.pad_token_id))
         # transformers 5 saves every T5 as tied; scale_decoder_outputs tells which ones really are.
         if "scale_decoder_outputs" in value:
-            schema.check(value, {"scale_decoder_outputs": schema.BOOLEAN}, "config.json")
+            schema.check(value, {"scale_decoder_outputs": schema.BOOLEAN})
             fields["tie_word_embeddings"] = bool(value["scale_decoder_outputs"])
         return cls(**fields)
 

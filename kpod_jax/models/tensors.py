@@ -75,8 +75,8 @@ class Tensors:
         weight_map: Any = index.get("weight_map")
         if not _WEIGHT_MAP.accepts(weight_map):
             raise UserError(
-                f"{directory / INDEX} has no weight_map, or one of {schema.shown(weight_map)}; "
-                f"expected {_WEIGHT_MAP.description}. {_AGAIN}."
+                f"{directory / INDEX}: weight_map is {schema.shown(weight_map)}; expected "
+                f"{_WEIGHT_MAP.description}. {_AGAIN}."
             )
         # Ignore directories in the index: shards are always next to it.
         return {name: pathlib.PurePath(file).name for name, file in weight_map.items()}

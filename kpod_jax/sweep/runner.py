@@ -23,7 +23,7 @@ from kpod_jax.config.loading import check_tree
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import comparison, workers
 from kpod_jax.utils import files, locks, plugins
-from kpod_jax.utils.errors import UserError, one_of
+from kpod_jax.utils.errors import LockedError, UserError, one_of
 from kpod_jax.utils.printable import message
 from kpod_jax.utils.workdir import Workdir
 
@@ -93,7 +93,7 @@ def run(
         return _run_together(sweep, runs, root)
     with locks.locked(Workdir(root).path) as note:
         if note:
-            print(note, flush=True)
+            print(message(note), flush=True)
         recipes = {name: pipeline.recipes(config) for name, config in runs.items()}
         done = [name for name, config in runs.items() if _is_done(config, root / name)]
         waiting = [name for name in runs if name not in done]
@@ -166,6 +166,8 @@ def _make(runs: Mapping[str, Config], root: pathlib.Path, name: str) -> None:
     """Executes a run in this process; on failure, writes the reason into its directory."""
     try:
         pipeline.run(runs[name], root / name, siblings=[root / other for other in runs])
+    except LockedError:  # The directory belongs to the run that holds the lock.
+        raise
     except Exception as error:
         with contextlib.suppress(UserError):  # The failure may be the disk's.
             files.write_json(root / name / _FAILURE, {"reason": _reason_of(error)})

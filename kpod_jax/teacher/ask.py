@@ -5,19 +5,18 @@ Retry-After. This module adds a shared rate limit, decides when to stop, and rec
 """
 
 import asyncio
-import itertools
 import json
 import os
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import openai
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.teacher import response
-from kpod_jax.teacher.completions import clean, read_completion
+from kpod_jax.teacher.completions import clean, read_completion, read_redacted
 from kpod_jax.teacher.failures import find_failure, page_text
 from kpod_jax.teacher.requests import Request
 from kpod_jax.utils.errors import UserError
@@ -178,7 +177,7 @@ class _Sender:
                 model=fields.pop("model"), messages=fields.pop("messages"), extra_body=fields
             )
             content = raw.content
-            answer = read_completion(redact(json.loads(content)))  # Before a text is cut.
+            return read_redacted(json.loads(content))
         except openai.APIStatusError as error:
             answer = _error_row(self._error_message(error))
         except openai.APITimeoutError:
@@ -191,9 +190,7 @@ class _Sender:
         except (ValueError, RecursionError):
             page = clean(redact(page_text(content)))
             answer = _error_row(f"the response is not JSON: {page or 'it is empty'}")
-        if _spell_key(answer.get("logprobs", ())):
-            del answer["logprobs"]
-        return redact(answer)
+        return answer
 
     def _error_message(self, error: openai.APIStatusError) -> str:
         """Returns the message of an error response.
@@ -237,12 +234,5 @@ def _json(content: bytes) -> Any:
         return None
 
 
-def _spell_key(logprobs: Sequence[tuple[str, Mapping[str, float]]]) -> bool:
-    """Returns whether the tokens, or those of one rank at each position, join to a key."""
-    ranked = [[token, *top] for token, top in logprobs]
-    texts = ("".join(rank) for rank in itertools.zip_longest(*ranked, fillvalue=""))
-    return any(redact(text) != text for text in texts)
-
-
 def _error_row(reason: str) -> dict[str, Any]:
-    return read_completion(None) | {"error": reason}
+    return read_completion(None) | {"error": redact(reason)}

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kpod_jax.data import jsonl
-from kpod_jax.teacher.completions import clean, read_completion
+from kpod_jax.teacher.completions import clean, read_completion, read_redacted
 from kpod_jax.teacher.failures import find_failure
 from kpod_jax.teacher.ledger import Key
 from kpod_jax.teacher.requests import Request
-from kpod_jax.utils import files, redaction
+from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.redaction import redact
 
 # Limits of the batch API per file.
 MAX_REQUESTS = 50_000
@@ -108,10 +109,14 @@ def _custom_id(key: Key) -> str:
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     response = row.get("response")
     response = response if isinstance(response, dict) else {}
-    body = redaction.redact(response.get("body", response))
-    if response and str(response.get("status_code", 200)) == "200":
-        return read_completion(body)
-    # Error files have the error in the response's body, expired requests in the row.
-    failure = find_failure(redaction.redact(row)) or find_failure(body)
+    body = response.get("body", response)
+    try:
+        if response and str(response.get("status_code", 200)) == "200":
+            return read_redacted(body)
+        # Error files have the error in the response's body, expired requests in the row.
+        body, row = redact(body), redact(row)
+    except RecursionError:
+        body, row = "JSON nested too deeply to parse", {}
+    failure = find_failure(row) or find_failure(body)
     text = failure.message if failure else body or "no response"
-    return read_completion(None) | {"error": f"the batch API answered: {clean(text)}"}
+    return read_completion(None) | {"error": redact(f"the batch API answered: {clean(text)}")}

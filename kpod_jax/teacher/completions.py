@@ -1,8 +1,10 @@
 """Parses untrusted chat completions and splits their text into rationale and answer."""
 
 import dataclasses
+import itertools
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kpod_jax.config.defaults import Config
@@ -12,6 +14,7 @@ from kpod_jax.teacher import finish as finish_reasons
 from kpod_jax.teacher.failures import find_failure
 from kpod_jax.teacher.messages import read_message
 from kpod_jax.teacher.questions import Question
+from kpod_jax.utils.redaction import redact
 
 # The beginning of the sentence that announces the answer.
 _ANSWER_IS = re.compile(
@@ -83,6 +86,25 @@ def read_completion(body: Any) -> dict[str, Any]:
         | ({"thought": _utf8(message.thought)} if message.thought else {})
         | ({"logprobs": distributions} if distributions and error is None else {})
     )
+
+
+def read_redacted(body: Any) -> dict[str, Any]:
+    """Returns what `read_completion` does, without keys that the endpoint may have repeated.
+
+    Raises:
+      RecursionError: the JSON is nested too deeply.
+    """
+    answer = read_completion(redact(body))  # Before a text is cut.
+    logprobs = answer.pop("logprobs", ())
+    answer = redact(answer)  # Parts of a text may join to a key.
+    return answer | ({"logprobs": logprobs} if logprobs and not _spell_key(logprobs) else {})
+
+
+def _spell_key(logprobs: Sequence[tuple[str, Mapping[str, float]]]) -> bool:
+    """Returns whether the tokens, or those of one rank at each position, join to a key."""
+    ranked = [[token, *top] for token, top in logprobs]
+    texts = ("".join(rank) for rank in itertools.zip_longest(*ranked, fillvalue=""))
+    return any(redact(text) != text for text in texts)
 
 
 def _logprobs(content: Any) -> list[tuple[str, dict[str, float]]]:

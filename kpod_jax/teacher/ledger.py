@@ -4,19 +4,14 @@ An interrupted run loses only the requests in flight. Rows hold the output of
 `completions.read_completion`, and `id`, `sample` and `question`, the digest of the question's text.
 """
 
+import fcntl
 import json
 import os
 import pathlib
 from typing import IO, Any
 
 from kpod_jax.data import jsonl
-from kpod_jax.utils import redaction
 from kpod_jax.utils.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows.
-    fcntl = None
 
 Key = tuple[str, int, str]
 
@@ -66,12 +61,11 @@ class Ledger:
             self._file.close()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Appends a row, without keys that the endpoint may have echoed, and syncs it to disk.
+        """Appends a row and syncs it to disk.
 
         Raises:
           UserError: the row cannot be written.
         """
-        row = redaction.redact(row)
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         assert self._file is not None
         try:
@@ -100,8 +94,6 @@ class Ledger:
         self.completion_tokens += row["completion_tokens"] or 0
 
     def _lock(self, file: IO[bytes]) -> None:
-        if fcntl is None:
-            return
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -103,7 +103,7 @@ def write_results(
     if teacher.logprobs:
         written["distributions"] = distributions
     for name, rows in written.items():
-        files.write_jsonl(directory / f"{name}.jsonl", map(redaction.redact, rows))
+        files.write_jsonl(directory / f"{name}.jsonl", rows)
     summary = redaction.redact(summary)
     files.write_json(directory / "summary.json", summary)
     return summary

@@ -30,6 +30,25 @@ _STATE, _EXTRA, _METRICS = "state", "extra", "metrics"
 Which = int | Literal["latest", "best"]
 
 
+def how_to_remake(directory: pathlib.Path, step: int) -> str:
+    """Returns what to do about a damaged or missing checkpoint.
+
+    A training goes on from its latest checkpoint, so it makes an earlier one again only if those
+    after that one are gone.
+    """
+    later = [str(other) for other in steps_in(directory) if other > step]
+    others = f" and those after it ({', '.join(later)})" if later else ""
+    return (
+        f"Restore it from a copy; or delete it{others}, then run the training stage again, which "
+        "goes on from the checkpoint before it, if there is one."
+    )
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+    """Returns the steps whose checkpoints are complete, ascending."""
+    return sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdecimal())
+
+
 class Restored(NamedTuple):
     """A restored checkpoint.
 
@@ -260,13 +279,13 @@ class Checkpoints:
         """
         if not self._directory.is_dir():
             return
-        steps = [path for path in self._directory.glob("[0-9]*") if path.name.isdecimal()]
-        for path in sorted(steps, key=lambda path: int(path.name)):
+        steps = steps_in(self._directory)
+        for step in steps:
+            path = self._directory / str(step)
             if damage := _metrics_damage(path):
                 raise UserError(
                     f"Checkpoint {path} is damaged: {damage}, so the best checkpoint is unknown. "
-                    f"Delete {path}, then run the training stage again: it goes on from the "
-                    "checkpoint before it, if there is one."
+                    f"{how_to_remake(self._directory, step)}"
                 )
         aside = sorted(path.name for path in self._directory.glob("damaged-*"))
         if aside and not steps:
@@ -327,10 +346,9 @@ class Checkpoints:
                 "or delete it to train from scratch."
             )
         for other, damage in damages.items():
-            path = self._directory / str(other) if self._read_only else self._set_aside(other)
+            moved = "" if self._read_only else f" It was moved to {self._set_aside(other)}."
             logging.warning(
-                "Checkpoint %d is damaged: %s. It is now %s; going on from step %d.",
-                *(other, damage, path, step),
+                "Checkpoint %d is damaged: %s.%s Using step %d.", other, damage, moved, step
             )
         return step
 
@@ -350,10 +368,10 @@ class Checkpoints:
             )
         if (damage := self._shared_damage(step)) is not None:
             path, others = self._directory / str(step), [other for other in steps if other != step]
-            choice = f", or read another: eval.checkpoint={others[-1]}" if others else ""
+            choice = f" Or read another: eval.checkpoint={others[-1]}." if others else ""
             raise UserError(
-                f"Checkpoint {path} is damaged: {damage}. Restore it from a copy, or delete it and "
-                f"run the training stage again, which goes on from the one before it{choice}."
+                f"Checkpoint {path} is damaged: {damage}. "
+                f"{how_to_remake(self._directory, step)}{choice}"
             )
         return step
 

@@ -106,28 +106,35 @@ class Guard:
             if self.in_a_row
             else ""
         )
-        raise self._error(f"The training diverged at step {step}{skipped}: {what}.", step == 1)
+        raise self._error(
+            f"The training diverged at step {step}{skipped}: {what}.", at_once=step == 1
+        )
 
     def check_state(self, step: int, state: Any) -> None:
-        """Checks the state after a step, before it is saved or evaluated.
+        """Checks the state after a step, before it is saved or evaluated; 0: the initial state.
 
         Raises:
           UserError: it is not finite.
         """
-        if names := nonfinite(state):
-            raise self._error(
-                f"The training diverged at step {step}: after its update, NaN or infinity in "
-                f"{listed(names, 3)}.",
-                False,
+        if not (names := nonfinite(state)):
+            return
+        where = f"NaN or infinity in {listed(names, 3)}"
+        if step == 0:
+            raise UserError(
+                f"The initial parameters are not finite: {where}. Check the weights of "
+                "student.model, or use student.dtype=float32."
             )
+        # The loss and the gradient were finite, so `skip_nonfinite` would not skip the step.
+        what = f"The training diverged at step {step}: {where} after its update."
+        raise self._error(what, at_once=False, can_skip=False)
 
-    def _error(self, what: str, at_once: bool) -> UserError:
+    def _error(self, what: str, *, at_once: bool, can_skip: bool = True) -> UserError:
         saved = self._last_saved()
         kept = f"The checkpoint of step {saved} is kept" if saved else "Nothing was saved"
         advice = "Check the weights of student.model and these records, l" if at_once else "L"
         skip = (
             ""
-            if self._max_skipped
+            if self._max_skipped or not can_skip
             else "; or skip such steps with --config.distill.skip_nonfinite=3, which resumes"
         )
         return UserError(

@@ -12,7 +12,7 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy"
 
 
 def write_config(path: files.PathLike, config: Any) -> None:
-    """Writes the resolved configuration without keys, versions, git revision, devices as JSON."""
+    """Writes the configuration (without secrets), versions, git revision and devices as JSON."""
     import jax  # Imported here because host-only code does not use JAX.
 
     value = {
@@ -27,7 +27,7 @@ def write_config(path: files.PathLike, config: Any) -> None:
 
 def read_config(path: files.PathLike) -> dict[str, Any]:
     """Reads a file written by `write_config`, converting renamed keys of earlier versions."""
-    written = files.read_object(path, "all", {"config": dict})
+    written = files.read_output(path, "all", {"config": dict})
     return written | {"config": config_dict.current(written["config"])}
 
 

@@ -17,6 +17,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class LockedError(UserError):
+    """Another process is using the directory."""
+
+
 def one_of(value: object, choices: Iterable[str], others: str = "") -> str:
     """Returns "expected one of …", with the nearest choice if the value looks like a misspelt one.
 

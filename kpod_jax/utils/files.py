@@ -55,9 +55,8 @@ def expand(path: PathLike) -> pathlib.Path:
     """
     text = os.fspath(path)
     if "\0" in text or not_utf8(text):
-        raise UserError(
-            f"The path {printable(text)} is not UTF-8 text. Rename it, or give another path."
-        )
+        problem = "is not UTF-8 text" if not_utf8(text) else "contains a null character"
+        raise UserError(f"The path {printable(text)} {problem}. Rename it, or give another path.")
     if is_remote(path):
         raise UserError(f"Cannot access {text}: expected a local path{_without_scheme(text)}.")
     return pathlib.Path(os.path.expanduser(path))  # Leaves ~ before what is no user.
@@ -262,7 +261,7 @@ def read_json(path: PathLike, stage: str = "") -> Any:
         raise UserError(f"{path} is not valid JSON: {error}.{advice}") from error
 
 
-def read_object(path: PathLike, stage: str, keys: Mapping[str, type | UnionType]) -> dict[str, Any]:
+def read_output(path: PathLike, stage: str, keys: Mapping[str, type | UnionType]) -> dict[str, Any]:
     """Reads a JSON object that a stage wrote.
 
     Args:

@@ -6,15 +6,14 @@ holder also rewrites the file every few seconds: a lock that stays the same belo
 that is gone.
 """
 
-import _thread
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import pathlib
 import secrets
 import shlex
-import signal
 import socket
 import sys
 import threading
@@ -25,12 +24,8 @@ from typing import Any
 import fsspec
 
 from kpod_jax.utils import files
-from kpod_jax.utils.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows.
-    fcntl = None
+from kpod_jax.utils.errors import LockedError, UserError
+from kpod_jax.utils.printable import message, printable
 
 _NAME = ".lock"
 # Seconds between signs of life; without one for so long, a holder elsewhere is gone.
@@ -41,6 +36,7 @@ _LONG_GONE = 600.0
 _SETTLE = 1.0
 _MAX_TEXT = 160  # Characters of a command.
 _BYTES = 4096  # Size of a file on a disk, so that it is never half of an old one.
+_LOST = 2  # Exit status of a process that lost its lock.
 
 
 @contextlib.contextmanager
@@ -51,21 +47,23 @@ def locked(directory: files.PathLike) -> Iterator[str]:
       A line for the user about a lock that was left behind; "" if there was none.
 
     Raises:
-      UserError: another process holds the lock; the message says which.
+      LockedError: another process holds the lock; the message says which.
+      UserError: the directory cannot be locked.
     """
     root = os.fspath(directory).rstrip("/")
-    with contextlib.ExitStack() as stack:
+    try:
+        file = (_BucketFile if files.is_remote(root) else _LocalFile)(f"{root}/{_NAME}")
         try:
-            kind = _BucketFile if files.is_remote(root) else _LocalFile
-            file = stack.enter_context(contextlib.closing(kind(f"{root}/{_NAME}")))
             note = _claim(file, root)
-        except OSError as error:
-            raise UserError(
-                f"Cannot lock {root}: {error.strerror or error}. Free some space, fix the "
-                "permissions or choose another --workdir."
-            ) from error
-        stack.callback(file.clear)
-        stack.enter_context(_beating(file, root))
+        except BaseException:
+            file.close()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"Cannot lock {root}: {error.strerror or error}. Free some space, fix the "
+            "permissions or choose another --workdir."
+        ) from error
+    with _beating(file, root):
         yield note
 
 
@@ -73,22 +71,22 @@ def _claim(file: "_LocalFile | _BucketFile", root: str) -> str:
     """Writes this process into the file; returns a note on the previous holder, or ""."""
     previous = file.read()
     if file.is_busy or (previous and not _is_left_behind(file, previous)):
-        raise UserError(
-            f"Another process is running in {root}: {_describe(previous)}. Wait for it, or choose "
-            f"another --workdir.{_doubt(previous, root)}"
+        raise LockedError(
+            f"{root} is in use by {_describe(previous)}. Wait for it, or choose another "
+            f"--workdir.{_doubt(previous, root)}"
         )
     file.mine = _here()
     file.write()
     if not file.excludes:
         time.sleep(_SETTLE)
         if _token(current := file.read()) != file.mine["token"]:
-            raise UserError(
-                f"Another process has just started in {root}: {_describe(current)}. Wait for it, "
-                "or choose another --workdir."
+            raise LockedError(
+                f"{root} was just taken by {_describe(current)}. Wait for it, or choose another "
+                "--workdir."
             )
     if not previous:
         return ""
-    return f"Took over the lock of {root} from a process that is gone: {_describe(previous)}."
+    return f"Took over the lock on {root} from {_describe(previous)}, which is gone."
 
 
 def _is_left_behind(file: "_LocalFile | _BucketFile", holder: dict[str, Any]) -> bool:
@@ -99,7 +97,8 @@ def _is_left_behind(file: "_LocalFile | _BucketFile", holder: dict[str, Any]) ->
     if (is_here and not _is_alive(holder.get("pid"))) or _age(holder) > _LONG_GONE:
         return True
     # Clocks of machines differ, so watch it.
-    print(f"Waiting for a sign of life of {_describe(holder)}, up to {_GONE:.0f} s.", flush=True)
+    text = f"Waiting up to {_GONE:.0f} s for a sign of life of {_describe(holder)}."
+    print(message(text), flush=True)
     until = time.monotonic() + _GONE
     while time.monotonic() < until:
         time.sleep(_GONE / 60)
@@ -110,39 +109,42 @@ def _is_left_behind(file: "_LocalFile | _BucketFile", holder: dict[str, Any]) ->
 
 @contextlib.contextmanager
 def _beating(file: "_LocalFile | _BucketFile", root: str) -> Iterator[None]:
-    """Rewrites the file now and then, from another thread, while the block runs."""
-    ended = threading.Event()
+    """Rewrites the file now and then, from another thread, while the block runs; then releases it.
+
+    If another process took the lock over, this one ends at once, before it overwrites anything.
+    """
+    ended, in_use = threading.Event(), threading.Lock()
 
     def beat() -> None:
         while not ended.wait(_BEAT):
-            try:
-                current = file.read()
-                if current and _token(current) != file.mine["token"]:
-                    print(
-                        f"error: another process took over {root}: {_describe(current)}. This one "
-                        "gave no sign of life for too long, and ends.",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    file.is_mine = False
-                    _thread.interrupt_main(_ending_signal())
+            with in_use:
+                if ended.is_set():
                     return
-                file.write()
-            except Exception:  # A network, or a disk, that is away for a while.
-                continue
+                with contextlib.suppress(Exception):  # The network or the disk may be away.
+                    current = file.read()
+                    if current and _token(current) != file.mine["token"]:
+                        _end(root, current)
+                    file.write()
 
-    thread = threading.Thread(target=beat, name="lock", daemon=True)
-    thread.start()
+    threading.Thread(target=beat, name="lock", daemon=True).start()
     try:
         yield
     finally:
         ended.set()
-        thread.join(_BEAT)
+        # A thread that hangs in the file keeps it: its descriptor must not become another file's.
+        if in_use.acquire(timeout=_BEAT):
+            file.clear()
+            file.close()
 
 
-def _ending_signal() -> signal.Signals:
-    """Returns a signal that a run handles; Ctrl-C is ignored under nohup."""
-    return signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT
+def _end(root: str, holder: dict[str, Any]) -> None:
+    """Ends this process, which another one has replaced."""
+    text = (
+        f"error: {root} was taken over by {_describe(holder)}, because this process gave no sign "
+        "of life for too long. This process ends now."
+    )
+    print(message(text), file=sys.stderr, flush=True)
+    os._exit(_LOST)  # A signal would let the main thread finish its step and save.
 
 
 class _LocalFile:
@@ -152,16 +154,13 @@ class _LocalFile:
       excludes: whether the operating system locks it, so that a free lock has no holder here.
       is_busy: whether another process has locked it.
       mine: what this process writes into it.
-      is_mine: whether this process may still clear it.
     """
 
     def __init__(self, path: str) -> None:
         self._path = pathlib.Path(path)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self.excludes, self.is_busy, self.is_mine = fcntl is not None, False, True
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.excludes, self.is_busy = True, False
         self.mine: dict[str, Any] = {}
-        if fcntl is None:
-            return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -179,14 +178,14 @@ class _LocalFile:
     def write(self) -> None:
         """Writes this process and the time. In place, as the file itself is locked."""
         data = json.dumps(self.mine | {"alive": time.time()}).encode().ljust(_BYTES)
-        os.pwrite(self._file, data, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, data)
         os.ftruncate(self._file, len(data))
 
     def clear(self) -> None:
         """Says that there is no holder."""
-        if self.is_mine:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
 
     def close(self) -> None:
         """Unlocks the file."""
@@ -201,7 +200,6 @@ class _BucketFile:
     def __init__(self, path: str) -> None:
         self._system, self._name = fsspec.url_to_fs(path)
         self.mine: dict[str, Any] = {}
-        self.is_mine = True
 
     def read(self) -> dict[str, Any]:
         """Returns the holder; {} if there is none."""
@@ -217,9 +215,8 @@ class _BucketFile:
 
     def clear(self) -> None:
         """Says that there is no holder."""
-        if self.is_mine:
-            with contextlib.suppress(OSError):
-                self._system.rm_file(self._name)
+        with contextlib.suppress(OSError):
+            self._system.rm_file(self._name)
 
     def close(self) -> None:
         """Does nothing: there is nothing to unlock."""
@@ -258,7 +255,7 @@ def _machine() -> str:
 
 
 def _is_alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0 or fcntl is None:
+    if not isinstance(pid, int) or pid <= 0:
         return True  # Unknown.
     try:
         os.kill(pid, 0)
@@ -281,15 +278,14 @@ def _age(holder: dict[str, Any]) -> float:
 
 def _describe(holder: dict[str, Any]) -> str:
     def text(key: str) -> str:
-        shown = str(holder.get(key, "unknown"))[:_MAX_TEXT]
-        return "".join(character if character.isprintable() else " " for character in shown)
+        return printable(holder.get(key, "unknown"))[:_MAX_TEXT]
 
     if "pid" not in holder:
-        return "which one is unknown"
+        return "an unknown process"
     return f"process {text('pid')} on {text('host')} since {text('since')} ({text('command')})"
 
 
 def _doubt(holder: dict[str, Any], root: str) -> str:
     if (age := _age(holder)) < _GONE:
         return ""
-    return f" It gave no sign of life for {age:.0f} s: if it is gone, delete {root}/{_NAME}."
+    return f" It gave no sign of life for {age:.0f} s; if it is gone, delete {root}/{_NAME}."

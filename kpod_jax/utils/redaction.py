@@ -22,7 +22,7 @@ _VARIABLES = (
     "WANDB_API_KEY",
 )
 _SHOWN = "[key]"
-_MIN_LENGTH = 5  # Shorter ones are no secrets, and words.
+_MIN_LENGTH = 16  # Shorter ones are placeholders, such as EMPTY, and may be words of a text.
 _MIN_PART = 12  # A shorter part of a key may be a word or a number.
 
 
@@ -39,11 +39,14 @@ def redact(value: Any) -> Any:
 
 def _redact(value: Any, forms: tuple["_Form", ...]) -> Any:
     if isinstance(value, str):
+        if len(value) < _MIN_PART:
+            return value
         return functools.reduce(lambda text, form: form.redact(text), forms, value)
     if isinstance(value, Mapping):
         return {_redact(k, forms): _redact(v, forms) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([_redact(item, forms) for item in value])
+        items = [_redact(item, forms) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value
 
 

@@ -60,15 +60,15 @@ def either(*kinds: Kind) -> Kind:
 
 NULL = Kind("null", lambda value: value is None)
 TEXT = Kind("text", lambda value: isinstance(value, str))
-BOOLEAN = Kind("true or false", lambda value: value in (True, False))
+BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 NUMBER = Kind("a finite number", is_number)
 POSITIVE = Kind("a number > 0", lambda value: is_number(value) and value > 0)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
 
 
-def check(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: object) -> None:
-    """Checks the values of the keys that are there.
+def check(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: object = "") -> None:
+    """Checks the values of the keys that are there; `where` begins the message.
 
     Raises:
       UserError: one is of another kind.
@@ -76,8 +76,8 @@ def check(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: object) -
     for key, kind in kinds.items():
         if key in values and not kind.accepts(values[key]):
             raise UserError(
-                f"{where}: {key} is {shown(values[key])}; expected {kind.description}. Download or "
-                "copy the file again."
+                f"{where}{': ' if where else ''}{key} is {shown(values[key])}; expected "
+                f"{kind.description}. Download or copy the file again."
             )
 
 

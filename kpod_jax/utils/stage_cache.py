@@ -9,6 +9,7 @@ verified once per process, before a stage reads or overwrites them.
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import time
@@ -47,12 +48,13 @@ class Stage:
       needed: returns whether the configuration needs the stage.
       external: returns the files and directories that it reads outside the work directory.
       settings: returns additional keys and values that it depends on.
+      remedy: returns what to do about missing files that running it does not make again; "": none.
       training: whether it trains a model. Stale outputs, which may have taken days, are not
         overwritten, and outputs are not shared between runs.
       partial: other files that it writes, such as those from which an interrupted run resumes;
         removed if they have another fingerprint.
       host: whether it runs on the host, in one process for all.
-      always: whether it is never skipped; it may read the files of all stages.
+      always: whether it is never skipped; it may read the files of all stages before it.
     """
 
     keys: tuple[str, ...]
@@ -66,6 +68,7 @@ class Stage:
     needed: Callable[[Any], bool] = lambda config: True
     external: Callable[[Any], Sequence[str]] = lambda config: ()
     settings: Callable[[Any, Workdir | None], dict[str, Any]] = lambda config, workdir: {}
+    remedy: Callable[[pathlib.Path, Sequence[str]], str] = lambda root, missing: ""
     training: bool = False
     partial: tuple[str, ...] = ()
     host: bool = False
@@ -213,6 +216,8 @@ class StageCache:
                 )
             log(f"{name}: rerunning: {reason}")
         elif not stage.always and (lost := workdir.missing(name)):
+            if remedy := stage.remedy(self.root, lost):
+                raise UserError(f"{self._is_missing(lost[0], name)} {remedy}")
             log(f"{name}: rerunning: {workdir / lost[0]} is missing")
         if not same(stored, fingerprint):
             for part in stage.partial:
@@ -243,7 +248,8 @@ class StageCache:
         inputs = (*self._inputs(name), *stage.inputs_if_present)
         others = [producers[file] for file in inputs if file in producers]
         reads = [other for other in stage.reads(config) if self._stages[other].needed(config)]
-        names = list(self._stages) if stage.always else [*others, *reads, name]
+        before = itertools.takewhile(lambda other: other != name, self._stages)
+        names = list(before) if stage.always else [*others, *reads, name]
 
         def verify() -> str:
             for other in dict.fromkeys(names):
@@ -251,15 +257,17 @@ class StageCache:
                     check_unchanged(self.root, other)
             for other in reads:
                 if lost := self._workdir.missing(other):
-                    raise UserError(
-                        f"{self.root / lost[0]}, which the {other} stage wrote, is missing. Run "
-                        f"--mode={other} or --mode=all to make it again."
-                    )
+                    remedy = self._stages[other].remedy(self.root, lost)
+                    remedy = remedy or f"Run --mode={other} or --mode=all to make it again."
+                    raise UserError(f"{self._is_missing(lost[0], other)} {remedy}")
             return ""
 
         # Only the first process, or another might see the outputs that it already replaces.
         self._processes.run_on_first(verify)
         self._verified.update(names)
+
+    def _is_missing(self, file: str, stage: str) -> str:
+        return f"{self.root / file}, which the {stage} stage wrote, is missing."
 
     def _undamaged(self, stored: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
         """Returns what to do about a training if only outputs of other stages differ."""

@@ -197,9 +197,11 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 
 def _read_note(file: pathlib.Path) -> dict[str, Any]:
-    note = files.read_object(file, file.stem, {"fingerprint": dict, "complete": bool})
+    note = files.read_output(file, file.stem, {"fingerprint": dict, "complete": bool})
     if not isinstance(note.get("outputs", {}), dict):
-        raise UserError(f"{file} is damaged: its outputs are no object. {files.remedy(file.stem)}")
+        raise UserError(
+            f"{file} is damaged: its outputs are not an object. {files.remedy(file.stem)}"
+        )
     return note
 
 
@@ -236,6 +238,6 @@ def check_unchanged(path: files.PathLike, stage: str, names: Iterable[str] | Non
     """Raises a `UserError` if a file was changed since a stage wrote it; see `changed`."""
     if name := changed(path, stage, names):
         raise UserError(
-            f"{files.as_path(path) / name} was changed since the {stage} stage made it (by what is "
-            f"not known). Nothing was overwritten. {files.remedy(stage)}"
+            f"{files.as_path(path) / name} was changed after the {stage} stage wrote it. Nothing "
+            f"was overwritten. {files.remedy(stage)}"
         )

@@ -12,4 +12,4 @@ def read(workdir: files.PathLike) -> dict[str, Any]:
       UserError: the file is missing or damaged.
     """
     path = files.as_path(workdir) / "weighting.json"
-    return files.read_object(path, "weigh", {"mean_weight": float | int})
+    return files.read_output(path, "weigh", {"mean_weight": float | int})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kpod_jax.config import defaults
-from kpod_jax.data import prepare, records, tables, tokens
+from kpod_jax.data import json_files, prepare, records, tables, tokens
 from kpod_jax.data.record_store import RecordStore
 from kpod_jax.data.records import Record
 from kpod_jax.data.sources import load_records
@@ -82,6 +82,7 @@ def write(folder, *lines, name="train.jsonl", opened=open):
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
         (DEEP, "nested too deeply"),
         ('{"question": ' + "1" * 1_000_000 + "}", "not valid JSON"),
+        ('{"question": "a?", "answer": "1", "answer": "2"}', "the key 'answer' is repeated"),
     ],
 )
 @pytest.mark.parametrize("compressed", [False, True])
@@ -92,6 +93,23 @@ def test_an_endless_line_is_rejected_and_the_others_are_read(tmp_path, line, rea
     assert [record.id for record in found] == ["train-0", "last"]
     assert len(rejected) == 1 and f"{name}:2" in rejected[0].reason
     assert reason in rejected[0].reason and len(rejected[0].reason) < 400
+
+
+@pytest.mark.parametrize("before", [0, 3, 20])
+@pytest.mark.parametrize("end", [b"\n", b" "])
+def test_an_error_in_a_long_array_is_where_it_is_said(tmp_path, before, end):
+    """However many megabytes are before and after it, in one line or several."""
+    one = json.dumps({"question": "x" * 999}).encode()
+    good = [one] * (before * 1024)
+    text = b"[" + b"".join(part + b"," + end for part in good) + b'{"question": x},' + end
+    offset = text.index(b"x}")
+    path = tmp_path / "train.json"
+    path.write_bytes(text + b",".join([one] * 20_480) + b"]")
+    line = text[:offset].count(b"\n") + 1
+    column = offset - text.rfind(b"\n", 0, offset)
+    said = rf"train\.json:{line} is not valid JSON: Expecting value \(column {column}, in record "
+    with pytest.raises(UserError, match=said + rf"{before * 1024 + 1} of"):
+        list(json_files.read(path))
 
 
 @pytest.mark.parametrize("size", [MAX_TEXT - 10, MAX_TEXT])
@@ -128,6 +146,7 @@ def test_an_endless_field_of_csv(tmp_path, text, count):
         ('[{"question": "a?"}' + " " * (50 * MB), "not valid JSON"),
         ('[{"question": "a?"}] x' + "x" * (50 * MB), "text after the end of the JSON array: x"),
         ('[{"question": "a?"}, {"question": "b', r"record 2 of the file"),
+        ('[{"answer": "1"}, {"answer": "1", "answer": "2"}]', "the key 'answer' is repeated"),
     ],
 )
 def test_an_endless_array(tmp_path, text, message):

@@ -25,7 +25,7 @@ from kpod_jax.weighting import summary
 from tests.conftest import ROOT
 from tests.test_pipeline import small
 
-CHANGED = "was changed since the {} stage made it (by what is not known)"
+CHANGED = "was changed after the {} stage wrote it"
 
 
 class Made(NamedTuple):
@@ -57,6 +57,7 @@ class Run:
         ),
         "folder": Stage(keys=("seed",), outputs=("folder",)),
         "page": Stage(keys=(), outputs=("page.txt",), always=True),
+        "export": Stage(keys=("seed",), outputs=("export",)),
     }  # fmt: skip
     MADE: ClassVar = {
         "records": {"records/test.txt": "a" * 99, "records/b.txt": "b"},
@@ -65,6 +66,7 @@ class Run:
         "eval": {"results.txt": "r", "said/test.txt": "s"},
         "folder": {"folder/a": "1", "folder/b/c": "2"},
         "page": {"page.txt": "p"},
+        "export": {"export/README.md": "r"},
     }
 
     def __init__(self, path: pathlib.Path, siblings=(), seed: int = 0) -> None:
@@ -142,7 +144,7 @@ def test_a_changed_output_is_named_before_anything_is_overwritten(run, damage, n
         if names != ():  # The stages before it do nothing, but say so.
             assert run.made == []
     run.config.seed = 1  # Another configuration would overwrite it, too.
-    with pytest.raises(UserError, match="was changed since"):
+    with pytest.raises(UserError, match="was changed after"):
         run(stage)
     run.config.seed = 0
     assert run.contents() == before
@@ -189,6 +191,13 @@ def test_a_damaged_mark_has_one_remedy(run, stage, text):
     path.unlink()
     assert run() == [stage, "page"]
     assert run() == ["page"]
+
+
+def test_what_a_user_changes_in_the_export_is_no_obstacle_to_the_page(run):
+    (run.path / "export/README.md").write_text("mine")
+    assert run("page") == ["page"]
+    with pytest.raises(UserError, match=CHANGED.format("export")):
+        run("export")
 
 
 def test_work_directories_of_earlier_versions_keep_working(run, capsys):
@@ -279,7 +288,7 @@ def test_a_comparison_notices_a_changed_answer(tmp_path):
     assert "| a |" in significance.compare(runs)[0]
     path = tmp_path / "b/predictions/test.jsonl"
     path.write_text(path.read_text().replace("false", "true"))
-    with pytest.raises(UserError, match=r"b/predictions/test\.jsonl was changed since the eval"):
+    with pytest.raises(UserError, match=r"b/predictions/test\.jsonl was changed after the eval"):
         significance.compare(runs)
 
 
@@ -338,7 +347,7 @@ def test_a_damaged_newest_checkpoint_of_a_finished_run(finished, copy, how, caps
         DAMAGES["cut"](newest / "metrics/metrics")
     if how != "deleted":
         for mode in ("eval", "export"):
-            with pytest.raises(UserError, match=rf"{newest} is damaged.* [Dd]elete"):
+            with pytest.raises(UserError, match=rf"{newest} is damaged.* delete it, then"):
                 pipeline.run(small(eval__batch_size=4), copy, mode)
     shutil.rmtree(newest)
     for mode in ("eval", "export"):
@@ -348,6 +357,35 @@ def test_a_damaged_newest_checkpoint_of_a_finished_run(finished, copy, how, caps
     pipeline.run(small(), copy)
     said = capsys.readouterr().out
     assert f"distill: rerunning: {newest}/checksums.json is missing" in said
+    name = "predictions/test.jsonl"
+    assert (copy / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["flipped", "deleted"])
+def test_a_damaged_checkpoint_before_the_newest(finished, copy, how):
+    """The training goes on from the newest one, so it makes no earlier one again by itself."""
+    path, newest = copy / "checkpoints/student/18", copy / "checkpoints/student/20"
+    if how == "flipped":
+        flip(largest(path / "state"))
+        with pytest.raises(UserError, match=rf"{path} is damaged: .* those after it \(20\), then"):
+            pipeline.run(small(eval__checkpoint="18"), copy, "eval")
+    shutil.rmtree(path)
+    mark = (copy / ".stages/distill.json").read_bytes()
+    for mode in ("all", "distill", "eval"):
+        with pytest.raises(UserError) as error:
+            pipeline.run(small(), copy, mode)
+        said = str(error.value)
+        assert f"{path}/checksums.json, which the distill stage wrote, is missing. Restore" in said
+        assert "delete it and those after it (20)" in said
+    assert (copy / ".stages/distill.json").read_bytes() == mark
+    shutil.rmtree(newest)
+    pipeline.run(small(), copy)
+    with (
+        Checkpoints(copy / "checkpoints/student", read_only=True) as made,
+        Checkpoints(finished / "checkpoints/student", read_only=True) as expected,
+    ):
+        assert made.steps() == expected.steps() and made.best_step() == expected.best_step()
     name = "predictions/test.jsonl"
     assert (copy / name).read_bytes() == (finished / name).read_bytes()
 

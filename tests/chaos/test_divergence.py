@@ -72,7 +72,7 @@ def bad_at(bad, value=np.nan, what="loss"):
     return loss
 
 
-def run(workdir, loss=cross_entropy, *, hooks=None, phase_steps=0, **changes):
+def run(workdir, loss=cross_entropy, *, hooks=None, phase_steps=0, spoil=False, **changes):
     config = defaults.get_config().distill
     config.update(
         {"epochs": 3, "max_steps": 4, "batch_size": 8, "warmup_steps": 0, "checkpoint_every": 1}
@@ -80,10 +80,11 @@ def run(workdir, loss=cross_entropy, *, hooks=None, phase_steps=0, **changes):
     config.update({"log_every": 2, "max_to_keep": 20} | changes)
     student, batches = tiny.student(), batch_source(DATA, 8, buckets=1)
     assert batches.steps_per_epoch == STEPS_PER_EPOCH
+    params = student.load(mesh())
     return loop.train(
         config,
         student,
-        student.load(mesh()),
+        jax.tree.map(lambda leaf: leaf * np.nan, params) if spoil else params,
         batches,
         loop.plan(config, STEPS_PER_EPOCH, phase_steps),
         objective=loop.Objective(loss),
@@ -158,14 +159,21 @@ def test_a_step_that_spoils_the_parameters_is_not_saved(tmp_path, changes, step)
 
 def test_spoilt_parameters_reach_neither_validation_nor_a_curriculum(tmp_path):
     seen = []
-    with pytest.raises(UserError, match="after its update, NaN or infinity in params/"):
+    with pytest.raises(UserError, match=r"NaN or infinity in params/.* after its update"):
         hooks = loop.Hooks(lambda params: seen.append(params) or {})
         run(tmp_path, hooks=hooks, max_steps=1, learning_rate=float("inf"))
-    with pytest.raises(UserError, match="after its update"):
+    with pytest.raises(UserError, match="after its update") as raised:
         hooks = loop.Hooks(begin_phase=lambda phase, params: seen.append(phase))
         changes = {"learning_rate": float("inf"), "checkpoint_every": 99}
         run(tmp_path, hooks=hooks, phase_steps=1, **changes)
     assert seen == [0]
+    assert "skip_nonfinite" not in str(raised.value)  # The gradient was finite: nothing to skip.
+
+
+def test_parameters_that_are_spoilt_from_the_beginning(tmp_path):
+    hooks = loop.Hooks(begin_phase=lambda phase, params: None)
+    with pytest.raises(UserError, match=r"The initial parameters are not finite: .*student\.model"):
+        run(tmp_path, hooks=hooks, phase_steps=1, spoil=True)
 
 
 def test_bfloat16_that_overflows_stops_the_training(tmp_path):

@@ -4,10 +4,10 @@ import contextlib
 import errno
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import fsspec
@@ -22,6 +22,7 @@ from tests.test_pipeline import small
 HOLD = """
 import sys, time
 from kpod_jax.utils import locks
+locks._BEAT = 0.1
 with locks.locked(sys.argv[1]) as note:
     print(note or "held", flush=True)
     if sys.argv[2] == "stay":
@@ -79,13 +80,13 @@ def test_a_second_run_is_told_of_the_first(tmp_path):
     with pytest.raises(UserError) as refused, locks.locked(tmp_path):
         pass
     said = str(refused.value)
-    assert f"running in {tmp_path}: process {first.pid} on {socket.gethostname()} since 2" in said
+    assert f"{tmp_path} is in use by process {first.pid} on {socket.gethostname()} since 2" in said
     assert "Wait for it, or choose another --workdir." in said and len(said.splitlines()) == 1
     first.kill()
     first.wait()
     with locks.locked(tmp_path) as note:
-        assert note.startswith(f"Took over the lock of {tmp_path} from a process that is gone: ")
-        assert f"process {first.pid} on" in note
+        assert note.startswith(f"Took over the lock on {tmp_path} from process {first.pid} on")
+        assert note.endswith(", which is gone.")
     with locks.locked(tmp_path) as note:
         assert note == ""
 
@@ -120,7 +121,7 @@ def test_a_killed_process_of_this_machine(place, pid):
     killed = dead() if pid == "dead" else os.getppid()
     put(place, json.dumps({"pid": killed, "machine": locks._machine(), "alive": NOW, "token": "a"}))
     with locks.locked(place) as note:
-        assert f"from a process that is gone: process {killed}" in note
+        assert f"from process {killed} on unknown since unknown" in note
 
 
 @pytest.mark.parametrize(
@@ -131,10 +132,10 @@ def test_a_killed_process_of_this_machine(place, pid):
 def test_a_process_elsewhere_that_is_gone(place, alive, capsys):
     put(place, json.dumps(ELSEWHERE | {"machine": "tpu-7", "token": "a", "alive": alive}))
     with locks.locked(place) as note:
-        assert "that is gone: process 42 on tpu-7 since 2026-11-30 08:00:00+00:00 (x)." in note
+        assert "process 42 on tpu-7 since 2026-11-30 08:00:00+00:00 (x), which is gone." in note
     # A clock that is hours ahead of ours, or none at all, is no proof: it is watched.
     watched = not (isinstance(alive, float | int) and alive < NOW)
-    assert ("Waiting for a sign of life of process 42" in capsys.readouterr().out) == watched
+    assert ("for a sign of life of process 42 on" in capsys.readouterr().out) == watched
 
 
 def test_a_process_elsewhere_that_lives(place, monkeypatch):
@@ -181,23 +182,55 @@ def test_it_gives_signs_of_life(place):
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_lost_its_lock_ends(place, number, capfd):
+def test_a_run_that_lost_its_lock_ends_at_once(place, monkeypatch, capfd):
     """It slept too long, in a suspended machine, and another one took over."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(number, signal.default_int_handler)
-    other = ELSEWHERE | {"machine": "tpu-7", "token": "a", "alive": NOW}
-    try:
-        with pytest.raises(KeyboardInterrupt), locks.locked(place):
-            put(place, json.dumps(other))
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
-                time.sleep(0.05)
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
-    assert content(place) == other  # It is the other's.
-    assert f"another process took over {place}: process 42 on tpu-7" in capfd.readouterr().err
+    ended, other = [], ELSEWHERE | {"machine": "tpu-7", "token": "a", "alive": NOW}
+
+    def end(status):
+        ended.append((status, content(place)))
+        raise SystemExit  # Of the thread.
+
+    monkeypatch.setattr(locks.os, "_exit", end)
+    with locks.locked(place):
+        put(place, json.dumps(other))
+        until = time.monotonic() + 60
+        while not ended and time.monotonic() < until:
+            time.sleep(0.05)
+    assert ended == [(2, other)]  # The file is the other's.
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {place} was taken over by process 42 on tpu-7")
+
+
+def test_a_process_that_lost_its_lock_saves_nothing_more(tmp_path):
+    process = hold(tmp_path)
+    assert first_line(process) == "held"
+    put(str(tmp_path), json.dumps(ELSEWHERE | {"machine": "tpu-7", "token": "a", "alive": NOW}))
+    assert process.wait(60) == 2
+
+
+def test_a_thread_that_hangs_in_the_lock_hits_no_other_file(tmp_path, monkeypatch):
+    """A network file system may answer once the run has ended and its descriptor is another's."""
+    hangs, answers = threading.Event(), threading.Event()
+    read = locks._LocalFile.read
+
+    def hanging_read(file):
+        if threading.current_thread().name == "lock":
+            hangs.set()
+            answers.wait(60)
+        return read(file)
+
+    monkeypatch.setattr(locks._LocalFile, "read", hanging_read)
+    with locks.locked(tmp_path):
+        assert hangs.wait(60)
+    paths = [tmp_path / str(number) for number in range(9)]
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(path.open("w")) for path in paths]
+        answers.set()
+        for thread in threading.enumerate():
+            if thread.name == "lock":
+                thread.join(60)
+        assert len(opened) == 9
+    assert not any(path.read_text() for path in paths)
 
 
 def test_a_place_that_cannot_be_locked(tmp_path):
@@ -211,7 +244,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(locks.os, "pwrite", full)
+    monkeypatch.setattr(locks.os, "ftruncate", full)
     said = r"Cannot lock .*: No space left on device"
     with pytest.raises(UserError, match=said), locks.locked(tmp_path):
         pass
@@ -226,7 +259,7 @@ def test_a_report_may_be_written_beside_a_training(tmp_path, here, monkeypatch):
     with locks.locked(tmp_path):
         pipeline.run(config, tmp_path, "report")
         for mode in ("all", "rationales", "distill", "eval", "export"):
-            with pytest.raises(UserError, match="Another process is running"):
+            with pytest.raises(UserError, match=f"{tmp_path} is in use by process"):
                 pipeline.run(config, tmp_path, mode)
     assert told == ["rationales", "report"]
     assert files.read_json(tmp_path / "config.json") == {"config": {}}

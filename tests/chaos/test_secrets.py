@@ -1,6 +1,7 @@
 """A key that an endpoint repeats, in any form, is neither stored nor printed."""
 
 import base64
+import collections
 import json
 import urllib.parse
 
@@ -138,3 +139,31 @@ def test_config_json_holds_no_key(long_key, tmp_path):
     environment.write_config(tmp_path / "config.json", written)
     written = files.read_json(tmp_path / "config.json")
     assert json.loads(written["config"]["teacher"]["extra_body"]) == {"user": "[key]"}
+
+
+def test_ids_and_questions_are_not_the_endpoints(config, endpoint, monkeypatch, tmp_path):  # noqa: F811
+    """A question may hold what looks like the key: it stays the same, or it is asked again."""
+    config.data.train_examples = 1
+    teach(config, tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", rows(tmp_path, "rationales.jsonl")[0]["question"])
+    teach(config, tmp_path)
+    assert len(endpoint.bodies) == 1
+    assert "[key]" not in rows(tmp_path, "rationales.jsonl")[0]["question"]
+
+
+def test_named_tuples_are_redacted(long_key):
+    pair = collections.namedtuple("pair", "a b")
+    assert redaction.redact([pair(KEY, 1)]) == [("[key]", 1)]
+
+
+@pytest.mark.parametrize("placeholder", ["EMPTY", "none", "12345", "token-abc123"])
+def test_a_placeholder_is_no_secret(config, endpoint, monkeypatch, tmp_path, placeholder):  # noqa: F811
+    """Local servers ask for any key; questions and answers with that word stay as they are."""
+    monkeypatch.setenv("OPENAI_API_KEY", placeholder)
+    config.data.train_examples = 1
+    text = f"The box holds {placeholder.lower()}. Therefore, the answer is 1."
+    endpoint.reply = lambda question, number: endpoints.completion(text)
+    teach(config, tmp_path)
+    assert rows(tmp_path, "rationales.jsonl")[0]["rationale"].startswith(text.split(". ")[0])
+    teach(config, tmp_path)
+    assert len(endpoint.bodies) == 1

@@ -101,6 +101,21 @@ def test_the_built_in_data_set_has_as_many_rationales_as_are_asked_for(tmp_path)
 
 
 @pytest.mark.usefixtures("few_problems")
+def test_two_runs_may_prepare_the_same_files_at_once(tmp_path, monkeypatch):
+    generate, others = arithmetic.generate, []
+
+    def generate_late(*arguments, **options):
+        if not others:
+            others.append("started")
+            others.append(sources.load_records("arithmetic", "train", 5, cache_dir=str(tmp_path)))
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(arithmetic, "generate", generate_late)
+    mine, _ = sources.load_records("arithmetic", "train", 5, cache_dir=str(tmp_path))
+    assert mine == others[1][0] == generate("train", 5)
+
+
+@pytest.mark.usefixtures("few_problems")
 def test_the_built_in_data_set_has_the_knobs_that_are_asked_for(tmp_path):
     task = Task(1.0, (5, 6))
     for asked in (task, None):

@@ -214,7 +214,7 @@ def test_svamp_record(tmp_path, cache):
     assert record.id == "chal-1"
     assert record.question == "Tom had 9 pens, of which he lost 2. How many are left?"
     assert (record.steps, record.answer) == (("9 - 2 = 7.",), "7")
-    assert "record 1 has a 'Answer' of type NoneType" in rejected[0].reason
+    assert "record 1 has 'Answer' of type NoneType" in rejected[0].reason
     assert "record 2 has an 'Answer' that is not a number: 'many'" in rejected[1].reason
 
 

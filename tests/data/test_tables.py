@@ -153,7 +153,7 @@ def test_hugging_face_directory_with_splits(tmp_path, hub):
     records, rejected = load(tmp_path / "saved", name="huggingface", max_rejected_fraction=0.5)
     assert [(r.id, r.steps) for r in records] == [("n0", ("So 1.",)), ("n1", ("So 1.",))]
     assert rejected[0].reason == (
-        f"{tmp_path / 'saved'} (train) row 2 has a 'answer' of type NoneType; expected text"
+        f"{tmp_path / 'saved'} (train) row 2 has 'answer' of type NoneType; expected text"
     )
     assert len(load(tmp_path / "saved", "test", "huggingface")[0]) == 1
 

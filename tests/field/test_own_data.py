@@ -516,8 +516,8 @@ def test_parquet_values_of_pandas(tmp_path):
         write(tmp_path / f"{split}.jsonl", "")
     [record], rejected = load(tmp_path)
     assert record.answer == "72"
-    assert "row 1 has a" in rejected[0].reason and "'answer'" in rejected[0].reason
-    assert "row 2 has a" in rejected[1].reason and "'rationale'" in rejected[1].reason
+    assert "row 1 has " in rejected[0].reason and "'answer'" in rejected[0].reason
+    assert "row 2 has " in rejected[1].reason and "'rationale'" in rejected[1].reason
 
 
 class Rows(custom.CustomDataSet):

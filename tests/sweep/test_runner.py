@@ -14,7 +14,7 @@ from kpod_jax import pipeline, sweep
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import runner
 from kpod_jax.utils import files, locks
-from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.errors import LockedError, UserError
 from kpod_jax.utils.workdir import Workdir
 from tests.conftest import ROOT
 
@@ -233,10 +233,22 @@ def test_two_sweeps_do_not_share_a_directory(fake):
     made = fake("kpod-0")
     with (
         locks.locked(Workdir(made.root).path),
-        pytest.raises(UserError, match="Another process is running"),
+        pytest.raises(UserError, match="is in use by process"),
     ):
         made.run()
     assert made.run() == {}
+
+
+def test_a_run_of_another_process_is_left_alone(fake, monkeypatch):
+    made = fake("kpod-0")
+
+    def held(*args, **kwargs):
+        raise LockedError("in use by process 7")
+
+    monkeypatch.setattr(runner.pipeline, "run", held)
+    with pytest.raises(LockedError):
+        sweep.make(made.sweep, made.root, ["kpod-0"])
+    assert not (made.root / "kpod-0/failure.json").exists()
 
 
 def test_what_is_wrong_with_a_sweep_is_said_before_anything_starts(fake, tmp_path):

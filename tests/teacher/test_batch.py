@@ -90,6 +90,18 @@ def test_failed_and_foreign_results(config, written, sums, tmp_path):
     }
 
 
+def test_a_result_that_is_nested_too_deeply(config, written, sums, tmp_path):
+    body = "[" * 600 + "]" * 600
+    name = written[0]["custom_id"]
+    results = tmp_path / "results.jsonl"
+    results.write_text(f'{{"custom_id": "{name}", "response": {{"body": {body}}}}}\n')
+    config.teacher.batch, config.teacher.batch_results = "read", str(results)
+    with pytest.raises(UserError, match="Fix the problem"):
+        teach(config, tmp_path)
+    (row,) = rows(tmp_path, "answers.jsonl")
+    assert row["error"] == "the batch API answered: JSON nested too deeply to parse"
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"question": "?"}\n')
     with pytest.raises(UserError, match="no batch results"):

@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capl
         assert_same(restored.state, make_state(1))
         assert (restored.step, restored.extra) == (1, {"position": 1})
         assert file.relative_to(tmp_path / "2").as_posix() in caplog.text
-        assert f"It is now {tmp_path / 'damaged-2'}; going on from step 1." in caplog.text
+        assert f"It was moved to {tmp_path / 'damaged-2'}. Using step 1." in caplog.text
         # The run goes on and saves that step again.
         checkpoints.save(2, make_state(2), extra={"position": 2})
         assert checkpoints.restore(abstract(make_state())).step == 2
@@ -177,7 +177,7 @@ def test_a_reader_never_takes_another_checkpoint(tmp_path, which, others):
         reader.restore_params(params, which)
     said = str(error.value)
     assert said.startswith(f"Checkpoint {tmp_path / '2'} is damaged: state/")
-    assert "delete it and run the training stage again" in said
+    assert "or delete it, then run the training stage again" in said
     assert ("eval.checkpoint=1." in said) == others
     assert sorted(tmp_path.rglob("*")) == names
 
@@ -216,7 +216,8 @@ def test_a_damaged_metric_is_named(tmp_path, step, text):
             Checkpoints(tmp_path, best_metric="accuracy", read_only=read_only)
         said = str(error.value)
         assert f"{tmp_path / str(step)} is damaged: metrics/metrics is missing or corrupt" in said
-        assert f"Delete {tmp_path / str(step)}, then run the training stage again" in said
+        later = " and those after it (2)" if step == 1 else ""
+        assert f"or delete it{later}, then run the training stage again" in said
     shutil.rmtree(tmp_path / str(step))
     with Checkpoints(tmp_path, best_metric="accuracy") as checkpoints:
         assert checkpoints.steps() == [3 - step]
