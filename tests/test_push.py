@@ -167,7 +167,7 @@ def test_other_files_are_refused_before_any_request(hub, run, name):
     path = run / "export" / name
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    with pytest.raises(UserError, match=f"not part of an export: {name}. Nothing was uploaded"):
+    with pytest.raises(UserError, match=f"not part of an export, or links: {name}. Nothing was"):
         push.push(config(), run)
     assert not hub.asked
 
@@ -175,7 +175,10 @@ def test_other_files_are_refused_before_any_request(hub, run, name):
 def test_links_are_refused(hub, run):
     (run / "export").mkdir()
     (run / "export/vocab.json").symlink_to(run / "records/train.jsonl")
-    with pytest.raises(UserError, match=r"not part of an export: vocab\.json"):
+    (run / "mine").mkdir()
+    (run / "mine/config.json").write_text("{}")
+    (run / "export/base").symlink_to(run / "mine")
+    with pytest.raises(UserError, match=r"or links: base/config\.json, vocab\.json\. Nothing"):
         push.push(config(), run)
     assert not hub.asked
 
@@ -184,10 +187,10 @@ def test_links_are_refused(hub, run):
     ("route", "status", "said"),
     [
         ("/repos/create", 401, "401: .*hf auth login"),
-        ("/repos/create", 403, "403: .*may write to this namespace"),
-        ("/repos/create", 404, "404: .*Check push.repo_id"),
-        ("/commit/main", 403, "403: .*may write"),
-        ("/preupload/main", 404, "404: .*Check push.repo_id"),
+        ("/repos/create", 403, "403: .*write access to this user"),
+        ("/repos/create", 404, "404: .*in push.repo_id"),
+        ("/commit/main", 403, "403: .*write access"),
+        ("/preupload/main", 404, "404: .*in push.repo_id"),
     ],
 )
 def test_the_hubs_errors_are_one_line_without_the_token(hub, run, route, status, said):
@@ -213,7 +216,7 @@ def test_no_network_is_one_line(hub, run, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "student", "me/../student", "a/b/c"])
 def test_a_wrong_name_is_told_first(hub, run, name):
-    with pytest.raises(UserError, match=r"push\.repo_id=.*expected USER/NAME"):
+    with pytest.raises(UserError, match=r"push\.repo_id=.*hub, as USER/NAME"):
         push.push(config(name), run)
     assert not (run / "export").exists()
 

@@ -83,7 +83,7 @@ RANGES = {
     "student.max_question_tokens": (8, _INFINITY),
     "student.max_target_tokens": (8, _INFINITY),
     "weighting.reference_steps": (1, _INFINITY),
-    "weighting.kept_fraction": (0, 1),
+    "weighting.kept_fraction": (1e-6, 1),
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
     "weighting.eval_examples": (1, _INFINITY),
@@ -161,14 +161,10 @@ def check(config: Config) -> None:
     ):
         if config[block][key].count(field) != 1:
             errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} exactly once")
-    for require in (
-        lambda: trackers.require(config.track),
-        lambda: chat_template.arguments(config.student.chat_template_kwargs),
-    ):
-        try:
-            require()
-        except UserError as error:
-            errors.append(str(error))
+    try:
+        trackers.require(config.track)
+    except UserError as error:
+        errors.append(str(error))
     errors += _chat_errors(config.student)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}|", config.export.license):
         errors.append(
@@ -249,6 +245,7 @@ def _choice_errors(key: str, value: object) -> list[str]:
 
 
 def _chat_errors(student: Config) -> list[str]:
+    """Checks what is passed to a chat template."""
     errors = [
         f"student.{key}={student[key]!r}: expected student.chat=True"
         for key in ("system_prompt", "chat_template_kwargs")
@@ -260,6 +257,10 @@ def _chat_errors(student: Config) -> list[str]:
         datetime.date.fromisoformat(student.date or "2000-01-01")
     except ValueError:
         errors.append(f"student.date={student.date!r}: expected YYYY-MM-DD, or ''")
+    try:
+        chat_template.arguments(student.chat_template_kwargs)
+    except UserError as error:
+        errors.append(str(error))
     return errors
 
 

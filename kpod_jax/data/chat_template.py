@@ -46,36 +46,40 @@ sys.stdout.buffer.write(json.dumps(found).encode())
 """
 
 
-# Arguments that are not for a configuration to set.
+# Arguments that `student.chat_template_kwargs` may not set, because `render` and its callers do.
 _RESERVED = {
-    *("conversations", "chat_template", "add_generation_prompt", "continue_final_message"),
-    *("messages", "date_directives"),
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversations",
+    "date_directives",
+    "messages",
+    "return_assistant_tokens_mask",
 }
 
 
 def arguments(text: str) -> dict[str, Any]:
-    """Returns the arguments of a chat template that `student.chat_template_kwargs` holds.
+    """Parses `student.chat_template_kwargs`, the user's arguments of a chat template.
 
     Raises:
-      UserError: it is no JSON object, or sets what is not for it to set.
+      UserError: it is not a JSON object, or has an argument that is always set by this program.
     """
+    key = f"student.chat_template_kwargs={text!r:.80}"
     try:
         values = json.loads(text or "{}")
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()  # prompt.json holds them.
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"student.chat_template_kwargs={text!r:.80} is not valid JSON: {error}"
-        ) from error
+        raise UserError(f"{key} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(
-            f"student.chat_template_kwargs={text!r:.80}: expected a JSON object, such as "
-            '{"enable_thinking": false}'
-        )
+        raise UserError(f'{key}: expected a JSON object, such as {{"enable_thinking": false}}')
     if wrong := sorted(name for name in values if name in _RESERVED or name.endswith("_token")):
-        raise UserError(f"student.chat_template_kwargs sets {wrong[0]}, which is set for it.")
+        raise UserError(f"{key}: {wrong[0]!r} cannot be set here; leave it out")
     return values
 
 
-def render(tokenizer: "PreTrainedTokenizerFast", turns: list[dict[str, str]], **values: Any) -> str:
+def render(
+    tokenizer: "PreTrainedTokenizerFast", turns: list[dict[str, str]], /, **values: Any
+) -> str:
     """Renders a conversation, up to where the assistant begins, with a tokenizer's template.
 
     Args:

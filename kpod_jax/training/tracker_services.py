@@ -1,8 +1,7 @@
-"""The trackers that are libraries: Weights & Biases, Trackio and MLflow.
+"""Adapters of Weights & Biases, Trackio and MLflow to `trackers.Tracker`.
 
-Each is configured by its own environment variables, such as WANDB_MODE, WANDB_PROJECT,
-TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. Keys are theirs to find; none is
-read here.
+Each library reads its own environment variables, such as WANDB_MODE, WANDB_PROJECT,
+TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, and finds its own API key.
 """
 
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 from kpod_jax.training.trackers import PROJECT, Opener, Run, Tracker
 
-# MLflow's limits: of parameters in a request, and of a parameter's length.
+# MLflow's limits: parameters per request, and characters per parameter.
 _PARAMS, _PARAM_LENGTH = 100, 500
 
 
@@ -35,15 +34,16 @@ class WandB:
         self._stages: set[str] = set()
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Logs metrics against the stage's own steps."""
-        if stage not in self._stages:  # A run's own step never decreases; those of stages restart.
+        """Logs metrics over the stage's own steps."""
+        # The step of a W&B run never decreases, but each stage starts at 1.
+        if stage not in self._stages:
             self._run.define_metric(f"{stage}/step")
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             self._stages.add(stage)
         self._run.log(_prefixed(stage, values) | {f"{stage}/step": step})
 
     def results(self, values: Mapping[str, float]) -> None:
-        """Sets the run's summary."""
+        """Adds results to the run's summary."""
         self._run.summary.update(dict(values))
 
     def artifact(self, path: pathlib.Path) -> None:
@@ -58,7 +58,7 @@ class WandB:
 
 
 def open_wandb(run: Run) -> tuple[Tracker, str]:
-    """Opens a run of Weights & Biases, without the console's text and the code."""
+    """Opens a run of Weights & Biases that does not upload code or console output."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     run_id = run.id or _new_id()
@@ -88,7 +88,7 @@ class Trackio:
         self._run.log(_prefixed(stage, values), step=step)
 
     def results(self, values: Mapping[str, float]) -> None:
-        """Logs results as metrics of one step; Trackio has no summary."""
+        """Logs results as metrics at step 0; Trackio has no summary."""
         self._run.log(dict(values), step=0)
 
     def artifact(self, path: pathlib.Path) -> None:
@@ -104,7 +104,7 @@ class Trackio:
 
 
 def open_trackio(run: Run) -> tuple[Tracker, str]:
-    """Opens a run of Trackio, which are told apart by their names; a Space is private."""
+    """Opens a run of Trackio, whose name is its id. A new Space is private."""
     import trackio  # pyright: ignore[reportMissingImports]
 
     name = run.id or f"{run.name}-{_new_id()}"
@@ -130,16 +130,11 @@ class MLflow:
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Logs metrics of a step."""
-        now = int(time.time() * 1000)
-        found = _prefixed(stage, values).items()
-        metrics = [self._metric(name, float(value), now, step) for name, value in found]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        self._log(step, _prefixed(stage, values))
 
     def results(self, values: Mapping[str, float]) -> None:
-        """Logs results as metrics of one step."""
-        now = int(time.time() * 1000)
-        metrics = [self._metric(name, float(value), now, 0) for name, value in values.items()]
-        self._client.log_batch(self._run_id, metrics=metrics)
+        """Logs results as metrics at step 0."""
+        self._log(0, values)
 
     def artifact(self, path: pathlib.Path) -> None:
         """Logs a file as an artifact."""
@@ -149,9 +144,14 @@ class MLflow:
         """Ends the run."""
         self._client.set_terminated(self._run_id, "FINISHED" if succeeded else "FAILED")
 
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        metrics = [self._metric(name, float(value), now, step) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
 
 def open_mlflow(run: Run) -> tuple[Tracker, str]:
-    """Opens a run of MLflow; its parameters are those with which it was created."""
+    """Opens a run of MLflow. Parameters are logged when it is created; they cannot change."""
     import mlflow  # pyright: ignore[reportMissingImports]
     from mlflow import entities  # pyright: ignore[reportMissingImports]
 

@@ -1,10 +1,9 @@
-"""Trackers: where the metrics, the configuration, the results and the report of a run are shown.
+"""Experiment trackers, which show a run's metrics, configuration, results and report.
 
-`track` of the configuration names them. TensorBoard's events are written by `MetricsWriter` itself;
-the others are services or libraries of their own (`tracker_services`), which run in a thread each:
-neither a slow network nor a failure of theirs stops a training. A run that is resumed goes on in
-the same run of a tracker, whose id is in `trackers.json` of the work directory. Only the first
-process tracks.
+`track` of the configuration names them. `MetricsWriter` writes TensorBoard events itself. Each of
+the other trackers (`tracker_services`) runs in its own thread, so neither a slow network nor an
+error of a tracker stops a training. A resumed run continues the same run of each tracker, whose id
+is kept in `trackers.json` of the work directory. Only the first process tracks.
 """
 
 import contextlib
@@ -27,45 +26,44 @@ from kpod_jax.utils import config_dict, files, redaction
 from kpod_jax.utils.errors import UserError, one_line
 
 TENSORBOARD = "tensorboard"
-# The package to import, by name; a package is installed by the extra of this name.
-PACKAGES = {"wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
-NAMES = (TENSORBOARD, *PACKAGES)
+SERVICES = ("wandb", "trackio", "mlflow")  # Also the names of their packages and our extras.
+NAMES = (TENSORBOARD, *SERVICES)
 IDS = "trackers.json"
 PROJECT = "kpod-jax"
-_WAITING = 10_000  # Calls that may wait for a slow tracker; later ones are dropped.
-# Time that a tracker has for what is waiting when the run ends, and when it is interrupted.
+_MAX_PENDING = 10_000  # A tracker with more pending calls is too slow and is dropped.
+# How long to wait for pending calls when a run ends, and when it fails or is interrupted.
 _SECONDS, _INTERRUPTED_SECONDS = 60.0, 10.0
 
 
 class Tracker(Protocol):
-    """A run of a tracker."""
+    """An open run of a tracker."""
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Adds metrics of a step of a stage; a resumed stage may repeat steps."""
+        """Logs metrics of a step of a stage; a resumed stage may repeat steps."""
         ...
 
     def results(self, values: Mapping[str, float]) -> None:
-        """Sets the run's results."""
+        """Logs the run's results."""
         ...
 
     def artifact(self, path: pathlib.Path) -> None:
-        """Adds a file to the run; a later one of the same name replaces it."""
+        """Uploads a local file, as a new version if there is one of this name."""
         ...
 
     def finish(self, succeeded: bool) -> None:
-        """Ends the run, until it is resumed."""
+        """Closes the run."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a tracker's run is opened with.
+    """The arguments that open a run of a tracker.
 
     Attributes:
-      name: shown name.
-      id: the id in the tracker of the run to resume; "": a new one.
+      name: display name.
+      id: the tracker's id of the run to resume; "": start a new one.
       config: configuration by dotted key, without secrets.
-      folder: a local folder for the tracker's own files.
+      folder: local folder for the tracker's own files.
     """
 
     name: str
@@ -74,12 +72,12 @@ class Run:
     folder: pathlib.Path
 
 
-# Opens a run; returns it and its id.
+# Opens a run and returns it with its id.
 Opener = Callable[[Run], tuple[Tracker, str]]
 
 
 def require(names: Sequence[str]) -> None:
-    """Checks names of trackers and that their packages are installed.
+    """Checks that trackers are known and installed.
 
     Raises:
       UserError: a name is unknown or repeated, or a package is missing.
@@ -89,38 +87,37 @@ def require(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"track={','.join(names)}: expected each tracker once.")
     for name in names:
-        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+        if name in SERVICES and importlib.util.find_spec(name) is None:
             raise UserError(
-                f"track={name!r} needs the package {PACKAGES[name]}, which is not installed: pip "
-                f"install {PACKAGES[name]}, or the extra [{name}]."
+                f"track={name!r} needs the package {name}, which is not installed. Run "
+                f"`pip install {name}`, or install the extra [{name}]."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-    """The trackers of the stages that run now.
+    """The trackers in use.
 
     Attributes:
-      tensorboard: whether TensorBoard events are written.
-      services: the others.
+      tensorboard: whether to write TensorBoard events.
+      services: the other trackers.
     """
 
     tensorboard: bool = True
     services: tuple["InThread", ...] = ()
 
 
-_DEFAULT = Tracking()
-_TRACKING = contextvars.ContextVar("tracking", default=_DEFAULT)
+_TRACKING = contextvars.ContextVar("tracking", default=Tracking())  # noqa: B039 - frozen
 
 
 def current() -> Tracking:
-    """Returns the trackers of the stages that run now; by default TensorBoard."""
+    """Returns the trackers in use; by default TensorBoard alone."""
     return _TRACKING.get()
 
 
 @contextlib.contextmanager
 def use(tracking: Tracking) -> Iterator[Tracking]:
-    """Sets the trackers inside the block."""
+    """Uses these trackers inside the block."""
     token = _TRACKING.set(tracking)
     try:
         yield tracking
@@ -130,13 +127,13 @@ def use(tracking: Tracking) -> Iterator[Tracking]:
 
 @contextlib.contextmanager
 def tracking(config: Config, root: pathlib.Path) -> Iterator[Tracking]:
-    """Tracks the stages inside the block; a tracker's run is opened when there is something to log.
+    """Tracks the stages inside the block; the first call to a tracker opens its run.
 
     Args:
       config: the whole configuration; `track` names the trackers.
       root: the work directory.
     """
-    names = [name for name in config.track if name in PACKAGES and jax.process_index() == 0]
+    names = [name for name in config.track if name in SERVICES and jax.process_index() == 0]
     settings = redaction.redact(config_dict.flatten(config))
     services = tuple(InThread(name, root, settings) for name in names)
     succeeded = False
@@ -150,7 +147,7 @@ def tracking(config: Config, root: pathlib.Path) -> Iterator[Tracking]:
 
 
 def log_results(root: pathlib.Path) -> None:
-    """Logs the numbers of results.json and the report of a work directory, if they exist."""
+    """Logs the numbers in results.json and uploads report.html, if they exist."""
     services = current().services
     if services and (root / "results.json").exists():
         results = files.read_json(root / "results.json")
@@ -172,31 +169,34 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class InThread:
-    """A tracker in a thread of its own, which is ended by its first failure."""
+    """A tracker in its own thread. Its first error is reported, and ends it.
+
+    All methods return at once, except `finish`.
+    """
 
     def __init__(self, name: str, root: pathlib.Path, settings: Mapping[str, Any]) -> None:
-        """Initializes the tracker; it is opened by the first call.
+        """Prepares the tracker; its first call opens the run.
 
         Args:
-          name: a key of PACKAGES.
+          name: one of SERVICES.
           root: the work directory.
           settings: configuration by dotted key, without secrets.
         """
         self._name, self._root, self._settings = name, root, settings
-        self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_WAITING)
+        self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_MAX_PENDING)
         self._failed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Adds metrics; returns at once."""
+        """See `Tracker.log`."""
         self._call(lambda tracker: tracker.log(stage, step, values))
 
     def results(self, values: Mapping[str, float]) -> None:
-        """Sets results; returns at once."""
+        """See `Tracker.results`."""
         self._call(lambda tracker: tracker.results(values))
 
     def artifact(self, path: pathlib.Path) -> None:
-        """Adds a file; returns at once."""
+        """See `Tracker.artifact`; the file may also be in a bucket."""
 
         def add(tracker: Tracker) -> None:
             if not files.is_remote(path):
@@ -210,7 +210,7 @@ class InThread:
         self._call(add)
 
     def finish(self, succeeded: bool) -> None:
-        """Ends the run, after waiting for what is left for a limited time."""
+        """Closes the run; waits a limited time for pending calls."""
         if self._thread is None:
             return
         self._call(lambda tracker: tracker.finish(succeeded))
@@ -229,18 +229,18 @@ class InThread:
         try:
             self._calls.put_nowait(call)
         except queue.Full:
-            self._fail("it does not keep up")
+            self._fail("it is too slow")
 
     def _work(self) -> None:
         try:
             tracker = self._open()
             while not self._failed.is_set() and (call := self._calls.get()) is not None:
                 call(tracker)
-        except BaseException as error:  # Libraries may even exit.
+        except BaseException as error:  # A library may even raise SystemExit.
             self._fail(f"{type(error).__name__}: {one_line(error)}")
 
     def _open(self) -> Tracker:
-        from kpod_jax.training import tracker_services  # Imports none of the libraries itself.
+        from kpod_jax.training import tracker_services  # It imports this module.
 
         path = self._root / IDS
         ids = files.read_json(path) if path.exists() else {}
@@ -257,7 +257,7 @@ class InThread:
         if not self._failed.is_set():
             self._failed.set()
             text = redaction.redact(" ".join(reason.split()))[:200]
-            processes.log(f"track: {self._name} failed and is left out from here on: {text}")
+            processes.log(f"track: {self._name} failed and is no longer used: {text}")
 
 
 _IDS_LOCK = threading.Lock()

@@ -28,7 +28,7 @@ RENAMED = {
     "watch": "monitoring",
     "baseline.format_shares": "baseline.format_weights",
 }
-# Keys that a stage written by an earlier version lacks, and the value that it had in effect.
+# Keys that stages of earlier versions lack, with the values that those versions implied.
 ADDED: Mapping[str, Any] = {
     "weighting.reference": "",
     "weighting.reference_steps": 300,

@@ -145,8 +145,16 @@ def test_every_curriculum_that_is_checked_exists():
         ({"system_prompt": "{question}", "chat": True}, "expected a text without {question}"),
         ({"chat_template_kwargs": "{1", "chat": True}, "is not valid JSON"),
         ({"chat_template_kwargs": "[1]", "chat": True}, "expected a JSON object"),
-        ({"chat_template_kwargs": '{"messages": []}', "chat": True}, "sets messages"),
-        ({"chat_template_kwargs": '{"eos_token": ""}', "chat": True}, "sets eos_token"),
+        (
+            {"chat_template_kwargs": '{"messages": []}', "chat": True},
+            "'messages' cannot be set here",
+        ),
+        (
+            {"chat_template_kwargs": '{"eos_token": ""}', "chat": True},
+            "'eos_token' cannot be set here",
+        ),
+        ({"chat_template_kwargs": '{"a": 1e999}', "chat": True}, "is not valid JSON"),
+        ({"chat_template_kwargs": '{"a": "\\ud800"}', "chat": True}, "is not valid JSON"),
         ({"date": "today"}, "student.date='today': expected YYYY-MM-DD"),
     ],
 )
