@@ -1,4 +1,4 @@
-"""A custom family of students: Seed-OSS, which is LLaMA with biases on queries, keys and values."""
+"""A custom model family: Seed-OSS, which is LLaMA with biases on queries, keys and values."""
 
 import dataclasses
 

@@ -79,11 +79,10 @@ class Workdir:
     def difference(self, stage: str, fingerprint: Mapping[str, Any]) -> str:
         """Describes what changed since a stage ran: the first three keys, with both values."""
         old, new = _by_content(self.stored(stage) or {}), _by_content(fingerprint)
-        values = [
-            (key, *(side.get(key, config_dict.ADDED.get(key)) for side in (old, new)))
+        changes = [
+            _change(key, *(side.get(key, config_dict.ADDED.get(key)) for side in (old, new)))
             for key in _differing(old, new)
         ]
-        changes = [_change(*value) for value in values]
         return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" * (len(changes) > 3))
 
     def mark(
