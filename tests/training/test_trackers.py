@@ -11,7 +11,7 @@ import pytest
 
 from kpod_jax import pipeline
 from kpod_jax.cli import checks
-from kpod_jax.config import defaults
+from kpod_jax.config import defaults, values
 from kpod_jax.training import trackers
 from kpod_jax.training.metrics import MetricsWriter
 from kpod_jax.utils.errors import UserError
@@ -59,6 +59,7 @@ def track(root, made, steps=(1, 2)):
 
 
 def test_tensorboard_is_the_default_and_one_of_the_trackers(tmp_path):
+    assert values.from_text("track", "wandb,tensorboard") == ("wandb", "tensorboard")
     assert defaults.get_config().track == ("tensorboard",)
     for names in (("tensorboard",), ()):
         root = tmp_path / str(len(names))
