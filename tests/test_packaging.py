@@ -60,6 +60,7 @@ def imported(folder: str) -> set[str]:
     known = importlib.metadata.packages_distributions()
     theirs = modules - set(sys.stdlib_module_names) - {"kpod_jax", "configs", "tests", "benchmarks"}
     # A module of several distributions, such as a namespace, is taken as that of its own name.
+    known = {**known, "mlflow": ["mlflow"]}  # Also of mlflow-skinny, which is enough for tests.
     names = {m: {canonicalize_name(name) for name in known.get(m, [m])} for m in theirs}
     return {
         canonicalize_name(m) if canonicalize_name(m) in found else min(found)

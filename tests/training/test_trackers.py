@@ -151,11 +151,17 @@ def test_a_failure_is_one_line_without_keys_and_stops_nothing(tmp_path, monkeypa
 
 
 def test_a_tracker_that_hangs_is_left_behind(tmp_path, monkeypatch, capsys):
-    free = threading.Event()
+    entered, free = threading.Event(), threading.Event()
+
+    def init(**_):
+        entered.set()
+        free.wait(60)
+
     monkeypatch.setattr(trackers, "_SECONDS", 0.1)
     monkeypatch.setattr(trackers, "_MAX_PENDING", 1)
-    fake(monkeypatch, "wandb", init=lambda **_: free.wait(60))
+    fake(monkeypatch, "wandb", init=init)
     track(tmp_path / "run", config("wandb"), range(1, 9))
+    assert entered.wait(60)  # Else the thread would import the package itself after this test.
     free.set()
     assert capsys.readouterr().out.count("track: wandb failed") == 1
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 8
