@@ -83,7 +83,7 @@ def test_every_requirement_has_its_reason():
 
 def test_tests_use_the_releases_that_users_get():
     lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    for extra in ("gcs", "huggingface"):
+    for extra in ("gcs", "huggingface", "wandb", "trackio"):
         assert (ROOT / EXTRAS[extra]).read_text().splitlines()[-1] in lines
 
 

@@ -87,12 +87,12 @@ class Student:
 
     @property
     def prompt_date(self) -> datetime.date | None:
-        """The date in prompts: `student.date`, else `date`."""
+        """The date for chat templates: `student.date` if set, else `date`."""
         fixed = self.settings.date
         return datetime.date.fromisoformat(fixed) if fixed else self.date
 
     def prompt_json(self, prompt: str) -> dict[str, Any]:
-        """Returns what prompt.json holds: a template in the student's format, and what made it."""
+        """Returns the content of prompt.json: a resolved prompt template and its settings."""
         settings = self.settings
         return {
             "date": str(self.prompt_date or datetime.date.today()),

@@ -1,9 +1,7 @@
-"""The reference model of `weighting.weights=excess_loss` (Rho-1): one that is given, or fit here.
+"""The reference model of `weighting.weights=excess_loss`: `weighting.reference`, or fit here.
 
-Without a given one, two copies of the student are fit, each on half of the training set, and each
-is the reference of the other half, whose examples it cannot have memorized. Mindermann et al.
-("Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt", ICML 2022)
-fit theirs on other data, or so.
+In the second case two copies of the student are fit, each on one half of the training set. Each is
+the reference for the other half, whose examples it cannot have memorized.
 """
 
 import pathlib
@@ -25,7 +23,7 @@ from kpod_jax.utils.errors import UserError
 
 
 def load(name: str, student: Student) -> Student:
-    """Loads a reference model, which reads the student's prompt, with its own tokenizer."""
+    """Loads a reference model with its own tokenizer; it reads the student's prompt."""
     changes: dict[str, Any] = {
         "model": name,
         "tokenizer": "",
@@ -36,25 +34,25 @@ def load(name: str, student: Student) -> Student:
 
 
 def read(model: Student, tokenized: TokenizedSet) -> TokenizedSet:
-    """Returns the examples as the reference model reads them.
+    """Returns the examples in the tokens of the reference model.
 
     Raises:
-      UserError: it cuts a rationale into other tokens than the student.
+      UserError: its rationale tokens are not those of the student.
     """
     theirs, _ = model.tokenize(tokenized.records)
     spans, others = tokenized.rationale_char_spans, theirs.rationale_char_spans
     same = np.array_equal(spans.offsets, others.offsets)
     if not (same and np.array_equal(spans.values, others.values)):
         raise UserError(
-            f"weighting.reference={model.model!r} cuts the training rationales into other tokens "
-            "than the student; expected a model with the student's tokenizer, such as the export/ "
-            "of a run."
+            f"weighting.reference={model.model!r} has another tokenizer: its rationale tokens are "
+            "not those of the student. Use a model with the student's tokenizer, such as the "
+            "export/ of a run, or leave weighting.reference empty."
         )
     return theirs
 
 
 def halves(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns two random halves of `count` examples, each with the other one."""
+    """Splits `count` examples at random; returns (first, second) and (second, first) half."""
     order = np.random.default_rng(seed).permutation(count)
     first, second = np.sort(order[: count // 2]), np.sort(order[count // 2 :])
     return [(first, second), (second, first)]
@@ -63,7 +61,7 @@ def halves(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def fit_halves(
     student: Student, train: TokenizedSet, options: Config, mesh: Mesh, workdir: pathlib.Path
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yields each half of the examples, with the student's parameters fit on the other half.
+    """Yields each half of the examples with the student's parameters after a fit on the other half.
 
     Args:
       student: the model.
@@ -77,8 +75,8 @@ def fit_halves(
     """
     if len(train) < 2:
         raise UserError(
-            "weighting.weights='excess_loss' without weighting.reference fits the student on half "
-            f"of the training records; expected at least 2, got {len(train)}."
+            "weighting.weights='excess_loss' without weighting.reference fits the student on one "
+            f"half of the training records; expected at least 2 records, got {len(train)}."
         )
     changes = {
         "epochs": options.reference_steps,  # An epoch has at least one step.
@@ -100,15 +98,21 @@ def fit_halves(
             host=sharding.host_part(mesh),
         )
         source = BatchSource(examples, layout)
-        with trackers.use(trackers.Tracking(tensorboard=False)):
-            params = loop.train(
-                config,
-                student,
-                student.load(mesh),
-                source,
-                loop.plan(config, source.steps_per_epoch),
-                objective=Objective(),
-                hooks=Hooks(),
-                recording=Recording(workdir / f"reference_{number}"),
-            )
+        try:
+            with trackers.use(trackers.Tracking(tensorboard=False)):
+                params = loop.train(
+                    config,
+                    student,
+                    student.load(mesh),
+                    source,
+                    loop.plan(config, source.steps_per_epoch),
+                    objective=Objective(),
+                    hooks=Hooks(),
+                    recording=Recording(workdir / f"reference_{number}"),
+                )
+        except UserError as error:
+            raise UserError(
+                "The reference model of weighting.weights='excess_loss' was not fit. Its learning "
+                f"rate is weighting.fit_learning_rate={options.fit_learning_rate:g}: {error}"
+            ) from error
         yield half, params

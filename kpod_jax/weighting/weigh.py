@@ -112,8 +112,8 @@ def learn_token_weights(
     """Learns how much each token of the training rationales matters (Eq. 2-7).
 
     Args:
-      config: `weighting` of a configuration. With other `weights` than learned ones, these are
-        computed or read instead.
+      config: `weighting` of a configuration. If `weights` is not "learned", they are computed by
+        that weighting or read from that file.
       student: the model whose tokens are weighted, and whose input embeddings the generator reads.
       data: data set, whose validation split is used to evaluate the weights.
       mesh: mesh of the devices; None: all of them.
@@ -160,7 +160,7 @@ def learn_token_weights(
 def _other_weights(
     config: Config, student: Student, train: TokenizedSet, mesh: Mesh, workdir: pathlib.Path | None
 ) -> TokenWeights:
-    """Returns the weights of a file or of a weighting by its name."""
+    """Reads weights from a file, or computes them by a named or custom weighting."""
     name = config.weights
     if name.endswith(".npz"):
         weights = read_token_weights(name, train.rationale_lengths)

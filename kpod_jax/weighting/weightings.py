@@ -1,13 +1,14 @@
-"""Token weights without mask learning, by name or by a function of one's own.
+"""Token weights without mask learning: built-in weightings by name, and custom functions.
 
-A weighting is a function of a `Setting` that returns an array for each rationale, with a weight
-from 0 to 1 for each of its tokens:
+A weighting maps a `Setting` to one array per rationale, with a weight from 0 to 1 for each token:
 
-- `surprisal`: -log P of each token under the student, as its rank within the rationale.
-- `gradient`: |gradient × input| of the answer's loss, as its rank within the rationale.
-- `excess_loss`: 1 for the tokens whose loss under the student exceeds that under a reference model
-  most, else 0 (Rho-1: Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024).
+- `surprisal`: rank of -log P of the token under the student.
+- `gradient`: rank of |gradient × input| of the answer's loss.
+- `excess_loss`: 1 for the tokens with the highest loss under the student minus the loss under a
+  reference model, else 0 (Lin et al., "Rho-1: Not All Tokens Are What You Need", NeurIPS 2024).
 - `numbers`: 1 for numbers and operators, else `LOW`.
+
+Ranks are within a rationale, divided by its length.
 
 Letters: M rationale tokens of all examples together.
 """
@@ -40,19 +41,19 @@ from kpod_jax.weighting.answerer_model import make_answerer
 
 LOW = 0.3  # Weight of tokens that are neither numbers nor operators.
 _CALCULATION = re.compile(r"[\d+\-*/=]+")
-_PREFIXES = 16  # Prefixes of each rationale at which the answer is asked for its gradient.
+_PREFIXES = 16  # Number of prefixes per rationale over which `gradient` sums.
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a weighting may look at.
+    """The inputs of a weighting.
 
     Attributes:
       tokenized: the training examples in the student's tokens.
       student: the student before distillation.
       options: `weighting` of the configuration.
       mesh: mesh of the devices.
-      workdir: folder for what an interrupted run resumes from.
+      workdir: folder for checkpoints, from which an interrupted run resumes.
     """
 
     tokenized: TokenizedSet
@@ -90,7 +91,7 @@ def token_losses(
       tokenized: the examples in its tokens.
       batch_size: rows per batch.
       mesh: mesh of the devices.
-      params: its parameters, on the mesh; None: those before distillation.
+      params: the model's parameters, on the mesh; None: those before distillation.
     """
     params = student.load(mesh) if params is None else params
     start_id = student.decoder_start(student.prompt)
@@ -122,13 +123,13 @@ def gradient_times_input(
 ) -> Ragged:
     """Returns the first-order effect of masking each token on the answer's loss, in nats.
 
-    The model reads the question and a prefix of the rationale, then answers. With m scaling a
-    token's input embedding between that of the mask (0) and its own (1), the effect is |dL/dm|,
-    summed over random prefixes.
+    The model answers from the question and a prefix of the rationale. If m interpolates a token's
+    input embedding from that of the mask (0) to its own (1), the effect is |dL/dm|, summed over
+    random prefixes.
 
     Args:
       tokenized: N examples in the model's tokens.
-      model: provides the answer's loss.
+      model: the model that answers.
       mesh: mesh of the devices.
       seed: seed of the prefixes; None: the model's.
 

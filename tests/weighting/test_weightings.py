@@ -151,6 +151,12 @@ def test_each_half_has_the_reference_that_is_fit_on_the_other(tmp_path, monkeypa
     assert set(np.flatnonzero(kept.values)) == set(np.argsort(-excess)[:5])
 
 
+def test_a_reference_that_diverges_names_its_learning_rate(tmp_path):
+    of = setting(tmp_path, fit_learning_rate=float("inf"))
+    with pytest.raises(UserError, match=r"weighting\.fit_learning_rate=inf: .*diverged"):
+        weightings.compute("excess_loss", of)
+
+
 @pytest.mark.slow
 def test_the_reference_is_fit_and_resumes(tmp_path):
     of = setting(tmp_path)
@@ -166,7 +172,7 @@ def test_a_given_reference_needs_the_students_tokens(tmp_path, monkeypatch):
     # Of the same losses none is in excess, and the first ones are taken.
     assert weightings.compute("excess_loss", of).values.tolist() == [1] * 3 + [0] * 7
     monkeypatch.setattr(Student, "tokenize", lambda *_: (_take([1, 0, 2, 3]), []))
-    with pytest.raises(UserError, match=r"weighting.reference=.* into other tokens"):
+    with pytest.raises(UserError, match=r"weighting.reference=.* has another tokenizer"):
         weightings.compute("excess_loss", of)
 
 
