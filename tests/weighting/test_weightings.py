@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kpod_jax import pipeline
 from kpod_jax.cli import checks
 from kpod_jax.config import defaults
 from kpod_jax.data.prepare import Data
@@ -14,9 +15,10 @@ from kpod_jax.parallel import sharding
 from kpod_jax.training import loop
 from kpod_jax.utils import workdir as workdirs
 from kpod_jax.utils.errors import UserError
-from kpod_jax.weighting import reference, weigh, weightings
+from kpod_jax.weighting import reference, summary, weigh, weightings
 from kpod_jax.weighting.answerer_batch import make_answerer_batch
 from kpod_jax.weighting.answerer_model import make_answerer
+from tests.test_pipeline import small
 from tests.weighting import tiny
 
 HERE = "tests.weighting.test_weightings"
@@ -225,6 +227,21 @@ def test_an_unknown_weighting_is_told_before_anything_begins():
     config.weighting.weights = "surprise"
     with pytest.raises(UserError, match=r"numbers, or a \.npz file or package\.module:function"):
         checks.check(config)
+
+
+@pytest.mark.parametrize("name", [*weightings.WEIGHTINGS, "examples.results:results"])
+def test_a_run_has_the_weights_of_its_weighting(name, tmp_path, capsys):
+    changes = {"weighting__weights": name, "weighting__reference_steps": 2}
+    for mode in ("rationales", "weigh", "weigh"):
+        pipeline.run(small(**changes), tmp_path, mode)
+    assert "weigh: up to date" in capsys.readouterr().out
+    weights = weigh.TokenWeights.load(tmp_path)
+    np.testing.assert_array_equal(weights.lengths, Data.load(tmp_path).train.rationale_lengths)
+    assert 0 < weights.values.mean() < 1
+    assert summary.read(tmp_path)["weights"] == name
+    if name == "numbers":  # The quickest one.
+        pipeline.run(small(**changes, weighting__kept_fraction=0.5), tmp_path, "weigh")
+        assert "weighting.kept_fraction was 0.6, now 0.5" in capsys.readouterr().out
 
 
 def test_stages_of_earlier_versions_are_as_if_they_had_the_keys_added_since():
