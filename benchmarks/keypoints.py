@@ -41,8 +41,8 @@ from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import load_student
 from kpod_jax.parallel import sharding
 from kpod_jax.utils.errors import UserError
-from kpod_jax.weighting import weigh
-from kpod_jax.weighting.answerer_batch import batches, make_answerer_batch, take
+from kpod_jax.weighting import weigh, weightings
+from kpod_jax.weighting.answerer_batch import batches, make_answerer_batch
 from kpod_jax.weighting.answerer_model import make_answerer
 from kpod_jax.weighting.generator import Generator
 
@@ -134,25 +134,8 @@ def inverse_document_frequency(task: Task, seed: int) -> np.ndarray:
 
 def gradient_times_input(task: Task, seed: int) -> np.ndarray:
     """Returns the first-order effect of unmasking each token on the answer's loss (|-dL/dm|)."""
-    problems = make_answerer_batch(task.held_out, task.student.tokenizer.pad_token_id)
-    answerer = make_answerer(task.answerer)
-    params, rng = task.answerer.load(task.mesh), np.random.default_rng(seed)
-
-    @jax.jit
-    def gradient(params, rows, keep, prefix):
-        return jax.grad(lambda keep: answerer.losses(params, rows, keep, prefix).sum())(keep)
-
-    values = []
-    for start in range(0, len(task.held_out), 64):
-        rows = take(problems, np.arange(start, min(start + 64, len(task.held_out))))
-        lengths = np.asarray(rows.rationale_mask).sum(axis=1)
-        total = np.zeros(rows.rationale.shape)
-        keep = jnp.ones(rows.rationale.shape, jnp.float32)
-        for _ in range(_PREFIXES):
-            prefix = jnp.asarray(rng.integers(1, lengths + 1), jnp.int32)
-            total += np.abs(np.asarray(gradient(params, rows, keep, prefix)))
-        values += [total[i, :n] for i, n in enumerate(lengths)]
-    return np.concatenate(values)
+    found = weightings.gradient_times_input(task.held_out, task.answerer, task.mesh, seed)
+    return found.values
 
 
 @functools.cache  # Used by two rows.

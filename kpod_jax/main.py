@@ -97,6 +97,7 @@ _MODULES = {
     "compile": "kpod_jax.aot.compile",
     "heatmap": "kpod_jax.report",
     "plan": "kpod_jax.aot.plan",
+    "push": "kpod_jax.push",
     "teach": "kpod_jax.teacher",
     "sweep": "kpod_jax.sweep",
 }
@@ -178,6 +179,8 @@ def _run() -> None:
             print(text, "", printable(page), printable(picture), sep="\n")
         case "plan":
             print(module.plan(_config(), _TFLOPS.value))
+        case "push":
+            module.push(_config(), workdir)
         case "teach":
             print(*map(message, module.teach(_config(), workdir).splitlines()), sep="\n")
         case "sweep":

@@ -29,6 +29,7 @@ from kpod_jax.schedule.difficulty import score_steps
 from kpod_jax.schedule.protocol import Feedback
 from kpod_jax.schedule.schedule import Schedule, make_schedule, training_schedule
 from kpod_jax.stages import STAGES
+from kpod_jax.training import trackers
 from kpod_jax.training.loop import Hooks, Recording
 from kpod_jax.utils import environment, files, stage_cache
 from kpod_jax.utils.errors import UserError
@@ -64,7 +65,11 @@ def run(
         return _run(config, directory, mode)
     with processes.locked(directory.path):
         environment.write_config(directory / "config.json", config)
-        return _run(config, directory, mode)
+        with trackers.tracking(config, directory.path):
+            _run(config, directory, mode)
+            if mode in ("all", "eval"):
+                trackers.log_results(directory.path)
+    return directory.path
 
 
 # They write a page alone, so they may run beside another run, such as a training.
@@ -135,8 +140,9 @@ def read_student(
     student = load_student(config.student, config.seed)
     check_layout(config.distill, student)
     student = dataclasses.replace(student, date=prompt_date([root, *siblings]))
-    if not (root / PROMPT).exists():
-        value = {"date": str(student.date), "prompt": student.prompt}
+    value = student.prompt_json(student.prompt)
+    stored = files.read_json(root / PROMPT) if (root / PROMPT).exists() else {}
+    if any(stored.get(key) != value[key] for key in ("date", "prompt")):
         files.write_json(root / PROMPT, value)
     return student
 

@@ -33,8 +33,9 @@ def _data_files(config: Config) -> list[str]:
 
 def _weighting_files(config: Config) -> list[str]:
     weights = config.weighting.weights
-    custom = weights if weights.endswith(".npz") else ""
-    return [config.weighting.answerer, custom, *_student_files(config)]
+    custom = [weights] if weights.endswith(".npz") else plugins.source_files(weights)
+    models = [config.weighting.answerer, config.weighting.reference]
+    return [*models, *custom, *_student_files(config)]
 
 
 def _schedule_files(config: Config) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import types
 from typing import Any
 
 import jax
@@ -19,11 +20,13 @@ import transformers
 from configs import quickstart
 from examples.gemma import Gemma, GemmaConfig
 from examples.label_smoothing import SMOOTHING, label_smoothing
+from examples.seed_oss import SeedOssConfig
 from examples.sums import SIZES, Sums
 from kpod_jax import pipeline
 from kpod_jax.baselines.mcc_kd import MccKd
 from kpod_jax.cli import checks
-from kpod_jax.data import sources
+from kpod_jax.data import answers, sources
+from kpod_jax.data.records import Record
 from kpod_jax.models import hub
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.student import load_student
@@ -33,6 +36,7 @@ from kpod_jax.stages import STAGES
 from kpod_jax.training import losses, train_step
 from kpod_jax.utils import plugins
 from kpod_jax.utils.errors import UserError
+from kpod_jax.weighting import weightings
 from tests.conftest import LLAMA_JSON, ROOT
 from tests.tools import fingerprint
 
@@ -77,7 +81,9 @@ def gemma_json(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["last_step", "longest_first", "label_smoothing", "sums"])
+@pytest.mark.parametrize(
+    "name", ["last_step", "longest_first", "results", "label_smoothing", "sums", "any_of"]
+)
 def test_the_documents_code_is_the_examples(name):
     page = (ROOT / "docs/extending.md").read_text()
     code = (ROOT / f"examples/{name}.py").read_text()
@@ -132,7 +138,12 @@ def test_a_whole_run_of_ones_own(here, gemma_json, tmp_path, capsys):
         ("data.name", "sums", {"rationales"}),
         ("schedule.curriculum", "longest_first", {"schedule", "distill"}),
         ("distill.loss", "label_smoothing", {"distill"}),
-        ("student.family", "gemma", {"rationales", "score", "schedule", "distill", "eval"}),
+        (
+            "student.family",
+            "gemma",
+            {"rationales", "weigh", "score", "schedule", "distill", "eval"},
+        ),
+        ("weighting.weights", "results", {"weigh"}),
         ("eval.ood", "sums", {"eval"}),
     ],
 )
@@ -143,7 +154,8 @@ def test_a_changed_file_makes_its_stages_stale(
     code = tmp_path / f"{name}.py"
     shutil.copy(ROOT / f"examples/{file}.py", code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    of_key = OWN.get(key, OWN["data.name"]).replace(f"examples.{file}", name)
+    own = OWN | {"weighting.weights": "examples.results:results", "eval.ood": OWN["data.name"]}
+    of_key = own[key].replace(f"examples.{file}", name)
     given = (of_key,) if key == "eval.ood" else of_key
     config = config_of(gemma_json, **{key.replace(".", "__"): given})
     checks.check(config)
@@ -151,14 +163,15 @@ def test_a_changed_file_makes_its_stages_stale(
     written = (*STAGES["rationales"].outputs, "step_difficulty.npz", "schedule.npz")
     for name in written:
         (tmp_path / "run" / name).write_text("")
-    names = ("rationales", "score", "schedule", "distill", "eval")
+    (tmp_path / "run/token_weights.npz").write_text("")
+    names = ("rationales", "weigh", "score", "schedule", "distill", "eval")
     before = {name: fingerprint(config, tmp_path / "run", name) for name in names}
     code.write_text(code.read_text() + "\n# Changed.\n")
     after = {name: fingerprint(config, tmp_path / "run", name) for name in names}
     assert {name for name in names if before[name] != after[name]} == stages
 
 
-@pytest.mark.parametrize("key", [*OWN, "method"])
+@pytest.mark.parametrize("key", [*OWN, "method", "weighting.weights"])
 @pytest.mark.parametrize("name", ["nowhere.at_all:Mine", "examples.sums:Mine"])
 def test_a_wrong_import_path_is_told_before_anything_begins(gemma_json, key, name):
     config = config_of(gemma_json, **{key.replace(".", "__"): name})
@@ -288,6 +301,13 @@ def test_a_curriculum_of_ones_own_is_the_documents():
     assert rows == [[1, 3, 2], [1, 2, 2], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
 
 
+def test_a_weighting_of_ones_own_is_the_documents():
+    weighting = weightings.load("examples.results:results")
+    record, spans = Record("a", "", ("3 + 4 = 7 pens",), "7"), [(0, 1), (4, 5), (7, 9), (10, 14)]
+    setting: Any = types.SimpleNamespace(records=[record], spans=[[*spans, (6, 9)]])
+    assert weighting(setting) == [[0.2, 0.2, 1.0, 0.2, 1.0]]
+
+
 @pytest.fixture(scope="module")
 def transformers_gemma(tmp_path_factory):
     """A Gemma of transformers with norms that do something, and its directory."""
@@ -324,6 +344,34 @@ def test_gemma_is_transformers(transformers_gemma, tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_seed_oss_is_transformers(tmp_path):
+    torch.manual_seed(0)
+    value = {key: size for key, size in LLAMA_JSON.items() if key != "model_type"}
+    model = transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**value)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # Biases that do something.
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    student = load_student(str(tmp_path), family="examples.seed_oss:SEED_OSS", tokenizer=TINY)
+    ids = np.random.default_rng(0).integers(3, 1000, (2, 9))
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits.numpy()[:, 4:]
+    variables, mask = {"params": student.load(sharding.make_mesh())}, np.ones((2, 4), bool)
+    hidden = student.module.apply(variables, ids[:, :4], mask, ids[:, 4:])
+    found: Any = student.module.apply(variables, hidden, method="logits")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(UserError, match="attention_out_bias is true"):
+        SeedOssConfig.from_json({"model_type": "seed_oss", "attention_out_bias": True})
+
+
+def test_a_judge_of_ones_own_is_the_documents():
+    judge = "examples.any_of:any_of"
+    said = "Therefore, the answer is New York."
+    assert answers.answers_equal(said, "NYC | new york", judge)
+    assert not answers.answers_equal(said, "NYC | York", judge)
+    assert len((ROOT / "examples/seed_oss.py").read_text().splitlines()) < 40
 
 
 def test_a_file_may_be_anywhere_on_the_path():

@@ -60,6 +60,7 @@ def imported(folder: str) -> set[str]:
     known = importlib.metadata.packages_distributions()
     theirs = modules - set(sys.stdlib_module_names) - {"kpod_jax", "configs", "tests", "benchmarks"}
     # A module of several distributions, such as a namespace, is taken as that of its own name.
+    known = {**known, "mlflow": ["mlflow"]}  # Also of mlflow-skinny, which is enough for tests.
     names = {m: {canonicalize_name(name) for name in known.get(m, [m])} for m in theirs}
     return {
         canonicalize_name(m) if canonicalize_name(m) in found else min(found)
@@ -82,7 +83,7 @@ def test_every_requirement_has_its_reason():
 
 def test_tests_use_the_releases_that_users_get():
     lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    for extra in ("gcs", "huggingface"):
+    for extra in ("gcs", "huggingface", "wandb", "trackio"):
         assert (ROOT / EXTRAS[extra]).read_text().splitlines()[-1] in lines
 
 
@@ -237,7 +238,17 @@ def test_the_wheel_names_its_extras_and_addresses(installed):
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert extras == {"cuda", "tpu", "gcs", "huggingface", "math", "dev"}
+    assert extras == {
+        "cuda",
+        "tpu",
+        "gcs",
+        "huggingface",
+        "math",
+        "wandb",
+        "trackio",
+        "mlflow",
+        "dev",
+    }
     required = metadata.get_all("Requires-Dist", [])
     assert any(re.match(r"pytest.*extra == .dev.", text) for text in required)
     assert any(re.match(r"jax<0.13,>=0.10$", text) for text in required)

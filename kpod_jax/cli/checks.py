@@ -1,5 +1,6 @@
 """The allowed values of configuration keys, checked before any work starts."""
 
+import datetime
 import functools
 import math
 import re
@@ -7,12 +8,13 @@ from collections.abc import Callable
 
 from kpod_jax import baselines
 from kpod_jax.config.defaults import METHODS, Config
-from kpod_jax.data import answers, custom, mathematics, sources
+from kpod_jax.data import answers, chat_template, custom, mathematics, sources
 from kpod_jax.data.published import SPLITS
 from kpod_jax.models import families
-from kpod_jax.training import losses
+from kpod_jax.training import losses, trackers
 from kpod_jax.utils import config_dict, plugins
 from kpod_jax.utils.errors import UserError, did_you_mean, one_of
+from kpod_jax.weighting import weightings
 
 # Keys that also accept an import path, and its form.
 CUSTOM = {
@@ -20,6 +22,7 @@ CUSTOM = {
     "data.name": "package.module:Class",
     "data.answer_kind": "package.module:function",
     "student.family": "package.module:FAMILY",
+    "weighting.weights": "package.module:function",
     "schedule.curriculum": "package.module:Class",
     "distill.loss": "package.module:function",
 }
@@ -43,7 +46,7 @@ CHOICES = {
     "student.lora.base_dtype": ("float32", "bfloat16", "int8"),
     "export.lora": ("merged", "adapter"),
     "export.dtype": ("float32", "bfloat16"),
-    "weighting.weights": ("learned", "uniform"),
+    "weighting.weights": ("learned", "uniform", *weightings.WEIGHTINGS),
     "weighting.preset": ("", "paper"),
     "weighting.lora.base_dtype": ("float32", "bfloat16", "int8"),
     "weighting.prefixes": ("sampled", "all", "step_ends", "late"),
@@ -79,6 +82,8 @@ RANGES = {
     "student.lora.dropout": (0, 0.999),
     "student.max_question_tokens": (8, _INFINITY),
     "student.max_target_tokens": (8, _INFINITY),
+    "weighting.reference_steps": (1, _INFINITY),
+    "weighting.kept_fraction": (1e-6, 1),
     "weighting.alpha_warmup": (0, 1),
     "weighting.prefix_samples": (1, _INFINITY),
     "weighting.eval_examples": (1, _INFINITY),
@@ -156,6 +161,15 @@ def check(config: Config) -> None:
     ):
         if config[block][key].count(field) != 1:
             errors.append(f"{block}.{key}={config[block][key]!r}: expected {field} exactly once")
+    try:
+        trackers.require(config.track)
+    except UserError as error:
+        errors.append(str(error))
+    errors += _chat_errors(config.student)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}|", config.export.license):
+        errors.append(
+            f"export.license={config.export.license!r}: expected an identifier such as apache-2.0"
+        )
     errors += _teacher_errors(config.teacher)
     if config.distill.batch_size % config.distill.micro_batches:
         errors.append(
@@ -213,19 +227,41 @@ def _choice_errors(key: str, value: object) -> list[str]:
     if key in FILE_SUFFIXES and str(value).endswith(FILE_SUFFIXES[key]):
         return []
     if key not in CUSTOM or not plugins.is_path(str(value)):
-        others = f"a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else CUSTOM.get(key, "")
+        file = f"a {FILE_SUFFIXES[key]} file" if key in FILE_SUFFIXES else ""
+        others = " or ".join(filter(None, (file, CUSTOM.get(key, ""))))
         return [f"{key}={value!r}: {one_of(value, CHOICES[key], others)}"]
     load: Callable[[str], object] = {
         "data.name": custom.class_of,
         "data.answer_kind": answers.load_judge,
         "distill.loss": losses.token_loss_of,
         "student.family": families.load_custom_family,
+        "weighting.weights": weightings.load,
     }.get(key, functools.partial(plugins.load, key=key))
     try:
         load(str(value))
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _chat_errors(student: Config) -> list[str]:
+    """Checks what is passed to a chat template."""
+    errors = [
+        f"student.{key}={student[key]!r}: expected student.chat=True"
+        for key in ("system_prompt", "chat_template_kwargs")
+        if student[key] and not student.chat
+    ]
+    if "{question}" in student.system_prompt:
+        errors.append("student.system_prompt: expected a text without {question}")
+    try:
+        datetime.date.fromisoformat(student.date or "2000-01-01")
+    except ValueError:
+        errors.append(f"student.date={student.date!r}: expected YYYY-MM-DD, or ''")
+    try:
+        chat_template.arguments(student.chat_template_kwargs)
+    except UserError as error:
+        errors.append(str(error))
+    return errors
 
 
 def _ood_errors(options: Config) -> list[str]:

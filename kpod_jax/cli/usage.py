@@ -18,6 +18,7 @@ MODES = {
     "eval": "evaluate the student on a split",
     "report": "write report.html, a self-contained page",
     "export": "write the student as a Hugging Face directory",
+    "push": "upload the export to the Hugging Face hub",
     "heatmap": "show a run's token weights in the terminal and as a page",
     "teach": "request rationales from a teacher at any OpenAI-compatible endpoint",
     "sweep": "run the configurations of --sweep and compare the runs",

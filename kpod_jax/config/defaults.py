@@ -17,6 +17,12 @@ Config: TypeAlias = Any
 
 _PLAIN = {"weighting.weights": "uniform", "schedule.curriculum": "full"}
 _SEVERAL = _PLAIN | {"data.rationales_per_question": 5}
+# Weights as they are, on whole rationales.
+_WEIGHTED = _PLAIN | {
+    "distill.weight_context": 0,
+    "distill.step_start_weight": "learned",
+    "distill.min_weight": 0.0,
+}
 METHODS = {
     # name: (display name, keys that define the method)
     "kpod": ("KPOD", {}),
@@ -30,6 +36,8 @@ METHODS = {
     "acl": ("KPOD-ACL", {"schedule.curriculum": "acl"}),
     "spl": ("KPOD-SPL", {"schedule.curriculum": "spl"}),
     "icl": ("KPOD-ICL", {"schedule.curriculum": "icl"}),
+    "rho_1": ("Rho-1", _WEIGHTED | {"weighting.weights": "excess_loss"}),
+    "surprisal": ("surprisal weights", _WEIGHTED | {"weighting.weights": "surprisal"}),
     # These build their own training examples: kpod_jax/baselines/, docs/baselines.md.
     "answer_only": ("answer only", _PLAIN),
     "specialized_kd": ("Specialized KD", _PLAIN),
@@ -59,6 +67,8 @@ def get_config() -> Config:
     config.method = "kpod"  # Method: a key of METHODS or package.module:Class (docs/extending.md).
     # `apply_method` sets it together with the keys that define it.
     config.seed = 0  # Seed of all randomness: shuffling, masks, dropout, clusters.
+    config.track = ("tensorboard",)  # Where to log metrics, configuration, results and report,
+    # besides metrics.jsonl: any of tensorboard, wandb, trackio, mlflow (docs/launch.md).
 
     data = config.data = ConfigDict()
     data.name = "arithmetic"  # Data set: arithmetic (built in), gsm8k, asdiv, svamp,
@@ -164,6 +174,11 @@ def get_config() -> Config:
     student.prompt = "Q: {question} A: Let's think step by step."  # Prompt template. [paper]
     student.chat = False  # Whether to wrap the prompt as a user turn in the tokenizer's chat
     # template (Instruct models).
+    student.system_prompt = ""  # System turn before the prompt; needs chat=True. Empty: none.
+    student.chat_template_kwargs = ""  # Additional arguments of the chat template as a JSON object,
+    # such as {"enable_thinking": false}; needs chat=True.
+    student.date = ""  # Current date for chat templates that contain it, as YYYY-MM-DD. Empty: the
+    # day on which the run first loaded its student.
     student.answer_template = "Therefore, the answer is {answer}."  # Answer sentence at the end of
     # a rationale. [paper]
     student.max_question_tokens = 256  # Maximum prompt length; longer records are rejected and
@@ -180,13 +195,21 @@ def get_config() -> Config:
 
     # See docs/token_weighting.md.
     weighting = config.weighting = ConfigDict()
-    weighting.weights = "learned"  # Token weights: learned (Eq. 2-7); uniform: every w_j = 1; or a
-    # .npz file in the format of token_weights.npz.
+    weighting.weights = "learned"  # Token weights: learned (Eq. 2-7); uniform: every w_j = 1;
+    # surprisal, gradient, excess_loss (Rho-1) or numbers (docs/token_weighting.md); a .npz file in
+    # the format of token_weights.npz; or package.module:function, a custom weighting
+    # (docs/extending.md).
     weighting.preset = ""  # paper: the paper's literal mask learning instead of the keys below:
     # straight-through Gumbel-Softmax, all prefixes, joint training, no fit; see config/paper.py.
     weighting.answerer = ""  # Answerer model of any family: directory, hub id or GGUF file. Empty:
     # the student.
     weighting.tokenizer = ""  # Tokenizer of weighting.answerer. Empty: its own.
+    weighting.reference = ""  # excess_loss: reference model with the student's tokenizer:
+    # directory, hub id or GGUF file. Empty: two copies of the student, each fit on half of the
+    # training set.
+    weighting.reference_steps = 300  # excess_loss: number of steps to fit each copy. [ours]
+    weighting.kept_fraction = 0.6  # excess_loss: fraction of the tokens that get weight 1, those
+    # with the highest excess loss; the others get 0. [ours]
     weighting.alpha = 0.5  # Cost of a kept token (Eq. 7). [paper]
     weighting.alpha_warmup = 0.0  # Fraction of the steps over which alpha rises from 0; 0.25 suits
     # estimators other than score_function. [ours]
@@ -374,6 +397,14 @@ def get_config() -> Config:
     export.lora = "merged"  # Form of LoRA: merged into the weights, or adapter: a directory that
     # PEFT loads.
     export.dtype = "float32"  # Dtype of the exported weights: float32 or bfloat16.
+    export.license = ""  # License in the model card, by its id on the Hugging Face hub, such as
+    # apache-2.0. Empty: that of student.model, if known.
+
+    # --mode=push, see docs/students.md.
+    push = config.push = ConfigDict()
+    push.repo_id = ""  # Repository on the Hugging Face hub, USER/NAME; created if missing.
+    push.private = True  # Whether the repository must be private: an existing public one is
+    # refused.
     return config.lock()
 
 

@@ -46,7 +46,40 @@ sys.stdout.buffer.write(json.dumps(found).encode())
 """
 
 
-def render(tokenizer: "PreTrainedTokenizerFast", turns: list[dict[str, str]], **values: Any) -> str:
+# Arguments that `student.chat_template_kwargs` may not set, because `render` and its callers do.
+_RESERVED = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversations",
+    "date_directives",
+    "messages",
+    "return_assistant_tokens_mask",
+}
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """Parses `student.chat_template_kwargs`, the user's arguments of a chat template.
+
+    Raises:
+      UserError: it is not a JSON object, or has an argument that is always set by this program.
+    """
+    key = f"student.chat_template_kwargs={text!r:.80}"
+    try:
+        values = json.loads(text or "{}")
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()  # prompt.json holds them.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f'{key}: expected a JSON object, such as {{"enable_thinking": false}}')
+    if wrong := sorted(name for name in values if name in _RESERVED or name.endswith("_token")):
+        raise UserError(f"{key}: {wrong[0]!r} cannot be set here; leave it out")
+    return values
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerFast", turns: list[dict[str, str]], /, **values: Any
+) -> str:
     """Renders a conversation, up to where the assistant begins, with a tokenizer's template.
 
     Args:

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -360,6 +360,8 @@ def resolve_prompt(
     decoder_only: bool,
     chat: bool,
     date: datetime.date | None = None,
+    system: str = "",
+    values: Mapping[str, Any] | None = None,
 ) -> str:
     """Returns the final prompt template: `prompt`, or `prompt` inside the chat template.
 
@@ -373,15 +375,18 @@ def resolve_prompt(
       chat: whether prompt and target are a user turn and an assistant turn in the tokenizer's chat
         template.
       date: the current date to chat templates that ask for it; None: today's.
+      system: system turn before the user turn; "": none.
+      values: further arguments of the chat template.
 
     Raises:
       UserError: the tokenizer has no usable chat template.
     """
     if chat:
         try:
-            turns = [{"role": "user", "content": prompt}]
+            turns = [{"role": "system", "content": system}] if system else []
+            turns += [{"role": "user", "content": prompt}]
             dated = _dated(tokenizer.get_chat_template(), date or datetime.date.today())
-            text = chat_template.render(tokenizer, turns, **dated)
+            text = chat_template.render(tokenizer, turns, **(values or {}), **dated)
         except (UserError, ValueError) as error:
             raise UserError(
                 "student.chat=True, but the tokenizer has no usable chat template: "
@@ -391,6 +396,11 @@ def resolve_prompt(
             raise UserError(
                 "student.chat=True, but the tokenizer's chat template drops the question "
                 "({question} in student.prompt). Set student.chat=False for a base model."
+            )
+        if system.strip() not in text:
+            raise UserError(
+                "student.system_prompt: the tokenizer's chat template drops the system turn. Leave "
+                "it empty, and write the text into student.prompt."
             )
         prompt = text
     elif decoder_only and not prompt[-1].isspace():

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.config.loading import section
-from kpod_jax.data import tokens
+from kpod_jax.data import chat_template, tokens
 from kpod_jax.data.records import Record, Rejected
 from kpod_jax.data.tokenizers import load_tokenizer
 from kpod_jax.models import hub, layout
@@ -80,8 +80,27 @@ class Student:
             prompt,
             decoder_only=self.decoder_only,
             chat=self.settings.chat,
-            date=self.date,
+            date=self.prompt_date,
+            system=self.settings.system_prompt,
+            values=chat_template.arguments(self.settings.chat_template_kwargs),
         )
+
+    @property
+    def prompt_date(self) -> datetime.date | None:
+        """The date for chat templates: `student.date` if set, else `date`."""
+        fixed = self.settings.date
+        return datetime.date.fromisoformat(fixed) if fixed else self.date
+
+    def prompt_json(self, prompt: str) -> dict[str, Any]:
+        """Returns the content of prompt.json: a resolved prompt template and its settings."""
+        settings = self.settings
+        return {
+            "date": str(self.prompt_date or datetime.date.today()),
+            "prompt": prompt,
+            "chat": settings.chat,
+            "system_prompt": settings.system_prompt,
+            "chat_template_kwargs": chat_template.arguments(settings.chat_template_kwargs),
+        }
 
     def tokenize(
         self,

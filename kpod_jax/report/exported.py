@@ -38,7 +38,12 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
         "Export an earlier checkpoint with --config.eval.checkpoint=STEP, or train again.",
     )
     is_adapter = export(
-        student, params, directory, **config.export, max_new_tokens=config.eval.max_new_tokens
+        student,
+        params,
+        directory,
+        dtype=config.export.dtype,
+        lora=config.export.lora,
+        max_new_tokens=config.eval.max_new_tokens,
     )
     prompt = baselines.prompt_of(config, student)
     card = model_card.model_card(
@@ -51,6 +56,7 @@ def write(config: Config, student: Student, params: Any, step: int, root: pathli
         results=results.read(root) if (root / "results.json").exists() else None,
     )
     files.write_text(directory / "README.md", card)
+    files.write_json(directory / "prompt.json", student.prompt_json(prompt))
     form = "as a PEFT adapter" if is_adapter else "in Hugging Face format"
     return f"the student of step {step}, {form}"
 

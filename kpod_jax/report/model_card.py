@@ -30,6 +30,7 @@ _PATHS = (
     ("student", "model"),
     ("student", "tokenizer"),
     ("weighting", "answerer"),
+    ("weighting", "reference"),
     ("weighting", "weights"),
     ("schedule", "vectors"),
 )
@@ -73,12 +74,13 @@ def model_card(
     task = "text-generation" if decoder_only else "text2text-generation"
     # A random student has only the architecture of a model on the hub.
     base_id = hub.hub_id(student.model) if student.init != "random" else None
+    known_license = hub.license_of(student.model) if student.init != "random" else None
     text, add_special_tokens = example or (prompt, True)
     card = huggingface_hub.ModelCard.from_template(
         huggingface_hub.ModelCardData(
             library_name="peft" if is_adapter else "transformers",
             base_model=base_id,
-            license=hub.license_of(student.model) if student.init != "random" else None,
+            license=config.export.license or known_license,
             datasets=datasets or None,
             pipeline_tag=task,
             tags=["chain-of-thought", "distillation", "kpod"],
@@ -154,4 +156,4 @@ def _model_index(
         metric_type="accuracy",
         metric_value=results["accuracy"],
     )
-    return {"model_name": title, "eval_results": [accuracy]}
+    return {"model_name": title, "eval_results": [accuracy], "metrics": ["accuracy"]}

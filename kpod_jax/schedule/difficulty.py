@@ -5,10 +5,9 @@ Letters: N examples, M rationale tokens in total.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
@@ -22,7 +21,7 @@ from kpod_jax.data.records import Ragged, as_ragged, offsets_of
 from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.models.student import Student
 from kpod_jax.parallel import sharding
-from kpod_jax.training import forward
+from kpod_jax.training.forward import rationale_losses
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError, listed
 from kpod_jax.utils.progress import Progress
@@ -120,41 +119,6 @@ def require_finite(difficulty: Ragged, tokenized: TokenizedSet) -> None:
             f"{listed(ids, 8)}. Check the weights of student.model and the token weights, or set "
             "student.dtype=float32."
         )
-
-
-def rationale_losses(
-    module: nn.Module,
-    params: Any,
-    source: BatchSource,
-    tokenized: TokenizedSet,
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    progress: Callable[[int], None] = lambda examples: None,
-) -> Ragged:
-    """Computes -log P(r_j | r_<j, x; θs) of every rationale token in one teacher-forced pass.
-
-    Args:
-      module: the student.
-      params: θs.
-      source: batches of the examples in `tokenized`.
-      tokenized: the examples.
-      mesh: the mesh of the parameters.
-      batch_size: rows per batch.
-      progress: called after each batch with the number of examples in it.
-
-    Returns:
-      N slices of float32, in nats, one value per rationale token.
-    """
-    offsets = offsets_of(tokenized.rationale_lengths)
-    result = Ragged(np.zeros(offsets[-1], np.float32), offsets)
-    batches = forward.target_losses_of_all(module, params, source, mesh, batch_size=batch_size)
-    for index, values, _ in batches:
-        for row, i in enumerate(index):
-            if i >= 0:
-                result[i][:] = values[row, : tokenized.rationale_lengths[i]]
-        progress(int((index >= 0).sum()))
-    return result
 
 
 def step_difficulty(nll: Ragged, weights: Ragged | None, tokenized: TokenizedSet) -> Ragged:

@@ -13,6 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kpod_jax.data.batches import Batch, BatchSource
+from kpod_jax.data.records import Ragged, offsets_of
+from kpod_jax.data.tokens import TokenizedSet
 from kpod_jax.parallel import sharding
 from kpod_jax.training import losses
 
@@ -91,6 +93,41 @@ def mean_target_loss(
         mask = supervised & (index >= 0)[:, None]
         total, count = total + float(values[mask].sum(dtype=np.float64)), count + mask.sum()
     return total / int(count)
+
+
+def rationale_losses(
+    module: nn.Module,
+    params: Any,
+    source: BatchSource,
+    tokenized: TokenizedSet,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda examples: None,
+) -> Ragged:
+    """Computes -log P(r_j | r_<j, x; θs) of every rationale token in one teacher-forced pass.
+
+    Args:
+      module: the student.
+      params: θs.
+      source: batches of the examples in `tokenized`.
+      tokenized: the examples.
+      mesh: the mesh of the parameters.
+      batch_size: rows per batch.
+      progress: called after each batch with the number of examples in it.
+
+    Returns:
+      N slices of float32, in nats, one value per rationale token.
+    """
+    offsets = offsets_of(tokenized.rationale_lengths)
+    result = Ragged(np.zeros(offsets[-1], np.float32), offsets)
+    batches = target_losses_of_all(module, params, source, mesh, batch_size=batch_size)
+    for index, values, _ in batches:
+        for row, i in enumerate(index):
+            if i >= 0:
+                result[i][:] = values[row, : tokenized.rationale_lengths[i]]
+        progress(int((index >= 0).sum()))
+    return result
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""Metrics: one JSON line per event and TensorBoard scalars, fetched one step late.
+"""Metrics: one JSON line per event and the scalars of trackers, fetched one step late.
 
 `metrics.jsonl` in the work directory holds all stages. A stage that resumes from a checkpoint first
 removes what it wrote after that checkpoint, so the file reads as one uninterrupted run.
@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import jax
 
+from kpod_jax.training import trackers
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError, why
 
@@ -30,7 +31,7 @@ class MetricsWriter:
     def __init__(
         self, workdir: files.PathLike, stage: str, *, restored_step: int | None = None
     ) -> None:
-        """Opens `workdir/metrics.jsonl` and `workdir/tensorboard/STAGE`.
+        """Opens `workdir/metrics.jsonl` and, if it is tracked, `workdir/tensorboard/STAGE`.
 
         Args:
           workdir: the run's work directory; created if missing.
@@ -48,10 +49,9 @@ class MetricsWriter:
         self._sent = time.monotonic()
         self._file: IO[str] | None = None
         self._events: Any = None  # A tensorboardX.SummaryWriter.
+        self._tracking = trackers.current()
         if jax.process_index() != 0:
             return
-        import tensorboardX  # Imports PyTorch if installed, which takes seconds.
-
         first_step = 0 if restored_step is None else restored_step + 1
         if restored_step is None:
             files.remove(self._workdir / "tensorboard" / stage)
@@ -64,13 +64,16 @@ class MetricsWriter:
                 (folder / "metrics.jsonl").write_bytes(self._path.read_bytes())
         try:
             self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-            self._events = tensorboardX.SummaryWriter(
-                str(folder / "tensorboard" / stage),
-                # TensorBoard hides earlier events from this step on.
-                purge_step=first_step,
-                # File names contain the time in seconds; a quick restart would overwrite one.
-                filename_suffix=f".{first_step}",
-            )
+            if self._tracking.tensorboard:
+                import tensorboardX  # Imports PyTorch if installed, which takes seconds.
+
+                self._events = tensorboardX.SummaryWriter(
+                    str(folder / "tensorboard" / stage),
+                    # TensorBoard hides earlier events from this step on.
+                    purge_step=first_step,
+                    # File names contain the time in seconds; a quick restart would overwrite one.
+                    filename_suffix=f".{first_step}",
+                )
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
@@ -85,13 +88,13 @@ class MetricsWriter:
 
         Args:
           step: step of the stage; must not decrease between calls.
-          values: values by name. Numbers go to TensorBoard as well. NaN and infinities become null
+          values: values by name. Numbers go to the trackers as well. NaN and infinities become null
             in `metrics.jsonl`, as JSON does not have them.
 
         Raises:
           UserError: the disk is full.
         """
-        if self._file is None or self._events is None:
+        if self._file is None:
             return
         row = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -104,23 +107,27 @@ class MetricsWriter:
         except OSError as error:
             raise _cannot_write(self._path, error) from error
         for name, value in values.items():
-            if isinstance(value, float | int):
+            if isinstance(value, float | int) and self._events is not None:
                 self._events.add_scalar(name, value, step)
+        for service in self._tracking.services:
+            service.log(self._stage, step, trackers.numbers(values))
         if time.monotonic() - self._sent > _SEND_EVERY:
             self.send()
 
     def send(self) -> None:
         """Uploads what was written so far to a bucket; does nothing for a local work directory."""
-        if self._local is None or self._events is None:
+        if self._local is None:
             return
-        self._events.flush()
+        if self._events is not None:
+            self._events.flush()
         files.copy_folder(self._local.name, self._workdir)
         self._sent = time.monotonic()
 
     def close(self) -> None:
         """Flushes the TensorBoard events and closes the files."""
-        if self._file is not None and self._events is not None:
+        if self._events is not None:
             self._events.close()
+        if self._file is not None:
             self._file.close()
             self.send()
         if self._local is not None:

@@ -28,6 +28,16 @@ RENAMED = {
     "watch": "monitoring",
     "baseline.format_shares": "baseline.format_weights",
 }
+# Keys that stages of earlier versions lack, with the values that those versions implied.
+ADDED: Mapping[str, Any] = {
+    "weighting.reference": "",
+    "weighting.reference_steps": 300,
+    "weighting.kept_fraction": 0.6,
+    "export.license": "",
+    "student.system_prompt": "",
+    "student.chat_template_kwargs": "",
+    "student.date": "",
+}
 _NEW_NAMES = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 
 

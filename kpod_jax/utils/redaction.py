@@ -20,6 +20,8 @@ _VARIABLES = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "WANDB_API_KEY",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
 )
 _SHOWN = "[key]"
 _MIN_LENGTH = 16  # Shorter ones are placeholders, such as EMPTY, and may be words of a text.

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from kpod_jax.utils import config_dict, files
 from kpod_jax.utils.errors import UserError
-from kpod_jax.utils.workdir import Workdir, check_unchanged, recorded, same
+from kpod_jax.utils.workdir import Workdir, check_unchanged, differing, recorded, same
 
 T = TypeVar("T")
 
@@ -271,13 +271,12 @@ class StageCache:
 
     def _undamaged(self, stored: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
         """Returns what to do about a training if only outputs of other stages differ."""
-        keys = stored.keys() | fingerprint.keys()
-        differing = {key for key in keys if stored.get(key) != fingerprint.get(key)}
+        changes = differing(stored, fingerprint)
         makers = {f"file {file}": other for other in self._stages for file in self._outputs(other)}
-        if not differing <= makers.keys():
+        if not makers.keys() >= set(changes):
             return ""
         # Earlier versions recorded no digests.
-        unverified = sorted(key for key in differing if not recorded(self.root, makers[key]))
+        unverified = [key for key in changes if not recorded(self.root, makers[key])]
         if unverified:
             return (
                 f"If {self.root / unverified[0].removeprefix('file ')} may be damaged, delete it: "

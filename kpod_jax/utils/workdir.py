@@ -80,9 +80,8 @@ class Workdir:
         """Describes what changed since a stage ran: the first three keys, with both values."""
         old, new = _by_content(self.stored(stage) or {}), _by_content(fingerprint)
         changes = [
-            _change(key, old.get(key), new.get(key))
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
+            _change(key, *(side.get(key, config_dict.ADDED.get(key)) for side in (old, new)))
+            for key in _differing(old, new)
         ]
         return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" * (len(changes) > 3))
 
@@ -172,10 +171,24 @@ def same(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
     return old is not None and _by_content(old) == _by_content(new)
 
 
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns the keys in which two fingerprints differ; see `same`."""
+    return _differing(_by_content(old), _by_content(new))
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+
+
 def _by_content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces every path among the settings that has a digest by that digest."""
+    """Replaces every path among the settings that has a digest by that digest.
+
+    Drops keys of `config_dict.ADDED` that have the value which earlier versions implied.
+    """
     result, paths = {}, set()
     for key, value in fingerprint.items():
+        if key in config_dict.ADDED and value == config_dict.ADDED[key]:
+            continue
         if isinstance(value, str) and f"file {value}" in fingerprint:
             paths.add(f"file {value}")
             value = _CONTENTS + fingerprint[f"file {value}"]

@@ -33,7 +33,7 @@ from kpod_jax.training.metrics import MetricsWriter
 from kpod_jax.utils import files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.progress import Progress
-from kpod_jax.weighting import learn
+from kpod_jax.weighting import learn, reference, weightings
 from kpod_jax.weighting import summary as summary_file
 from kpod_jax.weighting.answerer import Params
 from kpod_jax.weighting.answerer_batch import AnswererBatch
@@ -85,15 +85,15 @@ class TokenWeights(Ragged):
 
     def __str__(self) -> str:
         """Returns a one-line summary."""
-        if "gap" not in self.summary:
-            return f"{len(self.values)} custom token weights"
         summary = self.summary
-        gap = summary["gap"]["all_masked"] - summary["gap"]["none_masked"]
-        text = (
-            f"{len(self.values)} token weights, mean {summary['mean_weight']:.2f}; held out: "
-            f"gap {gap:.2f} nats, objective {summary['objective']:.2f} "
-            f"(all kept {summary['keep_all']:.2f}, none {summary['keep_none']:.2f})"
-        )
+        kind = f" ({summary['weights']})" if "weights" in summary else ""
+        text = f"{len(self.values)} token weights{kind}, mean {summary['mean_weight']:.2f}"
+        if "gap" in summary:
+            gap = summary["gap"]["all_masked"] - summary["gap"]["none_masked"]
+            text += (
+                f"; held out: gap {gap:.2f} nats, objective {summary['objective']:.2f} "
+                f"(all kept {summary['keep_all']:.2f}, none {summary['keep_none']:.2f})"
+            )
         if summary["auc"] is not None:
             text += f", AUC of keypoints over filler {summary['auc']:.3f}"
         return text
@@ -112,7 +112,8 @@ def learn_token_weights(
     """Learns how much each token of the training rationales matters (Eq. 2-7).
 
     Args:
-      config: `weighting` of a configuration. With `weights=FILE.npz`, reads custom weights instead.
+      config: `weighting` of a configuration. If `weights` is not "learned", they are computed by
+        that weighting or read from that file.
       student: the model whose tokens are weighted, and whose input embeddings the generator reads.
       data: data set, whose validation split is used to evaluate the weights.
       mesh: mesh of the devices; None: all of them.
@@ -125,12 +126,9 @@ def learn_token_weights(
     Raises:
       UserError: there are no held-out rationales; see also `weigh` and `read_token_weights`.
     """
-    config, spans = paper.mask_learning(config), data.train.rationale_char_spans
+    config, mesh = paper.mask_learning(config), mesh or sharding.make_mesh()
     if config.weights != "learned":
-        weights = read_token_weights(config.weights, data.train.rationale_lengths)
-        auc = keypoint_auc(weights.values, data.train, len(data.train))
-        summary = {"mean_weight": float(weights.values.mean()), "auc": auc}
-        return TokenWeights(weights.values, weights.offsets, summary, spans=spans)
+        return _other_weights(config, student, data.train, mesh, workdir)
     held_out, _ = student.tokenize(data.records("validation"))
     if not held_out.records:
         raise UserError(
@@ -151,12 +149,30 @@ def learn_token_weights(
             student,
             data.train,
             held_out,
-            mesh or sharding.make_mesh(),
+            mesh,
             answerer=answerer or load_answerer(student, config),
             fresh=student.tokenize(fresh)[0] if config.fit == "fresh" and fresh else None,
             workdir=workdir,
         )
-    return dataclasses.replace(weights, spans=spans)
+    return dataclasses.replace(weights, spans=data.train.rationale_char_spans)
+
+
+def _other_weights(
+    config: Config, student: Student, train: TokenizedSet, mesh: Mesh, workdir: pathlib.Path | None
+) -> TokenWeights:
+    """Reads weights from a file, or computes them by a named or custom weighting."""
+    name = config.weights
+    if name.endswith(".npz"):
+        weights = read_token_weights(name, train.rationale_lengths)
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            folder = pathlib.Path(directory) if workdir is None else workdir / CHECKPOINTS
+            setting = weightings.Setting(train, student, config, mesh, folder)
+            weights = weightings.compute(name, setting)
+    auc = keypoint_auc(weights.values, train, len(train))
+    summary = {"weights": name, "mean_weight": float(weights.values.mean()), "auc": auc}
+    spans = train.rationale_char_spans
+    return TokenWeights(weights.values, weights.offsets, summary, spans=spans)
 
 
 def read_token_weights(path: str, lengths_N: np.ndarray) -> Ragged:
@@ -176,16 +192,8 @@ def read_token_weights(path: str, lengths_N: np.ndarray) -> Ragged:
             f"weighting.weights={path} holds {', '.join(arrays) or 'nothing'}; expected the arrays "
             '"values" and "offsets", as in token_weights.npz of a run.'
         )
-    weights = Ragged(arrays["values"].astype(np.float32), arrays["offsets"])
-    if not np.array_equal(weights.lengths, lengths_N) or weights.offsets[0] != 0:
-        raise UserError(
-            f"weighting.weights={path} has weights of {len(weights)} rationales with "
-            f"{len(weights.values)} tokens; expected those of the {len(lengths_N)} training "
-            f"records, whose rationales have {int(lengths_N.sum())} tokens under this student."
-        )
-    if not ((weights.values >= 0) & (weights.values <= 1)).all():  # NaN fails both.
-        raise UserError(f"weighting.weights={path}: expected weights between 0 and 1.")
-    return weights
+    weights = Ragged(arrays["values"], arrays["offsets"])
+    return weightings.check(weights, lengths_N, path)
 
 
 def weigh(
@@ -398,9 +406,7 @@ def _folds(count: int, fit: str, seed: int) -> list[tuple[np.ndarray, np.ndarray
     everything = np.arange(count)
     if fit != "other_fold":
         return [(everything, everything)]
-    order = np.random.default_rng(seed).permutation(count)
-    first, second = np.sort(order[: count // 2]), np.sort(order[count // 2 :])
-    return [(first, second), (second, first)]
+    return reference.halves(count, seed)
 
 
 def _rows(batch: AnswererBatch, index: np.ndarray) -> AnswererBatch:

@@ -17,7 +17,7 @@ from kpod_jax.parallel import processes, sharding
 from kpod_jax.report import run as run_files
 from kpod_jax.schedule.schedule import Schedule
 from kpod_jax.training.checkpoints import Checkpoints
-from kpod_jax.utils import files
+from kpod_jax.utils import config_dict, files
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.stage_cache import Stage, StageCache
 from kpod_jax.utils.workdir import Workdir
@@ -200,11 +200,16 @@ def test_what_a_user_changes_in_the_export_is_no_obstacle_to_the_page(run):
         run("export")
 
 
-def test_work_directories_of_earlier_versions_keep_working(run, capsys):
+def test_work_directories_of_earlier_versions_keep_working(run, monkeypatch):
     for path in (run.path / ".stages").glob("*.json"):
         note = json.loads(path.read_text())
         note.pop("outputs", None)
         path.write_text(json.dumps(note))
+    monkeypatch.setitem(config_dict.ADDED, "seed", 0)
+    path = run.path / ".stages/train.json"
+    note = json.loads(path.read_text())
+    del note["fingerprint"]["seed"]  # The version had no such key.
+    path.write_text(json.dumps(note))
     assert run() == ["page"]
     flip(run.path / "weights.txt")
     with pytest.raises(UserError) as error:

@@ -1,5 +1,6 @@
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -135,3 +136,41 @@ def test_every_curriculum_that_is_checked_exists():
     config = defaults.get_config()
     config.schedule.curriculum = "examples.longest_first:LongestFirst"
     checks.check(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"system_prompt": "Be brief."}, "system_prompt='Be brief.': expected student.chat=True"),
+        ({"system_prompt": "{question}", "chat": True}, "expected a text without {question}"),
+        ({"chat_template_kwargs": "{1", "chat": True}, "is not valid JSON"),
+        ({"chat_template_kwargs": "[1]", "chat": True}, "expected a JSON object"),
+        (
+            {"chat_template_kwargs": '{"messages": []}', "chat": True},
+            "'messages' cannot be set here",
+        ),
+        (
+            {"chat_template_kwargs": '{"eos_token": ""}', "chat": True},
+            "'eos_token' cannot be set here",
+        ),
+        ({"chat_template_kwargs": '{"a": 1e999}', "chat": True}, "is not valid JSON"),
+        ({"chat_template_kwargs": '{"a": "\\ud800"}', "chat": True}, "is not valid JSON"),
+        ({"date": "today"}, "student.date='today': expected YYYY-MM-DD"),
+    ],
+)
+def test_settings_of_chat_templates(changes, said):
+    config = defaults.get_config()
+    config.student.update(changes)
+    with pytest.raises(UserError, match=re.escape(said)):
+        checks.check(config)
+
+
+def test_good_settings_of_chat_templates():
+    config = defaults.get_config()
+    config.student.update({"chat": True, "system_prompt": "Be brief.", "date": "2024-07-26"})
+    config.student.chat_template_kwargs = '{"enable_thinking": false}'
+    config.export.license = "cc-by-sa-4.0"
+    checks.check(config)
+    config.export.license = "MIT license"
+    with pytest.raises(UserError, match=r"export.license='MIT license': expected an identifier"):
+        checks.check(config)

@@ -257,6 +257,23 @@ def test_prompts_in_a_chat_template(byte_tokenizer):
     assert text == prompt.replace("{question}", TWO_STEPS.question)
 
 
+def test_a_system_turn_and_arguments_of_a_chat_template(byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.chat_template = (
+        TEMPLATE + "{% if enable_thinking is false %}<think>{{ turns }}</think>{% endif %}"
+    )
+    options: Any = {"decoder_only": True, "chat": True, "system": "Be brief."}
+    prompt = tokens.resolve_prompt(
+        tokenizer, "Q: {question}", **options, values={"enable_thinking": False, "turns": 3}
+    )
+    system, user = "<|system|>Be brief.</s>", "<|user|>Q: {question}</s><|assistant|>"
+    assert prompt == f"{system}{user}<think>3</think>"
+    assert tokens.resolve_prompt(tokenizer, "Q: {question}", **options) == system + user
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    with pytest.raises(UserError, match=r"student\.system_prompt: .* drops the system turn"):
+        tokens.resolve_prompt(tokenizer, "Q: {question}", **options)
+
+
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('no system') }}"])
 def test_a_chat_template_that_fails_is_named(byte_tokenizer, template):
     tokenizer = copy.deepcopy(byte_tokenizer)

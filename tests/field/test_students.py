@@ -603,12 +603,23 @@ def test_a_run_keeps_the_date_of_its_prompt(tmp_path, monkeypatch):
     first = pipeline.read_student(config, root)
     assert f"Today Date: {datetime.date.today():%d %b %Y}\n" in first.prompt
     written = json.loads((root / "prompt.json").read_text())
-    assert written == {"date": str(datetime.date.today()), "prompt": first.prompt}
+    assert written == {
+        "date": str(datetime.date.today()),
+        "prompt": first.prompt,
+        "chat": True,
+        "system_prompt": "",
+        "chat_template_kwargs": {},
+    }
     monkeypatch.setattr(datetime, "date", Tomorrow)
     assert pipeline.read_student(config, root).prompt == first.prompt
     # A sibling may take over the tokens of the run.
     assert pipeline.read_student(config, sibling, [root]).prompt == first.prompt
     assert "02 Jan 2030" in pipeline.read_student(config, tmp_path / "new").prompt
+
+    # The key takes precedence, and prompt.json follows it.
+    config.student.date = "2024-07-26"
+    assert "Today Date: 26 Jul 2024\n" in pipeline.read_student(config, root).prompt
+    assert json.loads((root / "prompt.json").read_text())["date"] == "2024-07-26"
 
 
 # A student that was moved.

@@ -66,7 +66,13 @@ def test_no_name_breaks_the_front_matter(name):
     results = RESULTS | {"split": name, "accuracy": float("nan")}
     text, parsed = card(config, prompt=f"{name} {{question}}", results=results)
     data = parsed.data.to_dict()
-    assert data.keys() - {"base_model"} == {"library_name", "pipeline_tag", "tags", "model-index"}
+    assert data.keys() - {"base_model"} == {
+        "library_name",
+        "pipeline_tag",
+        "tags",
+        "model-index",
+        "metrics",
+    }
     assert data.get("base_model") in (None, name)
     [result] = data["model-index"][0]["results"]
     assert result["dataset"] == {"type": name, "name": name, "split": name}

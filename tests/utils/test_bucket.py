@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from kpod_jax import pipeline, report, sweep
+from kpod_jax import pipeline, push, report, sweep
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import runner
 from kpod_jax.training.checkpoints import Checkpoints
@@ -115,6 +115,26 @@ def test_files_are_there_in_whole_or_not_at_all(bucket):
     assert files.digest(bucket) != before
     files.remove(bucket)
     assert not path.exists()
+
+
+def test_an_export_is_uploaded_from_local_copies(bucket, monkeypatch):
+    expected = {"README.md": "card", "base/config.json": "{}"}
+    for name, text in expected.items():
+        files.write_text(f"{bucket}/export/{name}", text)
+    found = {}
+
+    def upload(folder, names, repo_id, *, private):
+        assert (repo_id, private) == ("me/student", True)
+        found.update({name: pathlib.Path(folder / name).read_text() for name in names})
+        return "done"
+
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "local" * 6)
+    monkeypatch.setattr(push, "upload", upload)
+    monkeypatch.setattr(pipeline, "run", lambda config, workdir, mode: files.as_path(workdir))
+    config = quickstart.get_config()
+    config.push.repo_id = "me/student"
+    push.push(config, bucket)
+    assert found == expected
 
 
 def test_stages_are_remembered_and_taken_over(bucket):
