@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kpod_jax.models.products import sum_products
+
 MASKED_SCORE = -0.7 * float(jnp.finfo(jnp.float32).max)  # The score of a masked key.
 MIN_LENGTH = 256  # Minimum number of queries and of keys to be faster (`benchmarks/RESULTS.md`).
 _MAX_BLOCKS, _MIN_BLOCK_QUERIES = 4, 64
@@ -144,9 +146,9 @@ def _backward(settings: _Settings, residuals: Any, grad: jax.Array) -> Any:
             grad_bias.append(bias_sum if bias is None else bias_sum + grad_scores)
             grad_products = (settings.scale * grad_scores).astype(query.dtype)
             grad_query.append(_einsum("qk,kh->qh", grad_products, k_KxH[keys]).astype(query.dtype))
-            update = _einsum("qk,qh->kh", grad_products, q_QxH[queries])
+            update = sum_products(grad_products, q_QxH[queries], 1)
             grad_key = grad_key.at[keys].add(update)
-            update = _einsum("qk,qh->kh", weights.astype(value.dtype), grad_QxH[queries])
+            update = sum_products(weights.astype(value.dtype), grad_QxH[queries], 1)
             grad_value = grad_value.at[keys].add(update)
         return grad_bias, (jnp.concatenate(grad_query), grad_key, grad_value)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from kpod_jax.parallel.sharding import platform
 
@@ -80,18 +81,35 @@ def _backward(inputs: Sequence[int], dtype: Dtype, residuals: Any, grad: jax.Arr
         grad_axes = tuple(range(grad.ndim - len(outputs), grad.ndim))
         grad_x = _contract(grad, kernel.astype(dtype), grad_axes, outputs).astype(like_x.dtype)
     if x is not None:
-        rows, x = tuple(range(x.ndim - len(inputs))), x.astype(dtype)
+        rows, x = x.ndim - len(inputs), x.astype(dtype)
         if inputs[0] == 0:
-            grad_kernel = _contract(x, grad, rows, rows)
+            grad_kernel = sum_products(x, grad, rows)
         elif jnp.dtype(dtype) == jnp.bfloat16:
-            grad_kernel = _contract(grad, x, rows, rows)  # XLA's CPU backend cannot transpose it.
+            grad_kernel = sum_products(grad, x, rows)  # XLA's CPU backend cannot transpose it.
         else:  # Takes less memory.
-            grad_kernel = _move_last(_contract(x, grad, rows, rows), len(inputs))
+            grad_kernel = _move_last(sum_products(x, grad, rows), len(inputs))
         grad_kernel = grad_kernel.astype(like_kernel.dtype)
     return grad_x, grad_kernel
 
 
 _float32_sums.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def sum_products(a: jax.Array, b: jax.Array, rows: int) -> jax.Array:
+    """Sums the products of a [R, M] and b [R, N] over R, their first `rows` dimensions.
+
+    Returns:
+      [M, N] float32.
+    """
+    axes = tuple(range(rows))
+    if a.dtype != jnp.bfloat16 or platform() != "cpu":
+        return _contract(a, b, axes, axes)
+    # XLA's CPU backend multiplies bfloat16 several times as fast once R is last in memory.
+    size = math.prod(a.shape[:rows])
+    transposed = jnp.swapaxes(a.reshape(size, -1), 0, 1)
+    transposed = with_layout_constraint(transposed, Layout(major_to_minor=(0, 1)))
+    result = _contract(transposed, b.reshape(size, -1), (1,), (0,))
+    return result.reshape(*a.shape[rows:], *b.shape[rows:])
 
 
 def _contract(
