@@ -1,11 +1,21 @@
 """configs/sweeps/: each run of each table is what KPOD.md's tables say."""
 
+import collections
 import importlib
 import pathlib
 
 import pytest
 
-from configs.sweeps import common, factorial, quickstart, sensitivity, table1, table2, table3
+from configs.sweeps import (
+    common,
+    factorial,
+    quickstart,
+    sensitivity,
+    smollm2_svamp,
+    table1,
+    table2,
+    table3,
+)
 from kpod_jax import pipeline
 from kpod_jax.cli import checks
 from kpod_jax.config import defaults, paper
@@ -220,3 +230,16 @@ def test_the_factorial_crosses_weights_curricula_and_lengths(tmp_path):
 def test_the_factorial_names_what_it_cannot_use(option):
     with pytest.raises(UserError, match=option):
         factorial.get_runs(f"quickstart,{option}")
+
+
+def test_kpod_and_scotd_have_five_seeds_on_svamp(tmp_path):
+    keys = f"smollm2_svamp,data.path={tmp_path},data.rationales=a.jsonl"
+    runs = smollm2_svamp.get_runs(keys)
+    assert collections.Counter(name.rpartition("-seed")[0] for name in runs) == smollm2_svamp.SEEDS
+    for config in runs.values():
+        checks.check(config)
+    single = smollm2_svamp.get_runs(f"{keys},seeds=1,distill.epochs=1")
+    assert {name: config.seed for name, config in single.items()} == {
+        f"{name}-seed0": 0 for name in smollm2_svamp.SEEDS
+    }
+    assert {config.distill.epochs for config in single.values()} == {0, 1}
