@@ -1,10 +1,10 @@
 r"""SVAMP with a teacher's rationales: data and figures of `configs/sweeps/smollm2_svamp.py`.
 
-    python -m benchmarks.svamp --source=DIR --folder=FOLDER    # writes the data
+    python -m benchmarks.svamp --source=DIR --target=FOLDER    # writes the data
     python -m benchmarks.svamp --run=DIR                       # measures a finished run
 
 `--source` has `SVAMP.json` and `rationales.jsonl`, a teacher's rationales by question id.
-`--folder` gets the training questions that have a rationale: 100 of them, chosen by the hash of
+`--target` gets the training questions that have a rationale: 100 of them, chosen by the hash of
 their ids, are held out with their rationales (`validation.jsonl`), the others are for training
 (`train.jsonl`, `rationales.jsonl`). The paper's validation and test questions together are
 `test.jsonl`.
@@ -39,7 +39,7 @@ from kpod_jax.training import forward, losses
 from kpod_jax.utils import files
 
 SOURCE = flags.DEFINE_string("source", None, "Folder with SVAMP.json and rationales.jsonl.")
-FOLDER = flags.DEFINE_string("folder", None, "Folder for the data.")
+TARGET = flags.DEFINE_string("target", None, "Folder for the data.")
 HELD_OUT = 100
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _ROWS = 10  # Rationales per batch.
@@ -152,10 +152,10 @@ def main(argv: Sequence[str]) -> None:
         result = measure(workdir)
         files.write_json(workdir / "numbers.json", result)
         print(*(f"{key}: {value:.4g}" for key, value in result.items()), sep="\n")
-    elif SOURCE.value and FOLDER.value:
-        write_data(pathlib.Path(SOURCE.value), pathlib.Path(FOLDER.value))
+    elif SOURCE.value and TARGET.value:
+        write_data(pathlib.Path(SOURCE.value), pathlib.Path(TARGET.value))
     else:
-        raise app.UsageError("Expected --run, or --source and --folder.")
+        raise app.UsageError("Expected --run, or --source and --target.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""SmolLM2-135M-Instruct on SVAMP with a teacher's rationales, on a CPU: a run takes 40 minutes.
 
-    python -m benchmarks.svamp --source=DIR_OF_SVAMP --folder=FOLDER
+    python -m benchmarks.svamp --source=DIR_OF_SVAMP --target=FOLDER
     python -m kpod_jax.main --config=configs/smollm2_svamp.py --workdir=runs/smollm2_svamp \
         --config.student.model=PATH/SmolLM2-135M-Instruct.Q4_1.gguf \
         --config.data.path=FOLDER --config.data.rationales=FOLDER/rationales.jsonl

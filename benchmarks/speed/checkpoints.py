@@ -57,6 +57,6 @@ def table(config: T5Config = _CONFIG, rounds: int = _ROUNDS) -> Iterator[str]:
     saved = interleaved.ratio(measured["ours"], measured["torch"])
     restored = interleaved.ratio(measured["read"], measured["load"])
     yield f"| save {megabytes:.0f} MB | {saved} |"
-    yield f"| restore them | {restored} |"
+    yield f"| restore {megabytes:.0f} MB | {restored} |"
     held = statistics.median(measured["held"])
     yield f"| share of a save that training waits for | {held:.0%}, torch: all |"

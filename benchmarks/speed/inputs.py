@@ -18,7 +18,7 @@ from kpod_jax.data.tokens import TokenizedSet, tokenize
 from kpod_jax.models import hub
 
 HEADER = (
-    "| what | of the quickstart's training step |",
+    "| what | share of the quickstart's training step |",
     "| --- " * 2 + "|",
 )
 _STUDENT, ROWS, _EXAMPLES, _BATCHES, _ROUNDS = "kpod_jax/assets/tiny_t5", 32, 1500, 8, 5
@@ -68,13 +68,13 @@ def table(examples: int = _EXAMPLES, rounds: int = _ROUNDS) -> Iterator[str]:
         }
         found = interleaved.seconds(sides, rounds)
     for name, key, count in (
-        ("making a batch of 32, weights and schedule in it", "read", _BATCHES),
-        ("tokenising 32 records, once a run", "tokenise", len(records) / ROWS),
-        ("mapping 32 records' stored tokens, once a process", "map", len(records) / ROWS),
+        ("making a batch of 32, with weights and schedule", "read", _BATCHES),
+        ("tokenizing 32 records, once per run", "tokenise", len(records) / ROWS),
+        ("mapping the stored tokens of 32 records, once per process", "map", len(records) / ROWS),
     ):
         shares = [a / count / b for a, b in zip(found[key], found["step"], strict=True)]
         low, high = min(shares), max(shares)
         yield f"| {name} | {statistics.median(shares):.1%} ({low:.1%} to {high:.1%}) |"
     rate = len(records) / statistics.median(found["tokenise"])
     made = _BATCHES * ROWS / statistics.median(found["read"])
-    yield f"| examples a second: {made:,.0f} in batches, {rate:,.0f} tokenised | |"
+    yield f"| examples per second: {made:,.0f} in batches, {rate:,.0f} tokenized | |"

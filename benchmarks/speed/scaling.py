@@ -10,7 +10,7 @@ from benchmarks.speed.pairs import OurStep, TorchStep, Work
 from kpod_jax.models.t5_config import T5Config
 
 HEADER = (
-    "| what grows | sizes | ours, cost ~ size to the | torch, cost ~ size to the "
+    "| size of | sizes | ours, cost ~ size to the | torch, cost ~ size to the "
     "| torch / ours, first and last size |",
     "| --- " * 5 + "|",
 )

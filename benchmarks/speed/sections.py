@@ -19,6 +19,12 @@ def _train() -> Iterator[str]:
     return training.table()
 
 
+def _smollm2() -> Iterator[str]:
+    from benchmarks.speed import training
+
+    return training.precisions()
+
+
 def _generate() -> Iterator[str]:
     from benchmarks.speed import generation
 
@@ -84,6 +90,7 @@ def _gpu_generation() -> Iterator[str]:
 
 CPU: dict[str, Callable[[], Iterator[str]]] = {
     "train": _train,
+    "smollm2": _smollm2,
     "generate": _generate,
     "techniques": _techniques,
     "inputs": _inputs,

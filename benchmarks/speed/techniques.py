@@ -80,11 +80,11 @@ def rectangles(examples: int) -> Iterator[str]:
         return round(used / (1 - source.padding_fraction))
 
     one = padded(1)
-    yield f"| length buckets, 4 instead of 1, by tokens | {one / padded(4):.2f} | |"
+    yield f"| 4 length buckets instead of 1, in tokens | {one / padded(4):.2f} | |"
     lengths = packing.sequence_lengths(tokenized)
     capacity = 2 * int(lengths.max())
     rows = len(packing.pack_bins(lengths, capacity))
-    yield f"| packing instead of 1 bucket, by tokens | {one / (rows * capacity):.2f} | |"
+    yield f"| packing instead of 1 bucket, in tokens | {one / (rows * capacity):.2f} | |"
 
 
 def shared_prompts(work: Work, rounds: int, samples: int = 8) -> str:
@@ -104,11 +104,11 @@ def table(work: Work = WORK, rounds: int = _ROUNDS, examples: int = 1500) -> Ite
     ours = OurStep(work, scan_layers=False)
     few = {"without": OurStep(part, scan_layers=False, loss=all_logits)}
     few["with"] = OurStep(part, scan_layers=False)
-    name = "logits at supervised positions alone, of which there are 40 %"
+    name = "logits of supervised positions only (40%)"
     yield row(name, few["without"], few["with"], rounds)
     again = OurStep(work, scan_layers=False, loss=logits_twice)
     yield row("loss and gradient from the same logits", again, ours, rounds)
-    yield row("layers written out instead of scanned", OurStep(work), ours, rounds)
+    yield row("unrolled instead of scanned layers", OurStep(work), ours, rounds)
     yield row("`remat=full`", ours, OurStep(remat, scan_layers=False), rounds)
     whole, half = (
         OurStep(dataclasses.replace(work, bfloat16=chosen), scan_layers=False)

@@ -1,5 +1,6 @@
 """A training step beside transformers in torch, eager and compiled."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from benchmarks.speed import interleaved, machine
@@ -12,6 +13,7 @@ HEADER = (
     "| torch compiled / ours |",
     "| --- " * 5 + "|",
 )
+PRECISION_HEADER = ("| other side | time of it / ours in bfloat16 |", "| --- | --- |")
 _ROUNDS = 3
 _SMALL, _BASE, _SMOL = NAMED["t5-small"], NAMED["t5-base"], NAMED["HuggingFaceTB/SmolLM2-135M"]
 # name, work, whether torch.compile is tried: it takes minutes for deep models on a CPU.
@@ -53,3 +55,19 @@ def table() -> Iterator[str]:
     yield from HEADER
     for arguments in _WORK:
         yield machine.in_new_process(row, *arguments)
+
+
+def precisions(work: Work = Work(_SMOL, 3, 256, 256), rounds: int = _ROUNDS) -> Iterator[str]:
+    """Returns a table that compares our step in bfloat16 with float32, and with torch in both."""
+    low = dataclasses.replace(work, bfloat16=True)
+    sides: dict[str, Run] = {
+        "ours, bfloat16": OurStep(low, scan_layers=False),
+        "ours, float32": OurStep(work, scan_layers=False),
+        "torch, bfloat16": TorchStep(low),
+        "torch, float32": TorchStep(work),
+    }
+    found = interleaved.seconds(sides, rounds)
+    ours = found.pop("ours, bfloat16")
+    yield from PRECISION_HEADER
+    for name, seconds in found.items():
+        yield f"| {name} | {interleaved.ratio(ours, seconds)} |"

@@ -1,6 +1,6 @@
 r"""SmolLM2-135M-Instruct on SVAMP: KPOD, its two main ablations and other methods.
 
-    python -m benchmarks.svamp --source=DIR_OF_SVAMP --folder=FOLDER
+    python -m benchmarks.svamp --source=DIR_OF_SVAMP --target=FOLDER
     python -m kpod_jax.main --mode=sweep --workdir=runs/smollm2_svamp \
         --sweep=configs/sweeps/smollm2_svamp.py:smollm2_svamp,student.model=FILE.gguf,data.path=FOLDER,data.rationales=FOLDER/rationales.jsonl
 
