@@ -16,6 +16,7 @@ HEADER = (
 PRECISION_HEADER = ("| other side | time of it / ours in bfloat16 |", "| --- | --- |")
 _ROUNDS = 3
 _SMALL, _BASE, _SMOL = NAMED["t5-small"], NAMED["t5-base"], NAMED["HuggingFaceTB/SmolLM2-135M"]
+_PACKED = Work(_SMOL, 3, 256, 256)
 # name, work, whether torch.compile is tried: it takes minutes for deep models on a CPU.
 _WORK = (
     ("T5-small", Work(_SMALL, 4, 64, 64), True),
@@ -57,7 +58,7 @@ def table() -> Iterator[str]:
         yield machine.in_new_process(row, *arguments)
 
 
-def precisions(work: Work = Work(_SMOL, 3, 256, 256), rounds: int = _ROUNDS) -> Iterator[str]:
+def precisions(work: Work = _PACKED, rounds: int = _ROUNDS) -> Iterator[str]:
     """Returns a table that compares our step in bfloat16 with float32, and with torch in both."""
     low = dataclasses.replace(work, bfloat16=True)
     sides: dict[str, Run] = {
