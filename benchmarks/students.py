@@ -147,12 +147,13 @@ def main(argv: list[str]) -> None:
     show("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
-        for kind in ("v1.0", "v1.1"):
+        for kind in tiny.KINDS:
             # Generation in transformers requires equal depths and an explicit start token.
             sizes = {"num_layers": 2, "decoder_start_token_id": 0}
             model = tiny.torch_t5(path / kind, kind, **sizes)
             module, params = load(str(path / kind))
-            show(parity(f"T5 {kind}, random, tiny", module, params, model, False))
+            name = kind if kind == "mt5" else f"T5 {kind}"
+            show(parity(f"{name}, random, tiny", module, params, model, False))
         for kind in test_llama.KINDS:
             model = test_llama.torch_model(path / kind, kind)
             module, params = load(str(path / kind))

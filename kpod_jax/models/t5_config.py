@@ -19,11 +19,12 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """A T5's architecture: v1.0 by default; v1.1 and Flan are gated and have an untied head.
+    """A T5's architecture: v1.0 by default; v1.1, Flan and mT5 are gated and have an untied head.
 
     Attributes:
       names: names of the weights; see `families.Family`.
       architectures: the transformers class of each model_type.
+      model_type: one of `architectures`.
       vocab_size: V, rows of the embedding table.
       d_model: D, model width.
       d_kv: H, head width; N * H may differ from D.
@@ -44,8 +45,12 @@ class T5Config:
     """
 
     names: ClassVar[Any] = t5_names
-    architectures: ClassVar[Mapping[str, str]] = {"t5": "T5ForConditionalGeneration"}
+    architectures: ClassVar[Mapping[str, str]] = {
+        "t5": "T5ForConditionalGeneration",
+        "mt5": "MT5ForConditionalGeneration",
+    }
 
+    model_type: str = "t5"
     vocab_size: int = 32128
     d_model: int = 512
     d_kv: int = 64
@@ -100,10 +105,14 @@ class T5Config:
         Raises:
           UserError: the model is not a T5, or a value is not supported.
         """
-        if value.get("model_type") != "t5":
+        if (kind := value.get("model_type")) not in tuple(cls.architectures):
             raise UserError(
-                f"model_type is {value.get('model_type')!r}; expected 't5' (v1.0, v1.1, Flan)."
+                f"model_type is {schema.shown(kind)}; expected one of "
+                f"{', '.join(cls.architectures)}."
             )
+        if kind == "mt5":  # No mT5 is tied, whatever its file says.
+            defaults = {"feed_forward_proj": "gated-gelu"}
+            value = {**defaults, **value, "scale_decoder_outputs": False}
         fields = {
             field.name: value[field.name]
             for field in dataclasses.fields(cls)
@@ -120,8 +129,7 @@ class T5Config:
     def to_json(self) -> dict[str, Any]:
         """Returns a `config.json` that transformers 4 and 5 and `from_json` read the same way."""
         return {
-            "architectures": ["T5ForConditionalGeneration"],
-            "model_type": "t5",
+            "architectures": [self.architectures[self.model_type]],
             "is_encoder_decoder": True,
             **dataclasses.asdict(self),
         }

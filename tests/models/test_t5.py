@@ -15,7 +15,7 @@ from kpod_jax.models.t5 import T5
 from tests.models import tiny
 
 
-@pytest.fixture(scope="module", params=["v1.0", "v1.1"])
+@pytest.fixture(scope="module", params=tiny.KINDS)
 def reference(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("reference")
     return directory, tiny.torch_t5(directory, request.param)

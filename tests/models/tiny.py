@@ -27,15 +27,17 @@ SIZES: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     "v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
     "v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "mt5": {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 
 
 def torch_t5(directory: pathlib.Path, kind: str, seed: int = 0, **sizes: int) -> Any:
-    """A random T5 of transformers, saved to `directory`; v1.1 with a head of its own."""
+    """A random T5 of transformers, saved to `directory`; all but v1.0 have their own head."""
     torch.manual_seed(seed)
-    config = transformers.T5Config.from_dict(SIZES | KINDS[kind] | sizes)
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    if kind == "v1.1":
+    name = "MT5" if kind == "mt5" else "T5"
+    config = getattr(transformers, f"{name}Config").from_dict(SIZES | KINDS[kind] | sizes)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    if kind != "v1.0":
         head = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model) * 0.3)
         model.lm_head.weight = head
     # Norms and biases of random models are all alike; make mistakes in them visible.
