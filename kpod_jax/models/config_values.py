@@ -8,7 +8,7 @@ from kpod_jax.utils.errors import UserError
 
 # Beyond these, values are damaged: the largest models have 10 ** 12 parameters and 128 layers.
 _MAX_PARAMETERS = 10**13
-_MAX_LAYERS = 1 << 12
+MAX_LAYERS = 1 << 12
 _MAX_SIZE = 1 << 24
 _MAX_INTEGER = (1 << 31) - 1
 _MAX_FLOAT = 1e30
@@ -58,7 +58,7 @@ def _range(name: str) -> tuple[int, int]:
     if name.endswith("_token_id"):
         return 0, _MAX_INTEGER
     if "layers" in name:
-        return 1, _MAX_LAYERS
+        return 1, MAX_LAYERS
     return 1, _MAX_INTEGER if "max_" in name else _MAX_SIZE
 
 

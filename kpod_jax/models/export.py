@@ -81,6 +81,11 @@ def check_base(student: Student) -> None:
     path, reason = files.local(student.model), None
     if student.random:
         reason = "the adapter's base model was initialized randomly (student.init=random)"
+    elif getattr(getattr(student.config, "traits", None), "fused", False):
+        reason = (
+            f"files of {student.config.model_type} hold q, k and v in one matrix, to which PEFT "
+            "adds one adapter instead of three"
+        )
     elif path.is_file():
         reason = f"transformers adapts no {path.suffix} file (student.model={student.model!r})"
     if reason is not None:

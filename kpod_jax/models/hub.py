@@ -27,7 +27,7 @@ from kpod_jax.models.families import NAMED, Family, ModelConfig, config_from_jso
 from kpod_jax.models.gguf_file import GGUFFile
 from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.t5_config import T5Config
-from kpod_jax.models.tensors import INDEX, WEIGHTS, Tensors
+from kpod_jax.models.tensors import INDEX, WEIGHTS, Tensors, fused_parts
 from kpod_jax.utils import files, schema
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.gguf_contents import read_gguf
@@ -250,8 +250,16 @@ def save_pretrained(
         if not path.endswith(layout.KERNEL_COMPANIONS)
         for i, name in enumerate(_names(path, leaf, config))
     }
+    parts = {name: [name] for name in sources}
+    for name, group in fused_parts(sources, config).items():
+        for part in group:
+            del parts[part]
+        parts[name] = group
     size = jnp.dtype(dtype).itemsize
-    bytes_of = {name: math.prod(hf_shape(p, config)) * size for name, (p, _) in sources.items()}
+    bytes_of = {
+        name: sum(math.prod(hf_shape(sources[part][0], config)) for part in group) * size
+        for name, group in parts.items()
+    }
     split = huggingface_hub.split_state_dict_into_shards_factory(
         bytes_of,
         get_storage_size=lambda size: size,
@@ -260,7 +268,11 @@ def save_pretrained(
     )
     is_writer = jax.process_index() == 0
     for file, names in split.filename_to_tensors.items():
-        tensors = {name: _to_hf(flat, *sources[name], lora).astype(dtype) for name in names}
+        tensors = {
+            name: np.concatenate([_to_hf(flat, *sources[part], lora) for part in parts[name]])
+            for name in names
+        }
+        tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
         if is_writer:
             with files.atomic_write(directory / file) as stream:
                 stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))

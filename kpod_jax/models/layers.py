@@ -130,19 +130,21 @@ def _init_int8(key: jax.Array, shape: Sequence[int], dtype: Dtype) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, x / rms(x) * scale, computed in float32."""
+    """Root-mean-square norm, x / rms(x) * (offset + scale), computed in float32."""
 
     size: int
     epsilon: float
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     axis: str = "embed"  # Logical name of the last axis.
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D] of `dtype`."""
-        ones = partitioned(nn.initializers.ones, self.axis)
-        scale = self.param("scale", ones, (self.size,), self.param_dtype)
+        init = partitioned(nn.initializers.constant(1.0 - self.offset), self.axis)
+        scale = self.param("scale", init, (self.size,), self.param_dtype)
+        scale = scale if not self.offset else self.offset + scale.astype(jnp.float32)
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)

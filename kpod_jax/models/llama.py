@@ -23,7 +23,9 @@ from kpod_jax.models.layers import (
     pin_residual,
 )
 from kpod_jax.models.llama_config import LlamaConfig
-from kpod_jax.models.llama_layers import STD, Encoded, Layer, rotation_at
+from kpod_jax.models.llama_layers import STD, Encoded, Layer, make_norm, rotation_at
+from kpod_jax.models.llama_traits import LayerKind
+from kpod_jax.utils.errors import UserError
 
 
 class Cache(NamedTuple):
@@ -79,14 +81,14 @@ class Llama(nn.Module):
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore
+                in_axes=(*[nn.broadcast] * 3, 0, 0),  # pyright: ignore
                 length=c.num_hidden_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             self.layers = layer(*arguments)
         else:
             self.layers = [layer(*arguments) for _ in range(c.num_hidden_layers)]
-        self.final_norm = norm(c.hidden_size, c.rms_norm_eps, *types)
+        self.final_norm = make_norm(norm, c, c.hidden_size, *types)
         if not c.tie_word_embeddings:
             self.lm_head = Head(c.hidden_size, c.vocab_size, STD, *types)
 
@@ -128,7 +130,10 @@ class Llama(nn.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Maps int ids [...] to embeddings [..., D]."""
-        return self.shared(ids)
+        x = self.shared(ids)
+        if self.config.traits.scales_embeddings:
+            x *= jnp.asarray(self.config.hidden_size**0.5, x.dtype)
+        return x
 
     def encode(
         self,
@@ -243,15 +248,15 @@ class Llama(nn.Module):
         distance_G = (time - jnp.arange(length)) % length  # In steps before this one.
         seen = jnp.concatenate([input_mask_BxS, distance_G <= age_B[:, None]], axis=1)
         position_B = input_mask_BxS.sum(axis=1) + age_B
-        if self.config.sliding_window is not None:
-            distance = position_B[:, None] - _positions(input_mask_BxS)
-            steps = jnp.broadcast_to(distance_G, (len(ids_B), length))
-            distance = jnp.concatenate([distance, steps], axis=1)
-            seen &= distance < self.config.sliding_window
-        seen = seen[:, None, None]
-        rotation = rotation_at(position_B[:, None], self.config)
+        distance = position_B[:, None] - _positions(input_mask_BxS)
+        steps = jnp.broadcast_to(distance_G, (len(ids_B), length))
+        distance = jnp.concatenate([distance, steps], axis=1)
+        of_kind = self._of_kinds(position_B[:, None], distance, seen)
         x, keys, values = self.embed(ids_B)[:, None], [], []
-        for layer, key, value in zip(self.layers, cache.keys, cache.values, strict=True):  # pyright: ignore[reportArgumentType]
+        layers = zip(self.layers, self.config.layer_kinds, cache.keys, cache.values, strict=True)  # pyright: ignore[reportArgumentType]
+        for layer, kind, key, value in layers:
+            rotation, seen_BxL = of_kind[kind]
+            seen = seen_BxL[:, None, None]
             x, key, value = layer.step(x, prompt + time % length, rotation, seen, key, value)
             keys.append(key)
             values.append(value)
@@ -289,20 +294,50 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, Encoded]:
         """Does the same as `_run`, given `seen`, [B, Q, L] bool, and the tokens' positions."""
         positions_BxQ = positions_BxL[:, -x_BxQxD.shape[1] :]
-        if self.config.sliding_window is not None:
-            distance = positions_BxQ[:, :, None] - positions_BxL[:, None, :]
-            seen &= distance < self.config.sliding_window
+        distance = positions_BxQ[:, :, None] - positions_BxL[:, None, :]
+        of_kind = self._of_kinds(positions_BxQ, distance, seen)
         x = pin_residual(x_BxQxD.astype(self.dtype))
-        arguments = (rotation_at(positions_BxQ, self.config), seen[:, None], deterministic)
+        kinds = self.config.layer_kinds
         if self.scan_layers:
-            x, (keys, values) = self.layers(x, *arguments, past)  # pyright: ignore[reportCallIssue]
+            rotations, masks = (jnp.stack(parts) for parts in zip(*of_kind.values(), strict=True))
+            numbers = jnp.asarray([list(of_kind).index(kind) for kind in kinds])
+            if len(of_kind) == 1:
+                rotations, masks, numbers = rotations[0], masks[0], None
+            arguments = (rotations, jnp.expand_dims(masks, -3), deterministic, past, numbers)
+            x, (keys, values) = self.layers(x, *arguments)  # pyright: ignore[reportCallIssue]
             return x, Encoded(keys, values)
         keys_values = []
         for i, layer in enumerate(self.layers):  # pyright: ignore[reportArgumentType]
             layer_past = None if past is None else Encoded(past.keys[i], past.values[i])
-            x, layer_keys_values = layer(x, *arguments, layer_past)
+            rotation, mask = of_kind[kinds[i]]
+            x, layer_keys_values = layer(x, rotation, mask[:, None], deterministic, layer_past)
             keys_values.append(layer_keys_values)
         return x, Encoded(*zip(*keys_values, strict=True))
+
+    def _of_kinds(
+        self, positions: jax.Array, distance: jax.Array, seen: jax.Array
+    ) -> dict[LayerKind, tuple[jax.Array, jax.Array]]:
+        """Returns the rotation of the queries, and what they see, for each kind of layer.
+
+        Args:
+          positions: [B, Q] int, the queries' positions.
+          distance: [B, ..., L] int, from each key to the query.
+          seen: the same shape, bool, what queries see without a window.
+        """
+        maximum = self.config.rope_scaling.max_length
+        if maximum is not None and distance.shape[-1] > maximum:
+            raise UserError(
+                f"A sequence of {distance.shape[-1]} tokens: longer ones than {maximum} "
+                "(original_max_position_embeddings) would need this model's long_factor, which is "
+                "not supported. Lower student.max_question_tokens and student.max_target_tokens."
+            )
+        return {
+            kind: (
+                rotation_at(positions, self.config, kind.rope),
+                seen if kind.window is None else seen & (distance < kind.window),
+            )
+            for kind in dict.fromkeys(self.config.layer_kinds)
+        }
 
 
 def _extend_mask(mask_BxS: jax.Array, count: int) -> jax.Array:

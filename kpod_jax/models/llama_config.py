@@ -1,7 +1,6 @@
 """The LLaMA family's configuration, with the keys of Hugging Face's `config.json`.
 
-Covers LLaMA 1 to 3 and SmolLM2 (model_type llama), Mistral, Qwen2 and Qwen2.5 (qwen2), and Qwen3.
-They differ only in biases, query and key norms, and the scaling of positions.
+Covers LLaMA 1 to 3 and SmolLM2 (model_type llama), and the models of `llama_traits`.
 """
 
 import dataclasses
@@ -9,7 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from kpod_jax.models import config_values, llama_names, rope
+from kpod_jax.models import config_values, llama_layer_types, llama_names, rope
+from kpod_jax.models.llama_traits import FULL, SLIDING, TRAITS, LayerKind, Traits
 from kpod_jax.models.rope import RopeScaling
 from kpod_jax.utils import schema
 from kpod_jax.utils.errors import UserError
@@ -17,13 +17,20 @@ from kpod_jax.utils.errors import UserError
 # Values of keys with which a model is one of this family; null always is one.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
-    "partial_rotary_factor": (1.0,),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
+    "use_bidirectional_attention": (False,),
 }
-_ACTIVATIONS = ("swish",)  # Other names of silu.
+_ACTIVATIONS = {"swish": "silu"}  # Other names.
 _TOKEN_ID = schema.integer(0, (1 << 31) - 1)
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+# Fields that only some models have in config.json.
+_ONLY = {
+    "layer_types": ("smollm3", "gemma3_text", "qwen2", "qwen3"),
+    "no_rope_layers": ("smollm3",),
+    "partial_rotary_factor": ("phi3",),
+    "query_pre_attn_scalar": ("gemma3_text",),
+    "rope_local_base_freq": ("gemma3_text",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +55,11 @@ class LlamaConfig:
       tie_word_embeddings: whether the head is the embedding table.
       attention_bias: whether q, k, v and o have biases (in qwen2, q, k and v always do).
       sliding_window: number of latest tokens that a query sees, itself included; None: all.
+      layer_types: FULL or SLIDING for each layer; (): all layers slide if there is a window.
+      no_rope_layers: 1 for each layer with rotary positions, 0 for those without; (): all have.
+      partial_rotary_factor: fraction of each head's dimensions that are rotated, the first ones.
+      query_pre_attn_scalar: scores are multiplied by its power of -1/2; None: `head_dim`.
+      rope_local_base_freq: base of the rotary frequencies in sliding layers; Gemma 3 only.
       max_position_embeddings: maximum sequence length in training.
       pad_token_id: pads sequences.
       eos_token_id: ends sequences.
@@ -56,12 +68,9 @@ class LlamaConfig:
 
     names: ClassVar[Any] = llama_names
     architectures: ClassVar[Mapping[str, str]] = {
-        "llama": "LlamaForCausalLM",
-        "mistral": "MistralForCausalLM",
-        "qwen2": "Qwen2ForCausalLM",
-        "qwen3": "Qwen3ForCausalLM",
+        kind: traits.architecture for kind, traits in TRAITS.items()
     }
-    hidden_act: ClassVar[str] = "silu"
+    hidden_act: ClassVar[str] = ""  # Of a custom family; empty: that of its traits.
 
     model_type: str = "llama"
     vocab_size: int = 32000
@@ -77,6 +86,11 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    no_rope_layers: tuple[int, ...] = ()
+    partial_rotary_factor: float = 1.0
+    query_pre_attn_scalar: float | None = None
+    rope_local_base_freq: float = 10000.0
     max_position_embeddings: int = 2048
     pad_token_id: int = 0
     eos_token_id: int = 2
@@ -101,11 +115,21 @@ class LlamaConfig:
                 f"LLaMA configuration: num_key_value_heads={self.num_key_value_heads} does not "
                 f"divide num_attention_heads={self.num_attention_heads}."
             )
-        if self.head_dim % 2:
+        scalar = self.query_pre_attn_scalar
+        if scalar is not None and (not schema.is_number(scalar) or scalar <= 0):
             raise UserError(
-                f"LLaMA configuration: head_dim={self.head_dim} is odd; expected an even number."
+                f"LLaMA configuration: query_pre_attn_scalar is {schema.shown(scalar)}; expected a "
+                "number > 0."
             )
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise UserError(
+                f"LLaMA configuration: head_dim={self.head_dim} with partial_rotary_factor="
+                f"{self.partial_rotary_factor} rotates {self.rotary_dim} dimensions; expected an "
+                "even number."
+            )
+        llama_layer_types.check(self)
         rope.check_type(self.rope_scaling.rope_type)
+        self.rope_scaling.check_size(self.rotary_dim)
         if self.rope_scaling.rope_type == "yarn" and self.rope_theta <= 1:
             raise UserError(
                 f"LLaMA configuration: rope_theta is {self.rope_theta}; expected more than 1, "
@@ -122,16 +146,37 @@ class LlamaConfig:
         return self.hidden_size
 
     @property
-    def qk_norm(self) -> bool:
-        """Whether queries and keys are normalized per head."""
-        return self.model_type == "qwen3"
+    def traits(self) -> Traits:
+        """The differences from LLaMA; those of LLaMA itself for a custom family."""
+        return TRAITS.get(self.model_type, Traits())
 
     @property
     def biases(self) -> tuple[str, ...]:
         """The attention projections that have a bias."""
-        if self.model_type == "qwen2":
-            return ("q", "k", "v")
-        return ("q", "k", "v", "o") if self.attention_bias else ()
+        return self.traits.biases or (("q", "k", "v", "o") if self.attention_bias else ())
+
+    @property
+    def rotary_dim(self) -> int:
+        """The number of dimensions of a head that are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def attention_scale(self) -> float:
+        """The factor of the scores."""
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer."""
+        count = self.num_hidden_layers
+        types = self.layer_types or (FULL if self.sliding_window is None else SLIDING,) * count
+        kinds = []
+        for kind, rotates in zip(types, self.no_rope_layers or (1,) * count, strict=True):
+            slides = kind == SLIDING
+            rope_kind = "local" if slides and self.traits.local_rope else "global"
+            window = self.sliding_window if slides else None
+            kinds.append(LayerKind(rope_kind if rotates else "none", window))
+        return tuple(kinds)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "LlamaConfig":
@@ -140,14 +185,18 @@ class LlamaConfig:
         Raises:
           UserError: the model belongs to another family, or a value is not supported.
         """
+        kind = value.get("model_type")
+        traits = TRAITS[kind] if kind in tuple(TRAITS) else Traits()
+        value = {**traits.defaults, **{k: v for k, v in value.items() if v is not None}}
         fields: dict[str, Any] = {
             field.name: value[field.name]
             for field in dataclasses.fields(cls)
-            if value.get(field.name) is not None
+            if field.name in value
         }
-        act = value.get("hidden_act") or cls.hidden_act
-        if act not in (cls.hidden_act, *_ACTIVATIONS):
-            raise UserError(f"hidden_act is {schema.shown(act)}; expected {cls.hidden_act!r}.")
+        expected, key = cls.hidden_act or traits.activation, traits.activation_key
+        act = value.get(key) or expected
+        if act != expected and (type(act) is not str or _ACTIVATIONS.get(act) != expected):
+            raise UserError(f"{key} is {schema.shown(act)}; expected {expected!r}.")
         for name, neutral in _NEUTRAL.items():
             if (given := value.get(name)) is not None and given not in neutral:
                 expected = " or ".join(["null", *map(json.dumps, neutral)])
@@ -161,8 +210,14 @@ class LlamaConfig:
                 schema.check({name: ids[0]}, {name: _TOKEN_ID})
                 fields[name] = ids[0]
         fields.setdefault("pad_token_id", fields.get("eos_token_id", cls.eos_token_id))
-        if value.get("model_type") in LlamaConfig.architectures:
-            fields["sliding_window"] = _window(value)
+        for name, kinds in _ONLY.items():
+            if kind not in kinds:
+                fields.pop(name, None)
+        if kind in tuple(TRAITS):
+            fields |= llama_layer_types.from_json(value)
+        if traits.local_rope:
+            value, fields["rope_local_base_freq"] = rope.split_local(value)
+        fields["partial_rotary_factor"] = rope.partial_factor(value, kind == "phi3")
         fields["rope_theta"], fields["rope_scaling"] = rope.from_json(
             value,
             cls.rope_theta,
@@ -173,19 +228,19 @@ class LlamaConfig:
     def to_json(self) -> dict[str, Any]:
         """Returns a `config.json` that transformers 4 and 5 and `from_json` read the same way."""
         value = dataclasses.asdict(self)
-        value["rope_scaling"] = scaling = self.rope_scaling.to_json()
-        value["rope_parameters"] = scaling | {"rope_theta": self.rope_theta}
-        if scaling["rope_type"] == "default":
-            del value["rope_scaling"]
-        if self.model_type in _QWEN:
-            slides = self.sliding_window is not None
-            value["use_sliding_window"] = slides
-            value["max_window_layers"] = 0 if slides else self.num_hidden_layers
-        value["hidden_act"] = self.hidden_act
+        for name, kinds in _ONLY.items():
+            if self.model_type not in kinds or value[name] == ():
+                del value[name]
+        del value["rope_scaling"]
+        value |= rope.to_json(self.rope_scaling, self.rope_theta, self.max_position_embeddings)
+        if "partial_rotary_factor" in value:
+            value["rope_parameters"]["partial_rotary_factor"] = self.partial_rotary_factor
+        if self.traits.local_rope:
+            local = {"rope_type": "default", "rope_theta": self.rope_local_base_freq}
+            value["rope_parameters"] = {FULL: value["rope_parameters"], SLIDING: local}
+        value |= llama_layer_types.to_json(self)
+        value[self.traits.activation_key] = self.hidden_act or self.traits.activation
         return {"architectures": [self.architectures[self.model_type]], **value}
-
-
-_QWEN = ("qwen2", "qwen3")
 
 
 def _set_head_sizes(
@@ -195,8 +250,6 @@ def _set_head_sizes(
     heads = fields.get("num_attention_heads", cls.num_attention_heads)
     hidden = fields.get("hidden_size", cls.hidden_size)
     fields.setdefault("num_key_value_heads", heads)
-    if value.get("model_type") == "qwen3" and "head_dim" not in value:
-        fields["head_dim"] = 128
     if "head_dim" in fields or not all(type(n) is int and n > 0 for n in (heads, hidden)):
         return
     if hidden % heads:
@@ -205,42 +258,6 @@ def _set_head_sizes(
             f"{hidden}, and there is no head_dim."
         )
     fields["head_dim"] = hidden // heads
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _window(value: Mapping[str, Any]) -> int | None:
-    """Returns the sliding window of all layers, as transformers understands a `config.json`.
-
-    Raises:
-      UserError: only some layers have one.
-    """
-    kind, window = value["model_type"], value.get("sliding_window", 4096)
-    given, first = value.get("layer_types"), value.get("max_window_layers")
-    if given is not None and not (isinstance(given, list) and all(map(_is_text, given))):
-        raise UserError(f"layer_types is {schema.shown(given)}; expected a list of names.")
-    if first is not None and type(first) is not int:
-        raise UserError(f"max_window_layers is {schema.shown(first)}; expected an integer.")
-    if kind == "llama" or (kind in _QWEN and not value.get("use_sliding_window")):
-        window = None
-    types = set(given or ())
-    if kind in _QWEN and window is not None:
-        layers = value.get("num_hidden_layers")
-        count = layers if type(layers) is int else LlamaConfig.num_hidden_layers
-        first = 28 if first is None else first
-        types = types or {*([_FULL] if first > 0 else []), *([_SLIDING] if first < count else [])}
-        window = None if types == {_FULL} else window
-    types = types or {_FULL if window is None else _SLIDING}
-    if types != {_FULL if window is None else _SLIDING}:
-        raise UserError(
-            f"its layers differ in attention (sliding_window={window}, layer_types: "
-            f"{', '.join(sorted(types))}), which is not supported. If all sequences are "
-            "shorter than the window, it has no effect: remove sliding_window and layer_types, "
-            "and set use_sliding_window to false."
-        )
-    return window
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, **other: Any) -> LlamaConfig:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kpod_jax.models.llama_traits import FULL, SLIDING
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.schema import is_number, shown
 
@@ -26,11 +27,13 @@ class RopeScaling:
       factor: divides the frequencies; for "llama3" and "yarn", only the low ones.
       low_freq_factor: "llama3" only: wavelengths above original / low are fully scaled.
       high_freq_factor: "llama3" only: wavelengths below original / high are not scaled.
-      original_max_position_embeddings: "llama3" and "yarn": the original context length.
+      original_max_position_embeddings: the original context length; not for "linear".
       beta_fast: "yarn" only: dimensions with more rotations in the original context are not scaled.
       beta_slow: "yarn" only: dimensions with fewer rotations are fully scaled.
-      attention_factor: "yarn" only: multiplies queries and keys.
+      attention_factor: "yarn" and "longrope": multiplies queries and keys.
       truncate: "yarn" only: whether these two limits are rounded to whole dimensions.
+      short_factor: "longrope" only: divisor of each frequency in the original context.
+      long_factor: "longrope" only: that in longer ones, which are not supported.
     """
 
     rope_type: str = "default"
@@ -42,11 +45,54 @@ class RopeScaling:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns `rope_scaling`, in the spelling of transformers 4 and 5."""
-        names = (*_REQUIRED[self.rope_type], *_OPTIONAL.get(self.rope_type, ()))
-        return {"rope_type": self.rope_type} | {name: getattr(self, name) for name in names}
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence with these frequencies; None: any."""
+        return self.original_max_position_embeddings if self.rope_type == "longrope" else None
+
+    def check_size(self, dimensions: int) -> None:
+        """Checks the number of factors for a number of rotated dimensions.
+
+        Raises:
+          UserError: it is wrong.
+        """
+        for name in _LISTS if self.rope_type == "longrope" else ():
+            if len(getattr(self, name)) != dimensions // 2:
+                raise UserError(
+                    f"rope_scaling: {name} has {len(getattr(self, name))} numbers; expected "
+                    f"{dimensions // 2}, half of the rotated dimensions of a head."
+                )
+
+
+def to_json(scaling: RopeScaling, theta: float, max_positions: int) -> dict[str, Any]:
+    """Returns the keys of `config.json`, in the spelling of transformers 4 and 5.
+
+    Args:
+      scaling: scaling of the frequencies.
+      theta: base of the frequencies.
+      max_positions: the maximum sequence length.
+    """
+    kind = scaling.rope_type
+    names = (*_REQUIRED[kind], *_OPTIONAL.get(kind, ()))
+    found = {name: getattr(scaling, name) for name in names}
+    original = scaling.original_max_position_embeddings
+    if kind == "longrope":
+        if found["attention_factor"] == longrope_attention_factor(max_positions, original):
+            del found["attention_factor"]
+        found |= {name: list(found[name]) for name in _LISTS}
+    value: dict[str, Any] = {
+        "rope_scaling": {"rope_type": kind} | found,
+        "rope_parameters": {"rope_type": kind, "rope_theta": theta} | found,
+    }
+    if kind == "default":
+        del value["rope_scaling"]
+    elif kind == "longrope":  # Phi-3 in transformers 4 knows these names alone.
+        value["rope_scaling"] = {"type": kind} | found
+        value["original_max_position_embeddings"] = original
+    return value
 
 
 # The settings of each type that have no default, and those that have one.
@@ -60,8 +106,14 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
         "original_max_position_embeddings",
     ),
     "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor"),
 }
-_OPTIONAL = {"yarn": ("beta_fast", "beta_slow", "attention_factor", "truncate")}
+_OPTIONAL = {
+    "yarn": ("beta_fast", "beta_slow", "attention_factor", "truncate"),
+    "longrope": ("attention_factor",),
+}
+_LISTS = ("short_factor", "long_factor")
+_ALIASES = {"su": "longrope"}  # Phi-3's first name of it.
 
 
 def check_type(rope_type: str) -> None:
@@ -116,11 +168,10 @@ def _flat(rope: Any, key: str) -> Mapping[str, Any]:
 def _scaling(rope: Mapping[str, Any], value: Mapping[str, Any], max_positions: int) -> RopeScaling:
     kinds = (rope.get("rope_type"), rope.get("type"))
     kind = next((kind for kind in kinds if kind is not None), "default")
+    kind = _ALIASES[kind] if kind in tuple(_ALIASES) else kind
     check_type(kind)
     original = "original_max_position_embeddings"
     given = {key: part for key, part in rope.items() if part is not None}
-    if given.get("partial_rotary_factor", 1) != 1:
-        raise UserError("partial_rotary_factor below 1 is not supported; expected 1.")
     if value.get(original) is not None:
         given[original] = value[original]
     given.setdefault(original, max_positions)
@@ -134,11 +185,25 @@ def _scaling(rope: Mapping[str, Any], value: Mapping[str, Any], max_positions: i
                 raise UserError(f"rope_scaling of type {kind!r} lacks {name}.")
             continue
         fields[name] = part = given[name]
-        if name == "truncate":
+        if name in _LISTS:
+            if not isinstance(part, list) or not all(is_number(n) and n > 0 for n in part):
+                raise UserError(f"rope_scaling: {name} is {shown(part)}; expected numbers > 0.")
+            fields[name] = tuple(map(float, part))
+        elif name == "truncate":
             if type(part) is not bool:
                 raise UserError(f"rope_scaling: {name} is {shown(part)}; expected true or false.")
         elif not is_number(part) or part <= 0:
             raise UserError(f"rope_scaling: {name} is {shown(part)}; expected a number > 0.")
+    if kind == "longrope":
+        original_size = given[original]
+        if type(original_size) is not int or original_size < 2:
+            raise UserError(f"{original} is {shown(original_size)}; expected an integer >= 2.")
+        fields[original] = original_size
+        factor = given.get("factor")
+        if not all(is_number(n) and n > 0 for n in (max_positions, factor or 1)):
+            raise UserError(f"rope_scaling: factor is {shown(factor)}; expected a number > 0.")
+        derived = longrope_attention_factor(max_positions, original_size, factor)
+        fields.setdefault("attention_factor", derived)
     if kind == "yarn":
         fields.setdefault("attention_factor", _attention_factor(fields["factor"], given))
     if kind == "llama3" and fields["high_freq_factor"] <= fields["low_freq_factor"]:
@@ -153,6 +218,56 @@ def _attention_factor(factor: float, given: Mapping[str, Any]) -> float:
     if not all(scales):
         return yarn_attention_factor(factor)
     return yarn_attention_factor(factor, scales[0]) / yarn_attention_factor(factor, scales[1])
+
+
+def longrope_attention_factor(
+    max_positions: int, original: int, factor: float | None = None
+) -> float:
+    """Returns LongRoPE's factor of queries and keys for a scaling of the context."""
+    if factor is None:
+        factor = max_positions / original
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def partial_factor(value: Mapping[str, Any], allowed: bool) -> float:
+    """Returns the fraction of each head's dimensions that are rotated.
+
+    Args:
+      value: contents of a `config.json`.
+      allowed: whether the model type may have a fraction below 1.
+
+    Raises:
+      UserError: it is no fraction, is given twice and differs, or is not allowed.
+    """
+    name = "partial_rotary_factor"
+    places = [value, *(value[key] for key in _KEYS if isinstance(value.get(key), Mapping))]
+    found = {place[name] for place in places if is_number(place.get(name))} or {1.0}
+    factor = found.pop()
+    if found or not 0 < factor <= 1 or (factor != 1 and not allowed):
+        raise UserError(f"{name} is {factor}; expected {'one fraction' if allowed else 1}.")
+    return float(factor)
+
+
+def split_local(value: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """Separates the frequencies of sliding layers from a `config.json` of Gemma 3.
+
+    Returns:
+      The contents with the settings of the other layers alone, and the base of sliding layers.
+
+    Raises:
+      UserError: the frequencies of sliding layers are scaled, or their base is not a number > 0.
+    """
+    given, value = value.get("rope_parameters"), dict(value)
+    base = value.pop("rope_local_base_freq", 10000.0)
+    if isinstance(given, Mapping) and SLIDING in given:
+        value["rope_parameters"] = given.get(FULL) or {}
+        local = given[SLIDING] or {}
+        if not isinstance(local, Mapping) or local.get("rope_type", "default") != "default":
+            raise UserError(f"rope_parameters of {SLIDING} is {shown(local)}; expected no scaling.")
+        base = local.get("rope_theta", base)
+    if not is_number(base) or base <= 0:
+        raise UserError(f"rope_local_base_freq is {shown(base)}; expected a number > 0.")
+    return value, float(base)
 
 
 def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
@@ -199,4 +314,5 @@ _SCALE = {
     "linear": lambda plain, theta, scaling: plain / scaling.factor,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": lambda plain, theta, scaling: plain / np.asarray(scaling.short_factor),
 }

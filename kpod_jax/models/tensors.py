@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Tensors:
             self._files = self._weight_map()
             self._shapes = self._read_shapes()
         self.names = set(self._files)
+        self._parts: dict[str, tuple[str, slice]] = {}
 
     def _weight_map(self) -> dict[str, str]:
         """Returns each tensor's file."""
@@ -128,6 +129,7 @@ class Tensors:
         """
         expected = set(paths)
         names = config.names
+        self._split_fused(paths, config)
         keys = names.STRUCTURE_KEYS
         if missing := sorted(expected - self.names):
             raise UserError(
@@ -149,6 +151,25 @@ class Tensors:
                 f"{self.directory} has {_summarize(unexpected)}, which its config.json does not "
                 f"expect ({keys}). {_FIX_CONFIG}."
             )
+
+    def _split_fused(self, paths: Mapping[str, str], config: ModelConfig) -> None:
+        """Replaces fused tensors by their parts, in a model whose files have them."""
+        for name, parts in fused_parts(paths, config).items():
+            if name not in self.names:
+                continue
+            shape, sizes = self._shapes[name], [hf_shape(paths[part], config) for part in parts]
+            expected = (sum(size[0] for size in sizes), *sizes[0][1:])
+            if shape != expected:
+                raise UserError(
+                    f"{self.directory}: the weight {name} has shape {list(shape)}, but its "
+                    f"config.json requires {list(expected)}. {_FIX_CONFIG}."
+                )
+            start = 0
+            for part, size in zip(parts, sizes, strict=True):
+                self._parts[part] = name, slice(start, start + size[0])
+                self._shapes[part], self._files[part] = size, self._files[name]
+                start += size[0]
+            self.names = self.names - {name} | set(parts)
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor.
@@ -181,6 +202,9 @@ class Tensors:
             )
 
     def _get(self, name: str) -> np.ndarray:
+        if name in self._parts:
+            fused, rows = self._parts[name]
+            return self._get(fused)[rows]
         if self._gguf is not None:
             return self._gguf.get(name)
         with self._open(self._files[name]) as file:
@@ -196,6 +220,24 @@ class Tensors:
                 if file.read(len(_LFS)) == _LFS:
                     reason = "it is a pointer of Git LFS; run git lfs pull"
             raise UserError(f"Cannot read {path}: {reason}. {_AGAIN}.") from error
+
+
+def fused_parts(names: Iterable[str], config: ModelConfig) -> dict[str, list[str]]:
+    """Returns the fused tensors of a model's files, each with its parts in order; {} if none are.
+
+    Args:
+      names: names of the weights, of LLaMA's form.
+      config: the architecture.
+    """
+    found: dict[str, list[str]] = {}
+    if not getattr(getattr(config, "traits", None), "fused", False):
+        return found
+    for name in names:
+        for fused, parts in config.names.FUSED.items():
+            if f".{parts[0]}." in name:
+                whole = name.replace(parts[0], fused)
+                found[whole] = [name.replace(parts[0], part) for part in parts]
+    return found
 
 
 def _check_method(directory: pathlib.Path) -> None:

@@ -1,8 +1,11 @@
 """The LLaMA family against transformers, and against itself in its other forms."""
 
+import copy
 import functools
+import json
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ import torch
 import transformers
 
 from kpod_jax.models import hub, layout
+from kpod_jax.models.families import config_from_json
+from kpod_jax.models.layers import LoRAConfig
 from kpod_jax.models.llama import Llama
 from kpod_jax.models.llama_config import LlamaConfig, RopeScaling
 from kpod_jax.utils.errors import UserError
@@ -37,6 +42,17 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LONGROPE = {
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "short_factor": [1.0, 1.1, 1.5],
+        "long_factor": [1.0, 2.0, 4.0],
+    },
+}
 # What transformers calls them, and what is special about each.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -49,6 +65,27 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 8}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
+    "qwen3-windows": (
+        "Qwen3",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "olmo2": ("Olmo2", {"head_dim": 8}),  # Theirs is the quotient.
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3}),
+    "smollm3-windows": (
+        "SmolLM3",
+        {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8},
+    ),
+    "phi3": ("Phi3", {"head_dim": 8, "sliding_window": 8, "attention_bias": False}),
+    "phi4-mini": ("Phi3", {"head_dim": 8, "partial_rotary_factor": 0.75, **LONGROPE}),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "num_hidden_layers": 3,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 20,
+        },
+    ),
 }
 
 
@@ -56,9 +93,9 @@ def torch_model(directory, kind: str) -> Any:
     """A random model of transformers, saved to `directory`."""
     torch.manual_seed(0)
     name, more = KINDS[kind]
-    config = getattr(transformers, f"{name}Config")(**SIZES | more)
+    config = getattr(transformers, f"{name}Config")(**SIZES | copy.deepcopy(more))
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
     for weight_name, weight in model.named_parameters():
         if "norm" in weight_name or weight_name.endswith("bias"):
             weight.data.add_(torch.randn_like(weight) * 0.3)
@@ -106,7 +143,7 @@ def reference(request, tmp_path_factory):
 # Layers that are written out are those of decoding, which is tested below.
 @pytest.mark.parametrize(
     ("reference", "scan_layers"),
-    [*((kind, True) for kind in KINDS), ("mistral", False), ("qwen3", False)],
+    [*((kind, True) for kind in KINDS), ("mistral", False), ("gemma3", False)],
     indirect=["reference"],
 )
 def test_logits_are_those_of_transformers(reference, scan_layers):
@@ -140,7 +177,9 @@ def test_where_padding_stands_and_how_a_prompt_is_split_changes_nothing(referenc
 
 
 @pytest.mark.parametrize(
-    "reference", ["llama-tied-bias", "llama3", "mistral", "qwen3"], indirect=True
+    "reference",
+    ["llama-tied-bias", "mistral", "qwen3", "olmo2", "smollm3-windows", "phi4-mini", "gemma3"],
+    indirect=True,
 )
 def test_decoding_step_by_step_gives_the_same_as_all_at_once(reference):
     directory, model = reference
@@ -188,6 +227,106 @@ def test_an_export_is_bit_equal_and_gives_the_same_in_transformers(reference, tm
     )
 
 
+@pytest.mark.parametrize("reference", ["smollm3", "phi4-mini", "gemma3"], indirect=True)
+def test_every_prefix_is_continued_in_one_pass(reference):
+    module, params = load(reference[0])
+    rng = np.random.default_rng(0)
+    ids, inputs = rng.integers(3, 96, (1, 20)), rng.integers(3, 96, (1, 4))
+    prefixes = np.arange(20) < np.array([6, 13, 20])[None, :, None]
+
+    @jax.jit
+    def run(ids: Any, mask: Any, inputs: Any, prefixes: Any) -> Any:
+        apply = functools.partial(module.apply, {"params": params})
+        encoded = apply(ids, mask, method="encode")
+        return apply(encoded, prefixes, inputs, method="decode_prefixes")
+
+    found = run(ids, ids > 0, inputs, prefixes)[0]
+    for hidden, length in zip(found, (6, 13, 20), strict=True):
+        prompt = ids[:, :length]
+        alone = jax.jit(functools.partial(module.apply, {"params": params}))
+        np.testing.assert_allclose(hidden, alone(prompt, prompt > 0, inputs)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["phi4-mini", "olmo2", "gemma3"], indirect=True)
+def test_adapters_and_recomputation_change_no_result(reference):
+    directory, _ = reference
+    module, params = load(directory)
+    lora = LoRAConfig(rank=2, targets=("q", "v", "down"))
+    adapted = Llama(module.config, lora=lora, remat="full")
+    ids = np.ones((1, 4), np.int32)
+    fresh = jax.jit(adapted.init)(jax.random.key(0), ids, ids > 0, ids)
+    parts = layout.split_adapters(nn.unbox(fresh["params"]))[0]
+    arrays, both = batch(), layout.combine(params, parts)
+    np.testing.assert_allclose(
+        tiny.logits(adapted, both, arrays), tiny.logits(module, params, arrays), atol=1e-5
+    )
+    # Merged, they are the weights of a model without.
+    rng = np.random.default_rng(0)
+    both = layout.unflatten(
+        {
+            path: rng.normal(size=leaf.shape).astype(np.float32) * 0.1
+            if layout.is_adapter(path)
+            else leaf
+            for path, leaf in layout.flatten(both).items()
+        }
+    )
+    merged = layout.merge(both, lora)
+    np.testing.assert_allclose(
+        tiny.logits(adapted, both, arrays), tiny.logits(module, merged, arrays), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("reference", ["phi4-mini"], indirect=True)
+def test_sequences_beyond_the_original_context_are_refused(reference):
+    module, params = load(reference[0])
+    assert module.config.rope_scaling.max_length == 64
+    with pytest.raises(UserError, match="A sequence of 70 tokens: longer ones than 64"):
+        tiny.logits(module, params, batch(source=60, target=10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
+        ("gemma3_text", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar is -1"),
+        ("gemma3_text", {"layer_types": ["chunked_attention"] * 2}, "layer_types is"),
+        ("gemma3_text", {"layer_types": "full_attention"}, "expected a list"),
+        ("gemma3_text", {"rope_local_base_freq": 0}, "rope_local_base_freq is 0"),
+        ("smollm3", {"no_rope_layers": [1, 2]}, "no_rope_layers is"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+        ("smollm3", {"layer_types": ["sliding_attention"] * 2}, "there is no sliding window"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; expected 1"),
+        ("phi3", {"partial_rotary_factor": 0.7, "head_dim": 10}, "rotates 7 dimensions"),
+        ("phi3", {"rope_scaling": {"type": "su"}}, "lacks short_factor"),
+        ("phi3", {"rope_scaling": LONGROPE["rope_parameters"]}, "short_factor has 3 numbers"),
+        ("gemma3", {}, "model_type 'gemma3' in config.json is not supported"),
+        ("olmo2", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ("smollm3", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+    ],
+)
+def test_what_other_families_lack_is_named(kind, values, message):
+    with pytest.raises(UserError, match=message):
+        config_from_json({"model_type": kind, **SIZES} | values)
+
+
+@pytest.mark.parametrize("reference", ["phi4-mini", "gemma3"], indirect=True)
+def test_configurations_of_transformers_4_are_read(reference):
+    """It has bases, scalings and partial rotation at the top."""
+    directory, _ = reference
+    value = json.loads((directory / "config.json").read_text())
+    rope = value.pop("rope_parameters")
+    if value["model_type"] == "phi3":
+        value |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor")}
+        names = ("short_factor", "long_factor")
+        value["rope_scaling"] = {"type": "longrope"} | {name: rope[name] for name in names}
+    else:
+        value["rope_theta"] = rope["full_attention"]["rope_theta"]
+        value["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    assert config_from_json(value) == hub.load_config(str(directory))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -211,14 +350,14 @@ def test_the_rope_of_older_configurations_is_read():
     assert LlamaConfig.from_json(config.to_json()) == config
 
 
-def test_texts_that_share_a_row_do_not_see_each_other(tmp_path):
+@pytest.mark.parametrize("reference", ["llama", "smollm3-windows", "gemma3"], indirect=True)
+def test_texts_that_share_a_row_do_not_see_each_other(reference):
     """Two texts and padding in one row, against each text alone."""
-    torch_model(tmp_path, "llama")
-    module, params = load(tmp_path)
+    module, params = load(reference[0])
     rng = np.random.default_rng(0)
-    texts = [rng.integers(3, 96, size) for size in (7, 5)]
-    row, segments = np.zeros((1, 15), np.int32), np.zeros((1, 15), np.int32)
-    row[0, :12], segments[0, :12] = np.concatenate(texts), np.repeat([1, 2], [7, 5])
+    texts = [rng.integers(3, 96, size) for size in (14, 10)]  # Windows are shorter.
+    row, segments = np.zeros((1, 30), np.int32), np.zeros((1, 30), np.int32)
+    row[0, :24], segments[0, :24] = np.concatenate(texts), np.repeat([1, 2], [14, 10])
     none = row[:, :0]
 
     def run(ids, **options):
@@ -226,5 +365,5 @@ def test_texts_that_share_a_row_do_not_see_each_other(tmp_path):
         return np.asarray(jax.jit(apply)(ids, **options))
 
     packed = run(row, segments_BxU=segments)[0]
-    for text, place in zip(texts, (slice(0, 7), slice(7, 12)), strict=True):
+    for text, place in zip(texts, (slice(0, 14), slice(14, 24)), strict=True):
         np.testing.assert_allclose(packed[place], run(text[None])[0], atol=2e-5)
