@@ -32,11 +32,25 @@ _PRE_TOKENIZERS = {
     "llama-bpe": "llama-bpe",
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
+    "dbrx": "dbrx",  # OLMo 2.
+    "gpt-4o": "gpt-4o",  # Phi-4-mini.
 }
-# Word pattern of Qwen2 and LLaMA 3, which differ in how many digits form a word.
+# Word pattern of Qwen2, LLaMA 3 and OLMo 2, which differ in how many digits form a word.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+# GPT-4o's, where a word also ends before an upper-case letter.
+_CASED_WORDS = "|".join(
+    [
+        *(
+            rf"[^\r\n\p{{L}}\p{{N}}]?{part}(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+            for part in (rf"[{_UPPER}]*[{_LOWER}]+", rf"[{_UPPER}]+[{_LOWER}]*")
+        ),
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ]
 )
 
 
@@ -115,10 +129,11 @@ def _byte_level(file: GGUFContents, tokens: list[str]) -> "Tokenizer":
     result = tokenizers.Tokenizer(model)
     if split == "qwen2":
         result.normalizer = normalizers.NFC()
-    if split in ("qwen2", "llama-bpe"):
-        words = tokenizers.Regex(_WORDS % (r"\p{N}" if split == "qwen2" else r"\p{N}{1,3}"))
+    if split in ("qwen2", "llama-bpe", "dbrx", "gpt-4o"):
+        words = _WORDS % (r"\p{N}" if split == "qwen2" else r"\p{N}{1,3}")
+        words = _CASED_WORDS if split == "gpt-4o" else words
         steps: list[Any] = [
-            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(words), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     else:

@@ -1,43 +1,32 @@
-"""Reads GGUF files of the LLaMA family as if they were Hugging Face directories.
+"""Reads GGUF files of decoder-only models as if they were Hugging Face directories.
 
-Tensors are dequantized one at a time. Files with architecture `llama` interleave the rows of the
-query and key projections (dimensions 2i and 2i + 1 form a rotary pair); reading restores Hugging
-Face's order (i and i + H / 2).
+Tensors are dequantized one at a time. Where a file interleaves the rows of queries and keys,
+reading restores Hugging Face's order, in which dimensions i and i + H / 2 form a rotary pair.
 """
 
 import dataclasses
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
 
+from kpod_jax.models import gguf_names
+from kpod_jax.models.gguf_names import ROPE_DIVISORS, ROPE_FACTORS
 from kpod_jax.models.llama_config import LlamaConfig
-from kpod_jax.models.rope import RopeScaling, frequencies, yarn_attention_factor
+from kpod_jax.models.llama_traits import FULL, SLIDING
+from kpod_jax.models.rope import (
+    RopeScaling,
+    frequencies,
+    longrope_attention_factor,
+    yarn_attention_factor,
+)
 from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.gguf_contents import read_gguf
 
-# Also the values of model_type in config.json.
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _USE_DIRECTORY = "Give the model's Hugging Face directory instead."
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# Divisors of LLaMA 3's rotary frequencies: not a parameter, but the result of its RoPE scaling.
-_ROPE_DIVISORS = "rope_freqs.weight"
+# What llama.cpp assumes of these architectures, whose files do not say so.
+_NO_ROPE_INTERVAL, _FULL_INTERVAL = 4, 6
+_LAYERS_OF_GEMMA_3_27B = 62
 
 
 class GGUFFile:
@@ -52,14 +41,18 @@ class GGUFFile:
         self._path, self._fields = path, file.fields
         if (kind := file.fields.get("general.type", "model")) != "model":
             raise UserError(f"{path} is a GGUF file of type {kind!r}; expected a model.")
-        if (architecture := file.field("general.architecture")) not in _ARCHITECTURES:
+        if (architecture := file.field("general.architecture")) not in tuple(
+            gguf_names.MODEL_TYPES
+        ):
             raise UserError(
                 f"{path} is a GGUF file with architecture {architecture!r}; expected one of "
-                f"{', '.join(_ARCHITECTURES)}. {_USE_DIRECTORY}"
+                f"{', '.join(gguf_names.MODEL_TYPES)}. {_USE_DIRECTORY}"
             )
         self._architecture = architecture
-        self._tensors = {_hf_name(name): tensor for name, tensor in file.tensors.items()}
-        self.names = set(self._tensors) - {_ROPE_DIVISORS}
+        self._tensors = {
+            gguf_names.hf_name(name, architecture): tensor for name, tensor in file.tensors.items()
+        }
+        self.names = set(self._tensors) - {ROPE_DIVISORS, *ROPE_FACTORS}
         try:
             self.config = self._config()
         except UserError as error:
@@ -71,11 +64,13 @@ class GGUFFile:
     def get(self, name: str) -> np.ndarray:
         """Returns a tensor in float32, outputs first."""
         array = self._get(name)
+        if self._architecture in gguf_names.OFFSET_NORMS and name.endswith("norm.weight"):
+            return array - 1
         heads = {
             "q_proj": self.config.num_attention_heads,
             "k_proj": self.config.num_key_value_heads,
         }.get(name.split(".")[-2])
-        if heads is None or self._architecture != "llama":
+        if heads is None or self._architecture not in gguf_names.INTERLEAVED:
             return array
         pairs = array.reshape(heads, -1, 2, *array.shape[1:])
         return pairs.swapaxes(1, 2).reshape(array.shape)
@@ -139,9 +134,12 @@ class GGUFFile:
                 f"{width}, and there is no attention.key_length. Download the file again."
             )
         head_dim = value("attention.key_length", width // heads)
+        rotated = head_dim
+        if self._architecture == "phi3":
+            rotated = value("rope.dimension_count", head_dim)
         for key, neutral in (
             ("attention.value_length", head_dim),
-            ("rope.dimension_count", head_dim),
+            ("rope.dimension_count", rotated),
             ("expert_count", 0),
             ("attn_logit_softcapping", 0),
             ("final_logit_softcapping", 0),
@@ -154,7 +152,7 @@ class GGUFFile:
                 raise self._unsupported(f"has {key} {given}")
         # Zero stands for none.
         window = value("attention.sliding_window", 0) or None
-        model_type = self._architecture
+        model_type = gguf_names.MODEL_TYPES[self._architecture]
         if window is not None and model_type == "llama":
             model_type = "mistral"
 
@@ -178,12 +176,33 @@ class GGUFFile:
             tie_word_embeddings="lm_head.weight" not in self.names,
             attention_bias="model.layers.0.self_attn.o_proj.bias" in self.names,
             sliding_window=window,
+            **self._layers(value("block_count"), width // heads),
+            partial_rotary_factor=rotated / head_dim,
             max_position_embeddings=value("context_length"),
             pad_token_id=token_id("padding", eos),
             eos_token_id=eos,
             bos_token_id=token_id("bos", LlamaConfig.bos_token_id),
         )
-        return self._with_llama3_scaling(config) if _ROPE_DIVISORS in self._tensors else config
+        return self._with_llama3_scaling(config) if ROPE_DIVISORS in self._tensors else config
+
+    def _layers(self, count: int, width: int) -> dict[str, Any]:
+        """Returns what llama.cpp assumes of an architecture's layers.
+
+        Args:
+          count: number of layers.
+          width: model width by the number of heads.
+        """
+        if self._architecture == "smollm3":
+            rotates = tuple(int((i + 1) % _NO_ROPE_INTERVAL != 0) for i in range(count))
+            return {"no_rope_layers": () if all(rotates) else rotates}
+        if self._architecture != "gemma3":
+            return {}
+        types = tuple(SLIDING if (i + 1) % _FULL_INTERVAL else FULL for i in range(count))
+        scalar = float(width) if count == _LAYERS_OF_GEMMA_3_27B else None
+        return {
+            "layer_types": types if FULL in types else (),
+            "query_pre_attn_scalar": scalar,
+        }
 
     def _rope_scaling(self) -> RopeScaling:
         """Returns the scaling that llama.cpp computes from a file's metadata."""
@@ -191,6 +210,8 @@ class GGUFFile:
         def value(key: str, default: float) -> float:
             return float(self._value(f"rope.scaling.{key}", default))
 
+        if ROPE_FACTORS[0] in self._tensors:
+            return self._longrope()
         # Old files have one factor and no type.
         factor = value("factor", float(self._value("rope.scale_linear", 0.0)))
         kind = self._value("rope.scaling.type", "linear" if factor else "none")
@@ -199,7 +220,7 @@ class GGUFFile:
         if kind not in ("linear", "yarn"):
             raise UserError(
                 f"{self._path} uses RoPE scaling {kind!r}, which is not supported; expected none, "
-                f"linear, yarn, or LLaMA 3's (the tensor {_ROPE_DIVISORS}). {_USE_DIRECTORY}"
+                f"linear, yarn, or LLaMA 3's (the tensor {ROPE_DIVISORS}). {_USE_DIRECTORY}"
             )
         if not factor:
             self._value("rope.scaling.factor")  # Raises.
@@ -220,9 +241,25 @@ class GGUFFile:
             attention_factor=scale * yarn_attention_factor(factor),
         )
 
+    def _longrope(self) -> RopeScaling:
+        """Returns LongRoPE's scaling, whose factors are tensors."""
+        length = self._value("context_length")
+        original = int(self._value("rope.scaling.original_context_length", length))
+        if missing := [name for name in ROPE_FACTORS if name not in self._tensors]:
+            raise UserError(f"{self._path} lacks the tensor {missing[0]}. Download it again.")
+        short, long = (tuple(map(float, self._get(name).ravel())) for name in ROPE_FACTORS)
+        derived = longrope_attention_factor(length, max(original, 2))
+        return RopeScaling(
+            "longrope",
+            original_max_position_embeddings=original,
+            attention_factor=float(self._value("rope.scaling.attn_factor", derived)),
+            short_factor=short,
+            long_factor=long,
+        )
+
     def _with_llama3_scaling(self, config: LlamaConfig) -> LlamaConfig:
         """Recovers LLaMA 3's RoPE scaling from its divisors, which are all that the file stores."""
-        divisors = self._get(_ROPE_DIVISORS)
+        divisors = self._get(ROPE_DIVISORS)
         # All published LLaMA 3 models agree on the other three numbers.
         scaled = dataclasses.replace(
             config, rope_scaling=RopeScaling("llama3", float(divisors.max()), 1.0, 4.0, 8192)
@@ -233,16 +270,7 @@ class GGUFFile:
             expected = plain / frequencies(head_dim, theta, scaled.rope_scaling)
         if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
             raise UserError(
-                f"{self._path} uses a RoPE scaling ({_ROPE_DIVISORS}) that differs from LLaMA 3's, "
+                f"{self._path} uses a RoPE scaling ({ROPE_DIVISORS}) that differs from LLaMA 3's, "
                 f"which is not supported. {_USE_DIRECTORY}"
             )
         return scaled
-
-
-def _hf_name(name: str) -> str:
-    """Converts blk.3.attn_q.weight to model.layers.3.self_attn.q_proj.weight."""
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in _NAMES:
-        return name
-    layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{_NAMES[match[2]]}.{match[3]}"

@@ -10,6 +10,7 @@ import tokenizers
 import transformers
 from tokenizers import normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from kpod_jax.data.tokenizers import load_tokenizer
@@ -40,6 +41,8 @@ BYTE_LEVEL = {
     ),
     "qwen2": lambda: (_split(PRETOKENIZE_REGEX), normalizers.NFC()),
     "llama-bpe": lambda: (_split(LLAMA3_REGEX),),
+    "dbrx": lambda: (_split(LLAMA3_REGEX),),
+    "gpt-4o": lambda: (_split(GGUF_PRE_TOKENIZER_SPLITS["gpt-4o"]),),
 }
 LLAMA = {
     "byte_fallback": True,

@@ -1,5 +1,6 @@
 """GGUF files, written here and read as transformers reads them."""
 
+import copy
 import json
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ import torch
 import transformers
 
 from kpod_jax.models import hub
+from kpod_jax.models.gguf_file import GGUFFile
 from kpod_jax.models.llama_config import RopeScaling
 from kpod_jax.utils.errors import UserError
 from tests.conftest import ROOT
@@ -27,6 +29,13 @@ LLAMA3 = llama.LLAMA3 | {
     "original_max_position_embeddings": 8192,
     "factor": 32.0,
 }
+LONGROPE = llama.LONGROPE | {
+    "rope_parameters": llama.LONGROPE["rope_parameters"]
+    | {
+        "short_factor": [1.0, 1.1, 1.5, 1.6, 1.7, 2.0],
+        "long_factor": [1.0, 2.0, 4.0, 5.0, 6.0, 8.0],
+    }
+}
 # The architecture in the file, the class of transformers, and what is special about each.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "Llama", {}),
@@ -40,6 +49,15 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama3": ("llama", "Llama", {"rope_parameters": LLAMA3}),
     "qwen2": ("qwen2", "Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", "Qwen3", {"head_dim": 24}),
+    "olmo2": ("olmo2", "Olmo2", {}),
+    "smollm3": ("smollm3", "SmolLM3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "phi3": ("phi3", "Phi3", {"sliding_window": 8}),
+    "phi4-mini": ("phi3", "Phi3", {"partial_rotary_factor": 0.75, **LONGROPE}),
+    "gemma3": (
+        "gemma3",
+        "Gemma3Text",
+        {"num_hidden_layers": 6, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    ),
 }
 _NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -53,10 +71,17 @@ _NAMES = {
     "mlp.down_proj": "ffn_down",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
 }
+
+
+_AFTER = {"post_attention_layernorm": "post_attention_norm"}
+_OTHER_NAMES = {"olmo2": _AFTER, "gemma3": _AFTER | {"pre_feedforward_layernorm": "ffn_norm"}}
 
 
 def write(path: pathlib.Path, model: Any, architecture: str = "llama", pre: str = "") -> None:
@@ -76,10 +101,19 @@ def write(path: pathlib.Path, model: Any, architecture: str = "llama", pre: str 
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    rope = c.rope_parameters
+    rope = c.rope_parameters.get("full_attention", c.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         writer.add_key_length(c.head_dim)
+    if architecture in ("phi3", "gemma3") and c.sliding_window:
+        writer.add_sliding_window(c.sliding_window)
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_dimension_count(int(c.head_dim * rope["partial_rotary_factor"]))
+        writer.add_rope_scaling_orig_ctx_len(c.original_max_position_embeddings)
+        writer.add_rope_scaling_attn_factors(model.model.rotary_emb.attention_scaling)
+        for name in ("short", "long"):
+            factors = np.array(rope[f"{name}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{name}.weight", factors)
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
@@ -96,15 +130,20 @@ def write(path: pathlib.Path, model: Any, architecture: str = "llama", pre: str 
             continue
         array = weight.numpy()
         for kind, heads in (("q", c.num_attention_heads), ("k", c.num_key_value_heads)):
-            if architecture == "llama" and f"{kind}_proj" in name:  # Rotary pairs side by side.
+            if (
+                architecture in ("llama", "smollm3") and f".{kind}_proj" in name
+            ):  # Rotary pairs side by side.
                 halves = array.reshape(heads, 2, -1, *array.shape[1:])
                 array = halves.swapaxes(1, 2).reshape(array.shape)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            array = array + 1
+        names = _NAMES | _OTHER_NAMES.get(architecture, {})
         short, _, leaf = name.rpartition(".")
         if short.startswith("model.layers."):
             _, _, number, rest = short.split(".", 3)
-            short = f"blk.{number}.{_NAMES[rest]}"
+            short = f"blk.{number}.{names[rest]}"
         else:
-            short = _NAMES[short]
+            short = names[short]
         if array.ndim == 2:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(f"{short}.{leaf}", gguf.quants.quantize(array, kind), raw_dtype=kind)
@@ -117,9 +156,9 @@ def torch_model(kind: str, **sizes: int) -> Any:
     """A random model of transformers with values that 8 bits hold."""
     torch.manual_seed(0)
     _, name, more = KINDS[kind]
-    config = getattr(transformers, f"{name}Config")(**SIZES | more | sizes)
+    config = getattr(transformers, f"{name}Config")(**SIZES | copy.deepcopy(more) | sizes)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
     for weight in model.parameters():
         if weight.ndim == 2:
             kind_of = gguf.GGMLQuantizationType.Q8_0
@@ -139,9 +178,9 @@ def saved(request, tmp_path_factory) -> tuple[str, pathlib.Path, Any]:
 
 
 def test_logits_are_those_of_transformers(saved):
-    kind, path, model = saved
+    _, path, model = saved
     module, params = llama.load(path)
-    assert module.config.model_type == KINDS[kind][0]
+    assert module.config.model_type == model.config.model_type
     arrays = llama.batch()
     expected = llama.torch_logits(model, arrays)
     assert expected.std() > 0.5
@@ -159,6 +198,35 @@ def test_the_scaling_of_llama_3_is_found_in_what_it_amounts_to(tmp_path):
     write(tmp_path / "other.gguf", model)
     with pytest.raises(UserError, match=r"other\.gguf uses a RoPE scaling"):
         hub.load_config(str(tmp_path / "other.gguf"))
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16", "BF16"])
+def test_every_quantization_is_read(tmp_path, name):
+    kind = gguf.GGMLQuantizationType[name]
+    path, writer = tmp_path / "tiny.gguf", gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    for key, size in {
+        "block_count": 1,
+        "context_length": 64,
+        "embedding_length": 256,
+        "feed_forward_length": 64,
+    }.items():
+        getattr(writer, f"add_{key}")(size)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(0)
+    # Random bytes would make scales that are not finite.
+    halves = rng.normal(size=(8, 256 // block * size // 2)).astype(np.float16)
+    raw = halves.view(np.uint8)
+    if name in ("F16", "BF16", "Q8_0"):
+        raw = gguf.quants.quantize(rng.normal(size=(8, 256)).astype(np.float32), kind)
+        raw = raw.view(np.uint8)
+    writer.add_tensor("token_embd.weight", raw, raw_dtype=kind)
+    gguf_files.finish(writer)
+    expected = gguf.quants.dequantize(raw, kind)
+    found = GGUFFile(path).get("model.embed_tokens.weight")
+    assert found.dtype == np.float32 and found.shape == (8, 256)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("saved", ["llama"], indirect=True)
