@@ -187,11 +187,11 @@ class LlamaConfig:
         """
         kind = value.get("model_type")
         traits = TRAITS[kind] if kind in tuple(TRAITS) else Traits()
-        value = {**traits.defaults, **{k: v for k, v in value.items() if v is not None}}
+        value = {**traits.defaults, **value}
         fields: dict[str, Any] = {
             field.name: value[field.name]
             for field in dataclasses.fields(cls)
-            if field.name in value
+            if value.get(field.name) is not None
         }
         expected, key = cls.hidden_act or traits.activation, traits.activation_key
         act = value.get(key) or expected
@@ -220,7 +220,7 @@ class LlamaConfig:
         fields["partial_rotary_factor"] = rope.partial_factor(value, kind == "phi3")
         fields["rope_theta"], fields["rope_scaling"] = rope.from_json(
             value,
-            cls.rope_theta,
+            traits.defaults.get("rope_theta", cls.rope_theta),
             fields.get("max_position_embeddings", cls.max_position_embeddings),
         )
         return cls(**fields)

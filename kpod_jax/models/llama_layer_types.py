@@ -64,7 +64,7 @@ def to_json(config: Any) -> dict[str, Any]:
     slides = config.sliding_window is not None
     if kind in _QWEN:
         value = {"use_sliding_window": slides, "max_window_layers": 0 if slides else count}
-    if kind in ("smollm3", "gemma3_text"):
+    if config.layer_types or kind in ("smollm3", "gemma3_text"):
         types = config.layer_types or (SLIDING if slides else FULL,) * count
         value["layer_types"] = list(types)
     if kind == "smollm3":

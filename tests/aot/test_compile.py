@@ -13,6 +13,8 @@ from kpod_jax.aot import compile, steps
 from kpod_jax.models.t5_config import T5Config
 from kpod_jax.training import costs
 from kpod_jax.utils.errors import UserError
+from tests.models import test_llama
+from tests.models import tiny as tiny_models
 from tests.tools import batch_source
 from tests.weighting import tiny
 
@@ -260,3 +262,22 @@ def test_a_tiny_student_is_compiled_for_four_chips(tmp_path, capsys, optimised):
     assert stored["device_kind"] == "TPU v5 lite" and stored["mesh"]["data"] == 4
     assert stored["steps"] == [json.loads(json.dumps(dataclasses.asdict(found)))]
     assert "decode: fits" in capsys.readouterr().out
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["qwen3-windows", "olmo2", "smollm3", "phi4-mini", "gemma3", "mt5"]
+)
+def test_every_family_is_compiled_for_a_mesh(tmp_path, kind):
+    """Layers that differ, norms over all heads and partial rotation are split over chips, too."""
+    torch_model = tiny_models.torch_t5 if kind == "mt5" else test_llama.torch_model
+    torch_model(tmp_path / kind, kind)
+    config = quickstart.get_config("scotd")
+    config.student.model, config.student.init = str(tmp_path / kind), "random"
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 2, 2
+    config.student.max_question_tokens = config.student.max_target_tokens = 16
+    config.distill.batch_size = config.eval.batch_size = 4
+    config.eval.max_new_tokens = 16
+    found = compile.compile_for(config, "v5e:2x2", names=["train", "decode"])
+    assert [step.fits for step in found] == [True, True]

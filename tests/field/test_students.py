@@ -15,6 +15,7 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import tokenizers
 import torch
@@ -25,6 +26,7 @@ from kpod_jax import pipeline
 from kpod_jax.data import tokens
 from kpod_jax.data.records import Record
 from kpod_jax.evaluation.generation import Generator
+from kpod_jax.models import export as exports
 from kpod_jax.models import hub
 from kpod_jax.models.export import export
 from kpod_jax.models.families import config_from_json
@@ -69,6 +71,19 @@ def architecture(model_type: Any, **changes: Any) -> Any:
             {"sliding_window": 4, "use_sliding_window": True, "layer_types": [FULL] * 3},
             {"sliding_window": None},
         ),
+        (
+            "qwen2",
+            {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1},
+            {"layer_types": (FULL, SLIDING, SLIDING)},
+        ),
+        ("smollm3", {}, {"tie_word_embeddings": True, "rope_theta": 2e6, "no_rope_layers": ()}),
+        ("smollm3", {"no_rope_layer_interval": 2}, {"no_rope_layers": (1, 0, 1)}),
+        ("gemma3_text", {"head_dim": None}, {"query_pre_attn_scalar": 256, "head_dim": 256}),
+        (
+            "gemma3_text",
+            {"sliding_window_pattern": 2},
+            {"layer_types": (SLIDING, FULL, SLIDING), "rope_theta": 1e6, "sliding_window": 4096},
+        ),
         ("qwen3", {"head_dim": None}, {"head_dim": 128}),
         ("qwen3", {"head_dim": "null"}, {"head_dim": 8}),
         ("llama", {"head_dim": None}, {"head_dim": 8}),
@@ -98,7 +113,7 @@ def test_an_architecture_is_the_one_transformers_understands(model_type, changes
 @pytest.mark.parametrize(
     ("model_type", "changes", "said"),
     [
-        (["llama"], {}, "is not supported. Expected one of t5, llama"),
+        (["llama"], {}, "is not supported. Expected one of t5, mt5, llama"),
         ("mixtral", {}, "model_type 'mixtral'"),
         ("llama", {"rope_scaling": "linear"}, "rope_scaling is 'linear'; expected an object"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "lacks factor"),
@@ -119,12 +134,7 @@ def test_an_architecture_is_the_one_transformers_understands(model_type, changes
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
-        (
-            "qwen2",
-            {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1},
-            "its layers differ in attention.*use_sliding_window to false",
-        ),
-        ("qwen3", {"layer_types": [SLIDING] * 3}, "its layers differ in attention"),
+        ("qwen3", {"layer_types": [SLIDING] * 3}, "there is no sliding window"),
         ("qwen3", {"layer_types": FULL}, "layer_types is 'full_attention'"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
         ("llama", {"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
@@ -506,6 +516,16 @@ def test_an_adapter_comes_with_a_copy_of_a_local_base(tmp_path):
     with contextlib.redirect_stdout(printed):
         exec(code_of(tmp_path).replace("QUESTION", "How many?"), {})
     assert printed.getvalue() == f"{expected}\n"
+
+
+def test_no_adapter_is_written_for_matrices_that_are_fused_in_files(tmp_path):
+    student, params = write_student(tmp_path / "base", "bos", **LORA)
+    config = dataclasses.replace(student.config, model_type="phi3")
+    with pytest.raises(UserError, match=r"files of phi3 hold q, k and v in one matrix"):
+        exports.check_base(dataclasses.replace(student, config=config))
+    hub.save_pretrained(tmp_path / "out", config, params, lora=student.module.lora)
+    names = safetensors.numpy.load_file(tmp_path / "out/model.safetensors").keys()
+    assert sum("qkv_proj" in name for name in names) == config.num_hidden_layers
 
 
 @pytest.mark.parametrize(
