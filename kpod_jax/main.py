@@ -63,6 +63,9 @@ _STEPS = flags.DEFINE_list(
 _TFLOPS = flags.DEFINE_float(
     "tflops", 0.0, "TFLOP/s that --mode=plan counts with; default: 40% of the devices' peak."
 )
+_KEYS = flags.DEFINE_string(
+    "keys", "", "Keys that --mode=keys lists: a part of the name, or a pattern with *."
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory for the files of --mode=compare; default: that of the first run."
 )
@@ -79,7 +82,7 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", -1, "Index of this process, from 0, with --coordinator."
 )
 _FLAGS = (
-    *(_CONFIG, _WORKDIR, _MODE, _SWEEP, _PARALLEL, _RUNS, _SPLIT, _OUTPUT, _RECORDS),
+    *(_CONFIG, _WORKDIR, _MODE, _SWEEP, _PARALLEL, _RUNS, _SPLIT, _OUTPUT, _RECORDS, _KEYS),
     *(_TOPOLOGY, _STEPS, _TFLOPS, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID),
 )
 _MEMORY_ADVICE = (
@@ -89,13 +92,14 @@ _MEMORY_ADVICE = (
 )
 
 
-_ALONE = ("compare", "compile", "heatmap", "plan", "teach")  # Modes of a single process.
-_WRITELESS = ("compare", "compile", "plan")  # Modes that need no work directory.
+_ALONE = ("compare", "compile", "heatmap", "keys", "plan", "teach")  # Modes of a single process.
+_WRITELESS = ("compare", "compile", "keys", "plan")  # Modes that need no work directory.
 # What each mode runs; the others are stages of the pipeline.
 _MODULES = {
     "compare": "kpod_jax.evaluation.significance",
     "compile": "kpod_jax.aot.compile",
     "heatmap": "kpod_jax.report",
+    "keys": "kpod_jax.cli.reference",
     "plan": "kpod_jax.aot.plan",
     "push": "kpod_jax.push",
     "teach": "kpod_jax.teacher",
@@ -109,7 +113,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax logs a lot at INFO; progress is printed.
     handler = logging.get_absl_handler()
     if not isinstance(handler.formatter, Formatter):
-        handler.setFormatter(Formatter(handler.formatter or standard_logging.Formatter()))
+        handler.setFormatter(Formatter())
     try:
         _run()
     except signals.Preempted as preempted:
@@ -188,8 +192,14 @@ def _run() -> None:
                 raise UserError("Missing --sweep, such as --sweep=configs/sweeps/quickstart.py.")
             if not module.main(_SWEEP.value, workdir, _RUNS.value, _PARALLEL.value):
                 sys.exit(1)
+        case "keys":
+            print(module.keys(_KEYS.value), end="")
         case stage:
-            module.run(_config(), workdir, stage)
+            root = module.run(_config(), workdir, stage)
+            if stage == "all" and jax.process_index() == 0:
+                from kpod_jax.cli import terminal
+
+                print(terminal.ending(_config(), root))
 
 
 def _config() -> Config:
@@ -234,7 +244,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(0)
     try:
         arguments.check_text([*argv, _working_directory()])
-        others, changes = arguments.split(flags.FLAGS.read_flags_from_files(argv[1:]))
+        given = arguments.with_pattern(flags.FLAGS.read_flags_from_files(argv[1:]))
+        others, changes = arguments.split(given)
         arguments.parse(flags.FLAGS, others)
         if _CONFIG.value:
             flags.FLAGS["config"].value = arguments.config(_CONFIG.value, changes)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kpod_jax import baselines
+from kpod_jax.cli import terminal
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.prepare import TOKENS, Data, prepare_data
 from kpod_jax.data.sources import fresh_records
@@ -80,10 +81,11 @@ def _run(config: Config, directory: Workdir, mode: str) -> pathlib.Path:
     """Runs a stage, or all of Algorithm 1, in a locked work directory."""
     root = directory.path
     chosen = [name for name in STAGES if name != "export"] if mode == "all" else [mode]
-    stage = StageCache(STAGES, config, directory, processes, chosen).run
-
     mesh = lazily(sharding.make_mesh, **config.mesh)
     student = lazily(read_student, config, root, directory.siblings)
+    introduction = lazily(terminal.banner, config, student, mesh, root)
+    stage = StageCache(STAGES, config, directory, processes, chosen, introduction).run
+
     data = stage("rationales", prepare_data, config.data, student)
     weights = stage(  # Eq. 2-7
         "weigh", learn_token_weights, config.weighting, student, data, mesh,

@@ -86,6 +86,7 @@ _LENGTH = [
 
 STAGES: dict[str, Stage] = {
     "rationales": Stage(
+        about="reading the data set",
         keys=("data", "student"),
         outputs=prepare.OUTPUTS,
         load=Data.load,
@@ -93,6 +94,7 @@ STAGES: dict[str, Stage] = {
         host=True,
     ),
     "weigh": Stage(
+        about="learning the token weights",
         keys=("student", "weighting", "seed"),
         inputs=(*_RECORDS, "records/validation.jsonl"),
         outputs=TokenWeights.OUTPUTS,
@@ -102,6 +104,7 @@ STAGES: dict[str, Stage] = {
         partial=(weigh.CHECKPOINTS,),
     ),
     "score": Stage(
+        about="scoring the difficulty of the steps",
         keys=("student", "difficulty", "weighting.weights", "seed"),
         inputs=_RECORDS,
         inputs_if_needed=("token_weights.npz",),
@@ -111,6 +114,7 @@ STAGES: dict[str, Stage] = {
         external=_student_files,
     ),
     "schedule": Stage(
+        about="computing the schedule",
         keys=("student", "schedule", *_LENGTH, "seed"),
         inputs=(*_RECORDS, "step_difficulty.npz"),
         outputs=Schedule.OUTPUTS,
@@ -119,6 +123,7 @@ STAGES: dict[str, Stage] = {
         external=_schedule_files,
     ),
     "distill": Stage(
+        about="training the student",
         keys=("student", *_DISTILL, "weighting.weights", "difficulty", "schedule", "seed"),
         inputs=(*_RECORDS, "records/validation.jsonl"),
         inputs_if_needed=("token_weights.npz", "step_difficulty.npz", "schedule.npz"),
@@ -132,6 +137,7 @@ STAGES: dict[str, Stage] = {
         also=(f"{CHECKPOINTS}/[0-9]*/checksums.json", SUPERVISED_FILE, "records/left_out.jsonl"),
     ),
     "eval": Stage(
+        about="evaluating the student",
         keys=("student", "eval", "method", "data.answer_kind", "seed"),
         inputs=("records/{split}.jsonl",),
         inputs_if_present=(SUPERVISED_FILE,),
@@ -141,8 +147,11 @@ STAGES: dict[str, Stage] = {
         external=_evaluation_files,
         settings=_checkpoints,
     ),
-    "report": Stage(keys=(), outputs=("report.html",), host=True, always=True),
+    "report": Stage(
+        about="writing the report", keys=(), outputs=("report.html",), host=True, always=True
+    ),
     "export": Stage(
+        about="exporting the student",
         keys=("student", "eval.checkpoint", "eval.max_new_tokens", "export", "method"),
         inputs_if_present=("results.json",),
         reads=_trained,

@@ -38,6 +38,14 @@ def check_text(arguments: Sequence[str]) -> None:
             raise UserError(f"{argument} is not UTF-8 text; rename the file, or convert the text.")
 
 
+def with_pattern(arguments: Sequence[str]) -> list[str]:
+    """Turns the PATTERN of `--mode=keys PATTERN` into a flag."""
+    *before, last = arguments or ("",)
+    if before and before[-1].lstrip("-") == "mode=keys" and not last.startswith("-"):
+        return [*before, f"--keys={last}"]
+    return list(arguments)
+
+
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Separates the configuration keys from the flags.
 

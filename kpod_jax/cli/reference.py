@@ -8,6 +8,7 @@ comment right above or behind it.
 """
 
 import ast
+import fnmatch
 import inspect
 import io
 import pathlib
@@ -19,6 +20,7 @@ from absl import app, flags
 from kpod_jax.cli.checks import CHOICES, CUSTOM, FILE_SUFFIXES, POSITIVE, RANGES
 from kpod_jax.config import defaults, paper
 from kpod_jax.utils import config_dict, files
+from kpod_jax.utils.errors import UserError
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "configuration.md"
 _HEAD = """\
@@ -76,6 +78,26 @@ def text() -> str:
 
 
 _TABLE_HEAD = "| key | default | type | paper | meaning |\n| --- | --- | --- | --- | --- |\n"
+
+
+def keys(pattern: str = "") -> str:
+    """Returns a line for each configuration key: its name, default and meaning.
+
+    Args:
+      pattern: a part of the names, or a pattern of whole names with * and ?; empty: all.
+
+    Raises:
+      UserError: no key matches.
+    """
+    _, meanings = explanations()
+    values = config_dict.flatten(defaults.get_config())
+    pattern = pattern if {"*", "?"} & set(pattern) else f"*{pattern}*"
+    names = fnmatch.filter(values, pattern)
+    if not names:
+        raise UserError(
+            f"No configuration key matches {pattern!r}; --mode=keys without a pattern lists all."
+        )
+    return "".join(f"{name}={values[name]!r}\n    {meanings[name]}\n" for name in names)
 
 
 def explanations() -> tuple[dict[str, str], dict[str, str]]:
@@ -142,7 +164,15 @@ def _allowed(key: str, value: object) -> str:
     low, high = RANGES.get(key, (0, float("inf")))
     if low == -float("inf"):
         return kind
-    return f"{kind}, at least {low:g}" if high == float("inf") else f"{kind}, {low:g} to {high:g}"
+    return (
+        f"{kind}, at least {low:g}"
+        if high == float("inf")
+        else f"{kind}, {_number(low)} to {_number(high)}"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _paper_values(key: str) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from absl import flags
 
+from kpod_jax.config import defaults
+from kpod_jax.utils import config_dict
+
 MODES = {
     "all": "Algorithm 1: run the stages from rationales to report, skipping those that are up to "
     "date (default)",
@@ -24,6 +27,7 @@ MODES = {
     "sweep": "run the configurations of --sweep and compare the runs",
     "compare": "compare the runs of --runs question by question",
     "plan": "load, tokenize and count what a run will take: records, steps, FLOPs, hours, memory",
+    "keys": "list the configuration keys with their defaults: --mode=keys [PATTERN]",
     "compile": "compile the steps for TPUs without having them: memory, FLOPs, collectives",
 }
 
@@ -44,10 +48,22 @@ Examples
   python -m kpod_jax.main --mode=compare --runs=runs/kpod,runs/scotd
 
 The part after the colon is a method. Repeating a command resumes it where it stopped.
-Configuration keys: python -m kpod_jax.cli.reference (docs/configuration.md).
 
-Flags
+Configuration keys that matter most, with their defaults (--mode=keys lists all)
 """
+# Keys that most users set.
+KEYS = (
+    "method",
+    "data.name",
+    "data.path",
+    "data.rationales",
+    "student.model",
+    "student.dtype",
+    "student.lora.rank",
+    "weighting.answerer",
+    "distill.learning_rate",
+    "distill.epochs",
+)
 _TAIL = "  --helpfull\n      Show the flags of all libraries, too.\n"
 
 
@@ -69,4 +85,6 @@ def text(names: Iterable[str]) -> str:
         meaning = re.sub(r"^<.*?>: ", "", str(flags.FLAGS[name].help))  # Drops an enum's values.
         meaning = textwrap.indent(textwrap.fill(meaning, width - 6), " " * 6)
         parts.append(f"  --{name}\n{meaning}\n")
-    return _HEAD + "\n".join(modes) + "\n" + _EXAMPLES + "".join(parts) + _TAIL
+    values = config_dict.flatten(defaults.get_config())
+    keys = "".join(f"  --config.{key}={values[key]!r}\n" for key in KEYS)
+    return "".join([_HEAD, "\n".join(modes), "\n", _EXAMPLES, keys, "\nFlags\n", *parts, _TAIL])

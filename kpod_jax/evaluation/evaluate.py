@@ -96,7 +96,9 @@ def evaluate(
     mesh = mesh or sharding.make_mesh()
     sampling = Sampling(config.temperature, config.top_p, student.seed, config.samples)
     evaluator = make_evaluator(config, student, records, mesh, prompt, answer_kind, sampling)
-    with Progress(len(records) * config.samples, label, unit="generations") as progress:
+    with Progress(
+        len(records) * config.samples, label, unit="generations", compiles=True
+    ) as progress:
         rows = evaluator.predictions(params, progress.update)
     summary = accuracy.summary(rows)
     token_loss = make_token_loss(config, student, records, mesh, prompt)

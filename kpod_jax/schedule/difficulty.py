@@ -92,7 +92,7 @@ def score_steps(
         student.tokenizer.pad_token_id,
         student.decoder_start(student.prompt),
     )
-    with Progress(len(train), label, unit="examples") as progress:
+    with Progress(len(train), label, unit="examples", compiles=True) as progress:
         nll = rationale_losses(
             student.module,
             student.load(mesh) if params is None else params,

@@ -17,14 +17,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import jax
 
 from kpod_jax import pipeline, report
-from kpod_jax.cli import checks
+from kpod_jax.cli import checks, terminal
 from kpod_jax.config.defaults import Config
 from kpod_jax.config.loading import check_tree
 from kpod_jax.parallel import processes
 from kpod_jax.sweep import comparison, workers
 from kpod_jax.utils import files, locks, plugins
 from kpod_jax.utils.errors import LockedError, UserError, one_of
-from kpod_jax.utils.printable import message
+from kpod_jax.utils.printable import message, printable
 from kpod_jax.utils.workdir import Workdir
 
 _FAILURE = "failure.json"
@@ -188,7 +188,8 @@ def _compare(
     files.write_text(root / "comparison.md", report.sweep_text.markdown(result))
     files.write_text(root / "comparison.tex", report.sweep_text.latex(result))
     page = report.write_sweep(root, result)
-    print(f"\n{report.sweep_text.plain(result)}\n\nReport: {page}", flush=True)
+    following = "\n".join(map(printable, terminal.next_commands(root / result["shown"])))
+    print(f"\n{report.sweep_text.plain(result)}\n\nReport: {page}\n{following}", flush=True)
     return str(page)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from absl import logging
 
 from kpod_jax.config.defaults import Config
 from kpod_jax.data.batches import BatchSource
@@ -178,7 +177,7 @@ def train(
         if checkpoints.latest_step() is not None:
             restored = checkpoints.restore_like(state)
             state, first, extra = restored.state, restored.step, restored.extra
-            logging.info("Resuming from the checkpoint at step %d", first)
+            processes.log(f"{STAGE}: resuming from step {first} of {length.total_steps}")
         if first >= length.total_steps:
             return layout.combine(state["params"], frozen)
         phase_steps, total = length.steps_per_phase, length.total_steps
@@ -195,7 +194,7 @@ def train(
         tracer = monitoring.Tracer(workdir / "profile", first + 1, recording.profile_steps)
         with (
             MetricsWriter(workdir, STAGE, restored_step=first if first else None) as writer,
-            Progress(total, "Distilling", initial=first) as progress,
+            Progress(total, "Distilling", initial=first, compiles=True) as progress,
             processes.defer_sigterm() as should_stop,
             monitoring.Watchdog(recording.hang_seconds, "distill") as watchdog,
         ):

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from typing import Any
 
 from kpod_jax.utils import redaction
 
@@ -42,14 +41,9 @@ def message(text: object) -> str:
 
 
 class Formatter(logging.Formatter):
-    """Formats log records by another formatter, their messages by `message`."""
-
-    def __init__(self, inner: logging.Formatter) -> None:
-        """Initializes it with the formatter that adds time and place."""
-        super().__init__()
-        self._inner = inner
+    """Formats log records as "warning: TEXT", the text by `message`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line."""
-        changed: dict[str, Any] = record.__dict__ | {"msg": message(record.getMessage())}
-        return self._inner.format(logging.makeLogRecord(changed | {"args": ()}))
+        """Returns the line, and a traceback if there is one."""
+        text = f"{record.levelname.lower()}: {message(record.getMessage())}"
+        return super().format(logging.makeLogRecord(record.__dict__ | {"msg": text, "args": ()}))

@@ -21,6 +21,7 @@ from kpod_jax.utils.errors import UserError
 from kpod_jax.utils.workdir import Workdir, check_unchanged, differing, recorded, same
 
 T = TypeVar("T")
+_SHOWN_OUTPUTS = 3  # Files of a stage in its last line.
 
 
 class Result(Protocol):
@@ -55,6 +56,7 @@ class Stage:
         removed if they have another fingerprint.
       host: whether it runs on the host, in one process for all.
       always: whether it is never skipped; it may read the files of all stages before it.
+      about: what it does, as the user reads when it begins, such as "training the student".
     """
 
     keys: tuple[str, ...]
@@ -73,6 +75,7 @@ class Stage:
     partial: tuple[str, ...] = ()
     host: bool = False
     always: bool = False
+    about: str = ""
 
 
 class Processes(Protocol):
@@ -134,6 +137,7 @@ class StageCache:
         workdir: Workdir,
         processes: Processes,
         chosen: Sequence[str] = (),
+        introduction: str = "",
     ) -> None:
         """Initializes the cache without running any stage.
 
@@ -143,9 +147,10 @@ class StageCache:
           workdir: the run's work directory.
           processes: the job's processes.
           chosen: names of the stages to run; results of the others are loaded.
+          introduction: what is printed before the first stage that does something; may be lazy.
         """
         self._stages, self._config, self._workdir = stages, config, workdir
-        self._processes, self._chosen = processes, chosen
+        self._processes, self._chosen, self._introduction = processes, chosen, introduction
         self.root = workdir.path
         self._verified: set[str] = set()
 
@@ -224,6 +229,10 @@ class StageCache:
                 files.remove(workdir / part)
         start, cpu_start = time.monotonic(), time.process_time()
         workdir.mark(name, fingerprint, complete=False)
+        if not stage.always and self._introduction:
+            log(value_of(self._introduction))
+            self._introduction = ""
+        log(f"{name}: {stage.about} …")
         self._processes.barrier(f"{name} begins")  # Processes wait until stale files are removed.
 
         def work() -> str:
@@ -236,7 +245,9 @@ class StageCache:
         message = self._processes.run_on_first(work) if stage.host else work()
         seconds = time.monotonic() - start, time.process_time() - cpu_start
         workdir.mark(name, fingerprint, written=self._written(name), seconds=seconds)
-        log(f"{name}: {message} → {', '.join(outputs)} ({seconds[0]:.1f} s)")
+        more = len(outputs) - _SHOWN_OUTPUTS
+        shown = ", ".join(outputs[:_SHOWN_OUTPUTS]) + (f" and {more} more" if more > 0 else "")
+        log(f"{name}: {message} → {shown} ({seconds[0]:.1f} s)")
 
     def _verify(self, name: str) -> None:
         """Raises a `UserError` if files were changed that a stage reads or that it overwrites.

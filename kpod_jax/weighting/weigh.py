@@ -244,7 +244,7 @@ def weigh(
     with (
         sharding.use(mesh),
         MetricsWriter(workdir, STAGE, restored_step=reached or None) as writer,
-        Progress(steps * len(folds), "Weighing", initial=reached) as progress,
+        Progress(steps * len(folds), "Weighing", initial=reached, compiles=True) as progress,
     ):
         for fold, (fit_on, weigh_on) in zip(passes, folds, strict=True):
             fit = _rows(examples, fit_on) if fresh_batch is None else fresh_batch

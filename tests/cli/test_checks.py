@@ -107,11 +107,18 @@ def test_every_key_that_is_checked_exists():
     assert checks.RANGES.keys() <= keys
 
 
+# Methods that need what only a teacher has.
+_MCC = ("mcc_kd", "mcc_kd_control")
+_TEACHERS = {"arithmetic": (), "jsonl": ("scott",), "gsm8k": ("scott", *_MCC)}
+
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("method", ["", *defaults.METHODS])
 def test_every_file_makes_a_sound_configuration_of_every_method(file, method):
     config = importlib.import_module(f"configs.{file}").get_config(*[method] * bool(method))
-    if method in ("scott", "mcc_kd", "mcc_kd_control") and config.data.name != "arithmetic":
+    if config.data.name == "jsonl":
+        config.data.path = "folder"
+    if method in _TEACHERS[config.data.name]:
         with pytest.raises(UserError, match="expected a"):  # Only a teacher has what these need.
             checks.check(config)
         config.baseline.counterfactuals = config.data.rationales = "teacher.jsonl"

@@ -35,6 +35,31 @@ def test_a_log_gets_a_plain_line_now_and_then(monkeypatch):
     assert "\r" not in log.getvalue()
 
 
+def test_the_time_left_is_right_after_a_tenth_of_the_work(monkeypatch):
+    """Two steps compile, in 40 and 30 s; the others take 1 s."""
+    clock, log = Clock(), io.StringIO()
+    monkeypatch.setattr(progress, "time", clock)
+    with Progress(200, "Distilling", compiles=True, seconds=0, file=log) as shown:
+        for step in range(200):
+            clock.now += {0: 40.0, 7: 30.0}.get(step, 1.0)
+            shown.update()
+    first, *lines = log.getvalue().splitlines()
+    assert first == "Distilling: compiling (first step) …"
+    assert "? left" in lines[0]
+    for done in range(20, 200, 20):
+        left = lines[done - 1].partition(" elapsed, ")[2].split()[0]
+        minutes, seconds = map(int, left.split(":"))
+        assert abs(60 * minutes + seconds - (200 - done)) <= (200 - done) / 3
+    assert lines[-1].endswith("200/200 steps (100 %), 04:28 elapsed")
+    assert len(lines) == 200  # No line twice.
+
+
+def test_a_terminal_says_that_it_compiles():
+    terminal = Terminal()
+    with Progress(3, "Scoring", compiles=True, file=terminal):
+        assert "compiling (first step)" in terminal.getvalue()
+
+
 def test_short_work_says_nothing_in_a_log():
     log = io.StringIO()
     with Progress(3, "Scoring", file=log) as shown:
