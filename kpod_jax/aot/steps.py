@@ -81,6 +81,8 @@ class Job(NamedTuple):
 def make_job(config: Config, devices: Sequence[Any]) -> Job:
     """Creates a configuration's job without reading weights or tokenizers."""
     settings = student_settings(config.student, init="random")
+    if settings.attention == "auto" and devices[0].platform == "tpu":
+        settings.attention = "splash"  # What these devices would choose, which are not here.
     student = load_student(settings, config.seed, with_tokenizer=False)
     distillation.check_layout(config.distill, student)
     weighting = paper.mask_learning(config.weighting)

@@ -42,7 +42,7 @@ CHOICES = {
     "teacher.batch": ("none", "write", "read"),
     "student.dtype": ("float32", "bfloat16"),
     "student.remat": ("none", "dots", "full"),
-    "student.attention": ("auto", "xla", "cudnn", "blocks"),
+    "student.attention": ("auto", "xla", "cudnn", "blocks", "splash"),
     "student.lora.base_dtype": ("float32", "bfloat16", "int8"),
     "export.lora": ("merged", "adapter"),
     "export.dtype": ("float32", "bfloat16"),

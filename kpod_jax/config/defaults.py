@@ -168,8 +168,9 @@ def get_config() -> Config:
     # few layers on CPU.
     student.remat = "none"  # Activations to recompute in the backward pass: none, dots (all but the
     # results of matrix products), full.
-    student.attention = "auto"  # Attention implementation: xla, cudnn (flash attention), blocks
-    # (never holds all scores at once), or auto: cudnn on an NVIDIA GPU in bfloat16, blocks on a
+    student.attention = "auto"  # Attention implementation: xla; without storing all scores: cudnn
+    # (flash attention on a GPU), splash (decoder-only students on a TPU, from 512 tokens on) or
+    # blocks (on a CPU); auto: cudnn on an NVIDIA GPU in bfloat16, splash on a TPU, blocks on a
     # single CPU device, else xla. cudnn sums gradients in no fixed order.
     student.prompt = "Q: {question} A: Let's think step by step."  # Prompt template. [paper]
     student.chat = False  # Whether to wrap the prompt as a user turn in the tokenizer's chat

@@ -77,6 +77,11 @@ def config_from_json(value: Mapping[str, Any], own: Family | None = None) -> Mod
     for family in families:
         if isinstance(kind, str) and kind in family.config.architectures:
             return family.config.from_json(value)
+    if kind == "gemma3":
+        raise UserError(
+            "model_type 'gemma3' in config.json is not supported: its models read images, too. "
+            "Expected gemma3_text, such as google/gemma-3-1b-it."
+        )
     types = dict.fromkeys(name for family in families for name in family.config.architectures)
     raise UserError(
         f"model_type {schema.shown(kind)} in config.json is not supported. Expected one of "

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
 
-from kpod_jax.models import block_attention
+from kpod_jax.models import block_attention, splash_attention
 from kpod_jax.models.products import PROJECTION, float32_sums, project
 from kpod_jax.parallel.sharding import constrain, on_one_cpu
 
@@ -213,8 +213,9 @@ class Attention:
 
     Attributes:
       implementation: "xla"; "cudnn", flash attention on a GPU, for even lengths; or "blocks",
-        `block_attention` on a single CPU device, for long sequences. Unsupported cases fall back
-        to XLA.
+        `block_attention` on a single CPU device, for long sequences; or "splash",
+        `splash_attention` on TPUs, for causal self-attention over long sequences. Unsupported cases
+        fall back to XLA.
       scale: factor of the scores; T5 uses none.
       is_causal: query q sees only keys 0 ... q.
       causal_mask: the given mask lets query q see only keys up to K - Q + q, so "blocks" may skip
@@ -234,6 +235,7 @@ class Attention:
         bias: jax.Array | None,
         mask: jax.Array | None,
         drop: Callable[[jax.Array], jax.Array] | None = None,
+        segments_BxQ: jax.Array | None = None,
     ) -> jax.Array:
         """Computes attention.
 
@@ -245,11 +247,18 @@ class Attention:
           bias: added to the scores; broadcasts to [B, N, Q, K].
           mask: bool, True where a query sees a key; broadcasts to [B, N, Q, K].
           drop: applied to the attention weights, which are then materialized.
+          segments_BxQ: int32, if the mask says the same as: a query sees earlier keys of its own
+            segment. Queries of padding, whose results are not used, may see something else.
 
         Returns:
           [B, Q, N, H].
         """
         implementation = self.implementation
+        if implementation == "splash":
+            if segments_BxQ is not None and splash_attention.fits(query_BxQxNxH, key_BxKxNxH):
+                arrays = query_BxQxNxH, key_BxKxNxH, value_BxKxNxH, segments_BxQ
+                return splash_attention.attend(*arrays, scale=self.scale)
+            implementation = "xla"
         lengths = query_BxQxNxH.shape[1], key_BxKxNxH.shape[1]
         if implementation == "blocks":
             is_long = min(lengths) >= block_attention.MIN_LENGTH
@@ -333,7 +342,7 @@ def best_attention(dtype: Dtype, head: int) -> str:
     """Returns the best `Attention` implementation for the devices, compute dtype and head width."""
     if flash_attention_fits(dtype, head):
         return "cudnn"
-    return "blocks" if jax.default_backend() == "cpu" else "xla"
+    return {"cpu": "blocks", "tpu": "splash"}.get(jax.default_backend(), "xla")
 
 
 def flash_attention_fits(dtype: Dtype, head: int) -> bool:

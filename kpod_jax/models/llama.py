@@ -81,7 +81,7 @@ class Llama(nn.Module):
                 layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(*[nn.broadcast] * 3, 0, 0),  # pyright: ignore
+                in_axes=(*[nn.broadcast] * 3, 0, 0, nn.broadcast),  # pyright: ignore
                 length=c.num_hidden_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -119,7 +119,8 @@ class Llama(nn.Module):
             seen = jnp.tril(segments_BxU[:, :, None] == segments_BxU[:, None, :])
             # The number of earlier tokens of the same text.
             positions = seen.sum(axis=2, dtype=jnp.int32) - 1
-            return self.final_norm(self._run_masked(x, positions, seen, deterministic, None)[0])
+            arguments = (x, positions, seen, deterministic, None, segments_BxU)
+            return self.final_norm(self._run_masked(*arguments)[0])
         ids = jnp.concatenate([input_ids_BxS, decoder_input_ids_BxU], axis=1)
         mask = _extend_mask(input_mask_BxS, decoder_input_ids_BxU.shape[1])
         hidden, _ = self._run(self.embed(ids), mask, deterministic)
@@ -282,7 +283,9 @@ class Llama(nn.Module):
         """
         count = x_BxQxD.shape[1]
         seen = jnp.tril(jnp.ones((mask_BxL.shape[1],) * 2, bool))[-count:] & mask_BxL[:, None, :]
-        return self._run_masked(x_BxQxD, _positions(mask_BxL), seen, deterministic, past)
+        segments = mask_BxL.astype(jnp.int32) if past is None else None
+        arguments = (x_BxQxD, _positions(mask_BxL), seen, deterministic, past, segments)
+        return self._run_masked(*arguments)
 
     def _run_masked(
         self,
@@ -291,26 +294,34 @@ class Llama(nn.Module):
         seen: jax.Array,
         deterministic: bool,
         past: Encoded | None,
+        segments_BxL: jax.Array | None = None,
     ) -> tuple[jax.Array, Encoded]:
-        """Does the same as `_run`, given `seen`, [B, Q, L] bool, and the tokens' positions."""
+        """Does the same as `_run`, given `seen`, [B, Q, L] bool, and the tokens' positions.
+
+        `segments_BxL` may say what `seen` says, see `layers.Attention`.
+        """
         positions_BxQ = positions_BxL[:, -x_BxQxD.shape[1] :]
         distance = positions_BxQ[:, :, None] - positions_BxL[:, None, :]
         of_kind = self._of_kinds(positions_BxQ, distance, seen)
         x = pin_residual(x_BxQxD.astype(self.dtype))
         kinds = self.config.layer_kinds
+        # The kernel has no windows.
+        segments = segments_BxL if all(kind.window is None for kind in kinds) else None
         if self.scan_layers:
             rotations, masks = (jnp.stack(parts) for parts in zip(*of_kind.values(), strict=True))
             numbers = jnp.asarray([list(of_kind).index(kind) for kind in kinds])
             if len(of_kind) == 1:
                 rotations, masks, numbers = rotations[0], masks[0], None
             arguments = (rotations, jnp.expand_dims(masks, -3), deterministic, past, numbers)
+            arguments = (*arguments, segments)
             x, (keys, values) = self.layers(x, *arguments)  # pyright: ignore[reportCallIssue]
             return x, Encoded(keys, values)
         keys_values = []
         for i, layer in enumerate(self.layers):  # pyright: ignore[reportArgumentType]
             layer_past = None if past is None else Encoded(past.keys[i], past.values[i])
             rotation, mask = of_kind[kinds[i]]
-            x, layer_keys_values = layer(x, rotation, mask[:, None], deterministic, layer_past)
+            arguments = (rotation, mask[:, None], deterministic, layer_past, None, segments)
+            x, layer_keys_values = layer(x, *arguments)
             keys_values.append(layer_keys_values)
         return x, Encoded(*zip(*keys_values, strict=True))
 

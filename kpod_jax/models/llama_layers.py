@@ -57,6 +57,7 @@ class Layer(nn.Module):
     `seen` [B, 1, Q, L] bool, `deterministic`, the keys and values of the L - Q earlier
     positions, [B, L - Q, M, H] each, or None, and the layer's kind. Where a model's layers differ,
     rotations and masks are those of all kinds, stacked, and the kind is an index; else it is None.
+    If the mask is that of `segments` [B, Q] (`layers.Attention`), these are given, too.
     A call returns x [B, Q, D] and the keys and values of the Q positions, [B, Q, M, H] each, all of
     `dtype`.
 
@@ -115,6 +116,7 @@ class Layer(nn.Module):
         deterministic: bool,
         past: Encoded | None,
         kind: jax.Array | int | None = None,
+        segments: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         if kind is not None:
             rotation, seen = rotation[kind], seen[kind]
@@ -123,7 +125,7 @@ class Layer(nn.Module):
         if past is not None:
             key = jnp.concatenate([past.keys, key], axis=1)
             value = jnp.concatenate([past.values, value], axis=1)
-        attended = attention(normed, rotation, key, value, seen, deterministic)
+        attended = attention(normed, rotation, key, value, seen, deterministic, segments)
         x = pin_residual(x + self._after_attention(attended))
         return pin_residual(x + self._feed_forward(x, deterministic)), new_keys_values
 
@@ -201,11 +203,12 @@ class _Attention(nn.Module):
         value: jax.Array,
         seen: jax.Array,
         deterministic: bool,
+        segments: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [B, Q, D] to [B, Q, D], given rotated keys and values, [B, K, M, H] each."""
         query, scale = self._queries(x, rotation, deterministic), self.config.attention_scale
         attend = Attention(self.attention, scale, causal_mask=True)
-        result = attend(query, key, value, None, seen)
+        result = attend(query, key, value, None, seen, segments_BxQ=segments)
         return self.o(pin_heads(result), deterministic)
 
     def step(

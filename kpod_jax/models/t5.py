@@ -1,4 +1,4 @@
-"""T5 in Flax Linen: v1.0, v1.1 and Flan, for training and incremental decoding.
+"""T5 in Flax Linen: v1.0, v1.1, Flan and mT5, for training and incremental decoding.
 
 Letters: B batch, S source positions, U target positions, P prefixes, R replaced rows, D model
 width, V vocabulary.

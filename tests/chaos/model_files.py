@@ -106,7 +106,7 @@ CONFIGS: dict[str, tuple[Case, str]] = {
             use_sliding_window=True,
             sliding_window=4,
         ),
-        "its layers differ",
+        "num_hidden_layers is 1000000000",
     ),
     "vocab": (config(vocab_size=10**12), "vocab_size is 1000000000000"),
     "vocab-text": (config(vocab_size="1024"), "vocab_size is '1024'"),

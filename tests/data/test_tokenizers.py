@@ -37,6 +37,32 @@ def test_t5_model_file_gives_the_ids_of_sentencepiece(shared_data, tmp_path, as_
     assert (loaded.pad_token_id, loaded.eos_token_id) == (0, 1)
 
 
+def test_the_files_of_mt5_give_the_ids_of_sentencepiece(tmp_path):
+    """Pieces of many languages, bytes for what they lack, and no sentinels beside them."""
+    lines = ["Tom hat 3 Stifte.", "Том купил 14 ручек.", "小明有三支笔。", "كم قلما لديه؟"] * 20
+    sentencepiece.SentencePieceTrainer.Train(  # pyright: ignore
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "spiece"),
+        model_type="unigram",
+        vocab_size=380,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    file = tmp_path / "spiece.model"
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(file))  # pyright: ignore
+    loaded = load_tokenizer(str(tmp_path))
+    for text in (*lines[:4], "पेन 🖊  3 × 14", ""):
+        assert loaded(text).input_ids == [*reference.Encode(text), 1]
+    assert len(loaded) == reference.GetPieceSize()
+
+
 def test_llama_model_file_is_told_from_t5s_and_padded_with_its_end(shared_data):
     file = shared_data / "tokenizers" / "llama_tokenizer.model"
     loaded = load_tokenizer(str(file))

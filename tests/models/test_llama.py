@@ -44,7 +44,7 @@ LLAMA3 = {
 }
 LONGROPE = {
     "max_position_embeddings": 512,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 128,
     "tie_word_embeddings": True,
     "rope_parameters": {
         "rope_type": "longrope",
@@ -279,9 +279,9 @@ def test_adapters_and_recomputation_change_no_result(reference):
 @pytest.mark.parametrize("reference", ["phi4-mini"], indirect=True)
 def test_sequences_beyond_the_original_context_are_refused(reference):
     module, params = load(reference[0])
-    assert module.config.rope_scaling.max_length == 64
-    with pytest.raises(UserError, match="A sequence of 70 tokens: longer ones than 64"):
-        tiny.logits(module, params, batch(source=60, target=10))
+    assert module.config.rope_scaling.max_length == 128
+    with pytest.raises(UserError, match="A sequence of 130 tokens: longer ones than 128"):
+        tiny.logits(module, params, batch(source=120, target=10))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ MODULES: dict[str, Any] = {
     "t5": T5(T5_CONFIG),
     "t5 with adapters": T5(T5_CONFIG, lora=ADAPTERS),
     "llama": Llama(LLAMA_CONFIG),
+    # Norms of all heads together.
+    "olmo2": Llama(dataclasses.replace(LLAMA_CONFIG, model_type="olmo2")),
     "llama with adapters": Llama(LLAMA_CONFIG, lora=ADAPTERS),
 }
 # Two batches of 8 rows, the second with 4 rows of padding: some devices have nothing to learn.
