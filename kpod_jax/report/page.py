@@ -28,7 +28,7 @@ def write(workdir: files.PathLike) -> pathlib.Path:
       UserError: files are damaged or belong to different runs.
     """
     run = run_files.load(workdir)
-    return _write(run.directory, "report", run, sections.of_run(run), summary.verdict(run))
+    return _write(run.directory, "report", run, sections.of_run(run), summary.overview(run))
 
 
 def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path:
@@ -59,13 +59,16 @@ def write_sweep(root: files.PathLike, result: Mapping[str, Any]) -> pathlib.Path
     page_sections = {
         "failures": sweep.failures(result),
         "comparison": sweep.comparison(result),
+        "side_by_side": sweep.side_by_side(result, root),
         "sensitivity": sweep.sensitivity(result),
         "training": sections.training(run, sweep.methods(result, 0, curves)),
         "paired_tests": sweep.paired_tests(result),
         "shown_run": {"name": result["shown"]},
         **sections.in_detail(run),
     }
-    return _write(root, "report", run, page_sections, sweep_text.verdict(result))
+    return _write(
+        root, "report", run, page_sections, sweep_text.verdict(result), sweep.title(result, run)
+    )
 
 
 def write_heat_map(run: run_files.Run, indices: Sequence[int], *, chosen: bool) -> pathlib.Path:
@@ -86,18 +89,16 @@ def _write(
     run: run_files.Run,
     page_sections: Mapping[str, sections.Section],
     verdict: str = "",
+    title: str = "",
 ) -> pathlib.Path:
     """Renders the sections that are not None into `kind`.html in a directory."""
-    tree = run.config or {}
-    tree = tree.get("config", tree)
-    subject = [
-        tree.get(block, {}).get(key) for block, key in (("student", "model"), ("data", "name"))
-    ]
-    name = directory.resolve().name
+    name, title = directory.resolve().name, title or summary.title(run)
     text = template("page.html.j2").render(
         kind=kind,
         name=name,
-        subject=" on ".join(str(value) for value in subject if value) or name,
+        title=title,
+        facts=summary.facts(run) if kind == "report" else [],
+        command=(run.config or {}).get("command"),
         verdict=verdict,
         sections={key: section for key, section in page_sections.items() if section is not None},
     )

@@ -15,6 +15,7 @@ from kpod_jax.evaluation import results as results_file
 from kpod_jax.schedule import curricula
 from kpod_jax.utils import environment, files
 from kpod_jax.utils.errors import UserError
+from kpod_jax.utils.workdir import Workdir
 from kpod_jax.weighting import summary
 
 
@@ -36,6 +37,7 @@ class Run:
       evaluated_records: record of each evaluated question, by id.
       generations_before: the student's generations before distillation, by question id.
       results: accuracy with its interval.
+      seconds: wall-clock time of all stages that ran here.
     """
 
     directory: pathlib.Path
@@ -51,6 +53,7 @@ class Run:
     evaluated_records: dict[str, Record] = dataclasses.field(default_factory=dict)
     generations_before: dict[str, str] = dataclasses.field(default_factory=dict)
     results: dict[str, Any] | None = None
+    seconds: float = 0.0
 
 
 def load(workdir: files.PathLike) -> Run:
@@ -90,6 +93,7 @@ def load(workdir: files.PathLike) -> Run:
         predictions=predictions,
         evaluated_records={record.id: record for record in judged},
         results=results,
+        seconds=Workdir.seconds(root),
     )
     _check(run)
     return run

@@ -29,7 +29,9 @@ _MOVED = 3  # Examples named per phase.
 
 def of_run(run: Run) -> dict[str, Section]:
     """Returns all sections by name, in page order."""
-    return {"results": run.results, "training": training(run), **in_detail(run)}
+    detail = in_detail(run)  # First what needs no explanation.
+    first = {key: detail.pop(key) for key in ("rationales",)}
+    return {**first, "results": run.results, "training": training(run), **detail}
 
 
 def in_detail(run: Run) -> dict[str, Section]:
@@ -65,8 +67,7 @@ def training(run: Run, compared: Sequence[summary.Method] = ()) -> Section:
                 x, mean, deviation = summary.band(curves)
                 band = (mean - deviation, mean + deviation) if len(curves) > 1 else None
                 lines.append(figures.Curve(name, number, x, mean, band))
-        if key == "validation_token_loss":
-            lines = [line for line in lines if len(line.x) > 1]
+        lines = [line for line in lines if len(line.x) > 1]  # A point is no curve.
         if lines:
             drawings[key] = figures.curves(lines, title, unit, phases=starts, **style)
     if not drawings:
@@ -122,7 +123,7 @@ def token_weights(run: Run) -> Section:
         ("mean_weight", "Mean weight", "mean of wⱼ"),
     ):
         x, y = summary.series(rows, "weigh", key)
-        if len(x):
+        if len(x) > 1:
             line = figures.Curve(None, 0, x, y)
             drawings[key] = figures.curves([line], title, unit, smooth=True)
     if run.records and run.spans is not None and run.weights is not None:

@@ -237,6 +237,52 @@ def accuracy_by(x: np.ndarray, correct: np.ndarray) -> Groups:
     return Groups(keys, np.asarray([right / total for right, total in counts]), low, high)
 
 
+def title(run: Run) -> str:
+    """Returns the method and the student, such as "KPOD: flan-t5-base on gsm8k"."""
+    tree = (run.config or {}).get("config", {})
+    model, data = (tree.get(r, {}).get(k, "") for r, k in (("student", "model"), ("data", "name")))
+    method = method_name(str(tree.get("method", ""))) or run.directory.resolve().name
+    subject = " on ".join(filter(None, (str(model).rstrip("/").rpartition("/")[2], str(data))))
+    return f"{capitalised(method)}: {subject}" if subject else capitalised(method)
+
+
+def facts(run: Run) -> list[str]:
+    """Returns when, where and for how long a run ran."""
+    values = run.config or {}
+    found = [str(values[key]) for key in ("date", "device") if values.get(key)]
+    return [*found, duration(run.seconds)] if run.seconds else found
+
+
+def duration(seconds: float) -> str:
+    """Formats a time as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def overview(run: Run) -> str:
+    """Returns what the student was trained on, its result, and what weights and schedule do."""
+    tree = (run.config or {}).get("config", {})
+    steps = (run.results or {}).get("checkpoint_step")
+    sentences = []
+    if run.records and steps:
+        sentences.append(
+            f"The student was trained on {len(run.records):,} rationales for {steps:,} steps."
+        )
+    sentences.append(verdict(run))
+    parts = []
+    if run.weights is not None and len(run.weights.values):
+        parts.append(f"the learned token weights average {run.weights.values.mean():.2f}")
+    if run.schedule is not None and run.schedule["start_steps"].any():
+        start = run.schedule["start_steps"]
+        whole = int((start.max(axis=1) > 0).sum())
+        written = "the whole training" if whole == len(start) else f"phase {whole} of {len(start)}"
+        parts.append(f"the schedule holds back first steps until {written}")
+    if parts and tree:
+        sentences.append(capitalised(" and ".join(parts)) + ".")
+    return " ".join(sentences)
+
+
 def verdict(run: Run) -> str:
     """Returns a sentence on the student's accuracy, and the paper's accuracy if it reports one."""
     if not run.results:

@@ -149,6 +149,12 @@ class Workdir:
         return _read_note(file) if file.is_file() else None
 
     @staticmethod
+    def seconds(path: files.PathLike) -> float:
+        """Returns the wall-clock time of all stages that ran in the work directory `path`."""
+        notes = [_read_note(file) for file in (files.as_path(path) / ".stages").glob("*.json")]
+        return sum(note.get("seconds") or 0.0 for note in notes)
+
+    @staticmethod
     def running_stage(path: files.PathLike) -> str | None:
         """Returns the most recently started incomplete stage in a local work directory, or None."""
         running = [

@@ -2,12 +2,15 @@ import base64
 import hashlib
 import html as html_
 import html.parser
+import json
 
 import numpy as np
 import pytest
 
 from configs import llama_7b
 from kpod_jax import report
+from kpod_jax.report import run as run_files
+from kpod_jax.report import summary
 from kpod_jax.utils import files
 from tests.report import workdirs
 
@@ -74,9 +77,33 @@ def page(root):
 
 def test_every_section_is_there(page):
     assert page.headings == [
-        "Results", "Training", "Progressive schedule", "Token weights", "What the weighting keeps",
+        "What the weighting keeps", "Results", "Training", "Progressive schedule", "Token weights",
         "Step difficulty", "Accuracy by difficulty", "Generations", "Configuration",
     ]  # fmt: skip
+
+
+def test_the_page_says_what_ran_when_and_where(tmp_path):
+    root = workdirs.build(tmp_path)
+    config = json.loads((root / "config.json").read_text())
+    config |= {"date": "2026-12-01", "device": "2 × TPU v5e", "command": "python -m <b> --x"}
+    config["config"] |= {"method": "kpod", "data": {"name": "gsm8k"}}
+    files.write_json(root / "config.json", config)
+    for stage, seconds in (("weigh", 60.0), ("distill", 90.0)):
+        note = {"fingerprint": {}, "complete": True, "seconds": seconds}
+        files.write_json(root / f".stages/{stage}.json", note)
+    html = report.write(root).read_text(encoding="utf-8")
+    text = Page(html).text
+    assert "<title>KPOD: t5-small on gsm8k</title>" in html
+    assert "2026-12-01 · 2 × TPU v5e · 2 min · python -m <b> --x" in text
+    run = run_files.load(root)
+    first, *others = summary.overview(run).split(". ")
+    steps = run.results["checkpoint_step"]
+    assert first == f"The student was trained on {len(run.records)} rationales for {steps:,} steps"
+    assert "the learned token weights average" in others[-1].lower()
+
+
+def test_durations_are_short():
+    assert [summary.duration(s) for s in (40.2, 720.0, 12_600.0)] == ["40 s", "12 min", "3.5 h"]
 
 
 def test_the_page_needs_nothing_else(page):
@@ -138,7 +165,9 @@ def test_phases_of_the_training_are_marked_and_told(tmp_path):
     text = Page(report.write(root).read_text(encoding="utf-8")).text
     assert "The 4 phases in numbers" in text
     assert "3 7–8 0.00 1.500 75 25.0%" in text  # Stage, steps, mean c_i, loss, tokens, accuracy.
-    assert text.count("Dotted lines mark the phases that move more steps to the output.") == 2
+    # The only validation is no curve.
+    assert text.count("Dotted lines mark the phases that move more steps to the output.") == 1
+    assert "greedy decoding" not in text
 
 
 def test_questions_by_difficulty(tmp_path):

@@ -5,8 +5,9 @@ import html
 import pytest
 
 from kpod_jax import report
-from kpod_jax.report import sweep, sweep_text
+from kpod_jax.report import page, sweep, sweep_text
 from kpod_jax.sweep import comparison
+from kpod_jax.utils import files
 from tests.report import workdirs
 from tests.report.test_page import Page
 from tests.sweep.runs import config, write
@@ -187,3 +188,31 @@ def test_a_method_keeps_its_colour_where_another_has_no_result(tmp_path):
     result = made(tmp_path, runs)
     assert [(m.name, m.number) for m in sweep.methods(result, 0)] == [("KPOD", 0), ("SCoTD", 1)]
     assert [(m.name, m.number) for m in sweep.methods(result, 1)] == [("SCoTD", 1)]
+
+
+def test_generations_of_two_methods_part_at_a_marked_step(tmp_path):
+    texts = {
+        "kpod": ["1 + 1 = 2. 2 + 1 = 3.", "5 - 1 = 4. 4 - <b> = 3.", "Same."],
+        "scotd": ["1 + 1 = 3. 3 + 1 = 4.", "5 - 1 = 4. 4 - 2 = 2.", "Same."],
+    }
+    for name, predictions in texts.items():
+        rows = [
+            {"id": str(i), "question": f"Question {i}?", "gold": "3", "prediction": text,
+             "extracted": "3", "correct": name == "kpod" or i == 0}
+            for i, text in enumerate(predictions)
+        ]  # fmt: skip
+        files.write_jsonl(tmp_path / name / "predictions/test.jsonl", rows)
+    rows = [
+        {"name": name, "method": name, "settings": {}, "cells": [{"seeds": [{"run": name}]}]}
+        for name in ("none", "scotd", "kpod")
+    ]
+    result = {"columns": [{"file": "test"}], "rows": rows, "reference": "kpod"}
+    section = sweep.side_by_side(result, tmp_path)
+    assert section is not None and section["names"] == ["Kpod", "Scotd"]
+    # What one of them answers wrongly comes first, and what both write is left out.
+    assert [(shown["id"], shown["parted"]) for shown in section["shown"]] == [("1", 1), ("0", 0)]
+    text = page.template("sections/side_by_side.html.j2").render(section=section)
+    assert '<mark class="parts">4 - &lt;b&gt; = 3.</mark>' in text
+    assert text.count("<mark") == 4
+    only = result | {"rows": [row for row in rows if row["name"] != "scotd"]}
+    assert sweep.side_by_side(only, tmp_path) is None
