@@ -13,7 +13,7 @@ import numpy as np
 from kpod_jax.models import gguf_names
 from kpod_jax.models.gguf_names import ROPE_DIVISORS, ROPE_FACTORS
 from kpod_jax.models.llama_config import LlamaConfig
-from kpod_jax.models.llama_traits import FULL, SLIDING
+from kpod_jax.models.llama_traits import FULL, SLIDING, TRAITS
 from kpod_jax.models.rope import (
     RopeScaling,
     frequencies,
@@ -153,6 +153,12 @@ class GGUFFile:
         # Zero stands for none.
         window = value("attention.sliding_window", 0) or None
         model_type = gguf_names.MODEL_TYPES[self._architecture]
+        pattern = self._fields.get(f"{self._architecture}.attention.sliding_window_pattern")
+        if pattern not in (None, _FULL_INTERVAL if self._architecture == "gemma3" else None):
+            raise self._unsupported("has its own attention.sliding_window_pattern")
+        if window is not None and self._architecture == "olmo2":
+            raise self._unsupported("has a sliding window, as OLMo 3 does")
+        theta = TRAITS[model_type].defaults.get("rope_theta", 10000.0)
         if window is not None and model_type == "llama":
             model_type = "mistral"
 
@@ -171,7 +177,7 @@ class GGUFFile:
             num_key_value_heads=sizes["attention.head_count_kv"],
             head_dim=head_dim,
             rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-            rope_theta=float(value("rope.freq_base", 10000.0)),
+            rope_theta=float(value("rope.freq_base", theta)),
             rope_scaling=scaling,
             tie_word_embeddings="lm_head.weight" not in self.names,
             attention_bias="model.layers.0.self_attn.o_proj.bias" in self.names,

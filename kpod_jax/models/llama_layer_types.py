@@ -25,12 +25,15 @@ def from_json(value: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "smollm3":
         interval = _integer(value, "no_rope_layer_interval", 4)
         ropes = tuple(int((i + 1) % interval != 0) for i in range(count))
-        ropes = _items(value, "no_rope_layers")[:count] or ropes
+        given = _items(value, "no_rope_layers")
+        _check_length("no_rope_layers", given[:count], count)
+        ropes = given[:count] or ropes
     if kind in ("llama", "olmo2") or (
         kind in (*_QWEN, "smollm3") and not value.get("use_sliding_window")
     ):
         window = None
     types = _items(value, "layer_types") if kind in (*_QWEN, "smollm3", "gemma3_text") else ()
+    _check_length("layer_types", types, count)
     if not types:
         slides = [window is not None] * count
         if kind in _QWEN:
@@ -86,6 +89,11 @@ def check(config: Any) -> None:
                 f"LLaMA configuration: {name} is {shown(list(given))}; expected {count} values of "
                 f"{allowed[0]} or {allowed[1]}, one for each layer."
             )
+
+
+def _check_length(name: str, items: tuple[Any, ...], count: int) -> None:
+    if items and len(items) != count:
+        raise UserError(f"{name} has {len(items)} values; expected {count}, one for each layer.")
 
 
 def _count(value: Mapping[str, Any]) -> int:

@@ -43,6 +43,7 @@ class Traits:
 
 _EPSILON = {"rms_norm_eps": 1e-5}
 _QWEN = {"sliding_window": 4096}
+_PHI = {"original_max_position_embeddings": 4096}
 _TIED = {"tie_word_embeddings": True}
 TRAITS = {
     "llama": Traits(),
@@ -51,7 +52,7 @@ TRAITS = {
     "qwen3": Traits("Qwen3ForCausalLM", qk_norm="head", defaults=_QWEN | {"head_dim": 128}),
     "olmo2": Traits("Olmo2ForCausalLM", norms="after", qk_norm="all", defaults=_EPSILON),
     "smollm3": Traits("SmolLM3ForCausalLM", defaults=_TIED | {"rope_theta": 2e6}),
-    "phi3": Traits("Phi3ForCausalLM", fused=True, defaults=_EPSILON),
+    "phi3": Traits("Phi3ForCausalLM", fused=True, defaults=_EPSILON | _PHI),
     "gemma3_text": Traits(
         "Gemma3ForCausalLM",
         activation="gelu_pytorch_tanh",

@@ -111,7 +111,7 @@ class T5Config:
                 f"{', '.join(cls.architectures)}."
             )
         if kind == "mt5":  # No mT5 is tied, whatever its file says.
-            defaults = {"feed_forward_proj": "gated-gelu"}
+            defaults = {"feed_forward_proj": "gated-gelu", "vocab_size": 250112}
             value = {**defaults, **value, "scale_decoder_outputs": False}
         fields = {
             field.name: value[field.name]

@@ -135,6 +135,8 @@ def test_an_architecture_is_the_one_transformers_understands(model_type, changes
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ("qwen3", {"layer_types": [SLIDING] * 3}, "there is no sliding window"),
+        ("qwen3", {"layer_types": [FULL] * 2}, "layer_types has 2 values; expected 3"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers has 1 values; expected 3"),
         ("qwen3", {"layer_types": FULL}, "layer_types is 'full_attention'"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
         ("llama", {"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),

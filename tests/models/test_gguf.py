@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import gguf
@@ -84,7 +85,15 @@ _AFTER = {"post_attention_layernorm": "post_attention_norm"}
 _OTHER_NAMES = {"olmo2": _AFTER, "gemma3": _AFTER | {"pre_feedforward_layernorm": "ffn_norm"}}
 
 
-def write(path: pathlib.Path, model: Any, architecture: str = "llama", pre: str = "") -> None:
+def write(
+    path: pathlib.Path,
+    model: Any,
+    architecture: str = "llama",
+    pre: str = "",
+    *,
+    fields: Mapping[str, int] | None = None,
+    has_base: bool = True,
+) -> None:
     """A model of transformers as llama.cpp writes it, projections in 8 bits.
 
     Args:
@@ -92,6 +101,8 @@ def write(path: pathlib.Path, model: Any, architecture: str = "llama", pre: str 
       model: of transformers.
       architecture: what the file calls it.
       pre: kind of its tokenizer; "": it has none.
+      fields: more fields of the architecture.
+      has_base: whether it gives the base of the rotary frequencies.
     """
     c, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(c.num_hidden_layers)
@@ -102,7 +113,10 @@ def write(path: pathlib.Path, model: Any, architecture: str = "llama", pre: str 
     writer.add_head_count_kv(c.num_key_value_heads)
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     rope = c.rope_parameters.get("full_attention", c.rope_parameters)
-    writer.add_rope_freq_base(rope["rope_theta"])
+    if has_base:
+        writer.add_rope_freq_base(rope["rope_theta"])
+    for name, value in (fields or {}).items():
+        writer.add_uint32(f"{architecture}.{name}", value)
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         writer.add_key_length(c.head_dim)
     if architecture in ("phi3", "gemma3") and c.sliding_window:
@@ -246,6 +260,30 @@ def test_what_is_not_supported_and_damage_are_named(saved, tmp_path):
     gguf_files.finish(writer)
     with pytest.raises(UserError, match=r"long\.gguf uses RoPE scaling 'longrope'"):
         hub.load_config(str(tmp_path / "long.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "message"),
+    [
+        ("olmo2", {"attention.sliding_window": 8}, "has a sliding window, as OLMo 3 does"),
+        ("llama", {"attention.sliding_window_pattern": 4}, "attention.sliding_window_pattern"),
+        ("gemma3", {"attention.sliding_window_pattern": 4}, "attention.sliding_window_pattern"),
+    ],
+)
+def test_windows_that_an_architecture_does_not_have_are_refused(
+    tmp_path, architecture, fields, message
+):
+    model = torch_model("gemma3" if architecture == "gemma3" else "llama")
+    write(tmp_path / "tiny.gguf", model, architecture, fields=fields)
+    with pytest.raises(UserError, match=message):
+        hub.load_config(str(tmp_path / "tiny.gguf"))
+
+
+def test_gemma_3_has_its_own_base_where_a_file_gives_none(tmp_path):
+    write(tmp_path / "tiny.gguf", torch_model("gemma3"), "gemma3", has_base=False)
+    config = hub.load_config(str(tmp_path / "tiny.gguf"))
+    assert isinstance(config, llama.LlamaConfig)
+    assert (config.rope_theta, config.rope_local_base_freq) == (1e6, 1e4)
 
 
 def test_a_file_that_was_written_again_is_read_again(tmp_path):
