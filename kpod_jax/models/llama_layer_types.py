@@ -33,6 +33,8 @@ def from_json(value: Mapping[str, Any]) -> dict[str, Any]:
     ):
         window = None
     types = _items(value, "layer_types") if kind in (*_QWEN, "smollm3", "gemma3_text") else ()
+    if any(one not in (FULL, SLIDING) for one in types):
+        raise UserError(f"layer_types is {shown(list(types))}; expected {FULL} or {SLIDING} only.")
     _check_length("layer_types", types, count)
     if not types:
         slides = [window is not None] * count
@@ -45,8 +47,6 @@ def from_json(value: Mapping[str, Any]) -> dict[str, Any]:
             pattern = _integer(value, "sliding_window_pattern", 6)
             slides = [window is not None and (i + 1) % pattern != 0 for i in range(count)]
         types = tuple(SLIDING if one else FULL for one in slides)
-    if any(one not in (FULL, SLIDING) for one in types):
-        raise UserError(f"layer_types is {shown(list(types))}; expected {FULL} or {SLIDING} only.")
     if SLIDING not in types:
         window = None
     elif window is None:

@@ -24,7 +24,6 @@ class T5Config:
     Attributes:
       names: names of the weights; see `families.Family`.
       architectures: the transformers class of each model_type.
-      model_type: one of `architectures`.
       vocab_size: V, rows of the embedding table.
       d_model: D, model width.
       d_kv: H, head width; N * H may differ from D.
@@ -42,6 +41,7 @@ class T5Config:
       pad_token_id: pads sequences.
       eos_token_id: ends sequences.
       decoder_start_token_id: the decoder's first input.
+      model_type: one of `architectures`.
     """
 
     names: ClassVar[Any] = t5_names
@@ -50,7 +50,6 @@ class T5Config:
         "mt5": "MT5ForConditionalGeneration",
     }
 
-    model_type: str = "t5"
     vocab_size: int = 32128
     d_model: int = 512
     d_kv: int = 64
@@ -67,6 +66,7 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    model_type: str = "t5"
 
     def __post_init__(self) -> None:
         config_values.check_types(self, "T5")

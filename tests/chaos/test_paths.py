@@ -39,12 +39,12 @@ def in_this_process(monkeypatch) -> None:
 
 
 def said(capsys, *arguments: str) -> str:
-    """What a wrong command prints: one line, with exit code 2."""
+    """What a wrong command says: one line, with exit code 2, before anything is done."""
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
         main.parse_flags(["main", *arguments])
         main.main(["main"])
     printed = capsys.readouterr()
-    assert stop.value.code == 2 and not printed.out
+    assert stop.value.code == 2 and "→" not in printed.out  # No stage has ended.
     (line,) = printed.err.splitlines()
     return line
 
