@@ -20,6 +20,8 @@ def get_config(method: str = "kpod"):
     for split in ("train", "validation", "test"):
         config.data[f"{split}_examples"] = 0
     config.distill.epochs = 6
+    config.distill.validate_every = 2
+    config.distill.learning_rate = 5e-5  # The best of the rates tried so far (docs/results.md).
     config.distill.decay = "linear"
     config.distill.checkpoint_every = 100
     config.eval.batch_size = 50
