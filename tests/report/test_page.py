@@ -97,6 +97,7 @@ def test_the_page_says_what_ran_when_and_where(tmp_path):
     assert "2026-12-01 · 2 × TPU v5e · 2 min · python -m <b> --x" in text
     run = run_files.load(root)
     first, *others = summary.overview(run).split(". ")
+    assert run.results is not None
     steps = run.results["checkpoint_step"]
     assert first == f"The student was trained on {len(run.records)} rationales for {steps:,} steps"
     assert "the learned token weights average" in others[-1].lower()
